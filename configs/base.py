@@ -1,0 +1,106 @@
+"""The published recipe (arXiv 2202.11094) with every setting; the other configs change this one."""
+
+from ml_collections import ConfigDict
+from ml_collections.config_dict import placeholder
+
+
+def get_config() -> ConfigDict:
+    """Returns groupvit-small with the published optimisation and augmentation, without data."""
+    config = ConfigDict()
+    config.seed = 0
+    # A checkpoint to start from (not to resume): parameters only.
+    config.init_from = ""
+
+    config.model = ConfigDict()
+    config.model.image = dict(
+        image_size=224,
+        patch_size=16,
+        width=384,
+        num_heads=6,
+        mlp_ratio=4.0,
+        depths=(6, 3, 3),
+        num_group_tokens=(64, 8, 0),
+        num_output_groups=(64, 8),
+        position_embedding="learned",  # or "sincos"
+        assignment="gumbel",  # or "hard" (no noise), "soft"
+        temperature=1.0,
+        assign_eps=1.0,
+        drop_path_rate=0.1,
+    )
+    config.model.text = dict(
+        vocab_size=49408,
+        context_length=77,
+        width=256,
+        num_layers=12,
+        num_heads=4,
+        end_of_text_id=49407,
+    )
+    config.model.projector = dict(hidden_dim=4096, output_dim=256)
+    config.model.initial_temperature = 0.07
+    config.model.share_logit_scale = False
+    config.model.dtype = "bfloat16"  # of the computation; parameters and statistics are float32
+
+    config.loss = dict(global_weight=1.0, multi_label_weight=1.0)
+
+    config.data = ConfigDict()
+    # Name -> {kind: "webdataset" | "tfds" | "array_record", ...}; several sets are mixed.
+    config.data.sources = ConfigDict()
+    config.data.tokenizer = dict(name="clip", path="")
+    config.data.num_nouns = 3  # K; 0 switches the multi-label loss off
+    config.data.noun_kind = "words"  # or "phrases"
+    config.data.augment = dict(
+        min_area=0.08,
+        max_area=1.0,
+        min_ratio=3 / 4,
+        max_ratio=4 / 3,
+        flip=0.5,
+        num_ops=2,
+        magnitude=9.0,
+        magnitude_std=0.5,
+        random_erasing=0.25,
+    )
+    config.data.num_workers = 8
+    config.data.prefetch = 2  # batches kept ready on the device
+    config.data.max_broken_fraction = 0.01
+    config.data.index_dir = ""  # where tar indices are cached; beside the shards by default
+
+    config.train = dict(
+        batch_size=4096,
+        num_epochs=30.0,
+        num_steps=placeholder(int),  # takes precedence over num_epochs
+    )
+    config.optimizer = dict(
+        learning_rate=1.6e-3,
+        reference_batch_size=4096,  # the rate is scaled by batch_size / reference_batch_size
+        warmup_learning_rate=4e-6,
+        final_learning_rate=4e-5,
+        warmup_epochs=2.0,
+        warmup_steps=placeholder(int),  # takes precedence over warmup_epochs
+        weight_decay=0.05,
+        b1=0.9,
+        b2=0.999,
+        eps=1e-8,
+        clip_norm=5.0,
+    )
+
+    config.parallel = ConfigDict()
+    config.parallel.mesh = dict(data=-1, fsdp=1, tensor=1)  # -1: the devices that remain
+    # First match wins; one entry of the spec per dimension.
+    config.parallel.rules = (
+        (r"(attn/(qkv|q_proj|k_proj|v_proj)|fc1|linear_hidden)/kernel$", ("fsdp", "tensor")),
+        (r"(attn/proj|fc2|linear_out)/kernel$", ("tensor", "fsdp")),
+        (r"token_embedding/embedding$", ("tensor", "fsdp")),
+        (r".*", ()),
+    )
+
+    config.checkpoint = dict(
+        every_steps=1000,
+        keep_last=3,
+        best_metric="",  # e.g. "retrieval/image_to_text_r1"; the best checkpoint by it is kept too
+    )
+    config.log_every_steps = 50
+    config.profile_steps = (0, 0)  # trace from the first to the second step
+    config.wandb_project = ""
+    # Name -> {kind: "retrieval" | "classification" | "segmentation", every_steps: int, ...}
+    config.evaluators = ConfigDict()
+    return config

@@ -1,0 +1,45 @@
+"""Array aliases that every public function is annotated with.
+
+Sizes: `B` images, `H W` pixels, `L` patches, `S` segments, `G` groups, `C` channels, `D` joint
+embedding width, `K` prompts per caption, `N` texts per image (`1 + K`), `T` tokens.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+from flax import struct
+from jaxtyping import Array, Bool, Float, Int, Key, PyTree, UInt8
+
+__all__ = ["Array", "Batch", "Bool", "Float", "ImageFeatures", "Int", "Key", "Params", "PyTree"]
+__all__ += ["TwoTowerOutput", "UInt8"]
+
+# "image": UInt8 "B H W 3"; "text": Int32 "B N T", the caption first, then its K prompts, padded
+# with zeros; "index": Int32 "B", the position of the example in its source.
+Batch = Mapping[str, Any]
+Params = PyTree
+
+
+@struct.dataclass
+class ImageFeatures:
+    """What the image encoder yields.
+
+    Attributes:
+      embedding: mean of the last stage's segments after the final LayerNorm.
+      segments: the last stage's segments after the final LayerNorm.
+      assignments: for each grouping block in order, the softmax over the groups without noise.
+    """
+
+    embedding: Float[Array, "B C"]
+    segments: Float[Array, "B G C"]
+    assignments: tuple[Float[Array, "B _ _"], ...]
+
+
+@struct.dataclass
+class TwoTowerOutput:
+    """Both towers' joint embeddings (not normalised, float32) and what the losses need beside them."""
+
+    image: Float[Array, "B D"]
+    text: Float[Array, "B N D"]
+    logit_scale: Float[Array, ""]
+    multi_label_logit_scale: Float[Array, ""]
+    image_features: ImageFeatures
