@@ -21,6 +21,7 @@ def get_config() -> ConfigDict:
         depths=(6, 3, 3),
         num_group_tokens=(64, 8, 0),
         num_output_groups=(64, 8),
+        width_factors=(),  # width of each stage over `width`; () for the same everywhere
         position_embedding="learned",  # or "sincos"
         assignment="gumbel",  # or "hard" (no noise), "soft"
         temperature=1.0,
@@ -87,6 +88,7 @@ def get_config() -> ConfigDict:
     config.parallel.mesh = dict(data=-1, fsdp=1, tensor=1)  # -1: the devices that remain
     # First match wins; one entry of the spec per dimension.
     config.parallel.rules = (
+        (r"(mlp_inter|group_projector)/", ()),  # over the few group tokens: too small to split
         (r"(attn/(qkv|q_proj|k_proj|v_proj)|fc1|linear_hidden)/kernel$", ("fsdp", "tensor")),
         (r"(attn/proj|fc2|linear_out)/kernel$", ("tensor", "fsdp")),
         (r"token_embedding/embedding$", ("tensor", "fsdp")),

@@ -5,9 +5,8 @@ embedding width, `K` prompts per caption, `N` texts per image (`1 + K`), `T` tok
 """
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
-from flax import struct
 from jaxtyping import Array, Bool, Float, Int, Key, PyTree, UInt8
 
 __all__ = ["Array", "Batch", "Bool", "Float", "ImageFeatures", "Int", "Key", "Params", "PyTree"]
@@ -19,8 +18,7 @@ Batch = Mapping[str, Any]
 Params = PyTree
 
 
-@struct.dataclass
-class ImageFeatures:
+class ImageFeatures(NamedTuple):
     """What the image encoder yields.
 
     Attributes:
@@ -34,9 +32,8 @@ class ImageFeatures:
     assignments: tuple[Float[Array, "B _ _"], ...]
 
 
-@struct.dataclass
-class TwoTowerOutput:
-    """Both towers' joint embeddings (not normalised, float32) and what the losses need beside them."""
+class TwoTowerOutput(NamedTuple):
+    """Joint embeddings (not normalised, float32), log temperatures and image features."""
 
     image: Float[Array, "B D"]
     text: Float[Array, "B N D"]

@@ -1,0 +1,152 @@
+"""The grouping block: assigns segments to groups with a straight-through (Gumbel) softmax.
+
+Section 3.2 of the paper (arXiv 2202.11094).
+"""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from flax.typing import Dtype
+
+from groupvit_jax.models.layers import CrossAttention, Mlp, TokenMlp, gelu, layer_norm, vit_init
+from groupvit_jax.typing import Array, Float, Key
+
+ASSIGNMENTS = ("gumbel", "hard", "soft")
+
+
+def straight_through_one_hot(soft: Float[Array, "B G S"]) -> Float[Array, "B G S"]:
+    """One-hot of the likeliest group, with the gradient of `soft` (equation 7)."""
+    hard = jax.nn.one_hot(soft.argmax(axis=1), soft.shape[1], axis=1, dtype=soft.dtype)
+    return hard - jax.lax.stop_gradient(soft) + soft
+
+
+def assign_to_groups(
+    logits: Float[Array, "B G S"],
+    kind: str,
+    temperature: float,
+    gumbel_key: Key[Array, ""] | None = None,
+) -> Float[Array, "B G S"]:
+    """Assigns each segment to groups; every column sums to one.
+
+    Args:
+      logits: similarity of groups and segments, float32.
+      kind: "gumbel" and "hard" give one-hot columns with a straight-through gradient, "soft" the
+        softmax over the groups.
+      temperature: divides the logits, noise included.
+      gumbel_key: with "gumbel", the key of the noise; None adds no noise (evaluation).
+    """
+    if kind == "gumbel" and gumbel_key is not None:
+        logits = logits + jax.random.gumbel(gumbel_key, logits.shape, logits.dtype)
+    soft = jax.nn.softmax(logits / temperature, axis=1)
+    return soft if kind == "soft" else straight_through_one_hot(soft)
+
+
+class AssignAttention(nn.Module):
+    """Single-headed attention whose softmax runs over the groups, so that they compete."""
+
+    out_dim: int
+    kind: str = "gumbel"
+    temperature: float = 1.0
+    eps: float = 1.0
+    dtype: Dtype = jnp.float32
+
+    @nn.compact
+    def __call__(
+        self, groups: Float[Array, "B G C"], segments: Float[Array, "B S C"], *, train: bool
+    ) -> tuple[Float[Array, "B G O"], Float[Array, "B G S"]]:
+        """Returns each group's mean of its segments and the soft assignment without noise."""
+
+        def dense(dim: int, name: str) -> nn.Dense:
+            return nn.Dense(dim, kernel_init=vit_init, dtype=self.dtype, name=name)
+
+        C = groups.shape[-1]
+        q, k = dense(C, "q_proj")(groups), dense(C, "k_proj")(segments)
+        v = dense(C, "v_proj")(segments)
+        logits = jnp.einsum("bgc,bsc->bgs", q, k, preferred_element_type=jnp.float32) * C**-0.5
+        noisy = train and self.kind == "gumbel"
+        assignment = assign_to_groups(
+            logits, self.kind, self.temperature, self.make_rng("gumbel") if noisy else None
+        )
+        # eps = 1 keeps an empty group at zero; a tiny one blows its gradient up.
+        mean_weights = assignment / (assignment.sum(-1, keepdims=True) + self.eps)
+        out = dense(self.out_dim, "proj")(mean_weights.astype(self.dtype) @ v)
+        return out, assign_to_groups(logits, "soft", self.temperature)
+
+
+class PreAssignAttention(nn.Module):
+    """Cross-attention block of groups on segments, without norms before query and key."""
+
+    num_heads: int
+    mlp_ratio: float = 4.0
+    dtype: Dtype = jnp.float32
+
+    @nn.compact
+    def __call__(
+        self, groups: Float[Array, "B G C"], segments: Float[Array, "B S C"]
+    ) -> Float[Array, "B G C"]:
+        """Attention and a pre-norm MLP, each with a residual, and a LayerNorm at the end."""
+        C = groups.shape[-1]
+        x = groups + CrossAttention(self.num_heads, self.dtype, name="attn")(groups, segments)
+        mlp = Mlp(int(C * self.mlp_ratio), C, gelu, dtype=self.dtype, name="mlp")
+        x = x + mlp(layer_norm(self.dtype, "norm2")(x))
+        return layer_norm(self.dtype, "norm_post")(x)
+
+
+class GroupingBlock(nn.Module):
+    """Merges segments into `num_output_groups` new segments (equations 4 to 7).
+
+    Attributes:
+      num_output_groups: groups left after the block.
+      token_hidden_dim: hidden width of the MLP over the token axis.
+      out_dim: channels of the new segments; where it isn't the input's, the residual is projected.
+      num_heads: heads of the cross-attention.
+      mlp_ratio: hidden width of the channel MLPs over their width.
+      assignment: "gumbel", "hard" or "soft".
+      temperature: divides the assignment's logits.
+      assign_eps: added to a group's number of segments before dividing by it.
+      dtype: of the computation.
+    """
+
+    num_output_groups: int
+    token_hidden_dim: int
+    out_dim: int
+    num_heads: int
+    mlp_ratio: float = 4.0
+    assignment: str = "gumbel"
+    temperature: float = 1.0
+    assign_eps: float = 1.0
+    dtype: Dtype = jnp.float32
+
+    @nn.compact
+    def __call__(
+        self, segments: Float[Array, "B S C"], group_tokens: Float[Array, "B T C"], *, train: bool
+    ) -> tuple[Float[Array, "B G O"], Float[Array, "B G S"]]:
+        """Returns the new segments and the soft assignment without noise."""
+        dtype = self.dtype
+        x = layer_norm(dtype, "norm_x")(segments)
+        groups = layer_norm(dtype, "norm_tokens")(group_tokens)
+        groups = TokenMlp(
+            self.token_hidden_dim, self.num_output_groups, dtype=dtype, name="mlp_inter"
+        )(groups)
+        groups = layer_norm(dtype, "norm_post_tokens")(groups)
+        groups = PreAssignAttention(
+            self.num_heads, self.mlp_ratio, dtype=dtype, name="pre_assign_attn"
+        )(groups, x)
+        assign = AssignAttention(
+            self.out_dim, self.assignment, self.temperature, self.assign_eps, dtype, name="assign"
+        )
+        out, soft_assignment = assign(groups, x, train=train)
+        out = out + self._residual(groups)
+        mlp = Mlp(
+            int(self.out_dim * self.mlp_ratio), self.out_dim, dtype=dtype, name="mlp_channels"
+        )
+        return out + mlp(layer_norm(dtype, "norm_new_x")(out)), soft_assignment
+
+    def _residual(self, groups: Float[Array, "B G C"]) -> Float[Array, "B G O"]:
+        if groups.shape[-1] == self.out_dim:
+            return groups
+        groups = layer_norm(self.dtype, "reduction_norm")(groups)
+        reduction = nn.Dense(
+            self.out_dim, use_bias=False, kernel_init=vit_init, dtype=self.dtype, name="reduction"
+        )
+        return reduction(groups)

@@ -1,0 +1,263 @@
+"""The GroupViT image encoder: patches, then stages of transformer blocks and grouping."""
+
+from collections.abc import Sequence
+
+import flax.linen as nn
+import jax.numpy as jnp
+import numpy as np
+from flax.typing import Dtype
+
+from groupvit_jax.models.grouping import ASSIGNMENTS, GroupingBlock
+from groupvit_jax.models.layers import (
+    TokenMlp,
+    TransformerBlock,
+    fan_in_uniform,
+    layer_norm,
+    vit_init,
+)
+from groupvit_jax.models.position import resize_position_embedding, sincos_position_embedding
+from groupvit_jax.typing import Array, Float, ImageFeatures
+
+
+class PatchEmbed(nn.Module):
+    """Non-overlapping patches to normalised tokens."""
+
+    patch_size: int
+    width: int
+    dtype: Dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, images: Float[Array, "B H W 3"]) -> Float[Array, "B h w C"]:
+        """Embeds the patches; height and width are padded with zeros to multiples of the patch."""
+        patch = (self.patch_size, self.patch_size)
+        H, W = images.shape[1:3]
+        images = jnp.pad(images, ((0, 0), (0, -H % patch[0]), (0, -W % patch[1]), (0, 0)))
+        proj = nn.Conv(
+            self.width,
+            patch,
+            patch,
+            "VALID",
+            kernel_init=fan_in_uniform,
+            dtype=self.dtype,
+            name="proj",
+        )
+        return layer_norm(self.dtype, "norm")(proj(images))
+
+
+class GroupingStage(nn.Module):
+    """Transformer blocks over segments and group tokens, then the grouping block.
+
+    Attributes:
+      drop_path_rates: one a block; their number is the stage's depth.
+      num_group_tokens: learned group tokens; 0 makes a plain stage without grouping.
+      num_output_groups: segments the stage yields (unused without group tokens).
+      out_dim: channels of the segments it yields.
+      token_hidden_dim: hidden width of the MLPs over the token axis.
+      first: whether no group tokens come from a stage before.
+      num_heads, mlp_ratio, assignment, temperature, assign_eps, dtype: see `ImageEncoder`.
+    """
+
+    drop_path_rates: Sequence[float]
+    num_group_tokens: int
+    num_output_groups: int
+    out_dim: int
+    token_hidden_dim: int
+    first: bool
+    num_heads: int
+    mlp_ratio: float
+    assignment: str
+    temperature: float
+    assign_eps: float
+    dtype: Dtype = jnp.float32
+
+    @nn.compact
+    def __call__(
+        self,
+        segments: Float[Array, "B S C"],
+        previous_group_tokens: Float[Array, "B P Q"] | None,
+        *,
+        train: bool,
+    ) -> tuple[Float[Array, "B G O"], Float[Array, "B T C"] | None, Float[Array, "B G S"] | None]:
+        """Returns the new segments, the group tokens after the blocks, and the soft assignment."""
+        S = segments.shape[1]
+        x = segments
+        if self.num_group_tokens:
+            x = jnp.concatenate([x, self._group_tokens(segments, previous_group_tokens)], axis=1)
+        for i, rate in enumerate(self.drop_path_rates):
+            block = TransformerBlock(
+                self.num_heads,
+                self.mlp_ratio,
+                drop_path_rate=rate,
+                dtype=self.dtype,
+                name=f"blocks_{i}",
+            )
+            x = block(x, train=train)
+        if not self.num_group_tokens:
+            return x, None, None
+        segments, group_tokens = x[:, :S], x[:, S:]
+        downsample = GroupingBlock(
+            self.num_output_groups,
+            self.token_hidden_dim,
+            self.out_dim,
+            self.num_heads,
+            self.mlp_ratio,
+            self.assignment,
+            self.temperature,
+            self.assign_eps,
+            self.dtype,
+            name="downsample",
+        )
+        segments, assignment = downsample(segments, group_tokens, train=train)
+        return segments, group_tokens, assignment
+
+    def _group_tokens(
+        self, segments: Float[Array, "B S C"], previous: Float[Array, "B P Q"] | None
+    ) -> Float[Array, "B T C"]:
+        B, _, C = segments.shape
+        shape = (1, self.num_group_tokens, C)
+        # A later stage's tokens start as what its projector makes of the stage before.
+        init = vit_init if self.first else nn.initializers.zeros
+        tokens = self.param("group_token", init, shape).astype(self.dtype)
+        if previous is None:
+            return jnp.broadcast_to(tokens, (B, *shape[1:]))
+        return tokens + GroupProjector(
+            self.num_group_tokens, self.token_hidden_dim, C, self.dtype, name="group_projector"
+        )(previous)
+
+
+class GroupProjector(nn.Module):
+    """Carries the group tokens of one stage over to the next."""
+
+    num_tokens: int
+    hidden_dim: int
+    out_dim: int
+    dtype: Dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, tokens: Float[Array, "B P Q"]) -> Float[Array, "B T C"]:
+        """LayerNorm and an MLP over the token axis; a linear layer where the width changes."""
+        x = layer_norm(self.dtype, "norm")(tokens)
+        x = TokenMlp(self.hidden_dim, self.num_tokens, dtype=self.dtype, name="mlp")(x)
+        if x.shape[-1] == self.out_dim:
+            return x
+        return nn.Dense(
+            self.out_dim, use_bias=False, kernel_init=vit_init, dtype=self.dtype, name="reduction"
+        )(x)
+
+
+class ImageEncoder(nn.Module):
+    """GroupViT (arXiv 2202.11094, section 3.1); the defaults are the published model.
+
+    Attributes:
+      image_size: side of the training images, in pixels: the grid of the learned positions.
+      patch_size: side of a patch, in pixels.
+      width: channels of the first stage.
+      num_heads: of every attention.
+      mlp_ratio: hidden width of the MLPs over their width.
+      depths: transformer blocks of each stage.
+      num_group_tokens: group tokens of each stage; 0 for a last stage without grouping.
+      num_output_groups: segments left after each stage that groups.
+      width_factors: width of each stage over `width`; () for the same everywhere.
+      position_embedding: "learned" or "sincos".
+      assignment: "gumbel" (hard, with noise when training), "hard" or "soft".
+      temperature: divides the assignment's logits.
+      assign_eps: added to a group's number of segments before dividing by it.
+      drop_path_rate: stochastic depth of the last block; rises linearly from 0.
+      dtype: of the computation; parameters are float32.
+
+    Raises:
+      ValueError: if the fields contradict each other.
+    """
+
+    image_size: int = 224
+    patch_size: int = 16
+    width: int = 384
+    num_heads: int = 6
+    mlp_ratio: float = 4.0
+    depths: Sequence[int] = (6, 3, 3)
+    num_group_tokens: Sequence[int] = (64, 8, 0)
+    num_output_groups: Sequence[int] = (64, 8)
+    width_factors: Sequence[int] = ()
+    position_embedding: str = "learned"
+    assignment: str = "gumbel"
+    temperature: float = 1.0
+    assign_eps: float = 1.0
+    drop_path_rate: float = 0.1
+    dtype: Dtype = jnp.float32
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        depths, tokens, groups = self.depths, self.num_group_tokens, self.num_output_groups
+        checks = {
+            f"num_group_tokens: {tokens}, expected one entry a stage of depths {depths}": (
+                len(tokens) == len(depths)
+            ),
+            f"num_group_tokens: {tokens}, expected 0 in the last stage only": 0 not in tokens[:-1],
+            f"num_output_groups: {groups}, expected one entry a grouping stage of {tokens}": (
+                len(groups) == sum(n > 0 for n in tokens)
+            ),
+            f"width_factors: {self.width_factors}, expected () or one entry a stage": (
+                len(self.width_factors) in (0, len(depths))
+            ),
+            f"width: {self.width}, expected a multiple of num_heads {self.num_heads}": (
+                self.width % self.num_heads == 0
+            ),
+            f"image_size: {self.image_size}, expected a multiple of patch_size {self.patch_size}": (
+                self.image_size % self.patch_size == 0
+            ),
+            f"assignment: {self.assignment!r}, expected one of {ASSIGNMENTS}": (
+                self.assignment in ASSIGNMENTS
+            ),
+            f"position_embedding: {self.position_embedding!r}, expected 'learned' or 'sincos'": (
+                self.position_embedding in ("learned", "sincos")
+            ),
+        }
+        for message, holds in checks.items():
+            if not holds:
+                raise ValueError(f"model.image.{message}")
+
+    @nn.compact
+    def __call__(self, images: Float[Array, "B H W 3"], *, train: bool = False) -> ImageFeatures:
+        """Encodes images of any size.
+
+        Args:
+          images: normalised with ImageNet's statistics; a height or width that the patch doesn't
+            divide is padded with zeros at the bottom or right.
+          train: draws Gumbel noise (rng "gumbel") and stochastic depth (rng "drop_path").
+        """
+        x = PatchEmbed(self.patch_size, self.width, self.dtype, name="patch_embed")(images)
+        grid = (x.shape[1], x.shape[2])
+        x = x.reshape(x.shape[0], -1, self.width) + self._positions(grid).astype(self.dtype)
+        factors = [*(self.width_factors or [1] * len(self.depths)), 0]
+        factors[-1] = factors[-2]  # the last stage keeps its width
+        rates = np.linspace(0.0, self.drop_path_rate, sum(self.depths)).tolist()
+        group_tokens, assignments = None, []
+        for i, depth in enumerate(self.depths):
+            stage = GroupingStage(
+                drop_path_rates=tuple(rates[sum(self.depths[:i]) :][:depth]),
+                num_group_tokens=self.num_group_tokens[i],
+                num_output_groups=(*self.num_output_groups, 0)[i],
+                out_dim=self.width * factors[i + 1],
+                token_hidden_dim=self.width // 2,
+                first=i == 0,
+                num_heads=self.num_heads,
+                mlp_ratio=self.mlp_ratio,
+                assignment=self.assignment,
+                temperature=self.temperature,
+                assign_eps=self.assign_eps,
+                dtype=self.dtype,
+                name=f"stages_{i}",
+            )
+            x, group_tokens, assignment = stage(x, group_tokens, train=train)
+            assignments += [] if assignment is None else [assignment]
+        segments = layer_norm(self.dtype, "norm")(x)
+        # The mean is taken in float32: the projector's BatchNorm sees it.
+        embedding = segments.astype(jnp.float32).mean(axis=1)
+        return ImageFeatures(embedding, segments, tuple(assignments))
+
+    def _positions(self, grid: tuple[int, int]) -> Float[Array, "1 L C"]:
+        if self.position_embedding == "sincos":
+            return jnp.asarray(sincos_position_embedding(grid, self.width))
+        side = self.image_size // self.patch_size
+        table = self.param("position_embedding", vit_init, (1, side * side, self.width))
+        return resize_position_embedding(table, (side, side), grid)

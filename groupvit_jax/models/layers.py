@@ -1,0 +1,188 @@
+"""Building blocks of both towers: MLPs, attention, stochastic depth, BatchNorm."""
+
+from collections.abc import Callable
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from flax.typing import Dtype, Initializer
+
+from groupvit_jax.typing import Array, Float
+
+LAYER_NORM_EPS = 1e-5
+
+# PyTorch's default for linear and convolutional weights: uniform within ±fan_in^-0.5.
+fan_in_uniform = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
+vit_init = nn.initializers.truncated_normal(0.02)
+
+
+def gelu(x: Float[Array, "*S"]) -> Float[Array, "*S"]:
+    """Exact GELU, by the error function."""
+    return nn.gelu(x, approximate=False)
+
+
+def quick_gelu(x: Float[Array, "*S"]) -> Float[Array, "*S"]:
+    """CLIP's approximation of GELU, `x sigmoid(1.702 x)`."""
+    return x * nn.sigmoid(1.702 * x)
+
+
+def layer_norm(dtype: Dtype, name: str) -> nn.LayerNorm:
+    """LayerNorm as the published models have it; statistics are computed in float32."""
+    # The fast variance E[x²] - E[x]² loses digits that parity with PyTorch needs.
+    return nn.LayerNorm(epsilon=LAYER_NORM_EPS, use_fast_variance=False, dtype=dtype, name=name)
+
+
+class Mlp(nn.Module):
+    """Two linear layers with an activation between, over the last axis."""
+
+    hidden_dim: int
+    out_dim: int
+    activation: Callable[[Array], Array] = gelu
+    fc1_init: Initializer = vit_init
+    fc2_init: Initializer = vit_init
+    dtype: Dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "*B C"]) -> Float[Array, "*B O"]:
+        """Maps the channels."""
+        x = nn.Dense(self.hidden_dim, kernel_init=self.fc1_init, dtype=self.dtype, name="fc1")(x)
+        x = self.activation(x)
+        return nn.Dense(self.out_dim, kernel_init=self.fc2_init, dtype=self.dtype, name="fc2")(x)
+
+
+class TokenMlp(nn.Module):
+    """An `Mlp` over the token axis, as in MLP-Mixer."""
+
+    hidden_dim: int
+    num_out_tokens: int
+    dtype: Dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "B G C"]) -> Float[Array, "B O C"]:
+        """Maps `G` tokens to `num_out_tokens`."""
+        mlp = Mlp(self.hidden_dim, self.num_out_tokens, dtype=self.dtype)
+        nn.share_scope(self, mlp)
+        return mlp(x.swapaxes(1, 2)).swapaxes(1, 2)
+
+
+class SelfAttention(nn.Module):
+    """Multi-head self-attention with one fused projection for queries, keys and values."""
+
+    num_heads: int
+    causal: bool = False
+    qkv_init: Initializer = vit_init
+    proj_init: Initializer = vit_init
+    dtype: Dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "B S C"]) -> Float[Array, "B S C"]:
+        """Attends among the tokens of each row; the softmax is computed in float32."""
+        B, S, C = x.shape
+        qkv = nn.Dense(3 * C, kernel_init=self.qkv_init, dtype=self.dtype, name="qkv")(x)
+        q, k, v = jnp.moveaxis(qkv.reshape(B, S, 3, self.num_heads, C // self.num_heads), 2, 0)
+        out = jax.nn.dot_product_attention(q, k, v, is_causal=self.causal).reshape(B, S, C)
+        return nn.Dense(C, kernel_init=self.proj_init, dtype=self.dtype, name="proj")(out)
+
+
+class CrossAttention(nn.Module):
+    """Multi-head attention of queries on other tokens."""
+
+    num_heads: int
+    dtype: Dtype = jnp.float32
+
+    @nn.compact
+    def __call__(
+        self, query: Float[Array, "B G C"], context: Float[Array, "B S C"]
+    ) -> Float[Array, "B G C"]:
+        """Attends from `query` to `context`; the softmax is computed in float32."""
+
+        def heads(x: Array, name: str) -> Array:
+            x = nn.Dense(C, kernel_init=vit_init, dtype=self.dtype, name=name)(x)
+            return x.reshape(*x.shape[:2], self.num_heads, C // self.num_heads)
+
+        C = query.shape[-1]
+        out = jax.nn.dot_product_attention(
+            heads(query, "q_proj"), heads(context, "k_proj"), heads(context, "v_proj")
+        ).reshape(query.shape)
+        return nn.Dense(C, kernel_init=vit_init, dtype=self.dtype, name="proj")(out)
+
+
+class DropPath(nn.Module):
+    """Stochastic depth (arXiv 1603.09382): drops a residual branch, image by image."""
+
+    rate: float
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "B *S"], *, train: bool) -> Float[Array, "B *S"]:
+        """Zeroes rows with probability `rate` and scales the others by `1 / (1 - rate)`."""
+        if not train or self.rate == 0.0:
+            return x
+        keep = 1.0 - self.rate
+        shape = (x.shape[0],) + (1,) * (x.ndim - 1)
+        mask = jax.random.bernoulli(self.make_rng("drop_path"), keep, shape)
+        return jnp.where(mask, x / keep, 0).astype(x.dtype)
+
+
+class TransformerBlock(nn.Module):
+    """Pre-norm transformer block."""
+
+    num_heads: int
+    mlp_ratio: float = 4.0
+    causal: bool = False
+    activation: Callable[[Array], Array] = gelu
+    drop_path_rate: float = 0.0
+    qkv_init: Initializer = vit_init
+    proj_init: Initializer = vit_init
+    fc1_init: Initializer = vit_init
+    fc2_init: Initializer = vit_init
+    dtype: Dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "B S C"], *, train: bool = False) -> Float[Array, "B S C"]:
+        """Attention, then the MLP, each on normalised tokens and added to its input."""
+        C = x.shape[-1]
+        attention = SelfAttention(
+            self.num_heads, self.causal, self.qkv_init, self.proj_init, self.dtype, name="attn"
+        )
+        mlp = Mlp(
+            int(C * self.mlp_ratio),
+            C,
+            self.activation,
+            self.fc1_init,
+            self.fc2_init,
+            self.dtype,
+            name="mlp",
+        )
+        drop_path = DropPath(self.drop_path_rate)
+        x = x + drop_path(attention(layer_norm(self.dtype, "norm1")(x)), train=train)
+        return x + drop_path(mlp(layer_norm(self.dtype, "norm2")(x)), train=train)
+
+
+class BatchNorm(nn.Module):
+    """BatchNorm over the global batch with PyTorch's running statistics.
+
+    Flax's own keeps the biased variance; PyTorch, and so the published weights, the unbiased one.
+    Under `jit` the batch axis is the global one, so the statistics are global on any mesh.
+    """
+
+    momentum: float = 0.1  # the weight of the new value, PyTorch's sense
+    epsilon: float = 1e-5
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "B C"], *, train: bool) -> Float[Array, "B C"]:
+        """Normalises in float32 and returns float32; updates `batch_stats` when training."""
+        x = x.astype(jnp.float32)
+        B, C = x.shape
+        scale = self.param("scale", nn.initializers.ones, (C,))
+        bias = self.param("bias", nn.initializers.zeros, (C,))
+        running_mean = self.variable("batch_stats", "mean", jnp.zeros, (C,))
+        running_var = self.variable("batch_stats", "var", jnp.ones, (C,))
+        if train:
+            mean, var = x.mean(0), x.var(0)
+            if not self.is_initializing():
+                unbiased = var * (B / max(B - 1, 1))
+                running_mean.value += self.momentum * (mean - running_mean.value)
+                running_var.value += self.momentum * (unbiased - running_var.value)
+        else:
+            mean, var = running_mean.value, running_var.value
+        return (x - mean) * jax.lax.rsqrt(var + self.epsilon) * scale + bias

@@ -1,0 +1,117 @@
+"""Both towers, their projectors into the joint space, and the temperatures of the losses."""
+
+import flax.linen as nn
+import jax.numpy as jnp
+import numpy as np
+from flax.typing import Dtype
+from ml_collections import ConfigDict
+
+from groupvit_jax.models.image_encoder import ImageEncoder
+from groupvit_jax.models.layers import BatchNorm, fan_in_uniform
+from groupvit_jax.models.text_encoder import TextEncoder
+from groupvit_jax.typing import Array, Float, ImageFeatures, Int, TwoTowerOutput
+
+
+class Projector(nn.Module):
+    """Linear, BatchNorm over the global batch, ReLU, Linear; yields float32."""
+
+    hidden_dim: int = 4096
+    out_dim: int = 256
+    dtype: Dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "B C"], *, train: bool) -> Float[Array, "B D"]:
+        """Projects features into the joint space, not normalised."""
+
+        def dense(dim: int, name: str) -> nn.Dense:
+            return nn.Dense(dim, kernel_init=fan_in_uniform, dtype=self.dtype, name=name)
+
+        x = dense(self.hidden_dim, "linear_hidden")(x)
+        x = nn.relu(BatchNorm(name="norm")(x, train=train))
+        return dense(self.out_dim, "linear_out")(x).astype(jnp.float32)
+
+
+class TwoTower(nn.Module):
+    """GroupViT with its text tower.
+
+    Attributes:
+      image_encoder: images to segments.
+      text_encoder: texts to features.
+      image_projector: of the image embedding and, one by one, of its segments.
+      text_projector: of captions and prompts together.
+      initial_temperature: of both losses.
+      share_logit_scale: whether both losses learn one temperature.
+    """
+
+    image_encoder: ImageEncoder
+    text_encoder: TextEncoder
+    image_projector: Projector
+    text_projector: Projector
+    initial_temperature: float = 0.07
+    share_logit_scale: bool = False
+
+    def setup(self) -> None:
+        """Creates the temperatures, as the logarithm of their inverse."""
+        init = nn.initializers.constant(np.log(1 / self.initial_temperature))
+        self.logit_scale = self.param("logit_scale", init, ())
+        if not self.share_logit_scale:
+            self.multi_label_logit_scale = self.param("multi_label_logit_scale", init, ())
+
+    def __call__(
+        self, images: Float[Array, "B H W 3"], text: Int[Array, "B N T"], *, train: bool = False
+    ) -> TwoTowerOutput:
+        """Embeds images and their texts.
+
+        Args:
+          images: normalised with ImageNet's statistics.
+          text: token ids of each image's caption and then its prompts.
+          train: takes BatchNorm's statistics from the batch and updates the running ones (mutable
+            "batch_stats"); needs the rngs "gumbel" and "drop_path".
+        """
+        B, N, T = text.shape
+        features = self.image_encoder(images, train=train)
+        text_features = self.text_encoder(text.reshape(B * N, T))
+        # Captions and prompts share one BatchNorm batch, as in the published model.
+        text_embedding = self.text_projector(text_features, train=train)
+        multi_label = self.logit_scale if self.share_logit_scale else self.multi_label_logit_scale
+        return TwoTowerOutput(
+            image=self.image_projector(features.embedding, train=train),
+            text=text_embedding.reshape(B, N, -1),
+            logit_scale=self.logit_scale,
+            multi_label_logit_scale=multi_label,
+            image_features=features,
+        )
+
+    def encode_image(
+        self, images: Float[Array, "B H W 3"]
+    ) -> tuple[Float[Array, "B D"], ImageFeatures]:
+        """Joint embeddings (not normalised) and features of normalised images, for evaluation."""
+        features = self.image_encoder(images)
+        return self.image_projector(features.embedding, train=False), features
+
+    def encode_text(self, tokens: Int[Array, "B T"]) -> Float[Array, "B D"]:
+        """Joint embeddings (not normalised) of texts, for evaluation."""
+        return self.text_projector(self.text_encoder(tokens), train=False)
+
+    def project_groups(self, segments: Float[Array, "B G C"]) -> Float[Array, "B G D"]:
+        """Joint embeddings (not normalised) of segments, each projected as if it were an image."""
+        B, G, C = segments.shape
+        return self.image_projector(segments.reshape(B * G, C), train=False).reshape(B, G, -1)
+
+
+def build_model(config: ConfigDict) -> TwoTower:
+    """Builds the model that `config.model` describes.
+
+    Raises:
+      ValueError: naming the field, if the configuration contradicts itself.
+    """
+    dtype = jnp.dtype(config.dtype)
+    projector = {"hidden_dim": config.projector.hidden_dim, "out_dim": config.projector.output_dim}
+    return TwoTower(
+        image_encoder=ImageEncoder(**config.image, dtype=dtype),
+        text_encoder=TextEncoder(**config.text, dtype=dtype),
+        image_projector=Projector(**projector, dtype=dtype),
+        text_projector=Projector(**projector, dtype=dtype),
+        initial_temperature=config.initial_temperature,
+        share_logit_scale=config.share_logit_scale,
+    )
