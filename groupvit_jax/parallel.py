@@ -1,0 +1,143 @@
+"""Device mesh, sharding rules as data, host arrays to global arrays."""
+
+import math
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from ml_collections import ConfigDict
+
+from groupvit_jax.typing import PyTree
+
+AXES = ("data", "fsdp", "tensor")
+BATCH_AXES = ("data", "fsdp")
+# (regex, spec): the spec holds, per dimension, an axis, several axes or None.
+Rules = Iterable[tuple[str, tuple[Any, ...]]]
+
+
+def make_mesh(
+    sizes: ConfigDict | Mapping[str, int], devices: Sequence[jax.Device] | None = None
+) -> Mesh:
+    """Returns the mesh with axes `data`, `fsdp` and `tensor`.
+
+    Args:
+      sizes: `config.parallel.mesh`; one of the sizes may be -1, the devices that remain.
+      devices: all devices by default.
+
+    Raises:
+      ValueError: an axis is missing or unknown, or the sizes don't fit the number of devices.
+    """
+    if set(sizes) != set(AXES):
+        raise ValueError(f"config.parallel.mesh: axes {list(sizes)} found, expected {list(AXES)}")
+    devices = jax.devices() if devices is None else devices
+    shape = [sizes[axis] for axis in AXES]
+    fixed = math.prod(size for size in shape if size != -1)
+    if shape.count(-1) == 1 and fixed > 0:
+        shape[shape.index(-1)] = len(devices) // fixed
+    if min(shape) < 1 or math.prod(shape) != len(devices):
+        raise ValueError(
+            f"config.parallel.mesh: {dict(sizes)} found, expected sizes whose product is the "
+            f"{len(devices)} devices (at most one -1 takes those that remain)"
+        )
+    return jax.make_mesh(shape, AXES, axis_types=(AxisType.Auto,) * len(AXES), devices=devices)
+
+
+def partition_specs(tree: PyTree, rules: Rules) -> PyTree:
+    """Returns for each leaf the spec of the first rule whose regex is found in its path.
+
+    Paths are joined by "/". The leaves of an optimizer's state end like the parameters they
+    belong to, so the same rules shard them. A leaf with fewer dimensions than its spec is
+    replicated.
+
+    Args:
+      tree: arrays, or anything that has a shape.
+      rules: `config.parallel.rules`.
+
+    Raises:
+      ValueError: no rule matches a leaf.
+    """
+    compiled = [(re.compile(regex), spec) for regex, spec in rules]
+
+    def spec_of(path: tuple[Any, ...], leaf: Any) -> PartitionSpec:
+        name = _name(path)
+        for regex, spec in compiled:
+            if regex.search(name):
+                fits = len(spec) <= len(leaf.shape)
+                return PartitionSpec(*spec) if fits else PartitionSpec()
+        raise ValueError(f"config.parallel.rules: no rule for {name}, expected one that matches")
+
+    return jax.tree_util.tree_map_with_path(spec_of, tree)
+
+
+def shardings(mesh: Mesh, specs: PyTree, tree: PyTree) -> PyTree:
+    """Returns the shardings of `tree` on `mesh`, one per spec.
+
+    Args:
+      mesh: the device mesh.
+      specs: what `partition_specs` gives for `tree`.
+      tree: arrays, or anything that has a shape.
+
+    Raises:
+      ValueError: a spec names an axis that the mesh lacks, or a dimension that can't be divided.
+    """
+
+    def sharding(path: tuple[Any, ...], leaf: Any, spec: PartitionSpec) -> NamedSharding:
+        for size, axes in zip(leaf.shape, spec, strict=False):
+            _check_divides(mesh, _name(path), leaf.shape, size, axes)
+        return NamedSharding(mesh, spec)
+
+    return jax.tree_util.tree_map_with_path(sharding, tree, specs)
+
+
+def batch_sharding(mesh: Mesh) -> NamedSharding:
+    """Returns the sharding of a batch: its first dimension over `data` and `fsdp`."""
+    return NamedSharding(mesh, PartitionSpec(BATCH_AXES))
+
+
+def replicated(mesh: Mesh) -> NamedSharding:
+    """Returns the sharding that keeps a copy on every device."""
+    return NamedSharding(mesh, PartitionSpec())
+
+
+def to_global_batch(mesh: Mesh, host_batch: Mapping[str, np.ndarray]) -> dict[str, jax.Array]:
+    """Returns the global, sharded batch of which each host holds contiguous rows."""
+    sharding = batch_sharding(mesh)
+    return {
+        name: jax.make_array_from_process_local_data(sharding, array)
+        for name, array in host_batch.items()
+    }
+
+
+def check_batch_size(batch_size: int, mesh: Mesh) -> None:
+    """Raises ValueError unless the global batch divides evenly among devices and hosts."""
+    num_shards = math.prod(mesh.shape[axis] for axis in BATCH_AXES)
+    expected = math.lcm(num_shards, jax.process_count())
+    if batch_size < 1 or batch_size % expected:
+        raise ValueError(
+            f"config.train.batch_size: {batch_size} found, expected a multiple of {expected} "
+            f"({mesh.shape['data']} data x {mesh.shape['fsdp']} fsdp shards, "
+            f"{jax.process_count()} hosts)"
+        )
+
+
+def _name(path: tuple[Any, ...]) -> str:
+    return jax.tree_util.keystr(path, simple=True, separator="/")
+
+
+def _check_divides(mesh: Mesh, name: str, shape: tuple[int, ...], size: int, axes: Any) -> None:
+    axes = (axes,) if isinstance(axes, str) else axes or ()
+    unknown = set(axes) - set(mesh.shape)
+    if unknown:
+        raise ValueError(
+            f"config.parallel.rules: axes {sorted(unknown)} found for {name}, expected some of "
+            f"{list(mesh.shape)}"
+        )
+    num_shards = math.prod(mesh.shape[axis] for axis in axes)
+    if size % num_shards:
+        raise ValueError(
+            f"config.parallel.rules: {name} with shape {tuple(shape)} found, expected its "
+            f"dimension of {size} to divide by mesh axes {'x'.join(axes)} = {num_shards}"
+        )

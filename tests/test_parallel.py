@@ -1,0 +1,136 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from jax.sharding import AxisType
+from jax.sharding import PartitionSpec as P
+from ml_collections import ConfigDict
+
+from configs import base
+from groupvit_jax import optim, parallel
+
+
+def mesh_of(data=1, fsdp=1, tensor=1):
+    devices = jax.devices()[: data * fsdp * tensor] if data > 0 else None
+    return parallel.make_mesh({"data": data, "fsdp": fsdp, "tensor": tensor}, devices)
+
+
+def shapes(**leaves):
+    return {name: jax.ShapeDtypeStruct(shape, jnp.float32) for name, shape in leaves.items()}
+
+
+class TestMesh:
+    def test_rest_of_the_devices(self):
+        config = ConfigDict({"data": -1, "fsdp": 2, "tensor": 2})
+        mesh = parallel.make_mesh(config)
+        assert dict(mesh.shape) == {"data": 2, "fsdp": 2, "tensor": 2}
+        assert mesh.axis_names == ("data", "fsdp", "tensor")
+        assert mesh.axis_types == (AxisType.Auto,) * 3
+
+    def test_shipped_config(self):
+        assert parallel.make_mesh(base.get_config().parallel.mesh).shape["data"] == 8
+
+    @pytest.mark.parametrize(
+        "sizes",
+        [(3, 1, 1), (-1, 3, 1), (-1, -1, 1), (-1, 0, 1), (4, 1, 1), (16, 1, 1), (-1, 16, 1)],
+    )
+    def test_sizes_that_do_not_fit(self, sizes):
+        with pytest.raises(ValueError, match=r"config.parallel.mesh: .* the 8 devices"):
+            parallel.make_mesh(dict(zip(parallel.AXES, sizes, strict=True)))
+
+    def test_unknown_axis(self):
+        with pytest.raises(ValueError, match=r"model.*expected .*'tensor'"):
+            parallel.make_mesh({"data": -1, "fsdp": 1, "model": 1})
+
+
+class TestRules:
+    RULES = (
+        (r"attn/kernel$", ("fsdp", "tensor")),
+        (r"kernel$", (None, ("data", "fsdp"))),
+        (r"token$", (None, None, "fsdp")),
+        (r".*", ()),
+    )
+
+    def test_first_match_wins(self):
+        tree = {"a": {"attn": shapes(kernel=(8, 8)), "mlp": shapes(kernel=(8, 8), bias=(8,))}}
+        assert parallel.partition_specs(tree, self.RULES) == {
+            "a": {
+                "attn": {"kernel": P("fsdp", "tensor")},
+                "mlp": {"kernel": P(None, ("data", "fsdp")), "bias": P()},
+            }
+        }
+
+    def test_leaf_with_fewer_dimensions_is_replicated(self):
+        specs = parallel.partition_specs(shapes(token=(8,), scale=()), self.RULES)
+        assert specs == {"token": P(), "scale": P()}
+
+    def test_leaf_with_more_dimensions(self):
+        assert parallel.partition_specs(shapes(kernel=(2, 8, 8)), self.RULES) == {
+            "kernel": P(None, ("data", "fsdp"))
+        }
+
+    def test_rules_from_a_config(self):
+        config = ConfigDict({"rules": self.RULES})
+        tree = {"mlp": shapes(kernel=(8, 8))}
+        specs = parallel.partition_specs(tree, config.rules)
+        assert specs == {"mlp": {"kernel": P(None, ("data", "fsdp"))}}
+
+    def test_moments_are_sharded_like_their_parameters(self):
+        params = {"attn": {"kernel": jnp.zeros((8, 8)), "bias": jnp.zeros(8)}}
+        optimizer = optim.make_optimizer(base.get_config().optimizer, lambda step: 0.1, params)
+        state = jax.eval_shape(optimizer.init, params)
+        specs = parallel.partition_specs(state, self.RULES)
+        adam = optax.tree_utils.tree_get(specs, "ScaleByAdamState")
+        assert adam.mu == adam.nu == {"attn": {"kernel": P("fsdp", "tensor"), "bias": P()}}
+        assert adam.count == P()
+
+    def test_no_rule(self):
+        with pytest.raises(ValueError, match="no rule for a/b"):
+            parallel.partition_specs({"a": shapes(b=(2,))}, ((r"c$", ()),))
+
+
+class TestShardings:
+    def shard(self, tree, rules, **sizes):
+        specs = parallel.partition_specs(tree, rules)
+        return parallel.shardings(mesh_of(**sizes), specs, tree)
+
+    def test_shards_what_the_rule_names(self):
+        tree = shapes(kernel=(16, 8), bias=(8,))
+        result = self.shard(tree, TestRules.RULES, data=2, fsdp=4)
+        assert result["kernel"].shard_shape((16, 8)) == (16, 1)
+        assert result["bias"].is_fully_replicated
+
+    def test_dimension_that_does_not_divide(self):
+        tree = {"mlp": shapes(kernel=(16, 12))}
+        message = r"mlp/kernel with shape \(16, 12\) .* dimension of 12 .* dataxfsdp = 8"
+        with pytest.raises(ValueError, match=message):
+            self.shard(tree, TestRules.RULES, data=2, fsdp=4)
+
+    def test_unknown_axis(self):
+        with pytest.raises(ValueError, match=r"\['model'\] found for kernel"):
+            self.shard(shapes(kernel=(8, 8)), ((r".*", ("model",)),), data=8)
+
+
+class TestBatch:
+    @pytest.mark.parametrize("sizes", [(8, 1, 1), (2, 4, 1), (4, 1, 2), (1, 1, 1)])
+    def test_order_does_not_depend_on_the_mesh(self, sizes):
+        mesh = mesh_of(*sizes)
+        host = {"image": np.arange(8 * 12, dtype=np.uint8).reshape(8, 2, 2, 3)}
+        host["index"] = np.arange(8, dtype=np.int32)
+        with jax.transfer_guard("disallow"):
+            batch = parallel.to_global_batch(mesh, host)
+        for name, array in batch.items():
+            assert array.sharding == parallel.batch_sharding(mesh)
+            assert array.dtype == host[name].dtype
+            np.testing.assert_array_equal(array, host[name])
+        rows = 8 // (sizes[0] * sizes[1])
+        assert {s.data.shape for s in batch["index"].addressable_shards} == {(rows,)}
+
+    def test_batch_size(self):
+        parallel.check_batch_size(16, mesh_of(data=2, fsdp=4))
+        parallel.check_batch_size(4, mesh_of(data=4, tensor=2))
+        with pytest.raises(ValueError, match=r"batch_size: 12 found, expected a multiple of 8"):
+            parallel.check_batch_size(12, mesh_of(data=2, fsdp=4))
+        with pytest.raises(ValueError, match=r"batch_size: 0 found"):
+            parallel.check_batch_size(0, mesh_of(data=2))
