@@ -101,9 +101,11 @@ def get_config() -> ConfigDict:
         every_steps=1000,
         keep_last=3,
         best_metric="",  # e.g. "retrieval/image_to_text_r1"; the best checkpoint by it is kept too
+        best_mode="max",  # or "min"
     )
     config.log_every_steps = 50
     config.profile_steps = (0, 0)  # trace from the first to the second step
+    config.tensorboard = True  # event files, where TensorFlow is installed
     config.wandb_project = ""
     # Name -> {kind: "retrieval" | "classification" | "segmentation", every_steps: int, ...}
     config.evaluators = ConfigDict()
