@@ -1,0 +1,275 @@
+"""Image-caption pairs as random-access sources: WebDataset tar shards and TFDS sets.
+
+A source is picklable for worker processes, and reading it never depends on what was read before.
+"""
+
+import bisect
+import functools
+import json
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Protocol, TypedDict
+
+import cv2
+import numpy as np
+import tensorflow_datasets as tfds
+from absl import logging
+
+from groupvit_jax.data import tar_index
+
+# More than a 16-bit RGB image of 40 megapixels takes, far less than would exhaust a worker.
+MAX_SAMPLE_BYTES = 2**28
+_FIELDS = {
+    "webdataset": {"kind", "pattern", "weight"},
+    "tfds": {"kind", "name", "split", "data_dir", "weight"},
+}
+
+
+class Sample(TypedDict):
+    """An image as its encoded file, with all of its captions (at least one, none blank)."""
+
+    image: bytes
+    captions: list[str]
+    key: str
+
+
+class BrokenSampleError(ValueError):
+    """A sample that can't be used; the message says why."""
+
+
+class Source(Protocol):
+    """Random access to image-caption pairs."""
+
+    def __len__(self) -> int:
+        """Number of samples, broken ones included."""
+
+    def __getitem__(self, index: int) -> Sample:
+        """Reads one sample; raises BrokenSampleError if it can't be used."""
+
+    def locate(self, index: int) -> str:
+        """Says where the sample lies, for messages."""
+
+
+def make_source(name: str, source_config: Mapping[str, Any], index_dir: str = "") -> Source:
+    """Opens the set `config.data.sources.NAME`.
+
+    Args:
+      name: NAME, for messages.
+      source_config: `kind` and the fields of that kind: "webdataset" has `pattern`; "tfds" has
+        `name`, `split` and `data_dir`. `weight` is the mixture's.
+      index_dir: where indices of tar shards are cached; beside the shards by default.
+
+    Raises:
+      ValueError: an unknown kind or field, or a TFDS set that can't be read.
+      FileNotFoundError: a pattern that matches nothing.
+    """
+    field = f"config.data.sources.{name}"
+    kind = source_config.get("kind")
+    if kind not in _FIELDS:
+        raise ValueError(f"{field}.kind={kind!r}: expected one of {sorted(_FIELDS)}")
+    unknown = sorted(set(source_config) - _FIELDS[kind])
+    if unknown:
+        raise ValueError(f"{field}.{unknown[0]}: unknown; {kind} has {sorted(_FIELDS[kind])}")
+    if kind == "webdataset":
+        field += ".pattern"
+        shards = tar_index.expand_pattern(source_config.get("pattern", ""), field)
+        return WebDatasetSource(shards, index_dir, field)
+    return TfdsSource(
+        source_config.get("name", ""),
+        source_config.get("split", "train"),
+        source_config.get("data_dir", ""),
+        field,
+    )
+
+
+class WebDatasetSource:
+    """Tar shards as img2dataset writes them: KEY.jpg (.jpeg, .png, .webp), KEY.txt, KEY.json.
+
+    Captions are the JSON's list "captions" if it has one, else the text file, else the JSON's
+    "caption". Members are read in place; nothing is extracted and no path in a shard is trusted.
+    """
+
+    def __init__(self, shards: Sequence[str], index_dir: str = "", field: str = "pattern"):
+        """Indexes the shards, or loads their cached indices.
+
+        Args:
+          shards: paths of tar files; their order is the samples' order.
+          index_dir: see `tar_index.load_indices`.
+          field: the configuration field that named the shards, for messages.
+
+        Raises:
+          ValueError: there is no sample in any shard.
+        """
+        self._shards = list(shards)
+        self._index_files = tar_index.load_indices(self._shards, index_dir)
+        self._ends: list[int] = []
+        for shard, file in zip(self._shards, self._index_files, strict=True):
+            index = _open_index(file)
+            self._ends.append(len(index) + (self._ends[-1] if self._ends else 0))
+            break_at = tar_index.break_of(index)
+            if break_at is not None:
+                kept, size = len(index) - 1, os.path.getsize(shard)
+                message = "%s: the tar breaks off at byte %d of %d; the %d samples before are kept"
+                logging.warning(message, shard, break_at, size, kept)
+        if not any((_open_index(file)["size"][:, 0] >= 0).any() for file in self._index_files):
+            raise ValueError(f"{field}: no sample in {len(shards)} shards, e.g. {shards[0]}")
+
+    def __len__(self) -> int:
+        return self._ends[-1]
+
+    def __getitem__(self, index: int) -> Sample:
+        shard, row = self._find(index)
+        entry = _open_index(self._index_files[shard])[row]
+        image, text, metadata = _read_parts(self._shards[shard], entry["offset"], entry["size"])
+        if image is None:
+            raise BrokenSampleError(f"no image ({', '.join(tar_index.IMAGE_EXTENSIONS)})")
+        return Sample(image=image, captions=_captions(text, metadata), key=_decode_key(entry))
+
+    def locate(self, index: int) -> str:
+        """Returns "SHARD: KEY"."""
+        shard, row = self._find(index)
+        return f"{self._shards[shard]}: {_decode_key(_open_index(self._index_files[shard])[row])}"
+
+    def _find(self, index: int) -> tuple[int, int]:
+        if not 0 <= index < len(self):
+            raise IndexError(f"sample {index} of {len(self)}")
+        shard = bisect.bisect_right(self._ends, index)
+        return shard, index - (self._ends[shard - 1] if shard else 0)
+
+
+def _decode_key(entry: np.void) -> str:
+    return entry["key"].decode("utf-8", "replace")
+
+
+@functools.cache
+def _open_index(file: Path) -> np.ndarray:
+    return np.load(file, mmap_mode="r")
+
+
+class _ShardHandle:
+    """A file descriptor that closes when its last reader lets go of it."""
+
+    def __init__(self, shard: str):
+        self.fd = os.open(shard, os.O_RDONLY)
+
+    def __del__(self):
+        if hasattr(self, "fd"):
+            os.close(self.fd)
+
+
+# Each process opens its own; below the usual limit of 1,024 open files.
+_open_shard = functools.lru_cache(maxsize=256)(_ShardHandle)
+
+
+def _read_parts(shard: str, offsets: np.ndarray, sizes: np.ndarray) -> list[bytes | None]:
+    """Reads a sample's members, which are neighbours, at once."""
+    present = sizes >= 0
+    if not present.any():
+        return [None] * len(sizes)
+    start = int(offsets[present].min())
+    num_bytes = int((offsets + sizes)[present].max()) - start
+    if num_bytes > MAX_SAMPLE_BYTES:
+        raise BrokenSampleError(f"{num_bytes} bytes, more than the limit of {MAX_SAMPLE_BYTES}")
+    data = os.pread(_open_shard(shard).fd, num_bytes, start)
+    if len(data) < num_bytes:
+        raise BrokenSampleError("the shard has become shorter since it was indexed")
+    return [
+        data[offset - start : offset - start + size] if size >= 0 else None
+        for offset, size in zip(offsets.tolist(), sizes.tolist(), strict=True)
+    ]
+
+
+def _captions(text: bytes | None, metadata: bytes | None) -> list[str]:
+    try:
+        fields = json.loads(metadata) if metadata is not None else {}
+    except ValueError as error:
+        raise BrokenSampleError(f"its JSON can't be parsed ({error})") from error
+    if not isinstance(fields, dict):
+        raise BrokenSampleError("its JSON is not an object")
+    if isinstance(fields.get("captions"), list):
+        captions = fields["captions"]
+    elif text is not None:
+        captions = [text.decode("utf-8", "replace")]
+    elif "caption" in fields:
+        captions = [fields["caption"]]
+    else:
+        raise BrokenSampleError("no caption (txt, or a JSON with caption or captions)")
+    return _usable(captions)
+
+
+def _usable(captions: Sequence[Any]) -> list[str]:
+    usable = [text.strip() for text in captions if isinstance(text, str) and text.strip()]
+    if not usable:
+        raise BrokenSampleError("empty caption")
+    return usable
+
+
+class TfdsSource:
+    """A prepared TFDS set in a random-access format; TensorFlow need not be installed.
+
+    Its features are `image` (encoded, or an array of uint8), `captions` (a sequence of texts) or
+    `caption`, and maybe `key` or `id`.
+    """
+
+    def __init__(self, name: str, split: str, data_dir: str, field: str = "tfds"):
+        """Opens the set.
+
+        Args:
+          name: the set's name, e.g. "coco_captions"; not needed if `data_dir` is its own folder.
+          split: e.g. "train" or "train[:1%]".
+          data_dir: the folder that holds TFDS sets, or the one of the set's version.
+          field: the configuration field, for messages.
+
+        Raises:
+          ValueError: the set can't be found or read, or lacks an image or captions.
+        """
+        data_dir = os.path.expanduser(data_dir)
+        try:
+            if os.path.exists(os.path.join(data_dir, "features.json")):
+                builder = tfds.builder_from_directory(data_dir)
+            else:
+                builder = tfds.builder(name, data_dir=data_dir or None)
+            # Other images (masks, say) are not needed, and decoding them is slow.
+            images = [
+                key
+                for key, feature in builder.info.features.items()
+                if isinstance(feature, tfds.features.Image)
+            ]
+            skip = {key: tfds.decode.SkipDecoding() for key in images}
+            self._examples = builder.as_data_source(split, decoders=skip)
+        except (OSError, ValueError, AssertionError, NotImplementedError, ImportError) as error:
+            raise ValueError(f"{field} ({name!r} in {data_dir!r}): {error}") from error
+        features = set(builder.info.features)
+        if "image" not in features or not {"caption", "captions"} & features:
+            found = sorted(features)
+            raise ValueError(f"{field}: expected features image and caption(s), found {found}")
+        self._name = f"{builder.info.full_name}/{split}"
+
+    def __len__(self) -> int:
+        return len(self._examples)
+
+    def __getitem__(self, index: int) -> Sample:
+        example = self._examples[index]
+        captions = example["captions"] if "captions" in example else [example["caption"]]
+        key = example.get("key", example.get("id", index))
+        return Sample(
+            image=_encoded(example["image"]),
+            captions=_usable([_as_str(caption) for caption in captions]),
+            key=_as_str(key),
+        )
+
+    def locate(self, index: int) -> str:
+        """Returns "NAME/VERSION/SPLIT: INDEX"."""
+        return f"{self._name}: {index}"
+
+
+def _as_str(value: Any) -> str:
+    return value.decode("utf-8", "replace") if isinstance(value, bytes) else str(value)
+
+
+def _encoded(image: bytes | np.ndarray) -> bytes:
+    """Returns an image's file; an array becomes a PNG, so that all sources give the same."""
+    if isinstance(image, bytes):
+        return image
+    return cv2.imencode(".png", np.ascontiguousarray(image[..., ::-1]))[1].tobytes()
