@@ -1,0 +1,324 @@
+"""From sources to batches: one endless, shuffled sequence of examples, the same on any machine.
+
+Training example p (p = 0, 1, ...) is a pure function of (seed, p): which sample it is, which of
+its captions is drawn, how its image is augmented. The global batch of step n is examples
+[n B, (n+1) B), host h of H holding its rows [h B/H, (h+1) B/H). So the step is the whole state of
+the pipeline: a run continues exactly, on any number of hosts and workers. Epochs follow each other
+without a remainder; each is a new shuffle in which every sample occurs once.
+"""
+
+import functools
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+import grain
+import numpy as np
+from absl import logging
+from jaxtyping import Int, UInt8
+from ml_collections import ConfigDict
+
+from groupvit_jax.data import image_ops, nouns
+from groupvit_jax.data.decode import BrokenImageError, decode
+from groupvit_jax.data.mixture import ExampleOrder, MixedSource
+from groupvit_jax.data.sources import BrokenSampleError, Sample, Source, make_source
+from groupvit_jax.data.text import Tokenizer
+
+# The unit of work of a worker; a multiple of it is a host's batch where that divides.
+_MAX_CHUNK = 64
+# So many broken samples in a row mean that something else is broken.
+_MAX_REPLACEMENTS = 100
+_NUM_STEPS = 2**31  # the sequence is endless in practice
+
+ImageTransform = Callable[[bytes, np.random.Generator], UInt8[np.ndarray, "S S 3"]]
+
+
+class TrainExamples:
+    """The endless sequence of training examples, by position.
+
+    A sample that can't be used is named in the log and replaced by another of its source, which is
+    a function of (seed, position) too.
+    """
+
+    def __init__(
+        self,
+        source: MixedSource,
+        order: ExampleOrder,
+        seed: int,
+        transform: Callable[[Sample, np.random.Generator], dict[str, np.ndarray]],
+    ):
+        """Joins what is read, in which order, and what is made of it."""
+        self._source = source
+        self._order = order
+        self._seed = seed
+        self._transform = transform
+
+    def __getitem__(self, position: int) -> dict[str, np.ndarray]:
+        """Returns the transform's arrays, "index" (of the sample) and "broken" (1: replaced)."""
+        rng = np.random.default_rng((self._seed, position))
+        index = self._order[position]
+        for attempt in range(_MAX_REPLACEMENTS):
+            try:
+                example = self._transform(self._source[index], rng)
+            except (BrokenSampleError, BrokenImageError) as error:
+                logging.warning("Broken sample replaced: %s: %s", self._source.locate(index), error)
+                index = self._replacement(index, rng)
+            else:
+                numbers = {"index": np.int32(index), "broken": np.int32(attempt > 0)}
+                return example | {name: np.asarray(value) for name, value in numbers.items()}
+        raise ValueError(
+            f"{_MAX_REPLACEMENTS} broken samples in a row; the last: {self._source.locate(index)}"
+        )
+
+    def _replacement(self, index: int, rng: np.random.Generator) -> int:
+        source, _ = self._source.find(index)
+        return self._source.start(source) + int(rng.integers(self._source.sizes[source]))
+
+
+def transform_pair(
+    sample: Sample,
+    rng: np.random.Generator,
+    *,
+    image_transform: ImageTransform,
+    tokenizer: Tokenizer,
+    num_nouns: int,
+    noun_kind: str,
+) -> dict[str, np.ndarray]:
+    """Draws a caption and its prompts and augments the image.
+
+    Returns:
+      {"image": UInt8 "S S 3", "text": Int32 "N T"}, N = 1 + num_nouns, the caption first.
+    """
+    caption = sample["captions"][rng.integers(len(sample["captions"]))]
+    prompts = nouns.make_prompts(caption, num_nouns, rng, noun_kind)
+    image = image_transform(sample["image"], rng)
+    return {"image": image, "text": tokenizer([caption, *prompts])}
+
+
+class TrainLoader(Iterator[dict[str, np.ndarray]]):
+    """This host's rows of the global batches from `start_step` on, without end.
+
+    A batch is {"image": UInt8 "b S S 3", "text": Int32 "b N T", "index": Int32 "b", "broken":
+    Int32 "b"} with b = batch_size / host_count. `close` ends the worker processes.
+
+    Attributes:
+      num_examples: samples of all sources, broken ones included.
+      steps_per_epoch: num_examples / batch_size; epochs need not end with a batch.
+    """
+
+    def __init__(
+        self,
+        config: ConfigDict,
+        tokenizer: Tokenizer,
+        *,
+        host_index: int = 0,
+        host_count: int = 1,
+        start_step: int = 0,
+        image_transform: ImageTransform | None = None,
+    ):
+        """Opens the sources and starts the workers.
+
+        Args:
+          config: the whole configuration; `seed`, `data`, `train.batch_size` and
+            `model.image.image_size` matter here.
+          tokenizer: of the texts.
+          host_index: this process's number, of `host_count`.
+          host_count: processes that share the global batch.
+          start_step: step of the first batch.
+          image_transform: in place of the published augmentation.
+
+        Raises:
+          ValueError: a setting of `config.data` is wrong, or the hosts don't divide the batch.
+        """
+        batch_size = config.train.batch_size
+        if batch_size % host_count:
+            raise ValueError(
+                f"config.train.batch_size={batch_size} can't be divided by {host_count} hosts"
+            )
+        examples, self.num_examples = make_train_examples(config, tokenizer, image_transform)
+        self.steps_per_epoch = self.num_examples / batch_size
+        rows = batch_size // host_count
+        first = start_step * batch_size + host_index * rows
+
+        def load(row: int) -> dict[str, np.ndarray]:
+            step, row_of_step = divmod(row, rows)
+            return examples[first + step * batch_size + row_of_step]
+
+        dataset = grain.MapDataset.range(rows * _NUM_STEPS).map(load)
+        self._batches = iter(_batched(dataset, rows, config.data.num_workers))
+
+    def __next__(self) -> dict[str, np.ndarray]:
+        return next(self._batches)
+
+    def close(self) -> None:
+        """Ends the worker processes and threads."""
+        self._batches.close()
+
+
+def make_train_examples(
+    config: ConfigDict, tokenizer: Tokenizer, image_transform: ImageTransform | None = None
+) -> tuple[TrainExamples, int]:
+    """Returns the sequence that a configuration describes and the number of samples behind it.
+
+    Raises:
+      ValueError: a setting of `config.data` is wrong.
+    """
+    data, size = config.data, config.model.image.image_size
+
+    def augment(image: bytes, rng: np.random.Generator) -> UInt8[np.ndarray, "S S 3"]:
+        return image_ops.train_transform(image, size, data.augment, rng)
+
+    transform = functools.partial(
+        transform_pair,
+        image_transform=image_transform or augment,
+        tokenizer=tokenizer,
+        num_nouns=data.num_nouns,
+        noun_kind=data.noun_kind,
+    )
+    sources = _named_sources(data)
+    source = MixedSource([make_source(name, fields, data.index_dir) for name, fields in sources])
+    order = ExampleOrder(source.sizes, _weights(data), config.seed)
+    return TrainExamples(source, order, config.seed, transform), len(source)
+
+
+def _named_sources(data_config: ConfigDict) -> list[tuple[str, Mapping[str, Any]]]:
+    if not data_config.sources:
+        raise ValueError("config.data.sources is empty: name at least one set of pairs")
+    # Sorted, so that the order of the examples doesn't hang on how a config was put together.
+    return sorted(data_config.sources.items())
+
+
+def _weights(data_config: ConfigDict) -> list[float] | None:
+    weights = {name: fields.get("weight") for name, fields in _named_sources(data_config)}
+    given = {name: weight for name, weight in weights.items() if weight is not None}
+    if not given:
+        return None
+    for name in weights:
+        weight = given.get(name, 0.0)
+        if not weight > 0:
+            raise ValueError(
+                f"config.data.sources.{name}.weight={weights[name]}: expected a positive number, "
+                "in all sources or in none"
+            )
+    return list(given.values())
+
+
+def _batched(
+    dataset: grain.MapDataset[dict[str, np.ndarray]], rows: int, num_workers: int
+) -> grain.IterDataset[dict[str, np.ndarray]]:
+    """Batches on worker processes, or on threads without any; the result is the same."""
+    # Workers deliver parts of a large batch: the first comes sooner, and less memory is held.
+    chunk = max(size for size in range(1, min(rows, _MAX_CHUNK) + 1) if rows % size == 0)
+    num_threads = 2 if num_workers else os.cpu_count() or 1
+    chunks = dataset.batch(chunk).to_iter_dataset(
+        grain.ReadOptions(num_threads=num_threads, prefetch_buffer_size=2 * num_threads)
+    )
+    if num_workers:
+        options = grain.MultiprocessingOptions(num_workers, per_worker_buffer_size=2)
+        chunks = chunks.mp_prefetch(options)
+    if chunk == rows:
+        return chunks
+    return chunks.batch(rows // chunk, batch_fn=_concatenate)
+
+
+def _concatenate(chunks: Sequence[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
+    return {name: np.concatenate([chunk[name] for chunk in chunks]) for name in chunks[0]}
+
+
+class TooManyBrokenSamplesError(RuntimeError):
+    """More samples are broken than `config.data.max_broken_fraction` allows."""
+
+
+class BrokenSampleMonitor:
+    """Counts the broken samples of a run and stops it when they are too many."""
+
+    def __init__(self, max_fraction: float, min_examples: int = 1000):
+        """Starts counting.
+
+        Args:
+          max_fraction: what is tolerated.
+          min_examples: before so many are seen, the fraction is taken of this number, so that one
+            broken sample in the first batch doesn't stop a run.
+        """
+        self._max_fraction = max_fraction
+        self._min_examples = min_examples
+        self.num_examples = 0
+        self.num_broken = 0
+
+    def update(self, broken: Int[np.ndarray, " B"]) -> None:
+        """Counts a batch's "broken".
+
+        Raises:
+          TooManyBrokenSamplesError: the fraction is exceeded.
+        """
+        self.num_examples += broken.size
+        self.num_broken += int(broken.sum())
+        allowed = self._max_fraction * max(self.num_examples, self._min_examples)
+        if self.num_broken > allowed:
+            raise TooManyBrokenSamplesError(
+                f"{self.num_broken} of {self.num_examples} samples were broken, more than "
+                f"config.data.max_broken_fraction={self._max_fraction} allows; the log names them"
+            )
+
+
+def eval_examples(
+    source: Source,
+    batch_size: int,
+    *,
+    resize: int = 256,
+    crop: int = 224,
+    host_index: int = 0,
+    host_count: int = 1,
+) -> Iterator[dict[str, Any]]:
+    """Yields this host's rows of the batches of a whole source, in order, each sample once.
+
+    Args:
+      source: of images and captions.
+      batch_size: global; the last batch is padded.
+      resize: the shorter side in pixels.
+      crop: side of the central square that is kept.
+      host_index: this process's number, of `host_count`.
+      host_count: processes that share a batch.
+
+    Yields:
+      {"image": UInt8 "b crop crop 3", "index": Int32 "b", "_mask": Bool "b", "captions": b lists of
+      all captions of an image}. Rows of padding and of samples that can't be used, which the log
+      names, have `_mask` False, a black image and no captions.
+
+    Raises:
+      ValueError: the hosts don't divide the batch.
+    """
+    if batch_size % host_count:
+        raise ValueError(f"batch_size={batch_size} can't be divided by {host_count} hosts")
+    rows = batch_size // host_count
+
+    def load(row: int) -> dict[str, Any]:
+        batch, row_of_batch = divmod(row, rows)
+        index = batch * batch_size + host_index * rows + row_of_batch
+        return _eval_example(source, index, resize, crop)
+
+    num_batches = -(-len(source) // batch_size)
+    examples = grain.MapDataset.range(num_batches * rows).map(load)
+    yield from examples.batch(rows, batch_fn=_collate).to_iter_dataset(
+        grain.ReadOptions(num_threads=os.cpu_count() or 1, prefetch_buffer_size=os.cpu_count() or 1)
+    )
+
+
+def _eval_example(source: Source, index: int, resize: int, crop: int) -> dict[str, Any]:
+    image, captions = np.zeros((crop, crop, 3), np.uint8), []
+    usable = index < len(source)
+    if usable:
+        try:
+            sample = source[index]
+            decoded = decode(sample["image"])
+            image = image_ops.resize_and_center_crop(decoded, resize, crop)
+            captions = sample["captions"]
+        except (BrokenSampleError, BrokenImageError) as error:
+            logging.warning("Broken sample left out: %s: %s", source.locate(index), error)
+            usable = False
+    return {"image": image, "index": np.int32(index), "_mask": usable, "captions": captions}
+
+
+def _collate(examples: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    batch = {name: np.stack([e[name] for e in examples]) for name in ("image", "index", "_mask")}
+    return batch | {"captions": [example["captions"] for example in examples]}
