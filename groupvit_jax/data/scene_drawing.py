@@ -1,0 +1,348 @@
+"""Draws a described scene: pixels and the class of every pixel.
+
+Coordinates are fractions of the side: x to the right, y downwards. A thing is drawn from polygons
+in its own frame, where it fills about [-1, 1] in u (right) and v (down).
+"""
+
+import dataclasses
+import functools
+from collections.abc import Callable
+
+import cv2
+import numpy as np
+
+from groupvit_jax.typing import Float, Int, UInt8
+
+STUFF = ("sky", "grass", "sand", "water", "brick", "snow")
+THINGS = ("ball", "box", "cone", "star", "ring", "cross")
+THINGS += ("heart", "moon", "tree", "house", "boat", "fish")
+CLASS_NAMES = STUFF + THINGS
+
+COLOURS = {
+    "red": (208, 44, 44),
+    "orange": (238, 134, 32),
+    "yellow": (240, 214, 48),
+    "green": (56, 160, 64),
+    "blue": (44, 88, 208),
+    "purple": (132, 62, 176),
+    "pink": (240, 130, 180),
+    "brown": (126, 82, 46),
+    "black": (38, 38, 44),
+    "white": (238, 238, 232),
+}
+# Kind of stuff -> how a caption may call it -> its colour.
+STUFF_LOOKS = {
+    "sky": {"clear": (110, 170, 236), "cloudy": (176, 190, 206), "pink": (236, 166, 158)},
+    "grass": {"green": (84, 150, 58), "dry": (174, 160, 84), "dark": (46, 100, 52)},
+    "sand": {"yellow": (226, 198, 134), "white": (232, 220, 196), "brown": (186, 146, 98)},
+    "water": {"blue": (42, 104, 168), "green": (48, 130, 126), "dark": (28, 58, 98)},
+    "brick": {"red": (166, 78, 60), "gray": (140, 136, 132), "white": (214, 206, 196)},
+    "snow": {"fresh": (240, 244, 248), "blue": (206, 222, 242), "dirty": (208, 204, 198)},
+}
+MATERIALS = ("plain", "striped", "spotted", "checkered", "wooden", "shiny")
+UPRIGHT = ("tree", "house", "boat", "fish", "heart", "moon", "cone")  # these only tilt
+
+
+@dataclasses.dataclass(frozen=True)
+class Stuff:
+    """One kind of background, and its look: a key of `STUFF_LOOKS[kind]`."""
+
+    kind: str
+    look: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Thing:
+    """An object: what it is and where. `radius` and `centre` are fractions of the side."""
+
+    kind: str
+    colour: str
+    material: str
+    centre: tuple[float, float]
+    radius: float
+    angle: float  # radians
+    hue_shift: float = 0.0  # of 180, OpenCV's hue circle
+
+
+@dataclasses.dataclass(frozen=True)
+class Scene:
+    """What is drawn: the first stuff above (or left of) the border, the second below it.
+
+    Attributes:
+      stuff: one or two kinds.
+      border: a point that the border passes through.
+      border_angle: radians; 0 is a horizon.
+      things: from the back to the front.
+      texture_scale: size of the textures' details; 1 is usual.
+    """
+
+    stuff: tuple[Stuff, ...]
+    border: tuple[float, float]
+    border_angle: float
+    things: tuple[Thing, ...]
+    texture_scale: float = 1.0
+
+
+@dataclasses.dataclass(frozen=True)
+class Drawing:
+    """A drawn scene.
+
+    Attributes:
+      image: RGB.
+      mask: index into `CLASS_NAMES` of every pixel.
+      visible: for each thing, the share of its shape that can be seen.
+    """
+
+    image: UInt8[np.ndarray, "S S 3"]
+    mask: UInt8[np.ndarray, "S S"]
+    visible: tuple[float, ...]
+
+
+def draw(scene: Scene, size: int, rng: np.random.Generator) -> Drawing:
+    """Draws `scene` on `size` x `size` pixels; `rng` decides textures and light."""
+    y, x = (np.mgrid[:size, :size].astype(np.float32) + 0.5) / size
+    image, mask = _draw_stuff(scene, x, y, rng)
+    owner = np.full((size, size), -1)
+    light = rng.uniform(0, 2 * np.pi)
+    areas = []
+    for number, thing in enumerate(scene.things):
+        alpha = _draw_thing(image, thing, x, y, light, scene.texture_scale, rng)
+        inside = alpha > 0.5
+        mask[inside] = CLASS_NAMES.index(thing.kind)
+        owner[inside] = number
+        areas.append(np.pi * (thing.radius * size) ** 2 * _fill(thing.kind))
+    visible = tuple(float((owner == i).sum() / area) for i, area in enumerate(areas))
+    return Drawing(_photograph(image, x, y, rng), mask, visible)
+
+
+def _photograph(image, x, y, rng: np.random.Generator) -> UInt8[np.ndarray, "S S 3"]:
+    """Adds uneven light, a tint of the whole picture and the noise of a sensor."""
+    angle, strength = rng.uniform(0, 2 * np.pi), rng.uniform(0, 0.3)
+    light = 1 + strength * ((x - 0.5) * np.cos(angle) + (y - 0.5) * np.sin(angle))
+    tint = rng.uniform(0.85, 1.12) * rng.uniform(0.96, 1.04, 3)
+    image = image * (light[..., None] * tint).astype(np.float32)
+    image += rng.standard_normal(image.shape, np.float32) * rng.uniform(1, 5)
+    return np.clip(image, 0, 255).astype(np.uint8)
+
+
+# --- stuff ---------------------------------------------------------------------------------------
+
+
+def _noise(shape: tuple[int, int], cells: tuple[float, float], rng) -> Float[np.ndarray, "S S"]:
+    """Smooth noise with standard deviation about 1 and `cells` (down, across) bumps."""
+    grid = tuple(max(2, round(c) + 1) for c in cells)
+    coarse = rng.standard_normal(grid, np.float32)
+    return cv2.resize(coarse, shape[::-1], interpolation=cv2.INTER_CUBIC)
+
+
+def _sky(x, y, scale: float, rng: np.random.Generator):
+    clouds = _noise(x.shape, (5 / scale, 3 / scale), rng) + 0.5 * _noise(x.shape, (9, 6), rng)
+    return 1 + 0.12 * np.clip(clouds, 0, 2) + 0.15 * (y - 0.5)
+
+
+def _grass(x, y, scale: float, rng: np.random.Generator):
+    blades = _noise(x.shape, (12 / scale, 40 / scale), rng)
+    return 1 + 0.2 * blades + 0.06 * _noise(x.shape, (4, 4), rng)
+
+
+def _sand(x, y, scale: float, rng: np.random.Generator):
+    grains = rng.standard_normal(x.shape, np.float32)
+    return 1 + 0.07 * grains + 0.05 * _noise(x.shape, (6 / scale, 4 / scale), rng)
+
+
+def _water(x, y, scale: float, rng: np.random.Generator):
+    bend = 0.03 * _noise(x.shape, (4, 4), rng)
+    waves = np.sin(2 * np.pi * ((y + bend) * rng.uniform(9, 14) / scale + x * 0.7))
+    return 1 + 0.2 * waves + 0.05 * _noise(x.shape, (16, 6), rng)
+
+
+def _brick(x, y, scale: float, rng: np.random.Generator):
+    rows = y * rng.uniform(8, 11) / scale
+    columns = x * rng.uniform(4, 5.5) / scale + 0.5 * (np.floor(rows) % 2)
+    mortar = (rows % 1 < 0.22) | (columns % 1 < 0.12)
+    tones = rng.standard_normal((32, 32)).astype(np.float32)
+    tone = tones[np.floor(rows).astype(int) % 32, np.floor(columns).astype(int) % 32]
+    return np.where(mortar, 1.35, 0.95 + 0.1 * tone)
+
+
+def _snow(x, y, scale: float, rng: np.random.Generator):
+    sparkle = rng.random(x.shape) < 0.03
+    drifts = _noise(x.shape, (5 / scale, 3 / scale), rng)
+    return 1 + 0.06 * drifts - 0.15 * sparkle
+
+
+_STUFF_TEXTURES: dict[str, Callable[..., np.ndarray]] = {
+    "sky": _sky,
+    "grass": _grass,
+    "sand": _sand,
+    "water": _water,
+    "brick": _brick,
+    "snow": _snow,
+}
+
+
+def _draw_stuff(scene: Scene, x, y, rng: np.random.Generator):
+    """Returns the background's float pixels and its mask."""
+    layers = []
+    for stuff in scene.stuff:
+        colour = np.array(STUFF_LOOKS[stuff.kind][stuff.look]) * rng.uniform(0.92, 1.08, 3)
+        shade = _STUFF_TEXTURES[stuff.kind](x, y, scene.texture_scale, rng)
+        layers.append(shade[..., None].astype(np.float32) * colour.astype(np.float32))
+    classes = [CLASS_NAMES.index(stuff.kind) for stuff in scene.stuff]
+    if len(layers) == 1:
+        return layers[0], np.full(x.shape, classes[0], np.uint8)
+    (x0, y0), angle = scene.border, scene.border_angle
+    along = (x - x0) * np.cos(angle) + (y - y0) * np.sin(angle)
+    across = (y - y0) * np.cos(angle) - (x - x0) * np.sin(angle)
+    across -= rng.uniform(0, 0.03) * np.sin(along * rng.uniform(4, 16) + rng.uniform(0, 6))
+    second = np.clip(across * x.shape[0] + 0.5, 0, 1)[..., None]
+    mask = np.where(second[..., 0] > 0.5, classes[1], classes[0]).astype(np.uint8)
+    return (layers[0] * (1 - second) + layers[1] * second).astype(np.float32), mask
+
+
+# --- things --------------------------------------------------------------------------------------
+
+Polygon = Float[np.ndarray, "N 2"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Part:
+    """Polygons filled by the even-odd rule; `paint` is the body's or a fixed colour."""
+
+    polygons: tuple[Polygon, ...]
+    paint: tuple[int, int, int] | None = None  # None: the thing's colour and material
+
+
+def _circle(radius=1.0, centre=(0.0, 0.0), squash=1.0, count=32) -> Polygon:
+    angles = np.linspace(0, 2 * np.pi, count, endpoint=False)
+    return np.stack([np.cos(angles), squash * np.sin(angles)], 1) * radius + np.array(centre)
+
+
+def _polygon(*points: tuple[float, float]) -> Polygon:
+    return np.array(points, float)
+
+
+def _star() -> Polygon:
+    angles = np.arange(10) * np.pi / 5 - np.pi / 2
+    radii = np.where(np.arange(10) % 2, 0.45, 1.05)
+    return np.stack([np.cos(angles), np.sin(angles)], 1) * radii[:, None]
+
+
+def _heart() -> Polygon:
+    t = np.linspace(0, 2 * np.pi, 40, endpoint=False)
+    v = 13 * np.cos(t) - 5 * np.cos(2 * t) - 2 * np.cos(3 * t) - np.cos(4 * t)
+    return np.stack([np.sin(t) ** 3, -(v + 2) / 15], 1)
+
+
+def _crescent() -> Polygon:
+    outer = np.linspace(0.25 * np.pi, 1.75 * np.pi, 24)
+    inner = np.linspace(1.62 * np.pi, 0.38 * np.pi, 20)
+    rim = np.stack([np.cos(outer), np.sin(outer)], 1)
+    bite = np.stack([0.5 + 0.66 * np.cos(inner), 0.75 * np.sin(inner)], 1)
+    return np.concatenate([rim, bite]) + np.array([0.2, 0.0])
+
+
+@functools.cache
+def _shape(kind: str) -> tuple[Part, ...]:
+    """The parts of a kind of thing, from the back to the front."""
+    box = _polygon((-0.8, -0.8), (0.8, -0.8), (0.8, 0.8), (-0.8, 0.8))
+    a, b = 0.36, 1.0
+    cross = _polygon((-a, -b), (a, -b), (a, -a), (b, -a), (b, a), (a, a))
+    cross = np.concatenate([cross, -cross])
+    trunk = _polygon((-0.16, 0.2), (0.16, 0.2), (0.22, 1.0), (-0.22, 1.0))
+    leaves = (_circle(0.6, (0, -0.4)), _circle(0.5, (-0.42, -0.05)), _circle(0.5, (0.42, -0.05)))
+    walls = _polygon((-0.75, -0.2), (0.75, -0.2), (0.75, 0.95), (-0.75, 0.95))
+    roof = _polygon((-1.0, -0.15), (0.0, -1.0), (1.0, -0.15))
+    door = _polygon((-0.2, 0.3), (0.2, 0.3), (0.2, 0.95), (-0.2, 0.95))
+    hull = _polygon((-1.05, 0.25), (1.05, 0.25), (0.65, 0.85), (-0.65, 0.85))
+    sail = _polygon((0.08, -1.0), (0.85, 0.15), (0.08, 0.15))
+    jib = _polygon((-0.05, -0.8), (-0.05, 0.15), (-0.65, 0.15))
+    tail = _polygon((0.5, 0.0), (1.1, -0.55), (1.0, 0.0), (1.1, 0.55))
+    shapes = {
+        "ball": [Part((_circle(),))],
+        "box": [Part((box,))],
+        "cone": [Part((_polygon((0, -1.1), (0.9, 0.75), (-0.9, 0.75)),))]
+        + [Part((_circle(0.9, (0, 0.75), 0.25),))],
+        "star": [Part((_star(),))],
+        "ring": [Part((_circle(), _circle(0.5)))],
+        "cross": [Part((cross,))],
+        "heart": [Part((_heart(),))],
+        "moon": [Part((_crescent(),))],
+        "tree": [Part((trunk,), (104, 70, 42))] + [Part((leaf,)) for leaf in leaves],
+        "house": [Part((walls,)), Part((roof,), (96, 66, 58)), Part((door,), (60, 46, 40))],
+        "boat": [Part((sail,), (240, 236, 226)), Part((jib,), (226, 220, 206)), Part((hull,))],
+        "fish": [Part((tail,)), Part((_circle(0.85, (-0.15, 0), 0.68),))]
+        + [Part((_circle(0.11, (-0.6, -0.15)),), (20, 20, 24))],
+    }
+    return tuple(shapes[kind])
+
+
+def _coverage(polygons, centre, radius, angle, size: int) -> Float[np.ndarray, "S S"]:
+    """Antialiased coverage of rotated, scaled and moved polygons."""
+    cos, sin = np.cos(angle), np.sin(angle)
+    turn = np.array([[cos, sin], [-sin, cos]])
+    points = [(p @ turn * radius + np.array(centre)) * size * 16 - 8 for p in polygons]
+    canvas = np.zeros((size, size), np.uint8)
+    cv2.fillPoly(canvas, [np.round(p).astype(np.int32) for p in points], 255, cv2.LINE_AA, 4)
+    return canvas.astype(np.float32) / 255
+
+
+@functools.cache
+def _fill(kind: str) -> float:
+    """The share of the circle around a kind of thing that it fills."""
+    layers = [_coverage(p.polygons, (0.5, 0.5), 0.25, 0.0, 128) for p in _shape(kind)]
+    return float((np.max(layers, 0) > 0.5).sum() / (np.pi * 32**2))
+
+
+def _recolour(colour: str, hue_shift: float, rng: np.random.Generator) -> np.ndarray:
+    hsv = cv2.cvtColor(np.uint8([[COLOURS[colour]]]), cv2.COLOR_RGB2HSV)[0, 0].astype(float)
+    hsv += rng.normal(0, 1, 3) * (3, 14, 14) + (hue_shift, 0, 0)
+    hsv = np.array([hsv[0] % 180, *np.clip(hsv[1:], 0, 255)])
+    return cv2.cvtColor(np.uint8([[hsv]]), cv2.COLOR_HSV2RGB)[0, 0].astype(np.float32)
+
+
+def _material(thing: Thing, u, v, scale: float, rng: np.random.Generator):
+    """How much of the thing's colour every pixel keeps; the rest is its second colour."""
+    if thing.material == "striped":
+        turn = rng.uniform(0, np.pi)
+        return np.sin((u * np.cos(turn) + v * np.sin(turn)) * rng.uniform(8, 12) / scale) > -0.2
+    if thing.material == "spotted":
+        cells = rng.uniform(2.2, 3.0) / scale
+        du, dv = (u * cells) % 1 - 0.5, (v * cells) % 1 - 0.5
+        return du**2 + dv**2 > 0.09
+    if thing.material == "checkered":
+        cells = rng.uniform(2.0, 2.8) / scale
+        return (np.floor(u * cells) + np.floor(v * cells)) % 2 == 0
+    if thing.material == "wooden":
+        knots = u + 0.25 * np.sin(v * rng.uniform(2, 4) + rng.uniform(0, 6))
+        return 0.75 + 0.25 * np.sin(knots * rng.uniform(16, 22) / scale)
+    return np.ones_like(u)
+
+
+def _draw_thing(image, thing: Thing, x, y, light: float, scale: float, rng):
+    """Paints `thing` into `image`; returns its coverage."""
+    size = x.shape[0]
+    dx, dy = (x - thing.centre[0]) / thing.radius, (y - thing.centre[1]) / thing.radius
+    cos, sin = np.cos(thing.angle), np.sin(thing.angle)
+    u, v = dx * cos + dy * sin, dy * cos - dx * sin
+    body = _recolour(thing.colour, thing.hue_shift, rng)
+    bright = body.mean() > 110
+    second = body * 0.35 if bright else 0.4 * body + 130
+    keep = np.asarray(_material(thing, u, v, scale, rng), np.float32)[..., None]
+    body_pixels = body * keep + second * (1 - keep)
+    towards = dx * np.cos(light) + dy * np.sin(light)
+    shade = 1 - 0.22 * np.clip(towards, -1.2, 1.2)
+    if thing.kind in ("ball", "ring"):
+        shade -= 0.18 * np.clip(dx**2 + dy**2, 0, 1)
+    shine = np.zeros_like(shade)
+    if thing.material == "shiny":
+        hx, hy = dx + 0.4 * np.cos(light), dy + 0.4 * np.sin(light)
+        shine = 170 * np.exp(-(hx**2 + hy**2) / 0.06)
+    total = np.zeros_like(x)
+    for part in _shape(thing.kind):
+        alpha = _coverage(part.polygons, thing.centre, thing.radius, thing.angle, size)
+        pixels = body_pixels if part.paint is None else np.float32(part.paint)
+        lit = pixels * shade[..., None] + shine[..., None]
+        image += alpha[..., None] * (lit - image)
+        total = np.maximum(total, alpha)
+    return total

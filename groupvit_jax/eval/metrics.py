@@ -1,0 +1,85 @@
+"""Counts and the scores made of them: confusion matrices, top-k, retrieval recall.
+
+What runs over pixels or pairs runs on the device; sums over a whole set are kept in int64 on the
+host, because a set has more pixels than an int32 counts.
+"""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from groupvit_jax.typing import Array, Bool, Float, Int
+
+IGNORED = 255
+
+
+def confusion_matrix(
+    truth: Int[Array, "B *pixels"],
+    prediction: Int[Array, "B *pixels"],
+    present: Bool[Array, " B"],
+    num_classes: int,
+    ignored: int = IGNORED,
+) -> Int[Array, "N N"]:
+    """Counts pixels by true class (rows) and predicted class (columns), on the device.
+
+    Args:
+      truth: class of every pixel; `ignored` and ids outside the classes don't count.
+      prediction: classes, below `num_classes`.
+      present: which rows of the batch are examples; the others are padding.
+      num_classes: number of classes.
+      ignored: the id in `truth` that doesn't count.
+    """
+    truth = truth.astype(jnp.int32)
+    counts = (truth != ignored) & (truth >= 0) & (truth < num_classes)
+    counts &= present.reshape(-1, *[1] * (truth.ndim - 1))
+    cell = jnp.where(counts, truth * num_classes + prediction, num_classes**2)
+    matrix = jnp.bincount(cell.ravel(), length=num_classes**2 + 1)[:-1]
+    return matrix.reshape(num_classes, num_classes)
+
+
+def class_iou(confusion: Int[np.ndarray, "N N"]) -> Float[np.ndarray, " N"]:
+    """Intersection over union of every class; NaN where a class is neither true nor predicted."""
+    hits = np.diag(confusion).astype(np.float64)
+    union = confusion.sum(0) + confusion.sum(1) - hits
+    return np.divide(hits, union, out=np.full(len(hits), np.nan), where=union > 0)
+
+
+def mean_iou(confusion: Int[np.ndarray, "N N"]) -> float:
+    """Mean over the classes that occur; NaN if none does."""
+    iou = class_iou(confusion)
+    return float(np.nanmean(iou)) if np.isfinite(iou).any() else float("nan")
+
+
+def pixel_accuracy(confusion: Int[np.ndarray, "N N"]) -> float:
+    """Share of the counted pixels that are predicted rightly; NaN if none is counted."""
+    total = confusion.sum()
+    return float(np.trace(confusion) / total) if total else float("nan")
+
+
+def rank_of_true_class(
+    scores: Float[Array, "B N"], label: Int[Array, " B"]
+) -> Int[Array, " B"]:
+    """Number of classes that come before the true one; of equal scores the first comes first."""
+    own = jnp.take_along_axis(scores, label[:, None], axis=1)
+    earlier = jnp.arange(scores.shape[1]) < label[:, None]
+    return ((scores > own) | ((scores == own) & earlier)).sum(axis=1)
+
+
+def first_match_rank(
+    scores: Float[Array, "Q N"], query: Int[Array, " Q"], owner: Int[Array, " N"]
+) -> Int[Array, " Q"]:
+    """Number of candidates that come before a query's first right one.
+
+    Args:
+      scores: similarity of queries and candidates.
+      query: identity of each query.
+      owner: identity of each candidate; it is right for the query of the same identity.
+    """
+    right = query[:, None] == owner
+    best = jnp.where(right, scores, -jnp.inf).argmax(axis=1)
+    return rank_of_true_class(scores, best)
+
+
+def recall(rank: Int[np.ndarray, " Q"], k: int) -> float:
+    """Share of the queries whose right answer is among the first `k`, by `rank` from 0."""
+    return float((np.asarray(rank) < k).mean())
