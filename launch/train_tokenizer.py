@@ -1,0 +1,119 @@
+"""Trains a SentencePiece vocabulary on captions.
+
+python -m launch.train_tokenizer --input='shards/{0000..0331}.tar' --vocab_size=16384 \
+    --output=captions.model
+"""
+
+import argparse
+import csv
+import os
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from absl import app, logging
+from absl.flags import argparse_flags
+
+from groupvit_jax.data import text
+
+
+def parse_flags(argv: Sequence[str]) -> argparse.Namespace:
+    """Parses the command line, `argv[0]` being the program."""
+    parser = argparse_flags.ArgumentParser(description=__doc__)
+    parser.add_argument(
+        "--input",
+        required=True,
+        help="tar shards (pattern or glob), .csv, .tsv or .txt (a line each)",
+    )
+    parser.add_argument("--output", required=True, help="the model file to write, FILE.model")
+    parser.add_argument("--vocab_size", type=int, default=16384)
+    parser.add_argument("--caption_column", default="caption", help="of a .csv or .tsv")
+    parser.add_argument(
+        "--max_captions", type=int, default=2_000_000, help="train on a sample of so many"
+    )
+    return parser.parse_args(argv[1:])
+
+
+def main(flags: argparse.Namespace) -> None:
+    """Trains, writes the model and says which settings belong to it."""
+    try:
+        output = _check_output(flags)
+        captions = read_captions(flags.input, flags.caption_column, flags.max_captions)
+        model = text.train_sentencepiece(captions, flags.vocab_size, flags.max_captions)
+    except (ValueError, OSError, csv.Error) as error:
+        sys.exit(f"train_tokenizer: {error}")
+    unfinished = output.with_name(output.name + ".tmp")
+    unfinished.write_bytes(model)
+    os.replace(unfinished, output)
+    tokenizer = text.SentencePieceTokenizer(str(output))
+    print(
+        f"Wrote {output}. Train with\n"
+        f"  --config.data.tokenizer.name=sentencepiece --config.data.tokenizer.path={output} "
+        f"--config.model.text.vocab_size={tokenizer.vocab_size} "
+        f"--config.model.text.end_of_text_id={tokenizer.end_of_text_id}"
+    )
+
+
+def read_captions(path: str, caption_column: str, max_captions: int) -> Iterator[str]:
+    """Streams the captions of tar shards, a table or a text file.
+
+    Of shards with more samples than `max_captions`, every n-th sample is read.
+
+    Raises:
+      FileNotFoundError: a file is missing or a pattern matches nothing.
+      ValueError: the table lacks the column.
+    """
+    suffix = Path(path).suffix.lower()
+    if suffix not in (".csv", ".tsv", ".txt"):
+        return _read_shards(path, max_captions)
+    if not Path(path).is_file():
+        raise FileNotFoundError(f"--input={path}: there is no such file")
+    if suffix == ".txt":
+        return _read_lines(path)
+    return _read_table(path, caption_column, "\t" if suffix == ".tsv" else ",")
+
+
+def _read_lines(path: str) -> Iterator[str]:
+    with open(path, encoding="utf-8", errors="replace") as file:
+        yield from file
+
+
+def _read_table(path: str, column: str, delimiter: str) -> Iterator[str]:
+    with open(path, encoding="utf-8-sig", errors="replace", newline="") as file:
+        rows = csv.DictReader(file, delimiter=delimiter)
+        if column not in (rows.fieldnames or ()):
+            raise ValueError(f"--caption_column={column}: {path} has {rows.fieldnames}")
+        yield from (row[column] or "" for row in rows)
+
+
+def _read_shards(pattern: str, max_captions: int) -> Iterator[str]:
+    # These import TFDS: slow, and a text file does without.
+    from groupvit_jax.data import sources, tar_index
+
+    source = sources.WebDatasetSource(tar_index.expand_pattern(pattern, "--input"), field="--input")
+    step = -(-len(source) // max_captions) if max_captions else 1
+    num_broken = 0
+    for index in range(0, len(source), step):
+        try:
+            yield from source[index]["captions"]
+        except sources.BrokenSampleError as error:
+            num_broken += 1
+            if num_broken <= 10:
+                logging.warning("Skipped %s: %s", source.locate(index), error)
+    logging.info("Read every %d. of %d samples, %d broken", step, len(source), num_broken)
+
+
+def _check_output(flags: argparse.Namespace) -> Path:
+    """Fails before the training rather than after it."""
+    output = Path(flags.output)
+    if output.suffix != ".model":
+        raise ValueError(f"--output={output}: expected a name that ends with .model")
+    if not os.access(output.parent, os.W_OK):
+        raise OSError(f"--output={output}: {output.parent} is no folder that can be written")
+    if flags.max_captions and flags.max_captions <= 100:
+        raise ValueError(f"--max_captions={flags.max_captions}: expected 0 (all) or over 100")
+    return output
+
+
+if __name__ == "__main__":
+    app.run(main, flags_parser=parse_flags)
