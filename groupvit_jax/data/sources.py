@@ -9,7 +9,7 @@ import json
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol, TypedDict
+from typing import Any, Protocol, TypedDict, runtime_checkable
 
 import cv2
 import numpy as np
@@ -38,6 +38,7 @@ class BrokenSampleError(ValueError):
     """A sample that can't be used; the message says why."""
 
 
+@runtime_checkable
 class Source(Protocol):
     """Random access to image-caption pairs."""
 
@@ -109,10 +110,10 @@ class WebDatasetSource:
             self._ends.append(len(index) + (self._ends[-1] if self._ends else 0))
             break_at = tar_index.break_of(index)
             if break_at is not None:
-                kept, size = len(index) - 1, os.path.getsize(shard)
-                message = "%s: the tar breaks off at byte %d of %d; the %d samples before are kept"
+                kept, size = tar_index.num_complete(index), os.path.getsize(shard)
+                message = "%s: the tar breaks off at byte %d of %d; samples kept before it: %d"
                 logging.warning(message, shard, break_at, size, kept)
-        if not any((_open_index(file)["size"][:, 0] >= 0).any() for file in self._index_files):
+        if not any(tar_index.num_complete(_open_index(file)) for file in self._index_files):
             raise ValueError(f"{field}: no sample in {len(shards)} shards, e.g. {shards[0]}")
 
     def __len__(self) -> int:

@@ -207,7 +207,7 @@ def _complete_members(file: BinaryIO, file_size: int) -> tuple[list[tarfile.TarI
     # tarfile takes any unreadable header but the first for the archive's end.
     file.seek(end)
     closing = file.read(_BLOCK)
-    return members, None if closing == bytes(_BLOCK) else end
+    return members, None if closing == bytes(_BLOCK) else min(end, file_size)
 
 
 def _group(
@@ -240,3 +240,9 @@ def break_of(index: np.ndarray) -> int | None:
     if len(index) and (index[-1]["size"] < 0).all():
         return int(index[-1]["key"].split()[-1][:-1])
     return None
+
+
+def num_complete(index: np.ndarray) -> int:
+    """Returns the number of samples with an image and something that may hold a caption."""
+    present = index["size"] >= 0
+    return int((present[:, 0] & present[:, 1:].any(axis=1)).sum())
