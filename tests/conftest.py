@@ -1,11 +1,17 @@
 """Runs every test on 8 host devices and checks shape annotations at run time."""
 
 import os
+from pathlib import Path
 
+# Tests compile much and compute little: LLVM's optimisations cost three times what they save, and
+# a cache of compiled programs serves the subprocesses that tests start, and the next run.
 os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ["XLA_FLAGS"] = (
-    os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
+    "--xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0"
 )
+cache = Path(__file__).parent.parent / ".pytest_cache" / "jax"
+os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(cache))
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.3")
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
 import jaxtyping

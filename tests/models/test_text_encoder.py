@@ -1,0 +1,60 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from groupvit_jax.models.text_encoder import TextEncoder
+
+ENCODER = TextEncoder(
+    vocab_size=50, context_length=8, width=64, num_layers=3, num_heads=2, end_of_text_id=40
+)
+TOKENS = np.array([[39, 5, 6, 40, 0, 0], [39, 5, 40, 0, 0, 0]], np.int32)
+
+
+@pytest.fixture(scope="module")
+def params():
+    return jax.jit(ENCODER.init)(jax.random.key(0), jnp.asarray(TOKENS))["params"]
+
+
+def encode(params, tokens):
+    return jax.jit(ENCODER.apply)({"params": params}, jnp.asarray(tokens, jnp.int32))
+
+
+def test_feature_is_taken_at_the_first_end_of_text(params):
+    reference = encode(params, TOKENS)
+    tail = TOKENS.copy()
+    tail[0, 4:] = 40  # a padding id equal to the end-of-text id must not matter
+    tail[1, 3:] = [45, 49, 40]  # nor larger ids after it
+    np.testing.assert_allclose(encode(params, tail), reference, atol=1e-6)
+    assert not np.allclose(reference[0], reference[1])
+
+
+def test_padding_length_does_not_matter(params):
+    np.testing.assert_allclose(encode(params, TOKENS[:, :4]), encode(params, TOKENS), atol=1e-6)
+
+
+def test_every_word_before_the_end_matters(params):
+    changed = TOKENS.copy()
+    changed[0, 1] = 7
+    assert not np.allclose(encode(params, changed)[0], encode(params, TOKENS)[0])
+
+
+def test_initial_standard_deviations_are_clips(params):
+    w, layers = 64, 3
+    block = params["blocks_1"]
+    expected = {
+        0.02: params["token_embedding"]["embedding"],
+        0.01: params["position_embedding"],
+        w**-0.5: block["attn"]["qkv"]["kernel"],
+        w**-0.5 * (2 * layers) ** -0.5: block["attn"]["proj"]["kernel"],
+        (2 * w) ** -0.5: block["mlp"]["fc1"]["kernel"],
+    }
+    for std, value in expected.items():
+        assert np.std(value) == pytest.approx(std, rel=0.08)
+    fc2 = block["mlp"]["fc2"]["kernel"]
+    assert np.std(fc2) == pytest.approx(w**-0.5 * (2 * layers) ** -0.5, rel=0.08)
+
+
+def test_a_text_too_long_is_refused(params):
+    with pytest.raises(ValueError, match="9 tokens, expected at most 8"):
+        encode(params, np.zeros((1, 9)))
