@@ -4,6 +4,7 @@ Telling two scenes apart by their captions needs the attributes of each thing, n
 """
 
 import dataclasses
+import itertools
 from collections.abc import Sequence
 
 import numpy as np
@@ -81,7 +82,9 @@ def _relation(a: _Mention, b: _Mention, rng: np.random.Generator) -> str:
     if np.hypot(dx, dy) < 0.9 * reach:
         options += ["in front of"] * 3
     if abs(dx) > 1.5 * abs(dy):
-        options += (["left of", "to the left of"] if dx < 0 else ["right of", "to the right of"]) * 2
+        options += (
+            ["left of", "to the left of"] if dx < 0 else ["right of", "to the right of"]
+        ) * 2
     if abs(dy) > 1.5 * abs(dx):
         options += (["above", "over"] if dy < 0 else ["below", "under"]) * 2
     return str(rng.choice(options))
@@ -102,7 +105,7 @@ def _things(mentions: Sequence[_Mention], rng: np.random.Generator) -> str:
     text = _noun_phrase(mentions[0], rng)
     if len(mentions) == 1:
         return f"{text} {_place(mentions[0], rng)}" if rng.random() < 0.4 else text
-    for before, mention in zip(mentions, mentions[1:], strict=False):
+    for before, mention in itertools.pairwise(mentions):
         text += f" {_relation(before, mention, rng)} {_noun_phrase(mention, rng)}"
     return text
 
@@ -116,13 +119,13 @@ def _stuff(stuff: Stuff, rng: np.random.Generator) -> str:
     return f"{'' if look and rng.random() < 0.5 else 'the '}{look}{stuff.kind}"
 
 
-_ONE = {
+_ONE: dict[str, tuple[str, ...]] = {
     "sky": ("in {0}", "against {0}", "in front of {0}"),
     "brick": ("in front of {0}", "against {0}", "on {0}"),
     "water": ("in {0}", "on {0}", "in the middle of {0}"),
 }
 _OTHER_ONE = ("on {0}", "lying on {0}", "surrounded by {0}")
-_TWO = {
+_TWO: dict[str, tuple[str, ...]] = {
     "sky": ("on {1} under {0}", "between {1} and {0}", "with {0} above {1}"),
     "brick": ("on {1} in front of {0}", "by {0} and {1}", "with {0} behind {1}"),
 }

@@ -11,11 +11,13 @@ from collections.abc import Callable
 import cv2
 import numpy as np
 
-from groupvit_jax.typing import Float, Int, UInt8
+from groupvit_jax.typing import Float, UInt8
 
 STUFF = ("sky", "grass", "sand", "water", "brick", "snow")
-THINGS = ("ball", "box", "cone", "star", "ring", "cross")
-THINGS += ("heart", "moon", "tree", "house", "boat", "fish")
+THINGS = (
+    *("ball", "box", "cone", "star", "ring", "cross"),
+    *("heart", "moon", "tree", "house", "boat", "fish"),
+)
 CLASS_NAMES = STUFF + THINGS
 
 COLOURS = {
@@ -246,6 +248,7 @@ def _crescent() -> Polygon:
 def _shape(kind: str) -> tuple[Part, ...]:
     """The parts of a kind of thing, from the back to the front."""
     box = _polygon((-0.8, -0.8), (0.8, -0.8), (0.8, 0.8), (-0.8, 0.8))
+    slope = _polygon((0, -1.1), (0.9, 0.75), (-0.9, 0.75))
     a, b = 0.36, 1.0
     cross = _polygon((-a, -b), (a, -b), (a, -a), (b, -a), (b, a), (a, a))
     cross = np.concatenate([cross, -cross])
@@ -258,11 +261,11 @@ def _shape(kind: str) -> tuple[Part, ...]:
     sail = _polygon((0.08, -1.0), (0.85, 0.15), (0.08, 0.15))
     jib = _polygon((-0.05, -0.8), (-0.05, 0.15), (-0.65, 0.15))
     tail = _polygon((0.5, 0.0), (1.1, -0.55), (1.0, 0.0), (1.1, 0.55))
+    flank, eye = _circle(0.85, (-0.15, 0), 0.68), _circle(0.11, (-0.6, -0.15))
     shapes = {
         "ball": [Part((_circle(),))],
         "box": [Part((box,))],
-        "cone": [Part((_polygon((0, -1.1), (0.9, 0.75), (-0.9, 0.75)),))]
-        + [Part((_circle(0.9, (0, 0.75), 0.25),))],
+        "cone": [Part((slope,)), Part((_circle(0.9, (0, 0.75), 0.25),))],
         "star": [Part((_star(),))],
         "ring": [Part((_circle(), _circle(0.5)))],
         "cross": [Part((cross,))],
@@ -271,8 +274,7 @@ def _shape(kind: str) -> tuple[Part, ...]:
         "tree": [Part((trunk,), (104, 70, 42))] + [Part((leaf,)) for leaf in leaves],
         "house": [Part((walls,)), Part((roof,), (96, 66, 58)), Part((door,), (60, 46, 40))],
         "boat": [Part((sail,), (240, 236, 226)), Part((jib,), (226, 220, 206)), Part((hull,))],
-        "fish": [Part((tail,)), Part((_circle(0.85, (-0.15, 0), 0.68),))]
-        + [Part((_circle(0.11, (-0.6, -0.15)),), (20, 20, 24))],
+        "fish": [Part((tail,)), Part((flank,)), Part((eye,), (20, 20, 24))],
     }
     return tuple(shapes[kind])
 
@@ -295,10 +297,13 @@ def _fill(kind: str) -> float:
 
 
 def _recolour(colour: str, hue_shift: float, rng: np.random.Generator) -> np.ndarray:
-    hsv = cv2.cvtColor(np.uint8([[COLOURS[colour]]]), cv2.COLOR_RGB2HSV)[0, 0].astype(float)
+    """A shade of the colour, RGB."""
+    rgb = np.array([[COLOURS[colour]]], np.uint8)
+    hsv = cv2.cvtColor(rgb, cv2.COLOR_RGB2HSV).astype(float)
     hsv += rng.normal(0, 1, 3) * (3, 14, 14) + (hue_shift, 0, 0)
-    hsv = np.array([hsv[0] % 180, *np.clip(hsv[1:], 0, 255)])
-    return cv2.cvtColor(np.uint8([[hsv]]), cv2.COLOR_HSV2RGB)[0, 0].astype(np.float32)
+    hsv[..., 0] %= 180
+    shade = np.clip(hsv, 0, 255).astype(np.uint8)
+    return cv2.cvtColor(shade, cv2.COLOR_HSV2RGB)[0, 0].astype(np.float32)
 
 
 def _material(thing: Thing, u, v, scale: float, rng: np.random.Generator):
@@ -341,7 +346,7 @@ def _draw_thing(image, thing: Thing, x, y, light: float, scale: float, rng):
     total = np.zeros_like(x)
     for part in _shape(thing.kind):
         alpha = _coverage(part.polygons, thing.centre, thing.radius, thing.angle, size)
-        pixels = body_pixels if part.paint is None else np.float32(part.paint)
+        pixels = body_pixels if part.paint is None else np.array(part.paint, np.float32)
         lit = pixels * shade[..., None] + shine[..., None]
         image += alpha[..., None] * (lit - image)
         total = np.maximum(total, alpha)

@@ -9,7 +9,7 @@ import dataclasses
 import io
 import sys
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, ClassVar
 
 import cv2
 import numpy as np
@@ -145,11 +145,9 @@ class Scenes(tfds.core.GeneratorBasedBuilder):
     """Scenes of things in front of stuff. A mask's values are indices into `CLASS_NAMES`."""
 
     VERSION = tfds.core.Version("1.0.0")
-    BUILDER_CONFIGS = [
+    BUILDER_CONFIGS: ClassVar[list[SceneConfig]] = [
         SceneConfig(name="small", description="64 x 64 pixels"),
-        SceneConfig(
-            name="miniature", description="for tests", size=32, num_train=128, num_eval=32
-        ),
+        SceneConfig(name="miniature", description="for tests", size=32, num_train=128, num_eval=32),
     ]
 
     def _info(self) -> tfds.core.DatasetInfo:

@@ -4,7 +4,6 @@ What runs over pixels or pairs runs on the device; sums over a whole set are kep
 host, because a set has more pixels than an int32 counts.
 """
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -56,9 +55,7 @@ def pixel_accuracy(confusion: Int[np.ndarray, "N N"]) -> float:
     return float(np.trace(confusion) / total) if total else float("nan")
 
 
-def rank_of_true_class(
-    scores: Float[Array, "B N"], label: Int[Array, " B"]
-) -> Int[Array, " B"]:
+def rank_of_true_class(scores: Float[Array, "B N"], label: Int[Array, " B"]) -> Int[Array, " B"]:
     """Number of classes that come before the true one; of equal scores the first comes first."""
     own = jnp.take_along_axis(scores, label[:, None], axis=1)
     earlier = jnp.arange(scores.shape[1]) < label[:, None]

@@ -4,26 +4,60 @@ Pure functions of arrays, jitted by their callers; scores are averaged over slid
 the evaluator accumulates one confusion matrix over a whole set.
 """
 
-from collections.abc import Sequence
+import dataclasses
+import functools
+from collections.abc import Iterator, Mapping, Sequence
 
+import cv2
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from groupvit_jax import parallel
+from groupvit_jax.data.device_ops import normalize
+from groupvit_jax.eval import metrics
+from groupvit_jax.eval.encoding import (
+    SEGMENTATION_PROMPTS,
+    Encoder,
+    encode_images,
+    project_groups,
+)
+from groupvit_jax.eval.masks import MaskedSource
 from groupvit_jax.losses import clipped_scale, l2_normalize
 from groupvit_jax.models.two_tower import TwoTower
-from groupvit_jax.typing import Array, Float, Int, Params
+from groupvit_jax.typing import Array, Float, Int, Params, UInt8
 
-def resize_bilinear(
-    maps: Float[Array, "B h w C"], size: tuple[int, int]
-) -> Float[Array, "B H W C"]:
-    """Bilinear resize with half-pixel centres, not antialiased (PyTorch's `align_corners=False`)."""
+
+@dataclasses.dataclass(frozen=True)
+class Protocol:
+    """How a set is evaluated; the defaults are the published ones but for the background.
+
+    Attributes:
+      resize: longest and shortest side that the image is made to fit, keeping its ratio; None
+        leaves images as they are.
+      window: side of the sliding windows in pixels.
+      stride: distance between windows in pixels.
+      background_threshold: None where the classes have no background.
+      num_kept: number of classes kept in each window.
+      prompts: texts with one `{}` for a class's name, whose embeddings are averaged.
+    """
+
+    resize: Sequence[int] | None = (2048, 448)
+    window: int = 448
+    stride: int = 224
+    background_threshold: float | None = None
+    num_kept: int = 5
+    prompts: tuple[str, ...] = SEGMENTATION_PROMPTS
+
+
+def resize_bilinear(maps: Float[Array, "B h w C"], size: Sequence[int]) -> Float[Array, "B H W C"]:
+    """Resizes bilinearly: half-pixel centres, not antialiased (PyTorch's default)."""
     shape = (maps.shape[0], *size, maps.shape[3])
     return jax.image.resize(maps, shape, "bilinear", antialias=False)
 
 
 def pixel_groups(
-    assignments: Sequence[Float[Array, "B _ _"]], size: tuple[int, int], patch_size: int
+    assignments: Sequence[Float[Array, "B _ _"]], size: Sequence[int], patch_size: int
 ) -> Int[Array, "B H W"]:
     """Returns the last grouping stage's group of every pixel.
 
@@ -92,9 +126,7 @@ def window_scores(
     variables: Params,
     images: Float[Array, "B H W 3"],
     text: Float[Array, "N D"],
-    *,
-    background_threshold: float | None = None,
-    num_kept: int = 5,
+    protocol: Protocol,
 ) -> Float[Array, "B H W M"]:
     """Returns every pixel's score of every class; with a threshold, background comes first.
 
@@ -102,20 +134,19 @@ def window_scores(
       model: the two towers.
       variables: the model's parameters and statistics.
       images: a batch of windows, normalised.
-      text: normalised class embeddings.
-      background_threshold: None where the classes have no background.
-      num_kept: number of classes kept in each window.
+      text: normalised class embeddings, without the background's.
+      protocol: the knobs.
     """
-    image, features = model.apply(variables, images, method="encode_image")
-    groups = model.apply(variables, features.segments, method="project_groups")
+    image, features = encode_images(model, variables, images)
+    groups = project_groups(model, variables, features.segments)
     logit_scale = variables["params"]["logit_scale"]
-    of_group = group_scores(groups, image, text, logit_scale, num_kept)
+    of_group = group_scores(groups, image, text, logit_scale, protocol.num_kept)
     patch_size = model.image_encoder.patch_size
     of_pixel = pixel_groups(features.assignments, images.shape[1:3], patch_size)
     scores = jax.vmap(lambda rows, index: rows[index])(of_group, of_pixel)
-    if background_threshold is None:
+    if protocol.background_threshold is None:
         return scores
-    return add_background(scores, of_group, background_threshold)
+    return add_background(scores, of_group, protocol.background_threshold)
 
 
 def window_starts(length: int, window: int, stride: int) -> list[int]:
@@ -129,37 +160,151 @@ def sliding_scores(
     variables: Params,
     images: Float[Array, "B H W 3"],
     text: Float[Array, "N D"],
-    *,
-    window: int,
-    stride: int,
-    background_threshold: float | None = None,
-    num_kept: int = 5,
+    protocol: Protocol,
 ) -> Float[Array, "B H W M"]:
-    """Averages `window_scores` over windows of `window` pixels, `stride` apart.
+    """Averages `window_scores` over all windows, which go through the encoder as one batch.
 
-    All windows of all images go through the encoder as one batch. An image that is smaller than
-    the window along an axis makes the window smaller.
-
-    Args:
-      model, variables, images, text, background_threshold, num_kept: see `window_scores`.
-      window: side of a window in pixels.
-      stride: distance between windows in pixels.
+    An image that is smaller than the window along an axis makes the window smaller.
     """
     H, W = images.shape[1:3]
-    h, w = min(window, H), min(window, W)
-    corners = [(y, x) for y in window_starts(H, h, stride) for x in window_starts(W, w, stride)]
+    h, w = min(protocol.window, H), min(protocol.window, W)
+    rows, columns = (window_starts(*lengths, protocol.stride) for lengths in ((H, h), (W, w)))
+    corners = [(y, x) for y in rows for x in columns]
     crops = jnp.concatenate([images[:, y : y + h, x : x + w] for y, x in corners])
-    scores = window_scores(
-        model,
-        variables,
-        crops,
-        text,
-        background_threshold=background_threshold,
-        num_kept=num_kept,
-    )
-    total = jnp.zeros((images.shape[0], H, W, scores.shape[-1]))
+    scores = window_scores(model, variables, crops, text, protocol)
+    total = jnp.zeros((images.shape[0], H, W, scores.shape[-1]), scores.dtype)
     count = np.zeros((H, W, 1), np.float32)
     for (y, x), part in zip(corners, jnp.split(scores, len(corners)), strict=True):
         total = total.at[:, y : y + h, x : x + w].add(part)
         count[y : y + h, x : x + w] += 1
     return total / count
+
+
+def segment(
+    model: TwoTower,
+    variables: Params,
+    images: UInt8[Array, "B H W 3"],
+    text: Float[Array, "N D"],
+    protocol: Protocol,
+    size: Sequence[int],
+) -> Int[Array, "B h w"]:
+    """Returns the class of every pixel of the original images, of `size`; 0 is the background.
+
+    Without a background, 0 is the first class.
+    """
+    scores = sliding_scores(model, variables, normalize(images), text, protocol)
+    return resize_bilinear(scores, size).argmax(-1)
+
+
+def resize_to_fit(
+    image: UInt8[np.ndarray, "H W 3"], sides: Sequence[int]
+) -> UInt8[np.ndarray, "h w 3"]:
+    """Scales an image as far as its sides fit (longest, shortest), keeping its ratio; bilinear."""
+    H, W = image.shape[:2]
+    scale = min(max(sides) / max(H, W), min(sides) / min(H, W))
+    size = (max(1, int(W * scale + 0.5)), max(1, int(H * scale + 0.5)))
+    return cv2.resize(image, size, interpolation=cv2.INTER_LINEAR)
+
+
+class Segmentation:
+    """Segments every image of a set into named classes and compares with its mask.
+
+    Metrics: `miou`, `pixel_accuracy`, and `iou/CLASS` of every class that occurs.
+    """
+
+    def __init__(
+        self,
+        encoder: Encoder,
+        source: MaskedSource,
+        class_names: Sequence[str],
+        protocol: Protocol,
+        *,
+        name: str = "segmentation",
+        batch_size: int = 32,
+        background_name: str = "background",
+    ) -> None:
+        """Takes what to evaluate on.
+
+        Args:
+          encoder: the towers.
+          source: images with masks, whose values index the classes (the background's is 0, if
+            there is one).
+          class_names: without the background's.
+          protocol: the knobs.
+          name: prefix of the metrics.
+          batch_size: images of one size that are segmented at once; rounded up to what the
+            devices divide.
+          background_name: what the background is called in the results.
+        """
+        self.name = name
+        self._encoder, self._source, self._protocol = encoder, source, protocol
+        self._class_names = tuple(class_names)
+        self._batch_size = encoder.batch_size(batch_size)
+        background = [] if protocol.background_threshold is None else [background_name]
+        self.all_names = (*background, *self._class_names)
+        self._count = jax.jit(self._count_batch, out_shardings=parallel.replicated(encoder.mesh))
+
+    def __call__(self, variables: Params) -> dict[str, float]:
+        """Returns the scores of one pass over the set."""
+        confusion = self.confusion(variables)
+        iou = metrics.class_iou(confusion)
+        named = zip(self.all_names, iou.tolist(), strict=True)
+        return {
+            "miou": metrics.mean_iou(confusion),
+            "pixel_accuracy": metrics.pixel_accuracy(confusion),
+            **{f"iou/{name}": value for name, value in named if not np.isnan(value)},
+        }
+
+    def confusion(self, variables: Params) -> Int[np.ndarray, "N N"]:
+        """Returns the counts of pixels by true and predicted class over the whole set."""
+        text = self._encoder.class_embeddings(variables, self._class_names, self._protocol.prompts)
+        total = np.zeros((len(self.all_names),) * 2, np.int64)
+        pending: list[Array] = []
+        for batch in self._batches():
+            arrays = parallel.to_global_batch(self._encoder.mesh, self._own_rows(batch))
+            pending.append(self._count(variables, arrays, text))
+            if len(pending) > 1:  # the host prepares a batch while the devices work on another
+                total += np.asarray(pending.pop(0))
+        return total + sum(np.asarray(counts, np.int64) for counts in pending)
+
+    def _count_batch(self, variables: Params, batch: Mapping[str, Array], text: Array) -> Array:
+        size = batch["mask"].shape[1:3]
+        prediction = segment(
+            self._encoder.model, variables, batch["image"], text, self._protocol, size
+        )
+        return metrics.confusion_matrix(
+            batch["mask"], prediction, batch["present"], len(self.all_names)
+        )
+
+    def _batches(self) -> Iterator[dict[str, np.ndarray]]:
+        """Yields batches of equal sizes, the incomplete ones padded."""
+        buckets: dict[tuple, list[tuple[np.ndarray, np.ndarray]]] = {}
+        for index in range(len(self._source)):
+            image, mask = self._source[index]
+            if self._protocol.resize is not None:
+                image = resize_to_fit(image, self._protocol.resize)
+            bucket = buckets.setdefault((image.shape, mask.shape), [])
+            bucket.append((image, mask))
+            if len(bucket) == self._batch_size:
+                yield _pad(bucket, self._batch_size)
+                bucket.clear()
+        for bucket in buckets.values():
+            if bucket:
+                yield _pad(bucket, self._batch_size)
+
+    def _own_rows(self, batch: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """Returns this process's rows of a batch."""
+        rows = self._batch_size // jax.process_count()
+        start = rows * jax.process_index()
+        return {name: array[start : start + rows] for name, array in batch.items()}
+
+
+def _pad(pairs: Sequence[tuple[np.ndarray, np.ndarray]], size: int) -> dict[str, np.ndarray]:
+    images, masks = (np.stack(arrays) for arrays in zip(*pairs, strict=True))
+    missing = size - len(pairs)
+    pad = functools.partial(np.pad, mode="edge")
+    return {
+        "image": pad(images, ((0, missing), (0, 0), (0, 0), (0, 0))),
+        "mask": pad(masks, ((0, missing), (0, 0), (0, 0))),
+        "present": np.arange(size) < len(pairs),
+    }

@@ -1,0 +1,114 @@
+"""The two towers, jitted for evaluation: any number of examples, on any number of devices."""
+
+import functools
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+
+from groupvit_jax import parallel
+from groupvit_jax.data.device_ops import normalize
+from groupvit_jax.data.text import Tokenizer
+from groupvit_jax.losses import l2_normalize
+from groupvit_jax.models.two_tower import TwoTower
+from groupvit_jax.typing import Array, Float, ImageFeatures, Int, Params, UInt8
+
+# Spec of the published evaluation, from CLIP's notebooks.
+IMAGENET_PROMPTS = (
+    "itap of a {}.",
+    "a bad photo of the {}.",
+    "a origami {}.",
+    "a photo of the large {}.",
+    "a {} in a video game.",
+    "art of the {}.",
+    "a photo of the small {}.",
+)
+SEGMENTATION_PROMPTS = ("a photo of a {}.",)
+_TEXTS_AT_ONCE = 256
+
+
+def encode_images(
+    model: TwoTower, variables: Params, images: Float[Array, "B H W 3"]
+) -> tuple[Float[Array, "B D"], ImageFeatures]:
+    """Returns joint embeddings (not normalised) and features of normalised images."""
+    result: Any = model.apply(variables, images, method="encode_image")
+    return result
+
+
+def project_groups(
+    model: TwoTower, variables: Params, segments: Float[Array, "B G C"]
+) -> Float[Array, "B G D"]:
+    """Returns joint embeddings (not normalised) of segments."""
+    result: Any = model.apply(variables, segments, method="project_groups")
+    return result
+
+
+class Encoder:
+    """Embeds images, texts and class names.
+
+    What it returns is replicated, so every process sees every embedding.
+    """
+
+    def __init__(self, model: TwoTower, tokenizer: Tokenizer, mesh: Mesh) -> None:
+        """Takes the parts of a run; nothing is compiled before it is used."""
+        self.model, self.tokenizer, self.mesh = model, tokenizer, mesh
+        compiled = functools.partial(jax.jit, out_shardings=parallel.replicated(mesh))
+        self.image_embeddings = compiled(self._image_embeddings)
+        self.token_embeddings = compiled(self._token_embeddings)
+        self.replicate = compiled(lambda arrays: arrays)
+
+    def _image_embeddings(
+        self, variables: Params, images: UInt8[Array, "B H W 3"]
+    ) -> Float[Array, "B D"]:
+        return encode_images(self.model, variables, normalize(images))[0]
+
+    def _token_embeddings(
+        self, variables: Params, tokens: Int[Array, "*batch T"]
+    ) -> Float[Array, "*batch D"]:
+        flat = tokens.reshape(-1, tokens.shape[-1])
+        embeddings: Any = self.model.apply(variables, flat, method="encode_text")
+        return embeddings.reshape(*tokens.shape[:-1], -1)
+
+    def text_embeddings(self, variables: Params, texts: Sequence[str]) -> Float[np.ndarray, "N D"]:
+        """Returns the joint embeddings of texts, not normalised; all processes pass the same."""
+        size = min(_TEXTS_AT_ONCE, _round_up(len(texts), 8))
+        padded = [*texts, *[texts[-1]] * (-len(texts) % size)]
+        parts = [
+            np.asarray(self.token_embeddings(variables, self.tokenizer(padded[i : i + size])))
+            for i in range(0, len(padded), size)
+        ]
+        return np.concatenate(parts)[: len(texts)]
+
+    def class_embeddings(
+        self, variables: Params, names: Sequence[str], prompts: Sequence[str]
+    ) -> Float[np.ndarray, "N D"]:
+        """Returns for each class the normalised mean over the prompts of unnormalised embeddings.
+
+        Args:
+          variables: the model's parameters and statistics.
+          names: of the classes.
+          prompts: texts with one `{}` for the name.
+
+        Raises:
+          ValueError: there is no class or no prompt, or a prompt without `{}`.
+        """
+        if not names or not prompts:
+            raise ValueError(f"{len(names)} class names and {len(prompts)} prompts: expected some")
+        for prompt in prompts:
+            if "{}" not in prompt:
+                raise ValueError(f"prompt {prompt!r}: expected one {{}} where the name goes")
+        texts = [prompt.format(name) for name in names for prompt in prompts]
+        embeddings = self.text_embeddings(variables, texts)
+        means = embeddings.reshape(len(names), len(prompts), -1).mean(axis=1)
+        return np.asarray(l2_normalize(means))
+
+    def batch_size(self, wanted: int) -> int:
+        """Returns the least batch size from `wanted` on that devices and processes divide."""
+        shards = np.prod([self.mesh.shape[axis] for axis in parallel.BATCH_AXES])
+        return _round_up(wanted, int(np.lcm(shards, jax.process_count())))
+
+
+def _round_up(number: int, multiple: int) -> int:
+    return -(-number // multiple) * multiple

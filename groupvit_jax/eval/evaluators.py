@@ -1,0 +1,82 @@
+"""Makes the evaluators that a configuration names."""
+
+from collections.abc import Callable, Mapping
+from typing import Any, Protocol
+
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+
+from groupvit_jax.data.sources import make_source
+from groupvit_jax.data.text import Tokenizer
+from groupvit_jax.eval import segmentation
+from groupvit_jax.eval.encoding import Encoder
+from groupvit_jax.eval.masks import TfdsMasks
+from groupvit_jax.eval.zero_shot import FolderClassification, Retrieval
+from groupvit_jax.models.two_tower import TwoTower
+from groupvit_jax.typing import Params
+
+
+class Evaluator(Protocol):
+    """Measures a model; `name` prefixes its metrics."""
+
+    name: str
+
+    def __call__(self, variables: Params) -> dict[str, float]:
+        """Returns the metrics of a model with these variables."""
+
+
+def make_evaluators(
+    config: ConfigDict, model: TwoTower, tokenizer: Tokenizer, mesh: Mesh
+) -> list[tuple[Evaluator, int]]:
+    """Returns each evaluator of `config.evaluators` with its interval in steps.
+
+    Every entry has a `kind`, maybe `every_steps` (0, the default: at the end only), and the fields
+    of that kind:
+
+    - "retrieval": `source` (as in `config.data.sources`) and the options of `Retrieval`;
+    - "classification": `folder` and the options of `FolderClassification`;
+    - "segmentation": `source` (`name`, `split`, `data_dir` of a TFDS set), `classes`, and the
+      fields of `segmentation.Protocol`, `batch_size` and `background_name`.
+
+    Raises:
+      ValueError: naming the field, if a kind or field is unknown or a set can't be read.
+      FileNotFoundError: a set's files aren't there.
+    """
+    encoder = Encoder(model, tokenizer, mesh)
+    evaluators = []
+    for name, entry in config.evaluators.items():
+        options = entry.to_dict()
+        kind, every_steps = options.pop("kind", None), options.pop("every_steps", 0)
+        if kind not in _KINDS:
+            raise ValueError(
+                f"config.evaluators.{name}.kind: {kind!r} found, expected one of {list(_KINDS)}"
+            )
+        try:
+            evaluators.append((_KINDS[kind](encoder, name, options), every_steps))
+        except TypeError as error:  # says which argument is unknown or missing
+            raise ValueError(f"config.evaluators.{name}: {error}") from error
+    return evaluators
+
+
+def _retrieval(encoder: Encoder, name: str, options: dict[str, Any]) -> Evaluator:
+    source = make_source(name, options.pop("source", {}))
+    return Retrieval(encoder, source, name=name, **options)
+
+
+def _classification(encoder: Encoder, name: str, options: dict[str, Any]) -> Evaluator:
+    return FolderClassification(encoder, options.pop("folder", ""), name=name, **options)
+
+
+def _segmentation(encoder: Encoder, name: str, options: dict[str, Any]) -> Evaluator:
+    source = TfdsMasks(**options.pop("source", {}))
+    class_names = options.pop("classes", ())
+    rest = {key: options.pop(key) for key in ("batch_size", "background_name") if key in options}
+    protocol = segmentation.Protocol(**options)
+    return segmentation.Segmentation(encoder, source, class_names, protocol, name=name, **rest)
+
+
+_KINDS: Mapping[str, Callable[[Encoder, str, dict[str, Any]], Evaluator]] = {
+    "retrieval": _retrieval,
+    "classification": _classification,
+    "segmentation": _segmentation,
+}

@@ -1,0 +1,249 @@
+"""Zero-shot retrieval, and classification of images in folders named after their classes."""
+
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from groupvit_jax import parallel
+from groupvit_jax.data.pipeline import eval_examples
+from groupvit_jax.data.sources import Sample, Source
+from groupvit_jax.eval import metrics
+from groupvit_jax.eval.encoding import IMAGENET_PROMPTS, Encoder
+from groupvit_jax.losses import l2_normalize
+from groupvit_jax.typing import Array, Float, Int, Params
+
+_RECALLS = (1, 5, 10)
+_QUERIES_AT_ONCE = 1024
+_IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif")
+_rank_true = jax.jit(metrics.rank_of_true_class)
+
+
+class Retrieval:
+    """Finds an image's captions among those of all images, and a caption's image among all images.
+
+    Metrics: `image_to_text_rK` (one of the image's own captions is among the best K) and
+    `text_to_image_rK`, for K of 1, 5 and 10, and the number of images that were read.
+    """
+
+    def __init__(
+        self,
+        encoder: Encoder,
+        source: Source,
+        *,
+        name: str = "retrieval",
+        batch_size: int = 256,
+        captions_per_image: int = 5,
+        resize: int = 256,
+        crop: int = 224,
+    ) -> None:
+        """Takes what to evaluate on.
+
+        Args:
+          encoder: the towers.
+          source: images with captions.
+          name: prefix of the metrics.
+          batch_size: global; rounded up to what the devices divide.
+          captions_per_image: further captions of an image are left out, as is usual with COCO.
+          resize: the shorter side of the images in pixels.
+          crop: side of the central square of which the embedding is taken.
+        """
+        self.name = name
+        self._encoder, self._source = encoder, source
+        self._batch_size, self._captions = encoder.batch_size(batch_size), captions_per_image
+        self._resize, self._crop = resize, crop
+
+    def __call__(self, variables: Params) -> dict[str, float]:
+        """Returns the recalls."""
+        image, text, owner = self._embed(variables)
+        if not len(image):
+            raise ValueError(f"{self.name}: none of {len(self._source)} images can be read")
+        identity = np.arange(len(image))
+        results = {}
+        for direction, ranks in (
+            ("image_to_text", match_ranks(image, identity, text, owner)),
+            ("text_to_image", match_ranks(text, owner, image, identity)),
+        ):
+            for k in _RECALLS:
+                results[f"{direction}_r{k}"] = metrics.recall(ranks, k)
+        return results | {"images": float(len(image))}
+
+    def _embed(self, variables: Params):
+        """Returns embeddings of images [I, D] and texts [T, D], and the image of each text."""
+        parts: list[tuple[np.ndarray, ...]] = []
+        for batch in batches(
+            self._encoder, self._source, self._batch_size, self._resize, self._crop
+        ):
+            tokens, written = self._tokenize(batch.pop("captions"))
+            batch |= {"tokens": tokens, "written": written}
+            arrays = parallel.to_global_batch(self._encoder.mesh, batch)
+            parts.append(jax.device_get(self._embed_batch(variables, arrays)))
+        image, text, present, written = (np.concatenate(p) for p in zip(*parts, strict=True))
+        written = written[present]
+        return image[present], text[present][written], np.nonzero(written)[0]
+
+    def _embed_batch(self, variables: Params, arrays: Mapping[str, Array]):
+        images = self._encoder.image_embeddings(variables, arrays["image"])
+        texts = self._encoder.token_embeddings(variables, arrays["tokens"])
+        return images, texts, *self._encoder.replicate((arrays["_mask"], arrays["written"]))
+
+    def _tokenize(self, captions: Sequence[Sequence[str]]):
+        """Returns token ids [B, M, T] and which of the M places hold a caption."""
+        M, tokenizer = self._captions, self._encoder.tokenizer
+        flat = [text for each in captions for text in [*each[:M], *[""] * (M - len(each))]]
+        written = np.array([[i < len(each) for i in range(M)] for each in captions])
+        return tokenizer(flat).reshape(len(captions), M, -1), written
+
+
+class FolderClassification:
+    """Chooses a class for every image of a tree ROOT/CLASS NAME/IMAGE.
+
+    Metrics: `top1` and `top5` accuracy, and the number of images that were read.
+    """
+
+    def __init__(
+        self,
+        encoder: Encoder,
+        folder: str,
+        *,
+        name: str = "classification",
+        batch_size: int = 256,
+        prompts: Sequence[str] = IMAGENET_PROMPTS,
+        resize: int = 256,
+        crop: int = 224,
+    ) -> None:
+        """Takes what to evaluate on.
+
+        Args:
+          encoder: the towers.
+          folder: ROOT; underscores in the classes' names stand for spaces.
+          name: prefix of the metrics.
+          batch_size: global; rounded up to what the devices divide.
+          prompts: texts with one `{}`, whose embeddings are averaged.
+          resize: the shorter side of the images in pixels.
+          crop: side of the central square that is classified.
+
+        Raises:
+          FileNotFoundError: there is no image in any folder of ROOT.
+        """
+        self.name = name
+        self._encoder, self._source = encoder, ImageFolder(folder)
+        self._batch_size, self._prompts = encoder.batch_size(batch_size), prompts
+        self._resize, self._crop = resize, crop
+
+    def __call__(self, variables: Params) -> dict[str, float]:
+        """Returns the accuracies."""
+        names = self._source.class_names
+        text = self._encoder.class_embeddings(variables, names, self._prompts)
+        ranks = []
+        for batch in batches(
+            self._encoder, self._source, self._batch_size, self._resize, self._crop
+        ):
+            captions = batch.pop("captions")
+            batch["label"] = np.array([names.index(c[0]) if c else -1 for c in captions], np.int32)
+            arrays = parallel.to_global_batch(self._encoder.mesh, batch)
+            images = self._encoder.image_embeddings(variables, arrays["image"])
+            label, present = jax.device_get(
+                self._encoder.replicate((arrays["label"], arrays["_mask"]))
+            )
+            rank = _rank_true(_cosines(np.asarray(images), text), np.maximum(label, 0))
+            ranks.append(np.asarray(rank)[present])
+        rank = np.concatenate(ranks)
+        if not len(rank):
+            raise ValueError(f"{self.name}: none of {len(self._source)} images can be read")
+        return {
+            "top1": metrics.recall(rank, 1),
+            "top5": metrics.recall(rank, 5),
+            "images": float(len(rank)),
+        }
+
+
+class ImageFolder:
+    """A source whose images lie in folders named after their classes; the caption is the name."""
+
+    def __init__(self, folder: str) -> None:
+        """Lists the files, in the order of their names.
+
+        Raises:
+          FileNotFoundError: there is no such folder, or no image in its folders.
+        """
+        root = Path(folder).expanduser()
+        if not root.is_dir():
+            raise FileNotFoundError(f"{folder}: expected a folder with one folder for each class")
+        self._files = sorted(
+            file for file in root.glob("*/*") if file.suffix.lower() in _IMAGE_SUFFIXES
+        )
+        if not self._files:
+            raise FileNotFoundError(f"{folder}: no images found, expected CLASS_NAME/IMAGE files")
+        self.class_names = sorted({_class_name(file) for file in self._files})
+
+    def __len__(self) -> int:
+        return len(self._files)
+
+    def __getitem__(self, index: int) -> Sample:
+        file = self._files[index]
+        return Sample(image=file.read_bytes(), captions=[_class_name(file)], key=file.name)
+
+    def locate(self, index: int) -> str:
+        """Returns the path."""
+        return os.fspath(self._files[index])
+
+
+def _class_name(file: Path) -> str:
+    return file.parent.name.replace("_", " ")
+
+
+def batches(
+    encoder: Encoder, source: Source, batch_size: int, resize: int, crop: int
+) -> Iterator[dict[str, Any]]:
+    """Yields this process's rows of the padded batches of a whole source."""
+    yield from eval_examples(
+        source,
+        batch_size,
+        resize=resize,
+        crop=crop,
+        host_index=jax.process_index(),
+        host_count=jax.process_count(),
+    )
+
+
+def match_ranks(
+    query: Float[np.ndarray, "Q D"],
+    query_identity: Int[np.ndarray, " Q"],
+    candidate: Float[np.ndarray, "N D"],
+    candidate_identity: Int[np.ndarray, " N"],
+) -> Int[np.ndarray, " R"]:
+    """Returns how many candidates come before the first right one, for each query that has one.
+
+    Args:
+      query: embeddings, not normalised.
+      query_identity: the image that each query is or describes.
+      candidate: embeddings, not normalised.
+      candidate_identity: the image that each candidate is or describes.
+    """
+    answerable = np.isin(query_identity, candidate_identity)
+    query, query_identity = query[answerable], query_identity[answerable]
+    parts = [
+        _first_match(
+            query[i : i + _QUERIES_AT_ONCE],
+            query_identity[i : i + _QUERIES_AT_ONCE],
+            candidate,
+            candidate_identity,
+        )
+        for i in range(0, len(query), _QUERIES_AT_ONCE)
+    ]
+    return np.concatenate([np.asarray(part) for part in parts])
+
+
+@jax.jit
+def _cosines(a: Float[Array, "Q D"], b: Float[Array, "N D"]) -> Float[Array, "Q N"]:
+    return jnp.matmul(l2_normalize(a), l2_normalize(b).T, precision=jax.lax.Precision.HIGHEST)
+
+
+@jax.jit
+def _first_match(query, query_identity, candidate, candidate_identity):
+    return metrics.first_match_rank(_cosines(query, candidate), query_identity, candidate_identity)
