@@ -1,0 +1,82 @@
+"""What the accelerator does to a batch of uint8 images: normalisation and random erasing."""
+
+import jax
+import jax.numpy as jnp
+
+from groupvit_jax.typing import Array, Bool, Float, Key, UInt8
+
+__all__ = ["IMAGENET_MEAN", "IMAGENET_STD", "normalize", "random_erasing"]
+
+# Of RGB in 0-1, as the published models are trained and evaluated with.
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+
+_ATTEMPTS = 10
+
+
+def normalize(images: UInt8[Array, "B H W 3"]) -> Float[Array, "B H W 3"]:
+    """Maps 0-255 to 0-1 and then to ImageNet's zero mean and unit deviation, float32."""
+    mean = 255.0 * jnp.asarray(IMAGENET_MEAN, jnp.float32)
+    std = 255.0 * jnp.asarray(IMAGENET_STD, jnp.float32)
+    return (images.astype(jnp.float32) - mean) / std
+
+
+def random_erasing(
+    key: Key[Array, ""],
+    images: Float[Array, "B H W 3"],
+    probability: float,
+    *,
+    area: tuple[float, float] = (0.02, 1 / 3),
+    aspect: tuple[float, float] = (0.3, 1 / 0.3),
+) -> Float[Array, "B H W 3"]:
+    """Replaces one box of some images by noise (arXiv 1708.04896, timm's mode "pixel").
+
+    Each image draws up to ten boxes and erases the first that is smaller than the image in both
+    directions. The result doesn't depend on how the batch is sharded.
+
+    Args:
+      key: of this batch.
+      images: normalised, so that N(0, 1) noise per pixel and channel looks like them.
+      probability: share of the images that are erased.
+      area: range of the box's share of the image, uniform.
+      aspect: range of height / width, log-uniform.
+
+    Returns:
+      The images, of the same type.
+    """
+    if probability == 0:
+        return images
+    box_key, noise_key = jax.random.split(key)
+    batch, height, width, _ = images.shape
+    erased = _erased_pixels(box_key, (batch, height, width), probability, area, aspect)
+    noise = jax.random.normal(noise_key, images.shape, images.dtype)
+    return jnp.where(erased[..., None], noise, images)
+
+
+def _erased_pixels(
+    key: Key[Array, ""],
+    shape: tuple[int, int, int],
+    probability: float,
+    area: tuple[float, float],
+    aspect: tuple[float, float],
+) -> Bool[Array, "B H W"]:
+    batch, height, width = shape
+    apply_key, area_key, aspect_key, top_key, left_key = jax.random.split(key, 5)
+    tries = (batch, _ATTEMPTS)
+    target = jax.random.uniform(area_key, tries, minval=area[0], maxval=area[1]) * height * width
+    log_aspect = jnp.log(jnp.asarray(aspect, jnp.float32))
+    ratio = jnp.exp(
+        jax.random.uniform(aspect_key, tries, minval=log_aspect[0], maxval=log_aspect[1])
+    )
+    rows, columns = jnp.rint(jnp.sqrt(target * ratio)), jnp.rint(jnp.sqrt(target / ratio))
+    fits = (rows < height) & (columns < width)
+    first = jnp.argmax(fits, axis=1)[:, None]
+    rows = jnp.take_along_axis(rows, first, axis=1)
+    columns = jnp.take_along_axis(columns, first, axis=1)
+    top = jnp.floor(jax.random.uniform(top_key, (batch, 1)) * (height - rows + 1))
+    left = jnp.floor(jax.random.uniform(left_key, (batch, 1)) * (width - columns + 1))
+    y, x = jnp.arange(height), jnp.arange(width)
+    inside_rows = (y >= top) & (y < top + rows)
+    inside_columns = (x >= left) & (x < left + columns)
+    erase = (jax.random.uniform(apply_key, (batch,)) < probability) & fits.any(axis=1)
+    return erase[:, None, None] & inside_rows[:, :, None] & inside_columns[:, None, :]
