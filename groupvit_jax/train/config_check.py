@@ -1,0 +1,81 @@
+"""Finds what is wrong with a configuration before any work is done for it."""
+
+import difflib
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from ml_collections import ConfigDict
+
+# What lies below is named by the user: sets, evaluators and their options.
+FREE_FIELDS = ("data.sources", "evaluators")
+
+
+def find_errors(config: ConfigDict, reference: ConfigDict) -> list[str]:
+    """Returns one line for each field that `reference` lacks or holds with another type.
+
+    Args:
+      config: the configuration to check.
+      reference: one that has every field there is, each with a value of the right type.
+    """
+    known = flatten(reference)
+    errors = []
+    for field, value in flatten(config).items():
+        if field not in known:
+            errors.append(unknown_field(field, known))
+        elif not _same_kind(value, known[field]):
+            errors.append(
+                f"config.{field}: {value!r} found, expected a value like {known[field]!r}"
+            )
+    missing = [field for field in known if field not in flatten(config)]
+    return errors + [f"config.{field}: missing, expected a value" for field in missing]
+
+
+def unknown_field(field: str, known: Mapping[str, Any]) -> str:
+    """Returns the line that names the field nearest to a misspelt one."""
+    nearest = max(known, key=lambda name: _similarity(name, field))
+    return f"config.{field}: no such field, the nearest is config.{nearest}"
+
+
+def flatten(config: ConfigDict, free: tuple[str, ...] = FREE_FIELDS) -> dict[str, Any]:
+    """Returns the values by dotted path, without those below the fields `free`."""
+    return dict(_leaves(config, "", free))
+
+
+def differences(old: ConfigDict, new: ConfigDict) -> dict[str, tuple[Any, Any]]:
+    """Returns the old and the new value by path of each field that differs, the free ones too."""
+    before, after = flatten(old, free=()), flatten(new, free=())
+    fields = {**before, **after}
+    pairs = {field: (before.get(field), after.get(field)) for field in fields}
+    return {field: pair for field, pair in pairs.items() if pair[0] != pair[1]}
+
+
+def _leaves(config: ConfigDict, prefix: str, free: tuple[str, ...]) -> Iterator[tuple[str, Any]]:
+    for name, value in config.items():
+        field = f"{prefix}{name}"
+        if field in free:
+            continue
+        if isinstance(value, ConfigDict):
+            yield from _leaves(value, f"{field}.", free)
+        else:
+            yield field, _lists_as_tuples(value)
+
+
+def _lists_as_tuples(value: Any) -> Any:
+    return tuple(map(_lists_as_tuples, value)) if isinstance(value, list | tuple) else value
+
+
+def _same_kind(value: Any, example: Any) -> bool:
+    if example is None or value is None:  # a placeholder checks its type itself
+        return example is None
+    if isinstance(example, float):
+        return isinstance(value, int | float) and not isinstance(value, bool)
+    return type(value) is type(example)
+
+
+def _similarity(name: str, field: str) -> float:
+    """Compares the last parts first: the section is more often left out than misspelt."""
+    last_name, last_field = name.rpartition(".")[2], field.rpartition(".")[2]
+    return (
+        difflib.SequenceMatcher(None, last_name, last_field).ratio()
+        + difflib.SequenceMatcher(None, name, field).ratio() / 2
+    )

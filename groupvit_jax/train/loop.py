@@ -1,0 +1,209 @@
+"""Training: start or resume a run, step after step with its hooks, end it well."""
+
+import collections
+import contextlib
+import dataclasses
+import logging
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from ml_collections import ConfigDict
+
+from groupvit_jax import parallel
+from groupvit_jax.data.pipeline import BrokenSampleMonitor, TrainLoader
+from groupvit_jax.train import checkpoint, run_folder, setup
+from groupvit_jax.train import hooks as hooks_lib
+from groupvit_jax.train.position import DataPosition, continue_from
+from groupvit_jax.train.prefetch import DeviceBatch, DevicePrefetcher
+from groupvit_jax.train.start import ReadVariables, start
+from groupvit_jax.train.state import TrainState
+from groupvit_jax.train.step import make_train_step
+from groupvit_jax.train.stopping import StopRequest
+from groupvit_jax.train.writers import make_writer
+from groupvit_jax.typing import Array
+
+logger = logging.getLogger(__name__)
+
+# Steps given to the devices but not done: enough to hide the host's work, few batches in memory.
+STEPS_IN_FLIGHT = 2
+
+MakeEvaluators = Callable[[setup.Parts], Sequence[tuple[hooks_lib.Evaluator, int]]]
+ShowProgress = Callable[[int, int, str], None]
+TrainStep = Callable[[TrainState, Mapping[str, Array]], tuple[TrainState, Mapping[str, Array]]]
+
+
+@dataclasses.dataclass(frozen=True)
+class Result:
+    """How a run ended: the number of steps done, and whether they are all there are."""
+
+    step: int
+    complete: bool
+
+
+def log_progress(step: int, num_steps: int, text: str) -> None:
+    """Shows progress as a line of the log."""
+    logger.info("step %d/%d (%.1f %%)  %s", step, num_steps, 100 * step / num_steps, text)
+
+
+def train(
+    config: ConfigDict,
+    workdir: Path | str,
+    *,
+    make_evaluators: MakeEvaluators = lambda parts: (),
+    read_variables: ReadVariables = checkpoint.read_variables,
+    show: ShowProgress = log_progress,
+) -> Result:
+    """Trains as configured, or goes on where the workdir's run stopped.
+
+    Args:
+      config: the whole configuration.
+      workdir: the run's folder; created where missing.
+      make_evaluators: makes evaluators and their intervals in steps of the run's parts.
+      read_variables: reads what `config.init_from` names.
+      show: shows step, number of steps and a text.
+
+    Raises:
+      ValueError, FileNotFoundError: something is wrong with the configuration, the workdir or the
+        data; raised before anything is compiled.
+      NonFiniteError: training has diverged; the checkpoints before are kept.
+      TooManyBrokenSamplesError: more than `config.data.max_broken_fraction` are broken.
+    """
+    workdir = Path(workdir).absolute()
+    parts = setup.build(config, workdir)
+    evaluators = make_evaluators(parts)
+    with contextlib.ExitStack() as stack:
+        stop = stack.enter_context(StopRequest())
+        checkpoints = checkpoint.Checkpointer(
+            workdir / run_folder.CHECKPOINTS, config.checkpoint, config.to_dict()
+        )
+        stack.callback(checkpoints.close)
+        run_folder.check_same_run(config, workdir, checkpoints.latest_step() is not None)
+        state, saved = start(
+            checkpoints, parts.abstract_state, parts.fresh_state, config.init_from, read_variables
+        )
+        position = continue_from(
+            saved,
+            batch_size=config.train.batch_size,
+            seed=config.seed,
+            num_examples=parts.num_examples,
+        )
+        if position.first_step >= parts.num_steps:
+            logger.info("all %d steps of this run are done", parts.num_steps)
+            return Result(position.first_step, complete=True)
+        if primary := jax.process_index() == 0:
+            run_folder.write_start(config, workdir, position.first_step)
+        writer = make_writer(config, workdir, position.first_step, primary)
+        stack.callback(writer.close)
+        metrics = hooks_lib.StepMetrics()
+        hooks = [
+            hooks_lib.Profile(config.profile_steps, workdir / "profile"),
+            hooks_lib.LogMetrics(metrics, config.log_every_steps, config.train.batch_size),
+            hooks_lib.ShowProgress(show if primary else _show_nothing),
+            hooks_lib.Evaluate(evaluators),
+            hooks_lib.WriteMetrics(writer),
+            hooks_lib.SaveCheckpoint(checkpoints, metrics, position.after, config.checkpoint),
+        ]
+        batches = stack.enter_context(open_batches(parts, position))
+        end = run_steps(
+            hooks_lib.StepContext(position.first_step, parts.num_steps, state),
+            _make_step(parts),
+            batches,
+            hooks,
+            metrics,
+            stop,
+        )
+    return Result(end.step, complete=end.is_last)
+
+
+def run_steps(
+    context: hooks_lib.StepContext,
+    train_step: TrainStep,
+    batches: DevicePrefetcher,
+    hooks: Sequence[hooks_lib.Hook],
+    step_metrics: hooks_lib.StepMetrics,
+    stop: StopRequest,
+) -> hooks_lib.StepContext:
+    """Trains to the last step, or until it is asked to stop.
+
+    Nothing crosses between host and devices in a step but what is sent or fetched explicitly.
+
+    Args:
+      context: the number of steps done, of the whole run, and the state; the state is donated.
+      train_step: `(state, batch) -> (state, metrics)`, asynchronous.
+      batches: the batches of the steps to come.
+      hooks: run after each step in this order.
+      step_metrics: takes the metrics and the time of each step.
+      stop: asked after each step and while there is no batch.
+
+    Returns:
+      The context of the last step done.
+    """
+    first_step = context.step
+    in_flight: collections.deque[Any] = collections.deque()
+    while not context.is_last and not stop.agreed(context.step):
+        for hook in hooks:
+            hook.before_step(context.step + 1)
+        with step_metrics.waiting_for_input():
+            batch = batches.next_batch(give_up=stop.received)
+        if batch is None:
+            break
+        with step_metrics.training(), jax.transfer_guard("disallow"):
+            state, metrics = train_step(context.state, batch)
+            in_flight.append(metrics)
+            if len(in_flight) > STEPS_IN_FLIGHT:
+                jax.block_until_ready(in_flight.popleft())
+        context = hooks_lib.StepContext(context.step + 1, context.num_steps, state)
+        step_metrics.add(context.step, metrics)
+        if context.step == first_step + 1:
+            _finish_first_step(step_metrics, metrics)
+        for hook in hooks:
+            hook.after_step(context)
+    for hook in hooks:
+        hook.at_end(context)
+    return context
+
+
+@contextlib.contextmanager
+def open_batches(parts: setup.Parts, position: DataPosition) -> Iterator[DevicePrefetcher]:
+    """Yields the run's batches from `position` on, broken samples counted."""
+    config = parts.config
+    monitor = BrokenSampleMonitor(config.data.max_broken_fraction)
+
+    def send(host_batch: Mapping[str, np.ndarray]) -> DeviceBatch:
+        batch = dict(host_batch)
+        monitor.update(batch.pop("broken"))
+        return parallel.to_global_batch(parts.mesh, batch)
+
+    loader = TrainLoader(
+        config,
+        parts.tokenizer,
+        host_index=jax.process_index(),
+        host_count=jax.process_count(),
+        start_step=position.first_batch,
+    )
+    with contextlib.closing(loader):
+        prefetcher = DevicePrefetcher(loader, send, config.data.prefetch)
+        with contextlib.closing(prefetcher):
+            yield prefetcher
+
+
+def _make_step(parts: setup.Parts) -> TrainStep:
+    shardings = jax.tree.map(lambda leaf: leaf.sharding, parts.abstract_state)
+    return make_train_step(
+        parts.model, parts.optimizer, parts.schedule, parts.config, parts.mesh, shardings
+    )
+
+
+def _finish_first_step(step_metrics: hooks_lib.StepMetrics, metrics: Mapping[str, Array]) -> None:
+    """Waits for the first step, so that compiling it doesn't count as slow training."""
+    with step_metrics.training(steps=0):
+        jax.block_until_ready(metrics)
+    logger.info("the first step took %.1f s, compiling it included", step_metrics.seconds)
+    step_metrics.reset_time()
+
+
+def _show_nothing(step: int, num_steps: int, text: str) -> None:
+    """Shows nothing: one process shows the progress of all."""

@@ -1,0 +1,88 @@
+"""Reads batches and sends them to the devices in a thread, a few ahead of the training step."""
+
+import queue
+import threading
+from collections.abc import Callable, Iterable, Mapping
+
+import jax
+import numpy as np
+
+DeviceBatch = dict[str, jax.Array]
+_POLL_SECONDS = 0.5
+
+
+class DevicePrefetcher:
+    """Keeps `size` batches ready on the devices.
+
+    An error of the reading thread is raised by the `next_batch` that would have returned its batch.
+    """
+
+    def __init__(
+        self,
+        host_batches: Iterable[Mapping[str, np.ndarray]],
+        to_device: Callable[[Mapping[str, np.ndarray]], DeviceBatch],
+        size: int,
+    ) -> None:
+        """Starts to read.
+
+        Args:
+          host_batches: this host's rows of each batch.
+          to_device: makes the global batch of them; runs in the reading thread.
+          size: how many batches to keep ready, at least 1.
+        """
+        self._queue: queue.Queue[DeviceBatch | Exception | None] = queue.Queue(max(size, 1))
+        self._closed = threading.Event()
+        self._thread = threading.Thread(
+            target=self._read, args=(host_batches, to_device), daemon=True, name="prefetch"
+        )
+        self._thread.start()
+
+    def next_batch(self, give_up: Callable[[], bool]) -> DeviceBatch | None:
+        """Returns the next batch, or None once `give_up` says so while none is ready.
+
+        Raises:
+          StopIteration: there are no more batches.
+        """
+        while True:
+            try:
+                item = self._queue.get(timeout=_POLL_SECONDS)
+            except queue.Empty:
+                if give_up():
+                    return None
+                continue
+            if item is None:
+                raise StopIteration
+            if isinstance(item, Exception):
+                if give_up():  # the reading processes were stopped together with this one
+                    return None
+                raise item
+            return item
+
+    def close(self) -> None:
+        """Ends the reading; a read that is under way is not waited for long."""
+        self._closed.set()
+        while not self._queue.empty():
+            self._queue.get_nowait()
+        self._thread.join(timeout=2 * _POLL_SECONDS)
+
+    def _read(
+        self,
+        host_batches: Iterable[Mapping[str, np.ndarray]],
+        to_device: Callable[[Mapping[str, np.ndarray]], DeviceBatch],
+    ) -> None:
+        try:
+            for batch in host_batches:
+                if not self._put(to_device(batch)):
+                    return
+            self._put(None)
+        except Exception as error:
+            self._put(error)
+
+    def _put(self, item: DeviceBatch | Exception | None) -> bool:
+        while not self._closed.is_set():
+            try:
+                self._queue.put(item, timeout=_POLL_SECONDS)
+                return True
+            except queue.Full:
+                continue
+        return False

@@ -1,0 +1,146 @@
+"""Checks all that a run needs and builds its parts, before the first compilation."""
+
+import dataclasses
+import logging
+import math
+from pathlib import Path
+
+import jax
+import optax
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+
+from groupvit_jax import optim, parallel
+from groupvit_jax.data import pipeline, text
+from groupvit_jax.models import TwoTower, build_model
+from groupvit_jax.train import run_folder, state
+from groupvit_jax.train.writers import check_wandb
+
+logger = logging.getLogger(__name__)
+
+
+@dataclasses.dataclass(frozen=True)
+class Parts:
+    """What a run is made of, apart from its state.
+
+    Attributes:
+      config: the whole configuration.
+      workdir: the run's folder.
+      mesh: the devices.
+      model: both towers.
+      tokenizer: of the captions; evaluators need it too.
+      num_examples: samples in the training sources.
+      num_steps: length of the run.
+      schedule: learning rate by step.
+      optimizer: with that schedule.
+      abstract_state: shapes and shardings of the state.
+    """
+
+    config: ConfigDict
+    workdir: Path
+    mesh: Mesh
+    model: TwoTower
+    tokenizer: text.Tokenizer
+    num_examples: int
+    num_steps: int
+    schedule: optax.Schedule
+    optimizer: optax.GradientTransformation
+    abstract_state: state.TrainState
+
+    def fresh_state(self) -> state.TrainState:
+        """Returns the state before the first step, a function of the seed."""
+        fresh, _ = state.create_sharded_state(
+            self.model,
+            self.optimizer,
+            jax.random.key(self.config.seed),
+            state.batch_shapes(self.config),
+            self.mesh,
+            self.config.parallel.rules,
+        )
+        return fresh
+
+
+def build(config: ConfigDict, workdir: Path) -> Parts:
+    """Returns the parts; cheap checks come first.
+
+    Raises:
+      ValueError: the workdir is not writable, the batch can't be divided, the tokenizer doesn't fit
+        the model, or a setting is wrong.
+      FileNotFoundError: a source matches no file.
+    """
+    run_folder.check_writable(workdir)
+    check_settings(config)
+    mesh = parallel.make_mesh(config.parallel.mesh)
+    parallel.check_batch_size(config.train.batch_size, mesh)
+    tokenizer = text.make_tokenizer(config.data.tokenizer, config.model.text.context_length)
+    text.check_text_config(config.model.text, tokenizer)
+    _, num_examples = pipeline.make_train_examples(config, tokenizer)
+    num_steps, warmup_steps = run_length(config, num_examples)
+    schedule = optim.make_schedule(
+        config.optimizer, config.train.batch_size, num_steps, warmup_steps
+    )
+    model = build_model(config.model)
+    shapes = state.batch_shapes(config)
+    params = state.abstract_params(model, shapes)
+    optimizer = optim.make_optimizer(config.optimizer, schedule, params)
+    abstract = state.abstract_state(model, optimizer, shapes, mesh, config.parallel.rules)
+    parts = Parts(
+        config, workdir, mesh, model, tokenizer, num_examples, num_steps, schedule, optimizer,
+        abstract,
+    )  # fmt: skip
+    _log_summary(parts)
+    return parts
+
+
+def check_settings(config: ConfigDict) -> None:
+    """Raises ValueError for settings that would only show during the run."""
+    check_wandb(config.wandb_project)
+    for field, value in (
+        ("checkpoint.every_steps", config.checkpoint.every_steps),
+        ("checkpoint.keep_last", config.checkpoint.keep_last),
+        ("log_every_steps", config.log_every_steps),
+    ):
+        if value < 1:
+            raise ValueError(f"config.{field}: {value} found, expected at least 1")
+    if config.checkpoint.best_mode not in ("max", "min"):
+        raise ValueError(
+            f"config.checkpoint.best_mode: {config.checkpoint.best_mode!r} found, expected 'max' "
+            "or 'min'"
+        )
+    best = config.checkpoint.best_metric
+    if best and best.partition("/")[0] not in config.evaluators:
+        raise ValueError(
+            f"config.checkpoint.best_metric: {best!r} found, expected EVALUATOR/METRIC with one of "
+            f"config.evaluators ({', '.join(config.evaluators) or 'none'})"
+        )
+
+
+def run_length(config: ConfigDict, num_examples: int) -> tuple[int, int]:
+    """Returns the number of steps of the run and of its warm-up.
+
+    Raises:
+      ValueError: the run has no step.
+    """
+    steps_per_epoch = num_examples / config.train.batch_size
+    num_steps, warmup_steps = config.train.num_steps, config.optimizer.warmup_steps
+    if num_steps is None:
+        num_steps = round(config.train.num_epochs * steps_per_epoch)
+    if warmup_steps is None:
+        warmup_steps = round(config.optimizer.warmup_epochs * steps_per_epoch)
+    if num_steps < 1:
+        raise ValueError(
+            f"config.train: {num_steps} steps found ({num_examples} examples, batch size "
+            f"{config.train.batch_size}), expected at least 1"
+        )
+    return num_steps, warmup_steps
+
+
+def _log_summary(parts: Parts) -> None:
+    config = parts.config
+    num_params = sum(math.prod(x.shape) for x in jax.tree.leaves(parts.abstract_state.params))
+    logger.info(
+        "%s parameters; %s examples; %d steps of %d images (%.2f epochs); %s on mesh %s",
+        f"{num_params:,}", f"{parts.num_examples:,}", parts.num_steps, config.train.batch_size,
+        parts.num_steps * config.train.batch_size / parts.num_examples,
+        f"{jax.device_count()} x {jax.devices()[0].device_kind}", dict(parts.mesh.shape),
+    )  # fmt: skip

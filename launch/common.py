@@ -1,0 +1,163 @@
+"""What the commands share: configuration flags, errors of one line, logging, processes."""
+
+import contextlib
+import logging
+import re
+import sys
+import traceback
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import NoReturn
+
+import jax
+from absl import flags
+from ml_collections import ConfigDict, config_flags
+from rich.console import Console
+from rich.logging import RichHandler
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+
+import configs
+from configs import base
+from groupvit_jax.train import config_check
+from groupvit_jax.train.loop import log_progress
+
+FAILED = 1
+BAD_INPUT = 2
+# What a shell reports of a process that SIGTERM ended; schedulers start such a job again.
+STOPPED = 143
+
+_OVERRIDE = re.compile(r"--?(?:no)?config\.([^=\[]+)")
+_JSON_CONFIG = re.compile(r"(--?config=)(.+\.json)$")
+
+
+def define_config_flag() -> flags.FlagHolder[ConfigDict]:
+    """Defines `--config`, with an override `--config.FIELD=VALUE` for every field."""
+    return config_flags.DEFINE_config_file(
+        "config", help_string="A file with get_config(), or the config.json of a recorded run."
+    )
+
+
+def define_process_flags() -> None:
+    """Defines how this process finds the others, and where compiled programs are kept."""
+    flags.DEFINE_enum(
+        "distributed",
+        "off",
+        ["off", "auto"],
+        "auto: join the processes that JAX finds by itself (TPU pod, Slurm, Kubernetes, MPI).",
+    )
+    flags.DEFINE_string(
+        "coordinator", "", "HOST:PORT of process 0, to join by hand with the next two flags."
+    )
+    flags.DEFINE_integer("num_processes", None, "How many processes join.", lower_bound=1)
+    flags.DEFINE_integer("process_id", None, "Which of them this is, from 0.", lower_bound=0)
+    flags.DEFINE_string(
+        "compilation_cache", "", "Folder that keeps compiled programs for later starts."
+    )
+
+
+def start_jax() -> None:
+    """Joins the other processes and opens the compilation cache, as the flags say."""
+    values = flags.FLAGS
+    if values.compilation_cache:
+        jax.config.update("jax_compilation_cache_dir", values.compilation_cache)
+    if values.coordinator:
+        jax.distributed.initialize(values.coordinator, values.num_processes, values.process_id)
+    elif values.distributed == "auto":
+        jax.distributed.initialize()
+
+
+def parse_flags(argv: list[str]) -> list[str]:
+    """Parses all flags (for `absl.app.run`); wrong ones end the process with one line."""
+    sys.argv[:] = argv = _normalised(argv)
+    try:
+        if not any(re.match("--?help", argument) for argument in argv):
+            parse_config(argv)
+        rest = flags.FLAGS(argv)
+    except (flags.Error, ValueError, TypeError, OSError) as error:
+        fail(BAD_INPUT, error)
+    if rest[1:]:
+        fail(BAD_INPUT, f"{rest[1]}: unexpected argument, expected flags only (--NAME=VALUE)")
+    return rest
+
+
+def parse_config(argv: Sequence[str]) -> ConfigDict:
+    """Returns the configuration that a command line describes; its other flags are ignored.
+
+    Args:
+      argv: the command line, the program's name first.
+
+    Raises:
+      ValueError, absl.flags.Error, OSError: no or an unreadable `--config`, an override of a field
+        that doesn't exist or with a value of another type.
+    """
+    argv = _normalised(argv)
+    paths = [argument for argument in argv if re.match("--?config=.", argument)]
+    if not paths:
+        raise ValueError("--config: missing, expected --config=FILE")
+    file = paths[-1].partition("=")[2].partition(":")[0]
+    if not Path(file).is_file():
+        raise ValueError(f"--config={file}: no such file")
+    known = config_check.flatten(_parse([argv[0], paths[-1]]), free=())
+    unknown = [
+        config_check.unknown_field(field, known)
+        for field in (match[1] for match in map(_OVERRIDE.match, argv) if match)
+        if field not in known and not any(name.startswith(f"{field}.") for name in known)
+        if field not in config_check.FREE_FIELDS
+    ]
+    if unknown:
+        raise ValueError("; ".join(f"--{error}" for error in unknown))
+    config = _parse(argv)
+    if errors := config_check.find_errors(config, base.get_config()):
+        raise ValueError("; ".join(errors))
+    return config
+
+
+def _parse(argv: Sequence[str]) -> ConfigDict:
+    values = flags.FlagValues()
+    holder = config_flags.DEFINE_config_file("config", flag_values=values, sys_argv=list(argv))
+    values.set_gnu_getopt(True)
+    values(list(argv), known_only=True)
+    config = holder.value
+    config.lock()  # a file that could not be read raises OSError here
+    return config
+
+
+def _normalised(argv: Sequence[str]) -> list[str]:
+    """Makes --config FILE one argument, and a recorded config.json a configuration file."""
+    text = "\0".join(argv)
+    text = re.sub(r"(?<=\0)(--?config)\0(?!-)", r"\1=", text)
+    reader = Path(configs.__path__[0]) / "from_json.py"
+    return [_JSON_CONFIG.sub(rf"\1{reader}:\2", argument) for argument in text.split("\0")]
+
+
+def fail(code: int, error: Exception | str) -> NoReturn:
+    """Ends the process with one line on stderr."""
+    print(f"error: {' '.join(str(error).split())}", file=sys.stderr, flush=True)
+    sys.exit(code)
+
+
+def is_own(error: Exception) -> bool:
+    """Returns whether this project raised the error: its message then says all there is to say."""
+    frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
+    return frames[-1].f_globals.get("__name__", "").split(".")[0] in ("groupvit_jax", "launch")
+
+
+@contextlib.contextmanager
+def progress_display() -> Iterator[Callable[[int, int, str], None]]:
+    """Shows progress as a bar below the log on a terminal, as lines of the log elsewhere."""
+    log = logging.getLogger("groupvit_jax")
+    log.setLevel(logging.INFO)
+    console = Console(stderr=True)
+    if not console.is_terminal:
+        yield log_progress
+        return
+    log.addHandler(RichHandler(console=console, show_path=False))
+    log.propagate = False
+    columns = (BarColumn(), MofNCompleteColumn(), TextColumn("{task.description}"))
+    with Progress(*columns, console=console) as progress:
+        task = progress.add_task("starting", total=None)
+
+        def show(step: int, num_steps: int, text: str) -> None:
+            progress.update(task, completed=step, total=num_steps, description=text)
+
+        yield show

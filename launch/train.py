@@ -1,0 +1,46 @@
+"""Trains, or goes on where the run of the workdir stopped.
+
+python -m launch.train --config=configs/groupvit_gcc_yfcc_30e.py --workdir=runs/first \
+        --config.data.sources.cc3m.pattern='/data/cc3m/{00000..00331}.tar'
+
+Exit codes: 0 all steps are done; 1 training failed (the last line says why; the checkpoints are
+good); 2 something is wrong with flags, configuration, workdir or data; 143 SIGTERM came, the state
+is saved, and the same command goes on from it.
+"""
+
+from pathlib import Path
+
+from absl import app, flags
+
+from groupvit_jax.data.pipeline import TooManyBrokenSamplesError
+from groupvit_jax.train.hooks import NonFiniteError
+from groupvit_jax.train.loop import train
+from launch import common
+
+CONFIG = common.define_config_flag()
+WORKDIR = flags.DEFINE_string(
+    "workdir", "", "Folder of the run: checkpoints, metrics, configuration; created where missing."
+)
+common.define_process_flags()
+
+
+def main(argv: list[str]) -> int:
+    """Runs the command; returns its exit code."""
+    del argv
+    if not WORKDIR.value:
+        common.fail(common.BAD_INPUT, "--workdir: missing, expected a folder for the run")
+    common.start_jax()
+    try:
+        with common.progress_display() as show:
+            result = train(CONFIG.value, Path(WORKDIR.value), show=show)
+    except (NonFiniteError, TooManyBrokenSamplesError) as error:
+        common.fail(common.FAILED, error)
+    except (ValueError, FileNotFoundError) as error:
+        if not common.is_own(error):
+            raise
+        common.fail(common.BAD_INPUT, error)
+    return 0 if result.complete else common.STOPPED
+
+
+if __name__ == "__main__":
+    app.run(main, flags_parser=common.parse_flags)
