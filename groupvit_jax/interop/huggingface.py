@@ -1,0 +1,117 @@
+"""Hugging Face directories: `config.json` and `model.safetensors` of `GroupViTModel`, in and out.
+
+Names and configuration fields are those of `transformers.GroupViTModel`.
+"""
+
+from pathlib import Path
+
+import numpy as np
+from safetensors.numpy import save_file
+
+from groupvit_jax.interop.huggingface_config import (
+    from_model_config,
+    processor_config,
+    to_model_config,
+)
+from groupvit_jax.interop.layout import (
+    MULTI_LABEL_SCALE,
+    export_arrays,
+    import_arrays,
+    renamer,
+    unflatten,
+)
+from groupvit_jax.interop.model_config import config_from_dict
+from groupvit_jax.interop.pretrained import (
+    Pretrained,
+    describe,
+    to_host,
+    tokenizer_config,
+    with_learned_positions,
+)
+from groupvit_jax.interop.tensor_file import read_json, read_safetensors, write_json
+from groupvit_jax.interop.torch_file import read_torch_file
+
+# What our own configuration adds to Hugging Face's; its readers keep it and don't use it.
+_OUR_SECTION = "groupvit_jax"
+
+_rename = renamer(
+    [
+        (r"^image_encoder/", "vision_model/"),
+        (r"^text_encoder/", "text_model/"),
+        (r"/patch_embed/proj/", "/embeddings/patch_embeddings/projection/"),
+        (r"/patch_embed/norm/", "/embeddings/layernorm/"),
+        (r"/token_embedding/", "/embeddings/token_embedding/"),
+        (r"^vision_model/position_embedding$", "vision_model/embeddings/position_embeddings"),
+        (r"^text_model/position_embedding$", "text_model/embeddings/position_embedding/weight"),
+        (r"^vision_model/norm/", "vision_model/layernorm/"),
+        (r"^text_model/norm/", "text_model/final_layer_norm/"),
+        (r"/stages_", "/encoder/stages/"),
+        (r"^text_model/blocks_", "text_model/encoder/layers/"),
+        (r"/blocks_(\d+)/", r"/layers/\1/"),
+        (r"/layers/(\d+)/norm([12])/", r"/layers/\1/layer_norm\2/"),
+        (r"/layers/(\d+)/attn/", r"/layers/\1/self_attn/"),
+        (r"attn/proj/", "attn/out_proj/"),
+        (r"/group_projector/norm/", "/group_projector/0/"),
+        (r"/group_projector/mlp/", "/group_projector/1/"),
+        (r"^image_projector/", "visual_projection/"),
+        (r"^text_projector/", "text_projection/"),
+        (r"projection/linear_hidden/", "projection/0/"),
+        (r"projection/norm/", "projection/1/"),
+        (r"projection/linear_out/", "projection/3/"),
+    ]
+)
+
+
+def names(name: str) -> tuple[str, ...]:
+    """Hugging Face's names of one of our arrays; its queries, keys and values are separate."""
+    foreign = _rename(name)
+    if ".self_attn.qkv." not in foreign:
+        return (foreign,)
+    return tuple(foreign.replace(".qkv.", f".{part}_proj.") for part in "qkv")
+
+
+def read_huggingface(directory: Path) -> Pretrained:
+    """Reads a directory of `GroupViTModel`, from safetensors or `pytorch_model.bin`.
+
+    Raises:
+      FileNotFoundError: if a file is missing.
+      ValueError: naming the field or tensor that doesn't fit.
+    """
+    config = read_json(directory / "config.json")
+    path = directory / "model.safetensors"
+    if path.exists():
+        tensors = read_safetensors(path)
+    else:
+        path = directory / "pytorch_model.bin"
+        tensors, _ = read_torch_file(path)
+    ours = config.get(_OUR_SECTION, {})
+    if "model" in ours:
+        model_config = config_from_dict(ours["model"])
+    else:
+        model_config = to_model_config(config, directory / "config.json")
+    tensors |= {name: np.float32(value) for name, value in ours.get("tensors", {}).items()}
+    flat, notes = import_arrays(tensors, model_config, names, path)
+    tokenizer = tokenizer_config(ours, directory)
+    return Pretrained(model_config, unflatten(flat), tokenizer, tuple(notes))
+
+
+def write_huggingface(directory: Path, pretrained: Pretrained) -> None:
+    """Writes `config.json`, `model.safetensors` and the image processor's configuration.
+
+    Raises:
+      ValueError: naming the field, if `GroupViTModel` has no such model.
+    """
+    pretrained = with_learned_positions(pretrained)
+    config = from_model_config(pretrained.model_config)
+    directory.mkdir(parents=True, exist_ok=True)
+    flat = to_host(pretrained.variables)
+    tensors = {n: np.asarray(a, order="C") for n, a in export_arrays(flat, names).items()}
+    # GroupViTModel has no second scale; a float32 survives JSON's decimals exactly.
+    own = {n: float(tensors.pop(n)) for n in names(MULTI_LABEL_SCALE) if n in tensors}
+    config[_OUR_SECTION] = {**describe(pretrained, directory), "tensors": own}
+    for projection in ("visual_projection", "text_projection"):
+        tensors[f"{projection}.1.num_batches_tracked"] = np.zeros((), np.int64)
+    save_file(tensors, directory / "model.safetensors", metadata={"format": "pt"})
+    write_json(directory / "config.json", config)
+    processor = processor_config(pretrained.model_config.image.image_size)
+    write_json(directory / "preprocessor_config.json", processor)

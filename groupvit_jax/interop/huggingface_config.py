@@ -1,0 +1,177 @@
+"""`GroupViTModel`'s `config.json` and ours."""
+
+from pathlib import Path
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from groupvit_jax.interop.model_config import make_model_config
+from groupvit_jax.models.layers import LAYER_NORM_EPS
+
+# (our field, Hugging Face's, its default there)
+_IMAGE_FIELDS = (
+    ("image_size", "image_size", 224),
+    ("patch_size", "patch_size", 16),
+    ("width", "hidden_size", 384),
+    ("num_heads", "num_attention_heads", 6),
+    ("depths", "depths", (6, 3, 3)),
+    ("num_group_tokens", "num_group_tokens", (64, 8, 0)),
+    ("num_output_groups", "num_output_groups", (64, 8, 8)),
+    ("assign_eps", "assign_eps", 1.0),
+)
+_TEXT_FIELDS = (
+    ("vocab_size", "vocab_size", 49408),
+    ("context_length", "max_position_embeddings", 77),
+    ("width", "hidden_size", 256),
+    ("num_layers", "num_hidden_layers", 12),
+    ("num_heads", "num_attention_heads", 4),
+    ("end_of_text_id", "eos_token_id", 49407),
+)
+_TEXT_MLP_RATIO = 4
+# Before transformers 4.33 configurations carried this value and the highest id was meant.
+_LEGACY_END_OF_TEXT_ID = 2
+
+
+def to_model_config(config: dict[str, Any], path: Path) -> ConfigDict:
+    """Translates a `config.json` of `GroupViTModel`.
+
+    Args:
+      config: its content.
+      path: of the file, for error messages.
+
+    Raises:
+      ValueError: naming the field that our model can't follow.
+    """
+    if config.get("model_type") != "groupvit":
+        raise ValueError(f"{path}: model_type {config.get('model_type')!r}, expected 'groupvit'")
+    image_config, text_config = (_section(config, name) for name in ("vision", "text"))
+    image = {ours: _plain(image_config.get(n, default)) for ours, n, default in _IMAGE_FIELDS}
+    text = {ours: text_config.get(n, default) for ours, n, default in _TEXT_FIELDS}
+    hidden = image_config.get("intermediate_size", 1536)
+    image["mlp_ratio"] = hidden / image["width"]
+    image["num_output_groups"] = image["num_output_groups"][: _num_grouping(image)]
+    if text["end_of_text_id"] == _LEGACY_END_OF_TEXT_ID:
+        text["end_of_text_id"] = text["vocab_size"] - 1
+    _check_fixed(image_config, "vision_config", path, hidden_act="gelu", num_channels=3)
+    ratios = [0.5, image["mlp_ratio"]]
+    _check_fixed(image_config, "vision_config", path, assign_mlp_ratio=ratios)
+    text_hidden = _TEXT_MLP_RATIO * text["width"]
+    fixed = {"hidden_act": "quick_gelu", "intermediate_size": text_hidden}
+    _check_fixed(text_config, "text_config", path, **fixed)
+    _check_group_tokens(image, str(path))
+    projector = {
+        "hidden_dim": config.get("projection_intermediate_dim", 4096),
+        "output_dim": config.get("projection_dim", 256),
+    }
+    return make_model_config(image, text, projector)
+
+
+def from_model_config(model: ConfigDict) -> dict[str, Any]:
+    """Translates our configuration for `GroupViTModel`.
+
+    Raises:
+      ValueError: naming the field that it can't follow.
+    """
+    image, text = model.image, model.text
+    _check_exportable(image)
+    vision_config = {name: _json(image[ours]) for ours, name, _ in _IMAGE_FIELDS}
+    text_config = {name: text[ours] for ours, name, _ in _TEXT_FIELDS}
+    # One entry a stage; where a stage doesn't group, it is not used.
+    unused = len(image.depths) - len(image.num_output_groups)
+    vision_config["num_output_groups"] += [image.num_output_groups[-1]] * unused
+    vision_config |= {
+        "model_type": "groupvit_vision_model",
+        "intermediate_size": int(image.width * image.mlp_ratio),
+        "num_hidden_layers": sum(image.depths),
+        "assign_mlp_ratio": [0.5, image.mlp_ratio],
+        "hidden_act": "gelu",
+        "layer_norm_eps": LAYER_NORM_EPS,
+    }
+    text_config |= {
+        "model_type": "groupvit_text_model",
+        "intermediate_size": _TEXT_MLP_RATIO * text.width,
+        "hidden_act": "quick_gelu",
+        "layer_norm_eps": LAYER_NORM_EPS,
+        "bos_token_id": text.vocab_size - 2,
+        "pad_token_id": 0,
+    }
+    return {
+        "model_type": "groupvit",
+        "architectures": ["GroupViTModel"],
+        "dtype": "float32",
+        "projection_dim": model.projector.output_dim,
+        "projection_intermediate_dim": model.projector.hidden_dim,
+        "vision_config": vision_config,
+        "text_config": text_config,
+    }
+
+
+def processor_config(image_size: int) -> dict[str, Any]:
+    """An image processor with the statistics and the interpolation of the training."""
+    return {
+        "image_processor_type": "CLIPImageProcessor",
+        "processor_class": "CLIPProcessor",
+        "do_convert_rgb": True,
+        "do_resize": True,
+        "size": {"shortest_edge": image_size},
+        "resample": 2,  # bilinear
+        "do_center_crop": True,
+        "crop_size": {"height": image_size, "width": image_size},
+        "do_rescale": True,
+        "rescale_factor": 1 / 255,
+        "do_normalize": True,
+        "image_mean": [0.485, 0.456, 0.406],
+        "image_std": [0.229, 0.224, 0.225],
+    }
+
+
+def _section(config: dict[str, Any], name: str) -> dict[str, Any]:
+    """A tower's fields; old files repeat them in a second section that takes precedence."""
+    first, second = config.get(f"{name}_config"), config.get(f"{name}_config_dict")
+    return (first or {}) | (second or {})
+
+
+def _plain(value: Any) -> Any:
+    return tuple(value) if isinstance(value, list) else value
+
+
+def _json(value: Any) -> Any:
+    return list(value) if isinstance(value, tuple | list) else value
+
+
+def _num_grouping(image: dict[str, Any]) -> int:
+    return sum(n > 0 for n in image["num_group_tokens"])
+
+
+def _check_fixed(config: dict[str, Any], section: str, path: Path, **expected: Any) -> None:
+    for field, value in {**expected, "layer_norm_eps": LAYER_NORM_EPS}.items():
+        found = _json(config.get(field, value))
+        if found != value:
+            raise ValueError(f"{path}: {section}.{field} is {found!r}, only {value!r} is supported")
+
+
+def _check_group_tokens(image: dict[str, Any], where: str) -> None:
+    """Hugging Face sizes a stage's projector by the groups, not the tokens, of the one before."""
+    tokens, groups = image["num_group_tokens"], image["num_output_groups"]
+    for i in range(1, _num_grouping(image)):
+        if tokens[i - 1] != groups[i - 1]:
+            raise ValueError(
+                f"{where}: num_group_tokens {tokens} and num_output_groups {groups}, but "
+                f"transformers' GroupViT needs as many groups as group tokens in stage {i - 1}"
+            )
+
+
+def _check_exportable(image: ConfigDict) -> None:
+    only: dict[str, tuple] = {
+        "temperature": (1.0,),
+        "assignment": ("gumbel", "hard"),
+        "width_factors": ((), (1,) * len(image.depths)),
+        "position_embedding": ("learned",),
+    }
+    for field, values in only.items():
+        if image[field] not in values:
+            raise ValueError(
+                f"model.image.{field}: {image[field]!r}, but transformers' GroupViT knows only "
+                f"{' or '.join(map(repr, values))}"
+            )
+    _check_group_tokens(dict(image), "model.image")

@@ -1,0 +1,203 @@
+"""Reads the tensors' descriptions out of a PyTorch pickle without running anything in it.
+
+A pickle is a program for a stack machine that can call any function. This reader interprets the
+program itself and knows three calls, which it replaces by data: an ordered dictionary, a tensor
+and a parameter. Every other class, function or state in the file becomes an `Inert` mark.
+"""
+
+import pickletools
+import re
+from typing import IO, Any, NamedTuple
+
+
+class Inert:
+    """Stands for an object of the file that is no tensor; it holds nothing and does nothing."""
+
+
+class Global(NamedTuple):
+    """A class or function that the file names; it is never looked up."""
+
+    module: str
+    name: str
+
+
+class Storage(NamedTuple):
+    """A tensor's memory: `numel` elements of the kind `dtype_name`, e.g. "FloatStorage"."""
+
+    dtype_name: str
+    key: str
+    numel: int
+
+
+class TensorView(NamedTuple):
+    """A tensor as elements of a storage; offset and strides count elements."""
+
+    storage: Storage
+    offset: int
+    shape: tuple[int, ...]
+    stride: tuple[int, ...]
+
+
+_ORDERED_DICT = Global("collections", "OrderedDict")
+_REBUILD_TENSOR = Global("torch._utils", "_rebuild_tensor_v2")
+_REBUILD_PARAMETER = Global("torch._utils", "_rebuild_parameter")
+_MARK = object()
+# Instructions whose argument is the value.
+_VALUES = re.compile(
+    r"INT|BININT[12]?|LONG[14]?|FLOAT|BINFLOAT|BYTEARRAY8|UNICODE|(SHORT_)?BINUNICODE8?|"
+    r"(SHORT_)?(BIN)?STRING|(SHORT_)?BINBYTES8?"
+)
+# Hashing any other key could recurse into what the file built.
+_KEYS = (str, int, float, bytes, type(None))
+
+
+def read_pickle(stream: IO[bytes]) -> Any:
+    """Interprets a pickle.
+
+    Returns:
+      Its object out of dicts, lists, tuples, numbers, strings, `TensorView` and `Inert`.
+
+    Raises:
+      ValueError: if the stream is no complete pickle of tensors.
+    """
+    machine = _Machine()
+    try:
+        for opcode, argument, _ in pickletools.genops(stream):
+            if opcode.name == "STOP":
+                return machine.stack.pop()
+            machine.run(opcode.name, argument)
+    except (IndexError, KeyError, TypeError) as error:
+        raise ValueError(f"not a pickle of tensors: {error!r}") from error
+    raise ValueError("the pickle has no end")
+
+
+class _Machine:
+    """The stack, the memo, and what each instruction does to them."""
+
+    def __init__(self) -> None:
+        self.stack: list[Any] = []
+        self.memo: dict[int, Any] = {}
+
+    def run(self, name: str, argument: Any) -> None:
+        """Executes one instruction."""
+        stack, memo = self.stack, self.memo
+        match name:
+            case "PROTO" | "FRAME":
+                pass
+            case "PUT" | "BINPUT" | "LONG_BINPUT":
+                memo[argument] = stack[-1]
+            case "MEMOIZE":
+                memo[len(memo)] = stack[-1]
+            case "GET" | "BINGET" | "LONG_BINGET":
+                stack.append(memo[argument])
+            case "POP":
+                stack.pop()
+            case "POP_MARK":
+                self.pop_to_mark()
+            case "BUILD":
+                stack.pop()  # the object's state
+            case "APPEND":
+                self.extend([stack.pop()])
+            case "APPENDS" | "ADDITEMS":
+                self.extend(self.pop_to_mark())
+            case "SETITEM":
+                self.update(self.pop(2))
+            case "SETITEMS":
+                self.update(self.pop_to_mark())
+            case _:
+                stack.append(self.make(name, argument))
+
+    def make(self, name: str, argument: Any) -> Any:
+        """Executes an instruction that yields one object."""
+        match name:
+            case "NONE" | "NEWTRUE" | "NEWFALSE":
+                return {"NONE": None, "NEWTRUE": True, "NEWFALSE": False}[name]
+            case "MARK":
+                return _MARK
+            case "DUP":
+                return self.stack[-1]
+            case "EMPTY_LIST" | "EMPTY_TUPLE" | "EMPTY_DICT":
+                return {"EMPTY_LIST": [], "EMPTY_TUPLE": (), "EMPTY_DICT": {}}[name]
+            case "TUPLE1" | "TUPLE2" | "TUPLE3":
+                return tuple(self.pop(int(name[-1])))
+            case "TUPLE":
+                return tuple(self.pop_to_mark())
+            case "LIST":
+                return self.pop_to_mark()
+            case "DICT":
+                return _make_dict(self.pop_to_mark())
+            case "GLOBAL":
+                return Global(*argument.split(" ", 1))
+            case "STACK_GLOBAL":
+                return Global(*self.pop(2))
+            case "BINPERSID":
+                return _make_storage(self.pop(1)[0])
+            case "REDUCE":
+                return _call(*self.pop(2))
+            case "NEWOBJ" | "NEWOBJ_EX":
+                self.pop(2 if name == "NEWOBJ" else 3)
+                return Inert()
+            case "INST" | "OBJ" | "FROZENSET":
+                self.pop_to_mark()
+                return Inert()
+            case "EMPTY_SET":
+                return Inert()
+        if _VALUES.fullmatch(name):
+            return argument
+        raise ValueError(f"not a pickle of tensors: instruction {name}")
+
+    def pop(self, count: int) -> list[Any]:
+        """The last `count` items, in order."""
+        return [self.stack.pop() for _ in range(count)][::-1]
+
+    def pop_to_mark(self) -> list[Any]:
+        """The items since the last mark, which goes too."""
+        items = list(iter(self.stack.pop, _MARK))
+        return items[::-1]
+
+    def extend(self, items: list[Any]) -> None:
+        """Appends to the list on top of the stack."""
+        if isinstance(self.stack[-1], list):
+            self.stack[-1].extend(items)
+
+    def update(self, items: list[Any]) -> None:
+        """Adds keys and values in turn to the dict on top of the stack."""
+        if isinstance(self.stack[-1], dict):
+            self.stack[-1].update(_make_dict(items))
+
+
+def _make_dict(items: list[Any]) -> dict:
+    pairs = zip(items[::2], items[1::2], strict=True)
+    return {key: value for key, value in pairs if isinstance(key, _KEYS)}
+
+
+def _call(function: Any, arguments: Any) -> Any:
+    """What a call in the file yields: data for the three that are known, else nothing."""
+    if function == _REBUILD_TENSOR:
+        return _make_tensor(*arguments[:4])
+    if function == _REBUILD_PARAMETER:
+        return arguments[0]
+    if function == _ORDERED_DICT:
+        pairs = arguments[0] if arguments else []
+        return {key: value for key, value in pairs if isinstance(key, _KEYS)}
+    return Inert()
+
+
+def _make_storage(persistent_id: Any) -> Storage:
+    kind, dtype, key, _, numel = persistent_id
+    known = isinstance(dtype, Global) and isinstance(dtype.name, str)
+    if kind != "storage" or not (known and isinstance(key, str) and _is_size(numel)):
+        raise ValueError("not a pickle of tensors: a persistent id that is no storage")
+    return Storage(dtype.name, key, numel)
+
+
+def _make_tensor(storage: Any, offset: Any, shape: Any, stride: Any) -> TensorView:
+    tuples = isinstance(shape, tuple) and isinstance(stride, tuple) and len(shape) == len(stride)
+    sizes = tuples and all(map(_is_size, (offset, *shape, *stride)))
+    if not (isinstance(storage, Storage) and sizes):
+        raise ValueError("not a pickle of tensors: a tensor without storage, shape or strides")
+    return TensorView(storage, offset, shape, stride)
+
+
+def _is_size(value: Any) -> bool:
+    return isinstance(value, int) and value >= 0

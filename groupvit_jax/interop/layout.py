@@ -1,0 +1,172 @@
+"""How our variables stand in checkpoints of PyTorch models: names, axes, fused projections."""
+
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax.traverse_util import flatten_dict, unflatten_dict
+from ml_collections import ConfigDict
+
+from groupvit_jax.models import build_model
+from groupvit_jax.typing import PyTree
+
+# Our variables by their path, e.g. "params/image_encoder/norm/scale".
+FlatVariables = dict[str, np.ndarray]
+# The names of one of our arrays elsewhere; several where ours is their concatenation.
+Names = Callable[[str], tuple[str, ...]]
+
+MULTI_LABEL_SCALE = "params/multi_label_logit_scale"
+# Counters that carry nothing of the model.
+_IGNORED = r"(num_batches_tracked|position_ids)$"
+_LEAF_NAMES = {
+    "kernel": "weight",
+    "embedding": "weight",
+    "scale": "weight",
+    "bias": "bias",
+    "mean": "running_mean",
+    "var": "running_var",
+}
+
+
+def flatten(variables: PyTree) -> dict[str, Any]:
+    """Variables by their "/"-joined path."""
+    return flatten_dict(variables, sep="/")
+
+
+def unflatten(flat: Mapping[str, Any]) -> dict[str, Any]:
+    """The nested variables of `flatten`'s result."""
+    return unflatten_dict(dict(flat), sep="/")
+
+
+def expected_shapes(model_config: ConfigDict) -> dict[str, tuple[int, ...]]:
+    """Shapes of the model's variables by path, without computing them."""
+    model = build_model(model_config)
+    size = model_config.image.image_size
+    images = jax.ShapeDtypeStruct((1, size, size, 3), jnp.float32)
+    text = jax.ShapeDtypeStruct((1, 1, 1), jnp.int32)
+    variables = jax.eval_shape(model.init, jax.random.key(0), images, text)
+    return {name: leaf.shape for name, leaf in flatten(variables).items()}
+
+
+def renamer(rules: Sequence[tuple[str, str]]) -> Callable[[str], str]:
+    """Builds the function from our paths to dotted names of a PyTorch state dict.
+
+    Args:
+      rules: (pattern, replacement) pairs of `re.sub`, applied one after the other to the path of
+        the module; the name of the leaf follows by convention.
+    """
+
+    def rename(name: str) -> str:
+        module, _, leaf = name.partition("/")[2].rpartition("/")
+        path = f"{module}/{_LEAF_NAMES[leaf]}" if leaf in _LEAF_NAMES else f"{module}/{leaf}"
+        for pattern, replacement in rules:
+            path = re.sub(pattern, replacement, path)
+        return path.strip("/").replace("/", ".")
+
+    return rename
+
+
+def to_torch(name: str, array: np.ndarray) -> np.ndarray:
+    """Orders axes as PyTorch does: linear weights [out, in], convolutions [out, in, h, w]."""
+    if not name.endswith("/kernel"):
+        return array
+    return array.transpose(3, 2, 0, 1) if array.ndim == 4 else array.T
+
+
+def from_torch(name: str, array: np.ndarray) -> np.ndarray:
+    """Undoes `to_torch`."""
+    if not name.endswith("/kernel"):
+        return array
+    return array.transpose(2, 3, 1, 0) if array.ndim == 4 else array.T
+
+
+def export_arrays(flat: Mapping[str, np.ndarray], names: Names) -> FlatVariables:
+    """Renames and reorders our variables for PyTorch; values keep their bits."""
+    exported: FlatVariables = {}
+    for name, array in flat.items():
+        targets = names(name)
+        array = to_torch(name, np.asarray(array))
+        parts = np.split(array, len(targets)) if targets[1:] else [array]
+        exported.update(zip(targets, parts, strict=True))
+    return exported
+
+
+def import_arrays(
+    source: Mapping[str, np.ndarray],
+    model_config: ConfigDict,
+    names: Names,
+    path: Path | str,
+) -> tuple[FlatVariables, list[str]]:
+    """Finds a model's variables in a PyTorch state dict.
+
+    Args:
+      source: arrays by their foreign name.
+      model_config: of the model.
+      names: our path to foreign names.
+      path: of the file, for error messages.
+
+    Returns:
+      The variables by path, and notes on what the file lacks.
+
+    Raises:
+      ValueError: naming the tensor, if one is missing, superfluous or of another shape.
+    """
+    shapes, notes = expected_shapes(model_config), []
+    # Models trained without the multi-label loss, and Hugging Face's, have no such parameter.
+    lacks_scale = MULTI_LABEL_SCALE in shapes and names(MULTI_LABEL_SCALE)[0] not in source
+    if lacks_scale:
+        del shapes[MULTI_LABEL_SCALE]
+        notes.append(f"{MULTI_LABEL_SCALE}: not in {path}, set to logit_scale")
+    wanted = {name: names(name) for name in shapes}
+    check_names(source, [n for parts in wanted.values() for n in parts], path)
+    flat = {}
+    for name, parts in wanted.items():
+        # A broadcast zero has the shape and takes no memory.
+        template = to_torch(name, np.broadcast_to(np.float32(0), shapes[name]))
+        pieces = np.split(template, len(parts)) if parts[1:] else [template]
+        pairs = zip(parts, pieces, strict=True)
+        arrays = [_matching(source, part, piece.shape, path) for part, piece in pairs]
+        joined = np.concatenate(arrays) if arrays[1:] else arrays[0]
+        flat[name] = np.asarray(from_torch(name, joined), np.float32, order="C")
+    if lacks_scale:
+        flat[MULTI_LABEL_SCALE] = flat["params/logit_scale"].copy()
+    return flat, notes
+
+
+def check_names(found: Iterable[str], expected: Iterable[str], path: Path | str) -> None:
+    """Raises a ValueError that names the first missing or superfluous tensor."""
+    names = {name for name in found if not re.search(_IGNORED, name)}
+    missing, extra = sorted(set(expected) - names), sorted(names - set(expected))
+    if missing:
+        raise ValueError(f"{path}: tensor {missing[0]!r} is missing ({len(missing)} in all)")
+    if extra:
+        raise ValueError(
+            f"{path}: tensor {extra[0]!r} isn't part of the model ({len(extra)} in all)"
+        )
+
+
+def check_variables(
+    flat: Mapping[str, np.ndarray], model_config: ConfigDict, path: Path | str
+) -> None:
+    """Raises a ValueError that names the first variable that isn't the model's."""
+    shapes = expected_shapes(model_config)
+    check_names(flat, shapes, path)
+    for name, shape in shapes.items():
+        if flat[name].shape != shape:
+            found = flat[name].shape
+            raise ValueError(f"{path}: tensor {name!r} has shape {found}, expected {shape}")
+
+
+def _matching(
+    source: Mapping[str, np.ndarray], name: str, shape: tuple[int, ...], path: Path | str
+) -> np.ndarray:
+    array = source[name]
+    # A 1x1 convolution is a linear layer with trailing axes of one.
+    bare = array.shape[: len(shape)] if set(array.shape[len(shape) :]) <= {1} else array.shape
+    if bare != shape:
+        raise ValueError(f"{path}: tensor {name!r} has shape {array.shape}, expected {shape}")
+    return array.reshape(shape)

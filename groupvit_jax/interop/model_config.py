@@ -1,0 +1,65 @@
+"""Model configurations: from the modules' defaults, and as JSON."""
+
+import dataclasses
+import json
+from typing import Any
+
+from flax import linen as nn
+from ml_collections import ConfigDict
+
+from groupvit_jax.models.image_encoder import ImageEncoder
+from groupvit_jax.models.text_encoder import TextEncoder
+from groupvit_jax.models.two_tower import Projector, TwoTower
+
+
+def make_model_config(image: dict, text: dict, projector: dict) -> ConfigDict:
+    """Builds a `config.model` from what differs from the published model.
+
+    Args:
+      image: fields of `ImageEncoder`.
+      text: fields of `TextEncoder`.
+      projector: `hidden_dim` and `output_dim`.
+
+    Returns:
+      The configuration, in float32.
+    """
+    towers = _defaults(TwoTower)
+    default_projector = _defaults(Projector)
+    config = {
+        "image": _defaults(ImageEncoder) | image,
+        "text": _defaults(TextEncoder) | text,
+        "projector": {
+            "hidden_dim": default_projector["hidden_dim"],
+            "output_dim": default_projector["out_dim"],
+        }
+        | projector,
+        "initial_temperature": towers["initial_temperature"],
+        "share_logit_scale": towers["share_logit_scale"],
+        "dtype": "float32",
+    }
+    return ConfigDict(config)
+
+
+def config_to_dict(config: ConfigDict) -> dict[str, Any]:
+    """A configuration of plain values, as JSON knows them."""
+    return json.loads(json.dumps(config.to_dict()))
+
+
+def config_from_dict(values: dict[str, Any]) -> ConfigDict:
+    """Undoes `config_to_dict`: JSON's lists become tuples."""
+    return ConfigDict(_tuples(values))
+
+
+def _defaults(module: type[nn.Module]) -> dict[str, Any]:
+    return {
+        field.name: field.default
+        for field in dataclasses.fields(module)
+        if field.name not in ("parent", "name", "dtype")
+        and field.default is not dataclasses.MISSING
+    }
+
+
+def _tuples(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _tuples(item) for key, item in value.items()}
+    return tuple(map(_tuples, value)) if isinstance(value, list) else value

@@ -1,0 +1,36 @@
+"""Our own export: `model.safetensors` with "/"-joined names of the variables, and `config.json`."""
+
+from pathlib import Path
+
+import numpy as np
+from safetensors.numpy import save_file
+
+from groupvit_jax.interop.layout import check_variables, unflatten
+from groupvit_jax.interop.model_config import config_from_dict
+from groupvit_jax.interop.pretrained import Pretrained, describe, to_host, tokenizer_config
+from groupvit_jax.interop.tensor_file import read_json, read_safetensors, write_json
+
+FORMAT = "groupvit_jax"
+
+
+def write_native(directory: Path, pretrained: Pretrained) -> None:
+    """Writes an export: the arrays keep their bits, names and axes."""
+    directory.mkdir(parents=True, exist_ok=True)
+    tensors = {n: np.asarray(a, order="C") for n, a in to_host(pretrained.variables).items()}
+    save_file(tensors, directory / "model.safetensors")
+    write_json(directory / "config.json", {"format": FORMAT, **describe(pretrained, directory)})
+
+
+def read_native(directory: Path) -> Pretrained:
+    """Reads an export.
+
+    Raises:
+      FileNotFoundError: if a file is missing.
+      ValueError: naming the tensor that doesn't fit the configuration.
+    """
+    config = read_json(directory / "config.json")
+    model_config = config_from_dict(config["model"])
+    path = directory / "model.safetensors"
+    tensors = read_safetensors(path)
+    check_variables(tensors, model_config, path)
+    return Pretrained(model_config, unflatten(tensors), tokenizer_config(config, directory))

@@ -1,0 +1,184 @@
+"""Reads PyTorch's zip files of tensors without PyTorch and without running code in them.
+
+Such a file holds `ROOT/data.pkl`, a pickle that describes the tensors, and `ROOT/data/KEY`, the
+memory of each. PyTorch compresses nothing, so a compressed member is refused.
+"""
+
+import math
+import mmap
+import re
+import struct
+import zipfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+
+from groupvit_jax.interop.inert_pickle import TensorView, read_pickle
+
+DTYPES: dict[str, np.dtype] = {
+    name: np.dtype(dtype)
+    for name, dtype in {
+        "FloatStorage": np.float32,
+        "DoubleStorage": np.float64,
+        "HalfStorage": np.float16,
+        "BFloat16Storage": ml_dtypes.bfloat16,
+        "LongStorage": np.int64,
+        "IntStorage": np.int32,
+        "ShortStorage": np.int16,
+        "CharStorage": np.int8,
+        "ByteStorage": np.uint8,
+        "BoolStorage": np.bool_,
+    }.items()
+}
+_MAX_PICKLE_BYTES = 1 << 28
+_ENCRYPTED = 0x61  # flags of encrypted or patched zip members
+_LEGACY_START = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."  # a pickled magic number
+
+
+def read_torch_file(path: Path) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+    """Reads the tensors of a state dict, which stands alone or as the entry "model".
+
+    Returns:
+      The tensors by name, and the file's object with a mark in place of all that isn't data.
+
+    Raises:
+      FileNotFoundError: if there is no such file.
+      ValueError: naming the tensor, if the file isn't a complete zip file of PyTorch.
+    """
+    _check_format(path)
+    with zipfile.ZipFile(path) as archive:
+        members = {member.filename: member for member in archive.infolist()}
+        roots = [name.removesuffix("data.pkl") for name in members if name.endswith("/data.pkl")]
+        if len(roots) != 1:
+            raise ValueError(f"{path}: {len(roots)} members named data.pkl, expected one")
+        reader = _Reader(path, archive, members, roots[0])
+        content = reader.describe()
+        views = tensor_views(content)
+        if not views:
+            raise ValueError(f"{path}: holds no state dict")
+        return {name: reader.tensor(name, view) for name, view in views.items()}, content
+
+
+def tensor_views(content: Any) -> dict[str, TensorView]:
+    """The state dict among what a file holds, without values that are no tensors."""
+    state = content.get("model", content) if isinstance(content, dict) else {}
+    entries = state.items() if isinstance(state, dict) else []
+    return {str(name): view for name, view in entries if isinstance(view, TensorView)}
+
+
+def _check_format(path: Path) -> None:
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: no such file")
+    with path.open("rb") as file:
+        start = file.read(512)
+    if start.startswith(_LEGACY_START) or start[257:262] == b"ustar":
+        raise ValueError(
+            f"{path}: PyTorch's legacy format, expected its zip format. If you trust the file, "
+            "whose code will run, save it again with PyTorch: torch.save(torch.load("
+            f"{path.name!r}, map_location='cpu', weights_only=False), 'new.pth')"
+        )
+    if not start.startswith(b"PK\x03\x04"):
+        raise ValueError(f"{path}: not a file of PyTorch's zip format")
+    if not zipfile.is_zipfile(path):
+        raise ValueError(f"{path}: truncated, {_first_incomplete(path)}")
+
+
+class _Reader:
+    """Members of an open archive, checked before they are read."""
+
+    def __init__(
+        self,
+        path: Path,
+        archive: zipfile.ZipFile,
+        members: Mapping[str, zipfile.ZipInfo],
+        root: str,
+    ) -> None:
+        self.path, self.archive, self.members, self.root = path, archive, members, root
+        order = f"{root}byteorder"
+        self.swapped = order in members and self.read(order, "byte order") != b"little"
+
+    def describe(self) -> Any:
+        """The content of data.pkl."""
+        name = f"{self.root}data.pkl"
+        if self.members[name].file_size > _MAX_PICKLE_BYTES:
+            raise ValueError(f"{self.path}: {name} is larger than {_MAX_PICKLE_BYTES} bytes")
+        self.check(name, "description of the tensors")
+        try:
+            with self.archive.open(name) as stream:
+                return read_pickle(stream)
+        except (ValueError, zipfile.BadZipFile, EOFError) as error:
+            raise ValueError(f"{self.path}: {name}: {error}") from error
+
+    def tensor(self, name: str, view: TensorView) -> np.ndarray:
+        """The values of a tensor, in row-major order."""
+        dtype, what = DTYPES.get(view.storage.dtype_name), f"tensor {name!r}"
+        if dtype is None:
+            raise ValueError(f"{self.path}: {what} is of the unknown {view.storage.dtype_name}")
+        numel = view.storage.numel
+        last = view.offset + sum((n - 1) * s for n, s in zip(view.shape, view.stride, strict=True))
+        size = math.prod(view.shape)
+        if size and (last >= numel or size > numel):
+            raise ValueError(
+                f"{self.path}: {what} has shape {view.shape} and strides {view.stride} from "
+                f"element {view.offset}, but its storage has only {numel} elements"
+            )
+        member = f"{self.root}data/{view.storage.key}"
+        self.check(member, what, numel * dtype.itemsize)
+        memory = np.frombuffer(self.read(member, what), dtype)
+        if self.swapped:
+            memory = memory.view(f"u{dtype.itemsize}").byteswap().view(dtype)
+        strides = [stride * dtype.itemsize for stride in view.stride]
+        if not size:
+            return np.zeros(view.shape, dtype)
+        strided = np.lib.stride_tricks.as_strided(memory[view.offset :], view.shape, strides)
+        return np.array(strided, order="C")
+
+    def check(self, member: str, what: str, num_bytes: int | None = None) -> None:
+        """Refuses a member that is missing, packed, or of another size than `num_bytes`."""
+        info = self.members.get(member)
+        if info is None:
+            raise ValueError(f"{self.path}: {what}: member {member!r} is missing")
+        if info.compress_type != zipfile.ZIP_STORED or info.flag_bits & _ENCRYPTED:
+            raise ValueError(f"{self.path}: {what}: member {member!r} is compressed or encrypted")
+        if num_bytes is not None and info.file_size != num_bytes:
+            raise ValueError(
+                f"{self.path}: {what}: member {member!r} holds {info.file_size} bytes, "
+                f"expected {num_bytes}"
+            )
+
+    def read(self, member: str, what: str) -> bytes:
+        """The bytes of a member, which is stored as it is, so no longer than the file."""
+        try:
+            self.check(member, what)
+            return self.archive.read(member)
+        except (zipfile.BadZipFile, EOFError) as error:
+            raise ValueError(f"{self.path}: {what} is damaged: {error}") from error
+
+
+def _first_incomplete(path: Path) -> str:
+    """Finds where a file without its directory, which stands at the end, breaks off."""
+    with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+        name_length, extra_length = struct.unpack("<HH", data[26:30])
+        name = data[30 : 30 + name_length]
+        file.seek(30 + name_length + extra_length)
+        try:
+            views = tensor_views(read_pickle(file)) if name.endswith(b"/data.pkl") else {}
+        except ValueError:
+            return "the description of its tensors is incomplete"
+        root = name.removesuffix(b"data.pkl")
+        for tensor, view in views.items():
+            begin = _local_member(data, root + f"data/{view.storage.key}".encode())
+            itemsize = DTYPES.get(view.storage.dtype_name, np.dtype(np.uint8)).itemsize
+            if begin is None or begin + view.storage.numel * itemsize > len(data):
+                return f"tensor {tensor!r} is incomplete"
+        return "its directory is missing"
+
+
+def _local_member(data: mmap.mmap, name: bytes) -> int | None:
+    """Where the content of a zip member begins, by the header in front of it."""
+    pattern = rb"PK\x03\x04.{22}" + re.escape(struct.pack("<H", len(name))) + b"(..)"
+    match = re.search(pattern + re.escape(name), data, re.DOTALL)
+    return match and match.end() + struct.unpack("<H", match[1])[0]
