@@ -90,7 +90,6 @@ def get_config() -> ConfigDict:
     config.parallel.rules = (
         # One dimension is the number of group tokens, too few to divide.
         (r"(group_projector|mlp_inter)/", ()),
-        (r"(mlp_inter|group_projector)/", ()),  # over the few group tokens: too small to split
         (r"(attn/(qkv|q_proj|k_proj|v_proj)|fc1|linear_hidden)/kernel$", ("fsdp", "tensor")),
         (r"(attn/proj|fc2|linear_out)/kernel$", ("tensor", "fsdp")),
         (r"token_embedding/embedding$", ("tensor", "fsdp")),
