@@ -12,7 +12,7 @@ import numpy as np
 from groupvit_jax.data.scene_drawing import Scene, Stuff, Thing
 
 _COUNTS = {2: ("two", "a pair of", "a couple of"), 3: ("three",)}
-_VIEWS = ("", "", "", "a picture of ", "a photo of ", "a drawing of ", "there is ", "we see ")
+_VIEWS = ("a picture of ", "a photo of ", "a drawing of ", "there is ", "we see ")
 _SEEN = 0.15  # a thing of which less can be seen is not mentioned
 
 
@@ -35,10 +35,12 @@ def caption(scene: Scene, visible: Sequence[float], rng: np.random.Generator) ->
     if not mentions:
         return where.removeprefix("on ").removeprefix("in front of ")
     subject = _things(mentions, rng)
-    if where and rng.random() < 0.2:
+    if rng.random() < 0.2:
         return f"{where}, {subject}"
-    view = rng.choice(_VIEWS) if rng.random() < 0.6 else ""
-    return f"{view}{subject} {where}".strip()
+    view = str(rng.choice(_VIEWS)) if rng.random() < 0.4 else ""
+    if len(mentions[0].things) > 1:
+        view = view.replace("there is", "there are")
+    return f"{view}{subject} {where}"
 
 
 def _group(things: Sequence[Thing]) -> list[_Mention]:

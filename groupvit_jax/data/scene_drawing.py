@@ -138,13 +138,13 @@ def _noise(shape: tuple[int, int], cells: tuple[float, float], rng) -> Float[np.
 
 
 def _sky(x, y, scale: float, rng: np.random.Generator):
-    clouds = _noise(x.shape, (5 / scale, 3 / scale), rng) + 0.5 * _noise(x.shape, (9, 6), rng)
+    clouds = _noise(x.shape, (5 / scale, 3 / scale), rng) + 0.5 * _noise(x.shape, (9.0, 6.0), rng)
     return 1 + 0.12 * np.clip(clouds, 0, 2) + 0.15 * (y - 0.5)
 
 
 def _grass(x, y, scale: float, rng: np.random.Generator):
     blades = _noise(x.shape, (12 / scale, 40 / scale), rng)
-    return 1 + 0.2 * blades + 0.06 * _noise(x.shape, (4, 4), rng)
+    return 1 + 0.2 * blades + 0.06 * _noise(x.shape, (4.0, 4.0), rng)
 
 
 def _sand(x, y, scale: float, rng: np.random.Generator):
@@ -153,9 +153,9 @@ def _sand(x, y, scale: float, rng: np.random.Generator):
 
 
 def _water(x, y, scale: float, rng: np.random.Generator):
-    bend = 0.03 * _noise(x.shape, (4, 4), rng)
+    bend = 0.03 * _noise(x.shape, (4.0, 4.0), rng)
     waves = np.sin(2 * np.pi * ((y + bend) * rng.uniform(9, 14) / scale + x * 0.7))
-    return 1 + 0.2 * waves + 0.05 * _noise(x.shape, (16, 6), rng)
+    return 1 + 0.2 * waves + 0.05 * _noise(x.shape, (16.0, 6.0), rng)
 
 
 def _brick(x, y, scale: float, rng: np.random.Generator):
@@ -205,6 +205,7 @@ def _draw_stuff(scene: Scene, x, y, rng: np.random.Generator):
 # --- things --------------------------------------------------------------------------------------
 
 Polygon = Float[np.ndarray, "N 2"]
+_SUPERSAMPLING = 4
 
 
 @dataclasses.dataclass(frozen=True)
@@ -248,7 +249,7 @@ def _crescent() -> Polygon:
 def _shape(kind: str) -> tuple[Part, ...]:
     """The parts of a kind of thing, from the back to the front."""
     box = _polygon((-0.8, -0.8), (0.8, -0.8), (0.8, 0.8), (-0.8, 0.8))
-    slope = _polygon((0, -1.1), (0.9, 0.75), (-0.9, 0.75))
+    slope = _polygon((0.0, -1.1), (0.9, 0.75), (-0.9, 0.75))
     a, b = 0.36, 1.0
     cross = _polygon((-a, -b), (a, -b), (a, -a), (b, -a), (b, a), (a, a))
     cross = np.concatenate([cross, -cross])
@@ -280,12 +281,14 @@ def _shape(kind: str) -> tuple[Part, ...]:
 
 
 def _coverage(polygons, centre, radius, angle, size: int) -> Float[np.ndarray, "S S"]:
-    """Antialiased coverage of rotated, scaled and moved polygons."""
+    """Share of each pixel that rotated, scaled and moved polygons cover."""
     cos, sin = np.cos(angle), np.sin(angle)
     turn = np.array([[cos, sin], [-sin, cos]])
-    points = [(p @ turn * radius + np.array(centre)) * size * 16 - 8 for p in polygons]
-    canvas = np.zeros((size, size), np.uint8)
-    cv2.fillPoly(canvas, [np.round(p).astype(np.int32) for p in points], 255, cv2.LINE_AA, 4)
+    fine = size * _SUPERSAMPLING
+    points = [(p @ turn * radius + np.array(centre)) * fine - 0.5 for p in polygons]
+    canvas = np.zeros((fine, fine), np.uint8)
+    cv2.fillPoly(canvas, [np.round(p * 16).astype(np.int32) for p in points], 255, shift=4)
+    canvas = cv2.resize(canvas, (size, size), interpolation=cv2.INTER_AREA)
     return canvas.astype(np.float32) / 255
 
 
