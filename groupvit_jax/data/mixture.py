@@ -1,13 +1,16 @@
 """Several sources as one, and the endless shuffled order in which training visits its samples."""
 
 import bisect
+import functools
 import itertools
 from collections.abc import Sequence
 
-import grain
 import numpy as np
 
 from groupvit_jax.data.sources import Sample, Source
+
+_NUM_ROUNDS = 6
+_UINT64 = 2**64 - 1
 
 
 class MixedSource:
@@ -50,7 +53,7 @@ class ExampleOrder:
     """
 
     def __init__(self, sizes: Sequence[int], weights: Sequence[float] | None, seed: int):
-        """Prepares the shuffles.
+        """Describes the sequence.
 
         Args:
           sizes: number of samples of each source.
@@ -59,20 +62,54 @@ class ExampleOrder:
         """
         if weights is None:
             sizes, weights = [sum(sizes)], [1.0]
-        ends = list(itertools.accumulate(sizes))
-        # Grain derives an epoch's seed by adding: hashed, the seeds of two runs don't meet.
-        seeds = np.random.SeedSequence(seed).generate_state(len(sizes)).tolist()
-        self._orders = [
-            grain.MapDataset.range(end - size, end).shuffle(seed=source_seed).repeat()
-            for size, end, source_seed in zip(sizes, ends, seeds, strict=True)
-        ]
+        self._seed = seed
+        self._sizes = list(sizes)
+        self._starts = [0, *itertools.accumulate(sizes[:-1])]
         # Of what the sources before it leave, source i takes this share.
         self._shares = [w / sum(weights[i:]) for i, w in enumerate(weights)]
 
     def __getitem__(self, position: int) -> int:
-        for order, share in zip(self._orders[:-1], self._shares, strict=False):
-            taken = int(position * share)
-            if int((position + 1) * share) > taken:
-                return order[taken]
-            position -= taken
-        return self._orders[-1][position]
+        source, row = self._draw(position)
+        epoch, row_of_epoch = divmod(row, self._sizes[source])
+        keys = _round_keys(self._seed, source, epoch)
+        return self._starts[source] + permute(row_of_epoch, self._sizes[source], keys)
+
+    def _draw(self, position: int) -> tuple[int, int]:
+        """Returns the source at a position and how often it has been drawn before."""
+        for source, share in enumerate(self._shares[:-1]):
+            before = int(position * share)
+            if int((position + 1) * share) > before:
+                return source, before
+            position -= before
+        return len(self._shares) - 1, position
+
+
+def permute(index: int, size: int, keys: tuple[int, ...]) -> int:
+    """Returns where a keyed pseudo-random permutation of range(size) sends an index.
+
+    A Feistel network permutes the next power of four; what falls outside is permuted again until
+    it falls inside (Black and Rogaway, "Ciphers with arbitrary finite domains", 2002). So no
+    shuffled list of all samples is held. (Grain's shuffle does the same, but it is no permutation
+    for sizes 4^k + 1, and takes a millisecond an index for small sizes.)
+    """
+    half_bits = max(1, -(-(size - 1).bit_length() // 2))
+    mask = (1 << half_bits) - 1
+    while True:
+        left, right = index >> half_bits, index & mask
+        for key in keys:
+            left, right = right, left ^ (_mix(right ^ key) & mask)
+        index = left << half_bits | right
+        if index < size:
+            return index
+
+
+def _mix(x: int) -> int:
+    """The finaliser of SplitMix64."""
+    x = (x ^ x >> 30) * 0xBF58476D1CE4E5B9 & _UINT64
+    x = (x ^ x >> 27) * 0x94D049BB133111EB & _UINT64
+    return x ^ x >> 31
+
+
+@functools.lru_cache(maxsize=64)
+def _round_keys(*seeds: int) -> tuple[int, ...]:
+    return tuple(np.random.SeedSequence(seeds).generate_state(_NUM_ROUNDS, np.uint64).tolist())

@@ -9,12 +9,13 @@ without a remainder; each is a new shuffle in which every sample occurs once.
 
 import functools
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import grain
 import numpy as np
-from absl import logging
+from absl import flags, logging
 from jaxtyping import Int, UInt8
 from ml_collections import ConfigDict
 
@@ -30,7 +31,8 @@ _MAX_CHUNK = 64
 _MAX_REPLACEMENTS = 100
 _NUM_STEPS = 2**31  # the sequence is endless in practice
 
-ImageTransform = Callable[[bytes, np.random.Generator], UInt8[np.ndarray, "S S 3"]]
+# Called with an image file and the keyword `rng`.
+ImageTransform = Callable[..., UInt8[np.ndarray, "S S 3"]]
 
 
 class TrainExamples:
@@ -91,8 +93,31 @@ def transform_pair(
     """
     caption = sample["captions"][rng.integers(len(sample["captions"]))]
     prompts = nouns.make_prompts(caption, num_nouns, rng, noun_kind)
-    image = image_transform(sample["image"], rng)
+    image = image_transform(sample["image"], rng=rng)
     return {"image": image, "text": tokenizer([caption, *prompts])}
+
+
+@dataclass(frozen=True)
+class _HostRows:
+    """The examples of one host, from its first row of the first step on."""
+
+    examples: TrainExamples
+    start_step: int
+    batch_size: int
+    host_index: int
+    host_count: int
+
+    @property
+    def rows_per_step(self) -> int:
+        return self.batch_size // self.host_count
+
+    def __len__(self) -> int:
+        return self.rows_per_step * _NUM_STEPS
+
+    def __getitem__(self, row: int) -> dict[str, np.ndarray]:
+        step, row_of_step = divmod(row, self.rows_per_step)
+        first_row = self.host_index * self.rows_per_step
+        return self.examples[(self.start_step + step) * self.batch_size + first_row + row_of_step]
 
 
 class TrainLoader(Iterator[dict[str, np.ndarray]]):
@@ -137,15 +162,8 @@ class TrainLoader(Iterator[dict[str, np.ndarray]]):
             )
         examples, self.num_examples = make_train_examples(config, tokenizer, image_transform)
         self.steps_per_epoch = self.num_examples / batch_size
-        rows = batch_size // host_count
-        first = start_step * batch_size + host_index * rows
-
-        def load(row: int) -> dict[str, np.ndarray]:
-            step, row_of_step = divmod(row, rows)
-            return examples[first + step * batch_size + row_of_step]
-
-        dataset = grain.MapDataset.range(rows * _NUM_STEPS).map(load)
-        self._batches = iter(_batched(dataset, rows, config.data.num_workers))
+        host_rows = _HostRows(examples, start_step, batch_size, host_index, host_count)
+        self._batches = iter(_batched(host_rows, config.data.num_workers))
 
     def __next__(self) -> dict[str, np.ndarray]:
         return next(self._batches)
@@ -164,10 +182,7 @@ def make_train_examples(
       ValueError: a setting of `config.data` is wrong.
     """
     data, size = config.data, config.model.image.image_size
-
-    def augment(image: bytes, rng: np.random.Generator) -> UInt8[np.ndarray, "S S 3"]:
-        return image_ops.train_transform(image, size, data.augment, rng)
-
+    augment = functools.partial(image_ops.train_transform, size=size, augment=data.augment)
     transform = functools.partial(
         transform_pair,
         image_transform=image_transform or augment,
@@ -181,7 +196,7 @@ def make_train_examples(
     return TrainExamples(source, order, config.seed, transform), len(source)
 
 
-def _named_sources(data_config: ConfigDict) -> list[tuple[str, Mapping[str, Any]]]:
+def _named_sources(data_config: ConfigDict) -> list[tuple[str, ConfigDict]]:
     if not data_config.sources:
         raise ValueError("config.data.sources is empty: name at least one set of pairs")
     # Sorted, so that the order of the examples doesn't hang on how a config was put together.
@@ -200,25 +215,31 @@ def _weights(data_config: ConfigDict) -> list[float] | None:
                 f"config.data.sources.{name}.weight={weights[name]}: expected a positive number, "
                 "in all sources or in none"
             )
-    return list(given.values())
+    return [float(weight) for weight in given.values()]
 
 
-def _batched(
-    dataset: grain.MapDataset[dict[str, np.ndarray]], rows: int, num_workers: int
-) -> grain.IterDataset[dict[str, np.ndarray]]:
+def _batched(host_rows: _HostRows, num_workers: int) -> grain.IterDataset[dict[str, np.ndarray]]:
     """Batches on worker processes, or on threads without any; the result is the same."""
+    rows = host_rows.rows_per_step
     # Workers deliver parts of a large batch: the first comes sooner, and less memory is held.
     chunk = max(size for size in range(1, min(rows, _MAX_CHUNK) + 1) if rows % size == 0)
-    num_threads = 2 if num_workers else os.cpu_count() or 1
-    chunks = dataset.batch(chunk).to_iter_dataset(
-        grain.ReadOptions(num_threads=num_threads, prefetch_buffer_size=2 * num_threads)
+    num_threads = 2 if num_workers else min(16, os.cpu_count() or 1)
+    chunks = (
+        grain.MapDataset.source(host_rows)
+        .batch(chunk)
+        .to_iter_dataset(grain.ReadOptions(num_threads, prefetch_buffer_size=2 * num_threads))
     )
     if num_workers:
+        if not flags.FLAGS.is_parsed():  # Grain defines and reads some, also outside of a command
+            flags.FLAGS.mark_as_parsed()
         options = grain.MultiprocessingOptions(num_workers, per_worker_buffer_size=2)
-        chunks = chunks.mp_prefetch(options)
-    if chunk == rows:
-        return chunks
-    return chunks.batch(rows // chunk, batch_fn=_concatenate)
+        chunks = chunks.mp_prefetch(options, worker_init_fn=_init_worker)
+    return chunks.batch(rows // chunk, batch_fn=_concatenate) if chunk < rows else chunks
+
+
+def _init_worker(index: int, count: int) -> None:
+    del index, count
+    image_ops.init_worker()
 
 
 def _concatenate(chunks: Sequence[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:

@@ -15,6 +15,7 @@ import cv2
 import numpy as np
 import tensorflow_datasets as tfds
 from absl import logging
+from ml_collections import ConfigDict
 
 from groupvit_jax.data import tar_index
 
@@ -52,7 +53,9 @@ class Source(Protocol):
         """Says where the sample lies, for messages."""
 
 
-def make_source(name: str, source_config: Mapping[str, Any], index_dir: str = "") -> Source:
+def make_source(
+    name: str, source_config: ConfigDict | Mapping[str, Any], index_dir: str = ""
+) -> Source:
     """Opens the set `config.data.sources.NAME`.
 
     Args:
@@ -172,7 +175,8 @@ def _read_parts(shard: str, offsets: np.ndarray, sizes: np.ndarray) -> list[byte
     num_bytes = int((offsets + sizes)[present].max()) - start
     if num_bytes > MAX_SAMPLE_BYTES:
         raise BrokenSampleError(f"{num_bytes} bytes, more than the limit of {MAX_SAMPLE_BYTES}")
-    data = os.pread(_open_shard(shard).fd, num_bytes, start)
+    handle = _open_shard(shard)  # held: the cache may let go of it while it is read
+    data = os.pread(handle.fd, num_bytes, start)
     if len(data) < num_bytes:
         raise BrokenSampleError("the shard has become shorter since it was indexed")
     return [
