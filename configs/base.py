@@ -44,7 +44,8 @@ def get_config() -> ConfigDict:
     config.loss = dict(global_weight=1.0, multi_label_weight=1.0)
 
     config.data = ConfigDict()
-    # Name -> {kind: "webdataset" | "tfds" | "array_record", ...}; several sets are mixed.
+    # Name -> {kind: "webdataset" (pattern) | "tfds" (name, split, data_dir)}, each maybe with a
+    # weight; without weights several sets are mixed by size.
     config.data.sources = ConfigDict()
     config.data.tokenizer = dict(name="clip", path="")
     config.data.num_nouns = 3  # K; 0 switches the multi-label loss off
