@@ -163,14 +163,19 @@ class TrainLoader(Iterator[dict[str, np.ndarray]]):
         examples, self.num_examples = make_train_examples(config, tokenizer, image_transform)
         self.steps_per_epoch = self.num_examples / batch_size
         host_rows = _HostRows(examples, start_step, batch_size, host_index, host_count)
-        self._batches = iter(_batched(host_rows, config.data.num_workers))
+        batches = _batched(host_rows, config.data.num_workers)
+        self._batches: grain.DatasetIterator[dict[str, np.ndarray]] | None = iter(batches)
 
     def __next__(self) -> dict[str, np.ndarray]:
+        if self._batches is None:
+            raise StopIteration
         return next(self._batches)
 
     def close(self) -> None:
-        """Ends the worker processes and threads."""
-        self._batches.close()
+        """Ends the worker processes and threads; to be called before the program ends."""
+        if self._batches is not None:
+            self._batches.close()
+            self._batches = None  # Grain's iterators complain if they outlive their modules
 
 
 def make_train_examples(
