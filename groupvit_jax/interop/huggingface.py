@@ -6,8 +6,8 @@ Names and configuration fields are those of `transformers.GroupViTModel`.
 from pathlib import Path
 
 import numpy as np
-from safetensors.numpy import save_file
 
+from groupvit_jax.interop.clip_vocabulary import write_tokenizer
 from groupvit_jax.interop.huggingface_config import (
     from_model_config,
     processor_config,
@@ -28,7 +28,12 @@ from groupvit_jax.interop.pretrained import (
     tokenizer_config,
     with_learned_positions,
 )
-from groupvit_jax.interop.tensor_file import read_json, read_safetensors, write_json
+from groupvit_jax.interop.tensor_file import (
+    read_json,
+    read_safetensors,
+    write_json,
+    write_safetensors,
+)
 from groupvit_jax.interop.torch_file import read_torch_file
 
 # What our own configuration adds to Hugging Face's; its readers keep it and don't use it.
@@ -96,7 +101,9 @@ def read_huggingface(directory: Path) -> Pretrained:
 
 
 def write_huggingface(directory: Path, pretrained: Pretrained) -> None:
-    """Writes `config.json`, `model.safetensors` and the image processor's configuration.
+    """Writes a directory that `GroupViTModel` and `CLIPProcessor` load.
+
+    The tokenizer's files are CLIP's; a model with another tokenizer gets a copy of its own file.
 
     Raises:
       ValueError: naming the field, if `GroupViTModel` has no such model.
@@ -105,13 +112,15 @@ def write_huggingface(directory: Path, pretrained: Pretrained) -> None:
     config = from_model_config(pretrained.model_config)
     directory.mkdir(parents=True, exist_ok=True)
     flat = to_host(pretrained.variables)
-    tensors = {n: np.asarray(a, order="C") for n, a in export_arrays(flat, names).items()}
+    tensors = export_arrays(flat, names)
     # GroupViTModel has no second scale; a float32 survives JSON's decimals exactly.
     own = {n: float(tensors.pop(n)) for n in names(MULTI_LABEL_SCALE) if n in tensors}
     config[_OUR_SECTION] = {**describe(pretrained, directory), "tensors": own}
     for projection in ("visual_projection", "text_projection"):
         tensors[f"{projection}.1.num_batches_tracked"] = np.zeros((), np.int64)
-    save_file(tensors, directory / "model.safetensors", metadata={"format": "pt"})
+    write_safetensors(directory / "model.safetensors", tensors, {"format": "pt"})
     write_json(directory / "config.json", config)
     processor = processor_config(pretrained.model_config.image.image_size)
     write_json(directory / "preprocessor_config.json", processor)
+    if pretrained.tokenizer.name == "clip":
+        write_tokenizer(directory, pretrained.model_config.text.context_length)

@@ -5,6 +5,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
+from groupvit_jax.data.device_ops import IMAGENET_MEAN, IMAGENET_STD
 from groupvit_jax.interop.model_config import make_model_config
 from groupvit_jax.models.layers import LAYER_NORM_EPS
 
@@ -46,6 +47,8 @@ def to_model_config(config: dict[str, Any], path: Path) -> ConfigDict:
         raise ValueError(f"{path}: model_type {config.get('model_type')!r}, expected 'groupvit'")
     image_config, text_config = (_section(config, name) for name in ("vision", "text"))
     image = {ours: _plain(image_config.get(n, default)) for ours, n, default in _IMAGE_FIELDS}
+    for field in ("image_size", "patch_size"):
+        image[field] = _side(image[field], field, path)
     text = {ours: text_config.get(n, default) for ours, n, default in _TEXT_FIELDS}
     hidden = image_config.get("intermediate_size", 1536)
     image["mlp_ratio"] = hidden / image["width"]
@@ -120,8 +123,8 @@ def processor_config(image_size: int) -> dict[str, Any]:
         "do_rescale": True,
         "rescale_factor": 1 / 255,
         "do_normalize": True,
-        "image_mean": [0.485, 0.456, 0.406],
-        "image_std": [0.229, 0.224, 0.225],
+        "image_mean": list(IMAGENET_MEAN),
+        "image_std": list(IMAGENET_STD),
     }
 
 
@@ -133,6 +136,13 @@ def _section(config: dict[str, Any], name: str) -> dict[str, Any]:
 
 def _plain(value: Any) -> Any:
     return tuple(value) if isinstance(value, list) else value
+
+
+def _side(value: int | tuple[int, ...], field: str, path: Path) -> int:
+    sides = set(value) if isinstance(value, tuple) else {value}
+    if len(sides) > 1:
+        raise ValueError(f"{path}: vision_config.{field} is {value}, only squares are supported")
+    return sides.pop()
 
 
 def _json(value: Any) -> Any:

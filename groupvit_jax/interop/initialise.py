@@ -5,13 +5,12 @@ from pathlib import Path
 from typing import NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
 from groupvit_jax.interop.layout import flatten, unflatten
 from groupvit_jax.interop.load import load_pretrained
-from groupvit_jax.models.position import resize_position_embedding
+from groupvit_jax.interop.pretrained import resize_grid
 from groupvit_jax.typing import Array, Params, PyTree
 
 _IMAGE_POSITIONS = "params/image_encoder/position_embedding"
@@ -98,8 +97,7 @@ def _fit_positions(
     table = found.get(_IMAGE_POSITIONS)
     if table is not None and table.shape[1] != side * side:
         old = math.isqrt(table.shape[1])
-        new_table = resize_position_embedding(jnp.asarray(table), (old, old), (side, side))
-        fitted[_IMAGE_POSITIONS] = np.asarray(new_table)
+        fitted[_IMAGE_POSITIONS] = resize_grid(table, side)
         resized[_IMAGE_POSITIONS] = f"{old}x{old} to {side}x{side} patches, bicubic"
     length = target.text.context_length
     if length < source.text.context_length:

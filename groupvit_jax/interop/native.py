@@ -2,13 +2,15 @@
 
 from pathlib import Path
 
-import numpy as np
-from safetensors.numpy import save_file
-
 from groupvit_jax.interop.layout import check_variables, unflatten
 from groupvit_jax.interop.model_config import config_from_dict
 from groupvit_jax.interop.pretrained import Pretrained, describe, to_host, tokenizer_config
-from groupvit_jax.interop.tensor_file import read_json, read_safetensors, write_json
+from groupvit_jax.interop.tensor_file import (
+    read_json,
+    read_safetensors,
+    write_json,
+    write_safetensors,
+)
 
 FORMAT = "groupvit_jax"
 
@@ -16,8 +18,7 @@ FORMAT = "groupvit_jax"
 def write_native(directory: Path, pretrained: Pretrained) -> None:
     """Writes an export: the arrays keep their bits, names and axes."""
     directory.mkdir(parents=True, exist_ok=True)
-    tensors = {n: np.asarray(a, order="C") for n, a in to_host(pretrained.variables).items()}
-    save_file(tensors, directory / "model.safetensors")
+    write_safetensors(directory / "model.safetensors", to_host(pretrained.variables))
     write_json(directory / "config.json", {"format": FORMAT, **describe(pretrained, directory)})
 
 

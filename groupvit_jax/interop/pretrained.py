@@ -1,21 +1,23 @@
 """What every kind of checkpoint is read into and written from."""
 
+import math
 import shutil
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
 from groupvit_jax.interop.layout import FlatVariables, flatten
 from groupvit_jax.interop.model_config import config_from_dict, config_to_dict
-from groupvit_jax.models.position import sincos_position_embedding
-from groupvit_jax.typing import PyTree
+from groupvit_jax.models import build_model
+from groupvit_jax.models.position import resize_position_embedding, sincos_position_embedding
+from groupvit_jax.typing import Float, PyTree
 
 CLIP_TOKENIZER = {"name": "clip", "path": ""}
 _TOKENIZER_FILE = "tokenizer.model"
-_POSITIONS = "params/image_encoder/position_embedding"
 
 
 class Pretrained(NamedTuple):
@@ -61,6 +63,28 @@ def tokenizer_config(description: dict[str, Any], directory: Path) -> ConfigDict
     return tokenizer
 
 
+def with_image_size(pretrained: Pretrained, image_size: int) -> Pretrained:
+    """The same model for another training resolution, its learned positions resized.
+
+    Raises:
+      ValueError: if the patches don't divide the size.
+    """
+    config = config_from_dict(config_to_dict(pretrained.model_config))
+    config.image.image_size = image_size
+    build_model(config)  # raises where the size doesn't fit
+    if config.image.position_embedding != "learned":
+        return pretrained._replace(model_config=config)
+    table = pretrained.variables["params"]["image_encoder"]["position_embedding"]
+    resized = resize_grid(table, image_size // config.image.patch_size)
+    return _with_positions(pretrained._replace(model_config=config), resized)
+
+
+def resize_grid(table: Float[np.ndarray, "1 L C"], side: int) -> Float[np.ndarray, "1 M C"]:
+    """Position embeddings of a square grid, resized to `side` x `side` patches."""
+    old = math.isqrt(table.shape[1])
+    return np.asarray(resize_position_embedding(jnp.asarray(table), (old, old), (side, side)))
+
+
 def with_learned_positions(pretrained: Pretrained) -> Pretrained:
     """The same model with sin-cos positions as if they were learned, for formats without them."""
     image = pretrained.model_config.image
@@ -70,7 +94,11 @@ def with_learned_positions(pretrained: Pretrained) -> Pretrained:
     config.image.position_embedding = "learned"
     side = image.image_size // image.patch_size
     table = sincos_position_embedding((side, side), image.width)
+    return _with_positions(pretrained._replace(model_config=config), table)
+
+
+def _with_positions(pretrained: Pretrained, table: np.ndarray) -> Pretrained:
     params = pretrained.variables["params"]
     encoder = {**params["image_encoder"], "position_embedding": table}
     variables = {**pretrained.variables, "params": {**params, "image_encoder": encoder}}
-    return pretrained._replace(model_config=config, variables=variables)
+    return pretrained._replace(variables=variables)

@@ -2,11 +2,13 @@
 
 import json
 import struct
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -46,6 +48,14 @@ def read_safetensors(path: Path) -> dict[str, np.ndarray]:
             return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     except SafetensorError as error:
         raise ValueError(f"{path}: {_first_wrong(path) or error}") from error
+
+
+def write_safetensors(
+    path: Path, tensors: Mapping[str, np.ndarray], metadata: dict[str, str] | None = None
+) -> None:
+    """Writes tensors, in row-major order, with the permissions of any other new file."""
+    contiguous = {name: np.asarray(array, order="C") for name, array in tensors.items()}
+    path.write_bytes(save(contiguous, metadata))
 
 
 def _first_wrong(path: Path) -> str:

@@ -1,0 +1,97 @@
+"""Programs of StableHLO with the weights inside, which run wherever JAX does.
+
+program = jax.export.deserialize(pathlib.Path("image.stablehlo").read_bytes())
+outputs = program.call(images)
+"""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from groupvit_jax.data.device_ops import normalize
+from groupvit_jax.interop.model_config import config_from_dict, config_to_dict
+from groupvit_jax.interop.pretrained import Pretrained, describe
+from groupvit_jax.interop.tensor_file import write_json
+from groupvit_jax.models import build_model
+from groupvit_jax.typing import Array, Float, Int, UInt8
+
+PLATFORMS = ("cpu", "cuda", "tpu")
+
+
+def image_program(pretrained: Pretrained) -> Callable[[UInt8[Array, "B H W 3"]], dict[str, Any]]:
+    """Builds the function of RGB images with float32 outputs.
+
+    Returns:
+      A function that yields "embedding" [B, D] and "segments" [B, G, D], both in the joint space
+      and not normalised, and "assignments", for each grouping block [B, groups, segments].
+    """
+    model, variables = _in_float32(pretrained)
+
+    def program(images: UInt8[Array, "B H W 3"]) -> dict[str, Any]:
+        embedding, features = model.apply(variables, normalize(images), method=model.encode_image)
+        segments = model.apply(variables, features.segments, method=model.project_groups)
+        return {
+            "embedding": embedding,
+            "segments": segments,
+            "assignments": features.assignments,
+        }
+
+    return program
+
+
+def text_program(pretrained: Pretrained) -> Callable[[Int[Array, "B T"]], Float[Array, "B D"]]:
+    """Builds the function from token ids to embeddings in the joint space, not normalised."""
+    model, variables = _in_float32(pretrained)
+
+    def program(tokens: Int[Array, "B T"]) -> Float[Array, "B D"]:
+        return model.apply(variables, tokens, method=model.encode_text)
+
+    return program
+
+
+def write_stablehlo(
+    directory: Path,
+    pretrained: Pretrained,
+    image_size: int | None = None,
+    platforms: Sequence[str] = PLATFORMS,
+) -> None:
+    """Writes `image.stablehlo`, `text.stablehlo` and `config.json`.
+
+    Args:
+      directory: where to; created where missing.
+      pretrained: the model.
+      image_size: side of the images; the training's by default.
+      platforms: what the programs can run on.
+    """
+    config = pretrained.model_config
+    side = image_size or config.image.image_size
+    (batch,) = jax.export.symbolic_shape("batch")
+    images = jax.ShapeDtypeStruct((batch, side, side, 3), jnp.uint8)
+    tokens = jax.ShapeDtypeStruct((batch, config.text.context_length), jnp.int32)
+    programs = {
+        "image": (image_program(pretrained), images),
+        "text": (text_program(pretrained), tokens),
+    }
+    directory.mkdir(parents=True, exist_ok=True)
+    # Otherwise GPUs and TPUs would multiply float32 matrices with fewer digits.
+    with jax.default_matmul_precision("highest"):
+        for name, (program, argument) in programs.items():
+            exported = jax.export.export(jax.jit(program), platforms=platforms)(argument)
+            (directory / f"{name}.stablehlo").write_bytes(exported.serialize())
+    scale = jnp.minimum(jnp.exp(pretrained.variables["params"]["logit_scale"]), 100.0)
+    description = {
+        "platforms": list(platforms),
+        "image_size": side,
+        "context_length": config.text.context_length,
+        "logit_scale": float(scale),  # factor of the cosines
+    }
+    write_json(directory / "config.json", {**description, **describe(pretrained, directory)})
+
+
+def _in_float32(pretrained: Pretrained) -> tuple[Any, Any]:
+    config = config_from_dict(config_to_dict(pretrained.model_config))
+    config.dtype = "float32"
+    return build_model(config), pretrained.variables

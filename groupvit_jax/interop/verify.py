@@ -1,0 +1,179 @@
+"""Compares a model with `transformers`' GroupViT on the same weights, and with published logits."""
+
+import functools
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax.numpy as jnp
+import numpy as np
+
+from groupvit_jax.data.text import make_tokenizer
+from groupvit_jax.interop.pretrained import Pretrained
+from groupvit_jax.models import build_model
+from groupvit_jax.typing import Array, Float, Int
+
+# Of float32 on a CPU, relative to the largest value of an output.
+TOLERANCE = 2e-5
+
+GOLDEN_TEXTS = ("a photo of a cat", "a photo of a dog")
+GOLDEN_TOLERANCE = 1e-3
+# Logits of COCO's image 000000039769 with CLIP's preprocessing.
+GOLDEN_LOGITS = {"gcc-yfcc": (13.3523, 6.3629), "gcc-redcaps": (16.1873, 8.6230)}
+_CLIP_MEAN = np.array([0.48145466, 0.4578275, 0.40821073], np.float32)
+_CLIP_STD = np.array([0.26862954, 0.26130258, 0.27577711], np.float32)
+
+
+class Difference(NamedTuple):
+    """An output's largest deviation from the reference, also relative to the largest value."""
+
+    name: str
+    scale: float
+    absolute: float
+
+    @property
+    def relative(self) -> float:
+        """The deviation over the output's own scale."""
+        return self.absolute / self.scale
+
+
+def random_inputs(
+    pretrained: Pretrained, batch_size: int = 2, seed: int = 0
+) -> tuple[Float[np.ndarray, "B H W 3"], Int[np.ndarray, "B T"]]:
+    """Images of normal noise and texts of random tokens and lengths."""
+    rng = np.random.default_rng(seed)
+    side, text = pretrained.model_config.image.image_size, pretrained.model_config.text
+    images = rng.normal(size=(batch_size, side, side, 3)).astype(np.float32)
+    tokens = rng.integers(1, text.end_of_text_id, (batch_size, text.context_length))
+    ends = rng.integers(2, text.context_length, batch_size)
+    positions = np.arange(text.context_length)
+    tokens[positions == ends[:, None]] = text.end_of_text_id
+    tokens[positions > ends[:, None]] = 0
+    return images, tokens.astype(np.int32)
+
+
+def our_outputs(
+    pretrained: Pretrained,
+    images: Float[np.ndarray, "B H W 3"],
+    tokens: Int[np.ndarray, "N T"],
+) -> dict[str, np.ndarray]:
+    """Every output of both towers in evaluation.
+
+    Args:
+      pretrained: the model.
+      images: normalised.
+      tokens: token ids.
+    """
+    apply = _bind(pretrained)
+    embedding, features = apply(images, method="encode_image")
+    outputs = {
+        "pooled image": features.embedding,
+        "segments": features.segments,
+        "image embedding": embedding,
+        "segment embeddings": apply(features.segments, method="project_groups"),
+        "pooled text": apply(tokens, method=lambda model, t: model.text_encoder(t)),
+        "text embedding": apply(tokens, method="encode_text"),
+    }
+    outputs |= {f"assignment {i}": a for i, a in enumerate(features.assignments)}
+    return {name: np.asarray(output) for name, output in outputs.items()}
+
+
+def transformers_outputs(
+    directory: Path,
+    images: Float[np.ndarray, "B H W 3"],
+    tokens: Int[np.ndarray, "N T"],
+) -> dict[str, np.ndarray]:
+    """The outputs of `our_outputs` from `transformers`' GroupViTModel.
+
+    Raises:
+      ModuleNotFoundError: if PyTorch or transformers isn't installed.
+    """
+    import torch
+    from transformers import GroupViTModel
+
+    model = GroupViTModel.from_pretrained(directory).eval()
+    with torch.no_grad():
+        outputs = module_outputs(model, torch.from_numpy(images), torch.from_numpy(tokens))
+    return {name: output.numpy() for name, output in outputs.items()}
+
+
+def module_outputs(model: Any, images: Any, tokens: Any) -> dict[str, Any]:
+    """Every output of a `GroupViTModel`, as tensors.
+
+    Args:
+      model: the PyTorch module.
+      images: tensor [B, H, W, 3].
+      tokens: tensor [N, T].
+    """
+    vision = model.vision_model
+    patches = vision.embeddings(images.permute(0, 3, 1, 2), interpolate_pos_encoding=True)
+    encoded = vision.encoder(patches, output_attentions=True, return_dict=True)
+    segments = vision.layernorm(encoded.last_hidden_state)
+    pooled, text = segments.mean(1), model.text_model(tokens.long()).pooler_output
+    projected = model.visual_projection(segments.flatten(0, 1))
+    outputs = {
+        "pooled image": pooled,
+        "segments": segments,
+        "image embedding": model.visual_projection(pooled),
+        "segment embeddings": projected.unflatten(0, segments.shape[:2]),
+        "pooled text": text,
+        "text embedding": model.text_projection(text),
+    }
+    return outputs | {f"assignment {i}": a for i, a in enumerate(encoded.attentions)}
+
+
+def compare(
+    outputs: Mapping[str, np.ndarray], reference: Mapping[str, np.ndarray]
+) -> list[Difference]:
+    """The largest deviation of every output.
+
+    Raises:
+      ValueError: naming the output, if a shape differs.
+    """
+    rows = []
+    for name, expected in reference.items():
+        found = outputs[name]
+        if found.shape != expected.shape:
+            raise ValueError(f"{name}: shape {found.shape}, expected {expected.shape}")
+        deviation = float(np.abs(found - expected).max())
+        rows.append(Difference(name, float(np.abs(expected).max()), deviation))
+    return rows
+
+
+def golden_logits(pretrained: Pretrained, image_path: Path) -> Float[np.ndarray, "2"]:
+    """Logits of an image for `GOLDEN_TEXTS`, with CLIP's preprocessing.
+
+    Raises:
+      ModuleNotFoundError: if Pillow isn't installed, whose filter CLIP resizes with.
+    """
+    apply = _bind(pretrained)
+    image = clip_preprocess(image_path, pretrained.model_config.image.image_size)
+    context_length = pretrained.model_config.text.context_length
+    tokens = make_tokenizer(pretrained.tokenizer, context_length)(GOLDEN_TEXTS)
+    embedding, _ = apply(image[None], method="encode_image")
+    texts = apply(tokens, method="encode_text")
+    scale = np.exp(pretrained.variables["params"]["logit_scale"])
+    return np.asarray(scale * (_normalised(texts) @ _normalised(embedding)[0]))
+
+
+def clip_preprocess(path: Path, size: int) -> Float[np.ndarray, "H W 3"]:
+    """Resizes the shorter side bicubically, crops the centre and normalises as CLIP does."""
+    from PIL import Image
+
+    with Image.open(path) as file:
+        image = file.convert("RGB")
+    short = min(image.size)
+    width, height = (int(size * side / short) for side in image.size)
+    image = image.resize((width, height), Image.Resampling.BICUBIC)
+    left, top = (width - size) // 2, (height - size) // 2
+    pixels = np.asarray(image.crop((left, top, left + size, top + size)), np.float32)
+    return (pixels / 255 - _CLIP_MEAN) / _CLIP_STD
+
+
+def _bind(pretrained: Pretrained) -> Callable[..., Any]:
+    """`model.apply` with the weights."""
+    return functools.partial(build_model(pretrained.model_config).apply, pretrained.variables)
+
+
+def _normalised(x: Float[Array, "N D"]) -> Float[Array, "N D"]:
+    return x / jnp.linalg.norm(x, axis=-1, keepdims=True)

@@ -1,0 +1,70 @@
+"""Hands parameters on: for evaluation elsewhere, in one or several formats.
+
+python -m launch.export --checkpoint=runs/first --format=safetensors,huggingface --output=exports
+python -m launch.export --checkpoint=runs/first --format=stablehlo --image_size=448 --output=exports
+
+Writes OUTPUT/safetensors, OUTPUT/huggingface, OUTPUT/original.pth and OUTPUT/stablehlo.
+"""
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+
+from absl import app
+from absl.flags import argparse_flags
+
+from groupvit_jax.interop import load_pretrained
+from groupvit_jax.interop.pretrained import with_image_size
+from groupvit_jax.interop.save import FORMATS, save_pretrained
+from launch import common
+
+
+def parse_flags(argv: Sequence[str]) -> argparse.Namespace:
+    """Parses the command line, `argv[0]` being the program."""
+    parser = argparse_flags.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--checkpoint",
+        required=True,
+        help="a run's folder or a step of it, an export, a Hugging Face directory or a .pth",
+    )
+    parser.add_argument("--format", required=True, help=f"one or more of {','.join(FORMATS)}")
+    parser.add_argument("--output", required=True, help="folder to write into")
+    parser.add_argument(
+        "--image_size", type=int, help="resize the position embeddings to images of this side"
+    )
+    return parser.parse_args(argv[1:])
+
+
+def main(flags: argparse.Namespace) -> None:
+    """Runs the command."""
+    try:
+        paths = _new_paths(flags)
+        pretrained = load_pretrained(flags.checkpoint)
+        if flags.image_size:
+            pretrained = with_image_size(pretrained, flags.image_size)
+        for kind, path in paths.items():
+            save_pretrained(path, pretrained, kind)
+            print(f"wrote {path}")
+    except (ValueError, FileNotFoundError, FileExistsError) as error:
+        if not common.is_own(error):
+            raise
+        common.fail(common.BAD_INPUT, error)
+
+
+def _new_paths(flags: argparse.Namespace) -> dict[str, Path]:
+    """Where each format goes; fails before the first is written."""
+    paths = {}
+    for kind in flags.format.split(","):
+        if kind not in FORMATS:
+            raise ValueError(f"--format={kind}: expected one or more of {','.join(FORMATS)}")
+        name = "original.pth" if kind == "original" else kind
+        paths[kind] = Path(flags.output) / name
+        if paths[kind].exists():
+            raise FileExistsError(f"--output={flags.output}: {paths[kind]} exists already")
+    return paths
+
+
+if __name__ == "__main__":
+    app.run(main, flags_parser=parse_flags)
