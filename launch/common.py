@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import NoReturn
 
+import absl.logging
 import jax
 from absl import flags
 from ml_collections import ConfigDict, config_flags
@@ -147,6 +148,8 @@ def progress_display() -> Iterator[Callable[[int, int, str], None]]:
     """Shows progress as a bar below the log on a terminal, as lines of the log elsewhere."""
     log = logging.getLogger("groupvit_jax")
     log.setLevel(logging.INFO)
+    if not flags.FLAGS["verbosity"].present:
+        absl.logging.set_verbosity(absl.logging.WARNING)  # libraries tell much, with --verbosity=0
     console = Console(stderr=True)
     if not console.is_terminal:
         yield log_progress

@@ -13,8 +13,11 @@ from pathlib import Path
 from absl import app, flags
 
 from groupvit_jax.data.pipeline import TooManyBrokenSamplesError
+from groupvit_jax.eval.evaluators import Evaluator, make_evaluators
+from groupvit_jax.interop.initialise import initialise_from
 from groupvit_jax.train.hooks import NonFiniteError
 from groupvit_jax.train.loop import train
+from groupvit_jax.train.setup import Parts
 from launch import common
 
 CONFIG = common.define_config_flag()
@@ -32,7 +35,13 @@ def main(argv: list[str]) -> int:
     common.start_jax()
     try:
         with common.progress_display() as show:
-            result = train(CONFIG.value, Path(WORKDIR.value), show=show)
+            result = train(
+                CONFIG.value,
+                Path(WORKDIR.value),
+                make_evaluators=evaluators_of,
+                initialise_from=initialise_from,
+                show=show,
+            )
     except (NonFiniteError, TooManyBrokenSamplesError) as error:
         common.fail(common.FAILED, error)
     except (ValueError, FileNotFoundError) as error:
@@ -40,6 +49,11 @@ def main(argv: list[str]) -> int:
             raise
         common.fail(common.BAD_INPUT, error)
     return 0 if result.complete else common.STOPPED
+
+
+def evaluators_of(parts: Parts) -> list[tuple[Evaluator, int]]:
+    """Returns the evaluators of the run's configuration."""
+    return make_evaluators(parts.config, parts.model, parts.tokenizer, parts.mesh)
 
 
 if __name__ == "__main__":

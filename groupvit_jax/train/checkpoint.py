@@ -11,14 +11,12 @@ so a folder with a step's name is a whole checkpoint.
 """
 
 import dataclasses
-import json
 import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import jax
-import numpy as np
 import orbax.checkpoint as ocp
 from ml_collections import ConfigDict
 from orbax.checkpoint import checkpoint_managers
@@ -87,6 +85,7 @@ class Checkpointer:
         Raises:
           ValueError: the checkpoint is of another architecture or another optimizer.
         """
+        self.wait()
         step = self.latest_step()
         if step is None:
             return None
@@ -129,53 +128,6 @@ class Checkpointer:
         self._manager.close()
 
 
-def find_step(path: Path | str) -> Path:
-    """Returns the folder of one step: `path` itself, or the last one in a run or its checkpoints.
-
-    Raises:
-      FileNotFoundError: there is no checkpoint.
-    """
-    path = Path(path).absolute()
-    if _is_step(path):
-        return path
-    for directory in (path, path / "checkpoints"):
-        steps = [step for step in directory.glob("[0-9]*") if _is_step(step)]
-        if steps:
-            return max(steps, key=lambda step: int(step.name))
-    raise FileNotFoundError(
-        f"{path}: no checkpoint found, expected a run folder, its checkpoints folder or one step "
-        "of it"
-    )
-
-
-def read_variables(path: Path | str) -> dict[str, PyTree]:
-    """Returns `{"params": ..., "batch_stats": ...}` of a checkpoint as NumPy arrays.
-
-    Args:
-      path: what `find_step` takes.
-    """
-    directory = find_step(path)
-    options = ocp.CheckpointManagerOptions(read_only=True, save_interval_steps=0, create=False)
-    handlers = {"model": ocp.PyTreeCheckpointHandler()}
-    step = int(directory.name)
-    with ocp.CheckpointManager(
-        directory.parent, options=options, item_handlers=handlers
-    ) as manager:
-        arrays = manager.item_metadata(step)["model"].tree
-        as_numpy = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), arrays)
-        model = ocp.args.PyTreeRestore(restore_args=as_numpy)
-        return manager.restore(step, args=ocp.args.Composite(model=model))["model"]
-
-
-def read_config(path: Path | str) -> dict[str, Any]:
-    """Returns the configuration of the run that wrote a checkpoint.
-
-    Args:
-      path: what `find_step` takes.
-    """
-    return json.loads((find_step(path) / "config" / "metadata").read_text())
-
-
 def check_same_arrays(origin: Path, found: PyTree, expected: PyTree) -> None:
     """Raises ValueError that names the first array whose shape or dtype is not as expected.
 
@@ -194,10 +146,6 @@ def check_same_arrays(origin: Path, found: PyTree, expected: PyTree) -> None:
             f"{here.get(name, 'none of this name')} by this configuration ({len(different)} of "
             f"{len(here)} arrays differ); use another workdir or the configuration that wrote it"
         )
-
-
-def _is_step(path: Path) -> bool:
-    return path.name.isdigit() and (path / "model").is_dir()
 
 
 def _options(config: ConfigDict) -> ocp.CheckpointManagerOptions:

@@ -7,7 +7,7 @@ import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -135,6 +135,7 @@ class LogMetrics(Hook):
         metrics.reset_time()
 
 
+@runtime_checkable
 class Evaluator(Protocol):
     """Measures the model; `name` prefixes its metrics."""
 

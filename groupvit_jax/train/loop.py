@@ -18,11 +18,11 @@ from groupvit_jax.train import checkpoint, run_folder, setup
 from groupvit_jax.train import hooks as hooks_lib
 from groupvit_jax.train.position import DataPosition, continue_from
 from groupvit_jax.train.prefetch import DeviceBatch, DevicePrefetcher
-from groupvit_jax.train.start import ReadVariables, start
+from groupvit_jax.train.start import InitialiseFrom, start
 from groupvit_jax.train.state import TrainState
 from groupvit_jax.train.step import make_train_step
 from groupvit_jax.train.stopping import StopRequest
-from groupvit_jax.train.writers import make_writer
+from groupvit_jax.train.writers import MetricWriter, make_writer
 from groupvit_jax.typing import Array
 
 logger = logging.getLogger(__name__)
@@ -53,7 +53,7 @@ def train(
     workdir: Path | str,
     *,
     make_evaluators: MakeEvaluators = lambda parts: (),
-    read_variables: ReadVariables = checkpoint.read_variables,
+    initialise_from: InitialiseFrom | None = None,
     show: ShowProgress = log_progress,
 ) -> Result:
     """Trains as configured, or goes on where the workdir's run stopped.
@@ -62,7 +62,7 @@ def train(
       config: the whole configuration.
       workdir: the run's folder; created where missing.
       make_evaluators: makes evaluators and their intervals in steps of the run's parts.
-      read_variables: reads what `config.init_from` names.
+      initialise_from: reads what `config.init_from` names (`interop.initialise_from`).
       show: shows step, number of steps and a text.
 
     Raises:
@@ -80,10 +80,10 @@ def train(
             workdir / run_folder.CHECKPOINTS, config.checkpoint, config.to_dict()
         )
         stack.callback(checkpoints.close)
-        run_folder.check_same_run(config, workdir, checkpoints.latest_step() is not None)
         state, saved = start(
-            checkpoints, parts.abstract_state, parts.fresh_state, config.init_from, read_variables
+            config, checkpoints, parts.abstract_state, parts.fresh_state, initialise_from
         )
+        run_folder.check_same_run(config, workdir, resuming=saved is not None)
         position = continue_from(
             saved,
             batch_size=config.train.batch_size,
@@ -93,29 +93,21 @@ def train(
         if position.first_step >= parts.num_steps:
             logger.info("all %d steps of this run are done", parts.num_steps)
             return Result(position.first_step, complete=True)
-        if primary := jax.process_index() == 0:
-            run_folder.write_start(config, workdir, position.first_step)
-        writer = make_writer(config, workdir, position.first_step, primary)
+        writer = _start_writing(config, workdir, position.first_step)
         stack.callback(writer.close)
         metrics = hooks_lib.StepMetrics()
         hooks = [
             hooks_lib.Profile(config.profile_steps, workdir / "profile"),
             hooks_lib.LogMetrics(metrics, config.log_every_steps, config.train.batch_size),
-            hooks_lib.ShowProgress(show if primary else _show_nothing),
+            hooks_lib.ShowProgress(show if jax.process_index() == 0 else _show_nothing),
             hooks_lib.Evaluate(evaluators),
             hooks_lib.WriteMetrics(writer),
             hooks_lib.SaveCheckpoint(checkpoints, metrics, position.after, config.checkpoint),
         ]
         batches = stack.enter_context(open_batches(parts, position))
-        end = run_steps(
-            hooks_lib.StepContext(position.first_step, parts.num_steps, state),
-            _make_step(parts),
-            batches,
-            hooks,
-            metrics,
-            stop,
-        )
-    return Result(end.step, complete=end.is_last)
+        context = hooks_lib.StepContext(position.first_step, parts.num_steps, state)
+        context = run_steps(context, _make_step(parts), batches, hooks, metrics, stop)
+    return Result(context.step, complete=context.is_last)
 
 
 def run_steps(
@@ -188,6 +180,13 @@ def open_batches(parts: setup.Parts, position: DataPosition) -> Iterator[DeviceP
         prefetcher = DevicePrefetcher(loader, send, config.data.prefetch)
         with contextlib.closing(prefetcher):
             yield prefetcher
+
+
+def _start_writing(config: ConfigDict, workdir: Path, step: int) -> MetricWriter:
+    primary = jax.process_index() == 0
+    if primary:
+        run_folder.write_start(config, workdir, step)
+    return make_writer(config, workdir, step, primary)
 
 
 def _make_step(parts: setup.Parts) -> TrainStep:

@@ -8,7 +8,7 @@ import os
 import uuid
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from ml_collections import ConfigDict
 
@@ -17,6 +17,7 @@ logger = logging.getLogger(__name__)
 METRICS_FILE = "metrics.jsonl"
 
 
+@runtime_checkable
 class MetricWriter(Protocol):
     """Takes the metrics of a step; a step is written once."""
 
@@ -77,6 +78,7 @@ class CluWriter:
 
     def __init__(self, directory: Path) -> None:
         """Opens the event file; imports TensorFlow."""
+        os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
         import tensorflow as tf
         from clu import metric_writers
 

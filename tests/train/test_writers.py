@@ -1,0 +1,137 @@
+import json
+import subprocess
+import sys
+
+import pytest
+from ml_collections import ConfigDict
+
+from groupvit_jax.train import writers
+
+
+def config(**changes):
+    return ConfigDict({"tensorboard": False, "wandb_project": ""} | changes)
+
+
+def lines(workdir):
+    return [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+
+
+def write(workdir, resume_step, steps, **changes):
+    writer = writers.make_writer(config(**changes), workdir, resume_step, primary=True)
+    for step in steps:
+        writer.write(step, {"loss": 1.0 / step})
+    return writer
+
+
+def test_one_line_per_step_is_on_the_disk_at_once(tmp_path):
+    write(tmp_path, 0, [1, 2])  # neither flushed nor closed
+    assert lines(tmp_path) == [{"step": 1, "loss": 1.0}, {"step": 2, "loss": 0.5}]
+
+
+def test_resuming_drops_the_lines_that_will_be_written_again(tmp_path):
+    write(tmp_path, 0, [5, 10, 15, 20])
+    write(tmp_path, 10, [15, 20, 25])
+    assert [line["step"] for line in lines(tmp_path)] == [5, 10, 15, 20, 25]
+
+
+def test_resuming_drops_a_line_torn_by_a_kill(tmp_path):
+    write(tmp_path, 0, [5, 10])
+    with (tmp_path / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 15, "lo')
+    assert [line["step"] for line in writers.read_metrics(tmp_path / "metrics.jsonl")] == [5, 10]
+    write(tmp_path, 10, [15])
+    assert [line["step"] for line in lines(tmp_path)] == [5, 10, 15]
+
+
+def test_what_is_not_finite_is_null(tmp_path):
+    write(tmp_path, 0, []).write(3, {"miou": float("nan"), "loss": float("inf")})
+    assert lines(tmp_path) == [{"step": 3, "miou": None, "loss": None}]
+
+
+def test_other_processes_write_nothing(tmp_path):
+    writer = writers.make_writer(config(), tmp_path, 0, primary=False)
+    writer.write(1, {"loss": 1.0})
+    writer.close()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_wandb_that_is_not_installed_is_a_clear_error(monkeypatch):
+    monkeypatch.setitem(sys.modules, "wandb", None)
+    with pytest.raises(ValueError, match=r"config.wandb_project: 'mine' found but wandb is not"):
+        writers.check_wandb("mine")
+    writers.check_wandb("")
+
+
+class FakeWandb:
+    """Records what a run is started with and what it is given."""
+
+    def __init__(self):
+        self.starts, self.logged = [], []
+
+    def init(self, **options):
+        self.starts.append(options)
+        return self
+
+    def log(self, metrics, step):
+        self.logged.append((step, metrics))
+
+    def finish(self):
+        self.logged.append("finished")
+
+
+def test_wandb_continues_under_the_same_id(tmp_path, monkeypatch):
+    wandb = FakeWandb()
+    monkeypatch.setitem(sys.modules, "wandb", wandb)
+    monkeypatch.setattr(writers, "check_wandb", lambda project: None)
+    write(tmp_path, 0, [5], wandb_project="mine").close()
+    write(tmp_path, 5, [10], wandb_project="mine").close()
+    first, second = wandb.starts
+    assert first["id"] == second["id"]
+    assert first["resume"] == second["resume"] == "allow"
+    assert first["project"] == "mine"
+    assert wandb.logged == [(5, {"loss": 0.2}), "finished", (10, {"loss": 0.1}), "finished"]
+
+
+def test_without_tensorflow_the_log_says_what_is_missing(tmp_path, monkeypatch, caplog):
+    monkeypatch.setitem(sys.modules, "tensorflow", None)
+    with caplog.at_level("INFO"):
+        write(tmp_path, 0, [1], tensorboard=True)
+    assert [record.message for record in caplog.records] == [
+        "TensorFlow is not installed: no TensorBoard files, only metrics.jsonl"
+    ]
+    assert len(lines(tmp_path)) == 1
+
+
+WRITE_EVENTS = """
+import sys
+from pathlib import Path
+from ml_collections import ConfigDict
+from groupvit_jax.train import writers
+settings = ConfigDict(dict(tensorboard=True, wandb_project=""))
+writer = writers.make_writer(settings, Path(sys.argv[1]), 0, True)
+writer.write(7, {"loss": 0.25})
+writer.close()
+from tensorboard.backend.event_processing import event_accumulator
+events = event_accumulator.EventAccumulator(sys.argv[1])
+events.Reload()
+(tag,) = events.Tags()["tensors"]
+(event,) = events.Tensors(tag)
+from tensorboard.util.tensor_util import make_ndarray
+print(tag, event.step, make_ndarray(event.tensor_proto))
+"""
+
+
+@pytest.mark.slow
+def test_tensorboard_gets_the_scalars(tmp_path):
+    pytest.importorskip("tensorflow")
+    command = [sys.executable, "-c", WRITE_EVENTS, str(tmp_path)]
+    result = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert result.stdout.split() == ["loss", "7", "0.25"]
+
+
+def test_importing_training_does_not_import_tensorflow():
+    code = "import sys, launch.train; print('tensorflow' in sys.modules, 'wandb' in sys.modules)"
+    result = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True
+    )
+    assert result.stdout.split() == ["False", "False"]
