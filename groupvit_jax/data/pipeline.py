@@ -25,8 +25,8 @@ from groupvit_jax.data.mixture import ExampleOrder, MixedSource
 from groupvit_jax.data.sources import BrokenSampleError, Sample, Source, make_source
 from groupvit_jax.data.text import Tokenizer
 
-# The unit of work of a worker; a multiple of it is a host's batch where that divides.
-_MAX_CHUNK = 64
+_MAX_CHUNK = 64  # rows that a worker delivers at once
+_MAX_THREADS = 16
 # So many broken samples in a row mean that something else is broken.
 _MAX_REPLACEMENTS = 100
 _NUM_STEPS = 2**31  # the sequence is endless in practice
@@ -63,14 +63,13 @@ class TrainExamples:
             try:
                 example = self._transform(self._source[index], rng)
             except (BrokenSampleError, BrokenImageError) as error:
-                logging.warning("Broken sample replaced: %s: %s", self._source.locate(index), error)
+                named = f"{self._source.locate(index)}: {error}"
+                logging.warning("Broken sample replaced: %s", named)
                 index = self._replacement(index, rng)
             else:
-                numbers = {"index": np.int32(index), "broken": np.int32(attempt > 0)}
-                return example | {name: np.asarray(value) for name, value in numbers.items()}
-        raise ValueError(
-            f"{_MAX_REPLACEMENTS} broken samples in a row; the last: {self._source.locate(index)}"
-        )
+                broken = np.asarray(attempt > 0, np.int32)
+                return example | {"index": np.asarray(index, np.int32), "broken": broken}
+        raise ValueError(f"{_MAX_REPLACEMENTS} broken samples in a row; the last: {named}")
 
     def _replacement(self, index: int, rng: np.random.Generator) -> int:
         source, _ = self._source.find(index)
@@ -228,7 +227,7 @@ def _batched(host_rows: _HostRows, num_workers: int) -> grain.IterDataset[dict[s
     rows = host_rows.rows_per_step
     # Workers deliver parts of a large batch: the first comes sooner, and less memory is held.
     chunk = max(size for size in range(1, min(rows, _MAX_CHUNK) + 1) if rows % size == 0)
-    num_threads = 2 if num_workers else min(16, os.cpu_count() or 1)
+    num_threads = 2 if num_workers else _num_threads()
     chunks = (
         grain.MapDataset.source(host_rows)
         .batch(chunk)
@@ -240,6 +239,10 @@ def _batched(host_rows: _HostRows, num_workers: int) -> grain.IterDataset[dict[s
         options = grain.MultiprocessingOptions(num_workers, per_worker_buffer_size=2)
         chunks = chunks.mp_prefetch(options, worker_init_fn=_init_worker)
     return chunks.batch(rows // chunk, batch_fn=_concatenate) if chunk < rows else chunks
+
+
+def _num_threads() -> int:
+    return min(_MAX_THREADS, os.cpu_count() or 1)
 
 
 def _init_worker(index: int, count: int) -> None:
@@ -326,7 +329,7 @@ def eval_examples(
     num_batches = -(-len(source) // batch_size)
     examples = grain.MapDataset.range(num_batches * rows).map(load)
     yield from examples.batch(rows, batch_fn=_collate).to_iter_dataset(
-        grain.ReadOptions(num_threads=os.cpu_count() or 1, prefetch_buffer_size=os.cpu_count() or 1)
+        grain.ReadOptions(_num_threads(), prefetch_buffer_size=_num_threads())
     )
 
 
