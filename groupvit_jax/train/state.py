@@ -1,0 +1,138 @@
+"""The state of a training run, created directly in its shards."""
+
+import functools
+from collections.abc import Mapping
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import optax
+from flax import struct
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+
+from groupvit_jax import parallel
+from groupvit_jax.typing import Array, Key, Params, PyTree
+
+BatchShapes = Mapping[str, jax.ShapeDtypeStruct]
+
+
+@struct.dataclass
+class TrainState:
+    """All that a run needs to go on, beside the data (whose position is the step).
+
+    The same tree also holds shapes or shardings in place of arrays.
+
+    Attributes:
+      step: number of updates made, a scalar.
+      params: the model's parameters.
+      batch_stats: running statistics of BatchNorm.
+      opt_state: the optimizer's state.
+      key: base of all randomness; a step's noise is drawn from `fold_in(key, step)`.
+    """
+
+    step: PyTree
+    params: Params
+    batch_stats: PyTree
+    opt_state: optax.OptState
+    key: PyTree
+
+
+def batch_shapes(config: ConfigDict) -> BatchShapes:
+    """Returns the shapes of the global batches that `config` describes."""
+    B, side = config.train.batch_size, config.model.image.image_size
+    num_texts, length = 1 + config.data.num_nouns, config.model.text.context_length
+    return {
+        "image": jax.ShapeDtypeStruct((B, side, side, 3), jnp.uint8),
+        "text": jax.ShapeDtypeStruct((B, num_texts, length), jnp.int32),
+        "index": jax.ShapeDtypeStruct((B,), jnp.int32),
+    }
+
+
+def init_variables(model: nn.Module, key: Key[Array, ""], shapes: BatchShapes) -> PyTree:
+    """Returns the model's variables, {"params", "batch_stats"}.
+
+    Args:
+      model: a model with `TwoTower`'s call.
+      key: of the random initial values.
+      shapes: of a batch; parameters depend on the images' size and the texts' length only.
+    """
+    images = jnp.zeros((1, *shapes["image"].shape[1:]))
+    text = jnp.zeros((1, 1, shapes["text"].shape[-1]), jnp.int32)
+    return model.init(key, images, text, train=False)
+
+
+def abstract_params(model: nn.Module, shapes: BatchShapes) -> Params:
+    """Returns the shapes of the parameters, without computing anything."""
+    init = functools.partial(init_variables, model, shapes=shapes)
+    return jax.eval_shape(init, jax.random.key(0))["params"]
+
+
+def init_state(
+    model: nn.Module,
+    optimizer: optax.GradientTransformation,
+    key: Key[Array, ""],
+    shapes: BatchShapes,
+) -> TrainState:
+    """Returns the state before the first step; see `create_sharded_state` for the arguments."""
+    params_key, noise_key = jax.random.split(key)
+    variables = init_variables(model, params_key, shapes)
+    return TrainState(
+        step=jnp.zeros((), jnp.int32),
+        params=variables["params"],
+        batch_stats=variables["batch_stats"],
+        opt_state=optimizer.init(variables["params"]),
+        key=noise_key,
+    )
+
+
+def abstract_state(
+    model: nn.Module,
+    optimizer: optax.GradientTransformation,
+    shapes: BatchShapes,
+    mesh: Mesh,
+    rules: parallel.Rules,
+) -> TrainState:
+    """Returns the state's shapes with their shardings: what to restore a checkpoint into.
+
+    Raises:
+      ValueError: the rules don't fit the parameters or the mesh.
+    """
+    init = functools.partial(init_state, model, optimizer, shapes=shapes)
+    tree = jax.eval_shape(init, jax.random.key(0))
+    shardings = parallel.shardings(mesh, parallel.partition_specs(tree, rules), tree)
+    return jax.tree.map(
+        lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
+        tree,
+        shardings,
+    )
+
+
+def create_sharded_state(
+    model: nn.Module,
+    optimizer: optax.GradientTransformation,
+    key: Key[Array, ""],
+    shapes: BatchShapes,
+    mesh: Mesh,
+    rules: parallel.Rules,
+) -> tuple[TrainState, PyTree]:
+    """Creates the state on the mesh; no leaf ever exists unsharded.
+
+    Args:
+      model: a model with `TwoTower`'s call.
+      optimizer: what `optim.make_optimizer` returns.
+      key: of the initial values and of all later noise.
+      shapes: of a batch.
+      mesh: the device mesh.
+      rules: `config.parallel.rules`.
+
+    Returns:
+      The state, the same on every mesh, and its shardings as a tree of the same structure.
+
+    Raises:
+      ValueError: the rules don't fit the parameters or the mesh.
+    """
+    abstract = abstract_state(model, optimizer, shapes, mesh, rules)
+    shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract)
+    init = functools.partial(init_state, model, optimizer, shapes=shapes)
+    return jax.jit(init, out_shardings=shardings)(key), shardings
