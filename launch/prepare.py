@@ -2,8 +2,8 @@ r"""Turns image files with captions into training shards.
 
 python -m launch.prepare --input=captions.csv --images=photos --output=shards/pairs-{:05d}.tar
 
-Then train with
-python -m launch.train --config=... --config.data.sources.pairs.pattern="shards/pairs-*.tar"
+The configuration of a training then has
+config.data.sources.pairs = dict(kind="webdataset", pattern="shards/pairs-*.tar")
 """
 
 from collections.abc import Sequence
