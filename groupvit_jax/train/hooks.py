@@ -92,9 +92,9 @@ class StepMetrics:
             fetched = jax.device_get(self._pending)
         self._pending.clear()
         for step, metrics in fetched:
-            for name, value in metrics.items():
-                if name.endswith(("loss", "_norm")) and not math.isfinite(value):
-                    raise NonFiniteError(f"step {step}: {name} is {value}")
+            for name in sorted(metrics, key=lambda name: name != "loss"):
+                if name.endswith(("loss", "_norm")) and not math.isfinite(metrics[name]):
+                    raise NonFiniteError(f"step {step}: {name} is {metrics[name]}")
         return {name: float(value) for name, value in fetched[-1][1].items()} if fetched else {}
 
     @contextlib.contextmanager

@@ -41,7 +41,7 @@ class DevicePrefetcher:
         """Returns the next batch, or None once `give_up` says so while none is ready.
 
         Raises:
-          StopIteration: there are no more batches.
+          ValueError: there are no more batches.
         """
         while True:
             try:
@@ -51,7 +51,7 @@ class DevicePrefetcher:
                     return None
                 continue
             if item is None:
-                raise StopIteration
+                raise ValueError("the training data have ended, expected batches without end")
             if isinstance(item, Exception):
                 if give_up():  # the reading processes were stopped together with this one
                     return None

@@ -1,12 +1,23 @@
-"""A model of two small arrays and its training step: enough for everything but the numbers."""
+"""A run of a model of two small arrays: everything of a training run but the network and data."""
+
+import contextlib
+import sys
+import time
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
+from ml_collections import ConfigDict
 
+from groupvit_jax.train import hooks, position, writers
+from groupvit_jax.train.checkpoint import Checkpointer
+from groupvit_jax.train.loop import run_steps
+from groupvit_jax.train.prefetch import DevicePrefetcher
 from groupvit_jax.train.state import TrainState
+from groupvit_jax.train.stopping import StopRequest
 
 OPTIMIZER = optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(1e-2))
 
@@ -83,3 +94,76 @@ def assert_same(a, b):
         if jnp.issubdtype(x.dtype, jax.dtypes.prng_key):
             x, y = jax.random.key_data(x), jax.random.key_data(y)
         np.testing.assert_array_equal(np.asarray(x), np.asarray(y))
+
+
+def run(
+    workdir,
+    num_steps,
+    *,
+    mesh=None,
+    width=8,
+    read=batches,
+    evaluators=(),
+    save_every=5,
+    log_every=5,
+    best_metric="",
+    more_hooks=(),
+    train_step=None,
+):
+    """Trains as `loop.train` does, from the workdir's last checkpoint; returns the last context."""
+    mesh = mesh or make_mesh(1, 1)
+    settings = ConfigDict(
+        dict(every_steps=save_every, keep_last=2, best_metric=best_metric, best_mode="max")
+    )
+    workdir = Path(workdir)
+    with contextlib.ExitStack() as stack:
+        stop = stack.enter_context(StopRequest())
+        checkpointer = Checkpointer(workdir / "checkpoints", settings, {})
+        stack.callback(checkpointer.close)
+        fresh = init_state(width=width)
+        state, saved = checkpointer.restore_latest(abstract(mesh, fresh)) or (
+            on_mesh(mesh, fresh),
+            None,
+        )
+        at = position.continue_from(saved, batch_size=8, seed=0, num_examples=100)
+        writer = writers.make_writer(
+            ConfigDict({"tensorboard": False, "wandb_project": ""}), workdir, at.first_step, True
+        )
+        stack.callback(writer.close)
+        sharding = NamedSharding(mesh, PartitionSpec("data"))
+        batches_ahead = DevicePrefetcher(
+            read(at.first_batch), lambda batch: jax.device_put(batch, sharding), size=2
+        )
+        stack.callback(batches_ahead.close)
+        metrics = hooks.StepMetrics()
+        return run_steps(
+            hooks.StepContext(at.first_step, num_steps, state),
+            train_step or make_train_step(mesh, fresh),
+            batches_ahead,
+            [
+                hooks.LogMetrics(metrics, log_every, batch_size=8),
+                hooks.Evaluate(evaluators),
+                hooks.WriteMetrics(writer),
+                hooks.SaveCheckpoint(checkpointer, metrics, at.after, settings),
+                *more_hooks,
+            ],
+            metrics,
+            stop,
+        )
+
+
+def last_state(workdir, target):
+    settings = ConfigDict(dict(every_steps=1, keep_last=2, best_metric="", best_mode="max"))
+    state, _ = Checkpointer(workdir / "checkpoints", settings).restore_latest(target)
+    return state
+
+
+def slow_batches(first_step):
+    print("training", flush=True)
+    for batch in batches(first_step):
+        time.sleep(0.02)
+        yield batch
+
+
+if __name__ == "__main__":  # a process to be killed: WORKDIR NUM_STEPS WIDTH
+    run(sys.argv[1], int(sys.argv[2]), width=int(sys.argv[3]), read=slow_batches, save_every=3)

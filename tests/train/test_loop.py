@@ -1,0 +1,286 @@
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import threading
+import time
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from groupvit_jax.train import hooks
+from groupvit_jax.train.hooks import NonFiniteError
+from tests.train import toy
+
+
+def lines(workdir):
+    return [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+
+
+def saved_steps(workdir):
+    return sorted(int(path.name) for path in (workdir / "checkpoints").iterdir())
+
+
+class Recorder:
+    """An evaluator that remembers the steps it was called after."""
+
+    def __init__(self, values=None, name="recall"):
+        self.name, self.values, self.calls = name, values or {}, []
+
+    def __call__(self, variables):
+        assert set(variables) == {"params", "batch_stats"}
+        self.calls.append(float(variables["params"]["logit_scale"]))
+        return {"r1": self.values.get(len(self.calls), 0.5)}
+
+
+class Steps(hooks.Hook):
+    """Remembers the steps done, and does something after one of them."""
+
+    def __init__(self, at=0, action=None):
+        self.at, self.action, self.steps = at, action, []
+
+    def after_step(self, context):
+        self.steps.append(context.step)
+        if context.step == self.at:
+            self.action()
+
+
+def test_trains_logs_and_saves_at_the_configured_steps(tmp_path):
+    context = toy.run(tmp_path, 12, save_every=5, log_every=4)
+    assert context.step == 12
+    assert int(context.state.step) == 12
+    assert [line["step"] for line in lines(tmp_path)] == [4, 8, 12]
+    assert lines(tmp_path)[-1]["loss"] < lines(tmp_path)[0]["loss"]
+    assert saved_steps(tmp_path) == [10, 12]
+
+
+def test_evaluators_run_at_their_interval_and_at_the_end(tmp_path):
+    often, once = Recorder(), Recorder(name="classes")
+    toy.run(tmp_path, 10, evaluators=[(often, 4), (once, 0)], log_every=5)
+    written = {line["step"]: line for line in lines(tmp_path)}
+    assert list(written) == [4, 5, 8, 10]
+    assert [step for step, line in written.items() if "recall/r1" in line] == [4, 8, 10]
+    assert [step for step, line in written.items() if "classes/r1" in line] == [10]
+    assert [step for step, line in written.items() if "loss" in line] == [5, 10]
+
+
+def test_the_best_by_an_evaluation_is_saved_and_kept(tmp_path):
+    recall = Recorder({1: 0.2, 2: 0.9, 3: 0.3})
+    toy.run(tmp_path, 20, evaluators=[(recall, 4)], save_every=10, best_metric="recall/r1")
+    assert saved_steps(tmp_path) == [8, 16, 20]
+
+
+def test_a_resumed_run_equals_an_undisturbed_one(tmp_path):
+    whole = toy.run(tmp_path / "whole", 12)
+    toy.run(tmp_path / "parts", 5)
+    parts = toy.run(tmp_path / "parts", 12)
+    toy.assert_same(parts.state, whole.state)
+    kept = ("step", "loss", "gradient_norm")
+    for a, b in zip(lines(tmp_path / "parts"), lines(tmp_path / "whole"), strict=True):
+        assert [a[name] for name in kept] == [b[name] for name in kept]
+
+
+def test_other_devices_see_the_same_batches_and_losses(tmp_path):
+    one = toy.run(tmp_path / "one", 20, log_every=1, mesh=toy.make_mesh(1, 1))
+    toy.run(tmp_path / "moved", 10, log_every=1, mesh=toy.make_mesh(8, 1))
+    moved = toy.run(tmp_path / "moved", 20, log_every=1, mesh=toy.make_mesh(2, 4))
+    losses = [[line["loss"] for line in lines(tmp_path / run)] for run in ("one", "moved")]
+    np.testing.assert_allclose(losses[0], losses[1], rtol=1e-5)
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6),
+        one.state.params,
+        moved.state.params,
+    )
+
+
+def poisoned(bad_step):
+    def read(first_step):
+        for step, batch in enumerate(toy.batches(first_step), first_step + 1):
+            yield {"x": batch["x"] * np.float32(np.nan if step == bad_step else 1.0)}
+
+    return read
+
+
+@pytest.mark.parametrize("log_every", [1, 5, 100])
+def test_a_loss_that_is_not_finite_stops_the_run_before_a_save(tmp_path, log_every):
+    with pytest.raises(NonFiniteError, match=r"^step 7: loss is nan$"):
+        toy.run(tmp_path, 20, read=poisoned(7), log_every=log_every, save_every=5)
+    assert saved_steps(tmp_path) == [5]
+    assert all(line["step"] <= 5 or log_every == 1 for line in lines(tmp_path))
+    assert toy.run(tmp_path, 10).step == 10  # the good checkpoint resumes
+
+
+def test_a_run_that_diverges_stops(tmp_path):
+    mesh = toy.make_mesh(1, 1)
+    step = toy.make_train_step(mesh, toy.init_state())
+
+    def diverging(state, batch):
+        state, metrics = step(state, batch)
+        return state.replace(params=jax.tree.map(lambda x: x * x * 1e30, state.params)), metrics
+
+    with jax.transfer_guard("allow"), pytest.raises(NonFiniteError, match=r"step \d: "):
+        toy.run(tmp_path, 20, train_step=jax.jit(diverging), save_every=1)
+
+
+def test_the_first_array_that_is_not_finite_is_named():
+    state = toy.init_state()
+    hooks.check_finite(state, 3)
+    params = state.params | {"logit_scale": jnp.inf}
+    with pytest.raises(NonFiniteError, match=r"^step 3: logit_scale is not finite$"):
+        hooks.check_finite(state.replace(params=params), 3)
+
+
+def terminate():
+    os.kill(os.getpid(), signal.SIGTERM)
+
+
+def test_sigterm_saves_and_the_run_goes_on_from_there(tmp_path):
+    before = signal.getsignal(signal.SIGTERM)
+    stopped = toy.run(tmp_path / "parts", 20, save_every=50, more_hooks=[Steps(7, terminate)])
+    assert signal.getsignal(signal.SIGTERM) is before
+    assert stopped.step == 7
+    assert not stopped.is_last
+    assert saved_steps(tmp_path / "parts") == [7]
+    finished = toy.run(tmp_path / "parts", 20, save_every=50)
+    toy.assert_same(finished.state, toy.run(tmp_path / "whole", 20).state)
+
+
+def test_sigterm_ends_the_wait_for_a_batch(tmp_path):
+    arrived = threading.Event()
+
+    def stuck(first_step):
+        yield from toy.batches(first_step, num_steps=4)
+        arrived.wait(60)
+
+    start = time.monotonic()
+    soon = Steps(4, threading.Timer(0.2, terminate).start)
+    assert toy.run(tmp_path, 20, read=stuck, more_hooks=[soon]).step == 4
+    assert time.monotonic() - start < 30
+    assert saved_steps(tmp_path) == [4]
+    arrived.set()
+
+
+def test_readers_that_were_stopped_too_do_not_spoil_the_save(tmp_path):
+    def stopped_readers(first_step):
+        batches = toy.batches(first_step)
+        yield from (next(batches) for _ in range(3))
+        terminate()
+        raise RuntimeError("a worker got SIGTERM")
+
+    assert toy.run(tmp_path, 20, read=stopped_readers).step <= 3
+    assert len(saved_steps(tmp_path)) == 1
+
+
+def test_an_error_of_the_reader_is_raised(tmp_path):
+    def broken(first_step):
+        yield from toy.batches(first_step, num_steps=3)
+        raise OSError("the disk is gone")
+
+    with pytest.raises(OSError, match="the disk is gone"):
+        toy.run(tmp_path, 20, read=broken)
+
+
+def test_data_that_end_too_early_are_an_error(tmp_path):
+    with pytest.raises(ValueError, match="the training data have ended"):
+        toy.run(tmp_path, 20, read=lambda first_step: toy.batches(first_step, num_steps=3))
+
+
+def test_an_implicit_transfer_in_a_step_is_an_error(tmp_path):
+    step = toy.make_train_step(toy.make_mesh(1, 1), toy.init_state())
+
+    def careless(state, batch):
+        return step(state, {"x": batch["x"] + np.ones((8, 4), np.float32)})
+
+    with pytest.raises(Exception, match=r"[Dd]isallowed host-to-device transfer"):
+        toy.run(tmp_path, 3, train_step=careless)
+
+
+def test_speed_counts_training_and_waiting_but_not_evaluation():
+    now = [0.0]
+    metrics = hooks.StepMetrics(clock=lambda: now[0])
+    log = hooks.LogMetrics(metrics, every_steps=2, batch_size=10)
+    for step in (1, 2):
+        with metrics.waiting_for_input():
+            now[0] += 1.0
+        with metrics.training():
+            now[0] += 3.0
+        metrics.add(step, {"loss": jnp.ones(())})
+        context = hooks.StepContext(step, 10, toy.init_state())
+        log.after_step(context)
+        now[0] += 100.0  # an evaluation
+    assert context.record == {
+        "loss": 1.0,
+        "images_per_second": 2.5,
+        "seconds_per_step": 4.0,
+        "input_wait_seconds_per_step": 1.0,
+    }
+    assert hooks.progress_text(context) == (
+        "loss 1.0000  2.5 images/s  input wait 25%  0:00:32 left"
+    )
+
+
+def test_a_profile_is_written_for_the_steps_asked_for(tmp_path):
+    profile = hooks.Profile((2, 3), tmp_path / "profile")
+    toy.run(tmp_path, 5, more_hooks=[profile])
+    assert list((tmp_path / "profile").rglob("*.xplane.pb"))
+
+
+WIDTH = 1 << 15
+
+
+def run_in_process(workdir, num_steps):
+    command = [sys.executable, "-m", "tests.train.toy", str(workdir), str(num_steps), str(WIDTH)]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    assert process.stdout.readline() == "training\n"
+    return process
+
+
+def kill_during_a_save(workdir, num_steps):
+    """Kills while a step is under its temporary name; returns whether that succeeded."""
+    process = run_in_process(workdir, num_steps)
+
+    def saving():
+        return any("tmp" in path.name for path in (workdir / "checkpoints").iterdir())
+
+    while not saving() and process.poll() is None:
+        time.sleep(0.001)
+    process.kill()
+    process.wait()
+    return saving()
+
+
+def kill_after(workdir, num_steps, seconds):
+    process = run_in_process(workdir, num_steps)
+    time.sleep(seconds)
+    process.kill()
+    return process.wait() != 0
+
+
+def check_killed_runs(tmp_path, num_steps, kills):
+    rng = random.Random(0)
+    killed, whole = tmp_path / "killed", tmp_path / "whole"
+    assert any([kill_during_a_save(killed, num_steps) for _ in range(kills // 2)])
+    for _ in range(kills - kills // 2):
+        assert kill_after(killed, num_steps, rng.uniform(0, 1.5)), "the run ended before the kill"
+    for run in (killed, whole):
+        assert run_in_process(run, num_steps).wait() == 0
+    target = toy.abstract(toy.make_mesh(1, 1), toy.init_state(width=WIDTH))
+    states = [toy.last_state(run, target) for run in (killed, whole)]
+    assert int(states[0].step) == num_steps
+    toy.assert_same(*states)
+    losses = [[(line["step"], line["loss"]) for line in lines(run)] for run in (killed, whole)]
+    assert losses[0] == losses[1]
+    assert [step for step, _ in losses[0]] == [*range(5, num_steps + 1, 5)]
+
+
+def test_killed_runs_end_with_the_parameters_of_an_undisturbed_one(tmp_path):
+    check_killed_runs(tmp_path, num_steps=100, kills=2)
+
+
+@pytest.mark.slow
+def test_ten_kills_lose_nothing(tmp_path):
+    check_killed_runs(tmp_path, num_steps=200, kills=10)
