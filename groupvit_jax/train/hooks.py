@@ -222,6 +222,7 @@ class SaveCheckpoint(Hook):
         check_finite(context.state, context.step)
         position = self._position(context.step)
         self._checkpointer.save(context.step, context.state, position, context.record)
+        logger.info("the state after step %d is being saved", context.step)
 
 
 class ShowProgress(Hook):

@@ -153,6 +153,8 @@ def run_steps(
             _finish_first_step(step_metrics, metrics)
         for hook in hooks:
             hook.after_step(context)
+    if not context.is_last:
+        logger.warning("asked to stop: this is all after step %d", context.step)
     for hook in hooks:
         hook.at_end(context)
     return context

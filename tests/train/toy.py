@@ -32,7 +32,7 @@ def init_state(seed=0, width=8):
     rng = np.random.default_rng(seed)
     kernel = jnp.asarray(rng.normal(size=(4, width)), jnp.float32)
     params = {"tower": {"kernel": kernel, "bias": jnp.zeros(width)}, "logit_scale": jnp.zeros(())}
-    batch_stats = {"tower": {"mean": jnp.full(width, float(seed))}}
+    batch_stats = {"tower": {"mean": jnp.full(width, seed, jnp.float32)}}
     return TrainState(
         step=jnp.zeros((), jnp.int32),
         params=params,
