@@ -166,19 +166,19 @@ def _rotate(image: Image, strength: float) -> Image:
 
 
 def _shear_x(image: Image, strength: float) -> Image:
-    return _affine(image, 1, 0.3 * strength, 0, 0, 1, 0)
+    return _affine(image, 1.0, 0.3 * strength, 0.0, 0.0, 1.0, 0.0)
 
 
 def _shear_y(image: Image, strength: float) -> Image:
-    return _affine(image, 1, 0, 0, 0.3 * strength, 1, 0)
+    return _affine(image, 1.0, 0.0, 0.0, 0.3 * strength, 1.0, 0.0)
 
 
 def _translate_x(image: Image, strength: float) -> Image:
-    return _affine(image, 1, 0, 0.45 * strength * image.shape[1], 0, 1, 0)
+    return _affine(image, 1.0, 0.0, 0.45 * strength * image.shape[1], 0.0, 1.0, 0.0)
 
 
 def _translate_y(image: Image, strength: float) -> Image:
-    return _affine(image, 1, 0, 0, 0, 1, 0.45 * strength * image.shape[0])
+    return _affine(image, 1.0, 0.0, 0.0, 0.0, 1.0, 0.45 * strength * image.shape[0])
 
 
 # Name in timm -> operation(image, strength); strength is +-level / 10. Operations whose direction

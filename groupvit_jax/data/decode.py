@@ -24,6 +24,7 @@ MAX_PIXELS = 50_000_000  # 150 MB of RGB, the largest thing that one worker may 
 # libjpeg's context rows: this many below the crop make its last rows exactly those of the whole.
 _JPEG_MARGIN = 32
 _JPEG_FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
+_JPEG_BARE = frozenset((0x00, 0x01, *range(0xD0, 0xD9), 0xFF))  # filling and markers alone
 _JPEG_APP1, _JPEG_SCAN = 0xE1, 0xDA
 # Warnings after which every pixel asked for is there. The first also ends a decode that stops at
 # the crop's last row; the others are habits of encoders that all readers accept.
@@ -125,7 +126,7 @@ def decode_box(
     return pixels[rows, box.left // reduction : -(-right // reduction)]
 
 
-def orient(image: Image, orientation: int) -> Image:
+def orient(image: Image, orientation: int) -> UInt8[np.ndarray, "rows columns 3"]:
     """Turns pixels as stored upright, by EXIF's orientation (1-8)."""
     if orientation == 1:
         return image
@@ -145,7 +146,7 @@ def read_header(data: bytes) -> ImageHeader:
     try:
         header = _read_header(data)
     except (struct.error, IndexError):
-        raise BrokenImageError(f"truncated image header in {len(data)} bytes") from None
+        raise BrokenImageError(f"truncated header of an image of {len(data)} bytes") from None
     if min(header.height, header.width) < 1:
         raise BrokenImageError(f"{header.kind} declares {header.height}x{header.width} pixels")
     return header
@@ -155,8 +156,7 @@ def _read_header(data: bytes) -> ImageHeader:
     if data[:2] == b"\xff\xd8":
         return _jpeg_header(data)
     if data[:8] == b"\x89PNG\r\n\x1a\n":
-        width, height = struct.unpack_from(">II", data, 16)
-        return ImageHeader("png", height, width)
+        return _png_header(data)
     if data[:4] == b"RIFF" and data[8:12] == b"WEBP":
         return _webp_header(data)
     if data[:6] in (b"GIF87a", b"GIF89a"):
@@ -171,6 +171,18 @@ def _read_header(data: bytes) -> ImageHeader:
     raise BrokenImageError(
         f"unknown image format, first bytes {data[:12]!r}; expected JPEG, PNG, WebP, GIF or BMP"
     )
+
+
+def _png_header(data: bytes) -> ImageHeader:
+    """Checks the lengths of all chunks too: OpenCV allocates what a damaged one declares."""
+    position = 8
+    while data[position + 4 : position + 8] != b"IEND":
+        (length,) = struct.unpack_from(">I", data, position)
+        position += 12 + length
+        if position + 8 > len(data):
+            raise BrokenImageError(f"truncated or corrupt PNG: a chunk ends at byte {position}")
+    width, height = struct.unpack_from(">II", data, 16)
+    return ImageHeader("png", height, width)
 
 
 def _webp_header(data: bytes) -> ImageHeader:
@@ -193,7 +205,7 @@ def _jpeg_header(data: bytes) -> ImageHeader:
         if position < 0:
             raise BrokenImageError("truncated JPEG: no scan")
         marker = data[position + 1]
-        if marker in (0x00, 0xFF):  # filling
+        if marker in _JPEG_BARE:
             position += 1
             continue
         (length,) = struct.unpack_from(">H", data, position + 2)

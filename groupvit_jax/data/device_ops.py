@@ -1,5 +1,7 @@
 """What the accelerator does to a batch of uint8 images: normalisation and random erasing."""
 
+import math
+
 import jax
 import jax.numpy as jnp
 
@@ -61,22 +63,20 @@ def _erased_pixels(
     aspect: tuple[float, float],
 ) -> Bool[Array, "B H W"]:
     batch, height, width = shape
-    apply_key, area_key, aspect_key, top_key, left_key = jax.random.split(key, 5)
-    tries = (batch, _ATTEMPTS)
-    target = jax.random.uniform(area_key, tries, minval=area[0], maxval=area[1]) * height * width
-    log_aspect = jnp.log(jnp.asarray(aspect, jnp.float32))
-    ratio = jnp.exp(
-        jax.random.uniform(aspect_key, tries, minval=log_aspect[0], maxval=log_aspect[1])
-    )
+    draws = jax.random.uniform(key, (batch, 3 + 2 * _ATTEMPTS))  # one call: it compiles slowly
+    applied, top, left = draws[:, :1], draws[:, 1:2], draws[:, 2:3]
+    target = height * width * (area[0] + (area[1] - area[0]) * draws[:, 3::2])
+    log_aspect = math.log(aspect[0]), math.log(aspect[1])
+    ratio = jnp.exp(log_aspect[0] + (log_aspect[1] - log_aspect[0]) * draws[:, 4::2])
     rows, columns = jnp.rint(jnp.sqrt(target * ratio)), jnp.rint(jnp.sqrt(target / ratio))
     fits = (rows < height) & (columns < width)
     first = jnp.argmax(fits, axis=1)[:, None]
     rows = jnp.take_along_axis(rows, first, axis=1)
     columns = jnp.take_along_axis(columns, first, axis=1)
-    top = jnp.floor(jax.random.uniform(top_key, (batch, 1)) * (height - rows + 1))
-    left = jnp.floor(jax.random.uniform(left_key, (batch, 1)) * (width - columns + 1))
+    top = jnp.floor(top * (height - rows + 1))
+    left = jnp.floor(left * (width - columns + 1))
     y, x = jnp.arange(height), jnp.arange(width)
     inside_rows = (y >= top) & (y < top + rows)
     inside_columns = (x >= left) & (x < left + columns)
-    erase = (jax.random.uniform(apply_key, (batch,)) < probability) & fits.any(axis=1)
-    return erase[:, None, None] & inside_rows[:, :, None] & inside_columns[:, None, :]
+    erased = (applied < probability) & fits.any(axis=1, keepdims=True)
+    return erased[..., None] & inside_rows[:, :, None] & inside_columns[:, None, :]

@@ -17,6 +17,7 @@ __all__ = ["MIN_SIDE", "init_worker", "random_resized_crop", "resize", "resize_a
 __all__ += ["resize_like_pil", "sample_crop", "train_transform"]
 
 Image = UInt8[np.ndarray, "H W 3"]
+Resized = UInt8[np.ndarray, "h w 3"]
 Square = UInt8[np.ndarray, "S S 3"]
 
 MIN_SIDE = 8  # shorter ones are tracking pixels and rules; there is nothing to see in them
@@ -125,7 +126,7 @@ def sample_crop(
     return Box((height - h) // 2, (width - w) // 2, h, w)
 
 
-def resize(image: Image, height: int, width: int) -> Image:
+def resize(image: Image, height: int, width: int) -> Resized:
     """Resizes bilinearly, without aliasing, fast: for training.
 
     PIL, which the published models were trained with, widens its triangular filter with the
@@ -143,7 +144,7 @@ def resize(image: Image, height: int, width: int) -> Image:
     return cv2.resize(image, (width, height), interpolation=cv2.INTER_LINEAR)
 
 
-def resize_like_pil(image: Image, height: int, width: int) -> Image:
+def resize_like_pil(image: Image, height: int, width: int) -> Resized:
     """Resizes bilinearly with PIL's antialiasing, to one grey level: for evaluation."""
     rows = _resize_axis(image.astype(np.float32), 1, width)
     return np.clip(np.rint(_resize_axis(rows, 0, height)), 0, 255).astype(np.uint8)
@@ -167,7 +168,7 @@ def resize_and_center_crop(image: Image, size: int = 256, crop: int = 224) -> Sq
     return resized[top : top + crop, left : left + crop]
 
 
-def _cut(image: Image, box: Box) -> Image:
+def _cut(image: Image, box: Box) -> Resized:
     return image[box.top : box.top + box.height, box.left : box.left + box.width]
 
 
