@@ -39,12 +39,12 @@ def _read_images(folder: Path) -> Iterator[bytes]:
                 yield from (file.read() for m in members if (file := tar.extractfile(m)))
 
 
-def _opencv(data: bytes, rng: np.random.Generator) -> np.ndarray:
+def _opencv(data: bytes, rng: np.random.Generator) -> object:
     return cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR)
 
 
 def _transforms(size: int) -> dict[str, Transform]:
-    """Name of what is timed -> function; a line of PIL before ours."""
+    """Name of what is timed -> function."""
     augment = get_config().data.augment
     plain = get_config().data.augment
     plain.num_ops = 0
@@ -94,9 +94,8 @@ def main(argv: list[str]) -> None:
     for what in ("crop and flip", "all"):
         pair = transforms[f"{what}, ours"], transforms[f"{what}, PIL"]
         print(f"{what}: mean difference to PIL {_difference(*pair, images):.2f} grey levels")
-    seconds = {
-        name: [] for name in transforms
-    }  # one function after the other in every round: drifts of the clock hit all alike
+    # One function after the other in every round: drifts of the clock hit all alike.
+    seconds: dict[str, list[float]] = {name: [] for name in transforms}
     for seed in range(_ROUNDS.value):
         for name, transform in transforms.items():
             seconds[name].append(_seconds(transform, images, seed))
