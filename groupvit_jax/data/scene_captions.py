@@ -62,13 +62,13 @@ def _noun_phrase(mention: _Mention, rng: np.random.Generator) -> str:
     first, count = mention.things[0], len(mention.things)
     radius = np.mean([thing.radius for thing in mention.things])
     words = []
-    if radius > 0.34 and rng.random() < 0.7:
+    if radius > 0.36 and rng.random() < 0.7:
         words.append(str(rng.choice(("large", "big"))))
-    if radius < 0.24 and rng.random() < 0.7:
+    if radius < 0.27 and rng.random() < 0.7:
         words.append(str(rng.choice(("small", "little"))))
-    if first.material != "plain" and rng.random() < 0.8:
+    if first.material != "plain" and rng.random() < 0.6:
         words.append(first.material)
-    if rng.random() < 0.9:
+    if rng.random() < 0.6:
         words.append(first.colour)
     words.append(first.kind if count == 1 else plural(first.kind))
     if count > 1:
@@ -113,7 +113,7 @@ def _things(mentions: Sequence[_Mention], rng: np.random.Generator) -> str:
 
 
 def _stuff(stuff: Stuff, rng: np.random.Generator) -> str:
-    look = f"{stuff.look} " if rng.random() < 0.8 else ""
+    look = f"{stuff.look} " if rng.random() < 0.5 else ""
     if stuff.kind == "sky":
         return f"{'a' if look else 'the'} {look}sky"
     if stuff.kind == "brick":
@@ -137,7 +137,7 @@ _OTHER_TWO = ("where {0} meets {1}", "between {0} and {1}", "on {0} and {1}", "o
 def _background(scene: Scene, rng: np.random.Generator) -> str:
     """Names the stuff; one kind of two is sometimes left out."""
     stuff = list(scene.stuff)
-    if len(stuff) == 2 and rng.random() < 0.1:
+    if len(stuff) == 2 and rng.random() < 0.2:
         stuff.pop(int(rng.integers(2)))
     options = _ONE.get(stuff[0].kind, _OTHER_ONE)
     if len(stuff) == 2:

@@ -309,6 +309,35 @@ def _recolour(colour: str, hue_shift: float, rng: np.random.Generator) -> np.nda
     return cv2.cvtColor(shade, cv2.COLOR_HSV2RGB)[0, 0].astype(np.float32)
 
 
+def _surface(kind: str, u, v, rng: np.random.Generator):
+    """Brightness of a kind of thing's own relief, by which it is known close up."""
+    radius = np.hypot(u, v)
+    if kind == "ball":
+        return 1.1 - 0.45 * (np.sin(3 * np.arctan2(v, u)) > 0)
+    if kind == "box":
+        return 1.1 - 0.5 * ((np.maximum(abs(u), abs(v)) > 0.58) | (abs(u - v) < 0.14))
+    if kind == "cone":
+        return 1.1 - 0.5 * ((v * 2.2) % 1 < 0.4)
+    if kind == "star":
+        return 1.3 - 0.7 * radius
+    if kind == "ring":
+        return 1.1 - 0.45 * (np.abs(radius - 0.75) < 0.1)
+    if kind == "cross":
+        return 1.1 - 0.5 * (np.minimum(abs(u), abs(v)) < 0.13)
+    if kind == "heart":
+        return 0.7 + 0.45 * (u**2 + (v + 0.1) ** 2 < 0.3)
+    if kind == "moon":
+        return 1.1 - 0.4 * (_noise(u.shape, (14.0, 14.0), rng) > 0.5)
+    if kind == "tree":
+        return 1 + 0.3 * _noise(u.shape, (24.0, 24.0), rng)
+    if kind == "house":
+        joints = ((v * 4) % 1 < 0.22) | ((u * 2.5 + 0.5 * (np.floor(v * 4) % 2)) % 1 < 0.14)
+        return 1.1 - 0.4 * joints
+    if kind == "boat":
+        return 1.1 - 0.4 * ((v * 5) % 1 < 0.35)
+    return 1.1 - 0.4 * (np.sin(u * 12) * np.sin(v * 12) > 0.2)  # a fish's scales
+
+
 def _material(thing: Thing, u, v, scale: float, rng: np.random.Generator):
     """How much of the thing's colour every pixel keeps; the rest is its second colour."""
     if thing.material == "striped":
@@ -339,7 +368,7 @@ def _draw_thing(image, thing: Thing, x, y, light: float, scale: float, rng):
     keep = np.asarray(_material(thing, u, v, scale, rng), np.float32)[..., None]
     body_pixels = body * keep + second * (1 - keep)
     towards = dx * np.cos(light) + dy * np.sin(light)
-    shade = 1 - 0.22 * np.clip(towards, -1.2, 1.2)
+    shade = _surface(thing.kind, u, v, rng) * (1 - 0.22 * np.clip(towards, -1.2, 1.2))
     if thing.kind in ("ball", "ring"):
         shade -= 0.18 * np.clip(dx**2 + dy**2, 0, 1)
     shine = np.zeros_like(shade)

@@ -64,14 +64,14 @@ class Style:
       tilt: least and greatest slope of a horizon in radians, to either side.
     """
 
-    radii: tuple[float, float] = (0.22, 0.42)
+    radii: tuple[float, float] = (0.27, 0.42)
     hue_shift: float = 0.0
     texture_scale: tuple[float, float] = (0.8, 1.25)
     tilt: tuple[float, float] = (0.0, 0.15)
 
 
 USUAL = Style()
-SHIFTED = Style(radii=(0.18, 0.3), hue_shift=7.0, texture_scale=(1.6, 2.2), tilt=(0.2, 0.4))
+SHIFTED = Style(radii=(0.2, 0.32), hue_shift=7.0, texture_scale=(1.6, 2.2), tilt=(0.2, 0.4))
 
 
 def sample_scene(rng: np.random.Generator, style: Style = USUAL) -> Scene:
@@ -102,8 +102,8 @@ def _is_floor(kind: str) -> bool:
 
 
 def _sample_things(rng: np.random.Generator, style: Style) -> tuple[Thing, ...]:
-    count = int(rng.choice((1, 2, 3), p=(0.4, 0.4, 0.2)))
-    shrink = (1.0, 0.85, 0.7)[count - 1]
+    count = int(rng.choice((1, 2, 3), p=(0.45, 0.4, 0.15)))
+    shrink = (1.0, 0.85, 0.75)[count - 1]
     alike = count > 1 and rng.random() < 0.3
     things: list[Thing] = []
     looks = _sample_look(rng)
@@ -118,7 +118,7 @@ def _sample_things(rng: np.random.Generator, style: Style) -> tuple[Thing, ...]:
 
 def _sample_look(rng: np.random.Generator) -> tuple[str, str, str]:
     kind, colour = str(rng.choice(THINGS)), str(rng.choice(list(COLOURS)))
-    return kind, colour, str(rng.choice(MATERIALS)) if rng.random() < 0.6 else "plain"
+    return kind, colour, str(rng.choice(MATERIALS)) if rng.random() < 0.5 else "plain"
 
 
 def _free_place(rng: np.random.Generator, radius: float, others: list[Thing]):

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
@@ -102,7 +103,7 @@ class Encoder:
         texts = [prompt.format(name) for name in names for prompt in prompts]
         embeddings = self.text_embeddings(variables, texts)
         means = embeddings.reshape(len(names), len(prompts), -1).mean(axis=1)
-        return np.asarray(l2_normalize(means))
+        return np.asarray(l2_normalize(jnp.asarray(means)))
 
     def batch_size(self, wanted: int) -> int:
         """Returns the least batch size from `wanted` on that devices and processes divide."""

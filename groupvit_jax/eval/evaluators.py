@@ -1,7 +1,7 @@
 """Makes the evaluators that a configuration names."""
 
 from collections.abc import Callable, Mapping
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
@@ -16,6 +16,7 @@ from groupvit_jax.models.two_tower import TwoTower
 from groupvit_jax.typing import Params
 
 
+@runtime_checkable
 class Evaluator(Protocol):
     """Measures a model; `name` prefixes its metrics."""
 

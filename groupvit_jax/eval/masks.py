@@ -1,7 +1,7 @@
 """Images with a class for every pixel, for segmentation benchmarks."""
 
 import os
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Protocol, runtime_checkable
 
 import cv2
 import numpy as np
@@ -18,6 +18,7 @@ class MaskedImage(NamedTuple):
     mask: UInt8[np.ndarray, "H W"]
 
 
+@runtime_checkable
 class MaskedSource(Protocol):
     """Random access to images with masks."""
 

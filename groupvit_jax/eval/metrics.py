@@ -6,6 +6,7 @@ host, because a set has more pixels than an int32 counts.
 
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Integer
 
 from groupvit_jax.typing import Array, Bool, Float, Int
 
@@ -13,8 +14,8 @@ IGNORED = 255
 
 
 def confusion_matrix(
-    truth: Int[Array, "B *pixels"],
-    prediction: Int[Array, "B *pixels"],
+    truth: Integer[Array, "B *pixels"],
+    prediction: Integer[Array, "B *pixels"],
     present: Bool[Array, " B"],
     num_classes: int,
     ignored: int = IGNORED,

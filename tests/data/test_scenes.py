@@ -102,8 +102,8 @@ def test_caption_names_attributes_and_never_what_is_hidden():
     things = (thing("fish", "blue"), thing("star", "red", material="striped", radius=0.4))
     texts = [caption(scene(*things), (0.05, 1.0), rng(seed)) for seed in range(30)]
     assert all("star" in text and "fish" not in text for text in texts)
-    assert sum("red" in text for text in texts) > 15
-    assert sum("striped" in text for text in texts) > 15
+    assert sum("red" in text for text in texts) > 8
+    assert sum("striped" in text for text in texts) > 8
     assert sum("large" in text or "big" in text for text in texts) > 10
     assert len(set(texts)) > 20
 

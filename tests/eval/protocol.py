@@ -1,0 +1,89 @@
+"""The published segmentation protocol, slowly: one pixel, one window after another, in float64.
+
+Written from the protocol's description, sharing no code with the package; the towers' outputs are
+given.
+"""
+
+import math
+
+import numpy as np
+
+
+def interpolate(grid, height, width):
+    """Bilinear, half-pixel centres, edges clamped."""
+    rows, columns, channels = grid.shape
+    result = np.zeros((height, width, channels))
+    for y in range(height):
+        sy = min(max((y + 0.5) * rows / height - 0.5, 0), rows - 1)
+        y0 = math.floor(sy)
+        y1, fy = min(y0 + 1, rows - 1), sy - y0
+        for x in range(width):
+            sx = min(max((x + 0.5) * columns / width - 0.5, 0), columns - 1)
+            x0 = math.floor(sx)
+            x1, fx = min(x0 + 1, columns - 1), sx - x0
+            top = grid[y0, x0] * (1 - fx) + grid[y0, x1] * fx
+            bottom = grid[y1, x0] * (1 - fx) + grid[y1, x1] * fx
+            result[y, x] = top * (1 - fy) + bottom * fy
+    return result
+
+
+def softmax(values):
+    weights = [math.exp(v - max(values)) if v > -math.inf else 0.0 for v in values]
+    return [w / sum(weights) for w in weights]
+
+
+def unit(vector):
+    return vector / math.sqrt(sum(v * v for v in vector))
+
+
+def window(outputs, text, height, width, patch, threshold, kept=5):
+    """Scores [height, width, classes]; `outputs` are float64 arrays of one window."""
+    groups, image, assignments, logit_scale = outputs
+    scale = min(math.exp(logit_scale), 100)
+    num_classes = len(text)
+    liking = [float(np.dot(unit(image), t)) for t in text]
+    best = sorted(range(num_classes), key=lambda c: -liking[c])[: min(kept, num_classes)]
+    quality = []
+    for group in groups:
+        affinity = [scale * float(np.dot(unit(group), t)) for t in text]
+        p = softmax(affinity)
+        q = softmax([affinity[c] if c in best else -math.inf for c in range(num_classes)])
+        quality.append([a * b for a, b in zip(p, q, strict=True)])
+    of_patch = assignments[0]  # [groups, patches]
+    for later in assignments[1:]:
+        of_patch = np.array(
+            [[sum(later[h, g] * of_patch[g, p] for g in range(len(of_patch)))
+              for p in range(of_patch.shape[1])] for h in range(len(later))]
+        )  # fmt: skip
+    rows, columns = math.ceil(height / patch), math.ceil(width / patch)
+    maps = interpolate(of_patch.T.reshape(rows, columns, -1), rows * patch, columns * patch)
+    highest = max(max(q) for q in quality)
+    result = np.zeros((height, width, num_classes + (threshold is not None)))
+    for y in range(height):
+        for x in range(width):
+            scores = quality[int(np.argmax(maps[y, x]))]
+            if threshold is not None:
+                background = 1.0 if max(scores) < min(threshold, highest) else 0.0
+                scores = [background, *scores]
+            result[y, x] = scores
+    return result
+
+
+def starts(length, size, stride):
+    found = [0]
+    while found[-1] + size < length:
+        found.append(min(found[-1] + stride, length - size))
+    return found
+
+
+def image(encode, height, width, text, *, size, stride, patch, threshold, original, kept=5):
+    """Labels [original]; `encode(y, x, h, w)` gives the outputs of a window."""
+    h, w = min(size, height), min(size, width)
+    channels = len(text) + (threshold is not None)
+    total, count = np.zeros((height, width, channels)), np.zeros((height, width, 1))
+    for y in starts(height, h, stride):
+        for x in starts(width, w, stride):
+            part = window(encode(y, x, h, w), text, h, w, patch, threshold, kept)
+            total[y : y + h, x : x + w] += part
+            count[y : y + h, x : x + w] += 1
+    return interpolate(total / count, *original).argmax(-1)

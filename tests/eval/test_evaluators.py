@@ -1,0 +1,54 @@
+import pytest
+
+from configs import tiny
+from groupvit_jax.data import scenes
+from groupvit_jax.data.text import ClipTokenizer
+from groupvit_jax.eval.evaluators import make_evaluators
+from tests.eval.conftest import make_mesh
+
+
+@pytest.fixture(scope="module")
+def data_dir(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("data")
+    scenes.build(str(folder), scenes.SceneConfig(name="test", size=32, num_train=8, num_eval=8))
+    return str(folder / "scenes/test/1.0.0")
+
+
+def make(model, **entries):
+    config = tiny.get_config()
+    for name, entry in entries.items():
+        config.evaluators[name] = entry
+    return make_evaluators(config, model, ClipTokenizer(32), make_mesh(1))
+
+
+def test_evaluators_of_a_configuration_measure(model, variables, data_dir):
+    pairs = dict(kind="tfds", split="test", data_dir=data_dir)
+    masks = dict(name="", split="test", data_dir=data_dir)
+    made = make(
+        model,
+        retrieval=dict(kind="retrieval", every_steps=5, source=pairs, resize=32, crop=32),
+        masks=dict(
+            kind="segmentation", source=masks, classes=scenes.CLASS_NAMES, resize=None, window=32
+        ),
+    )
+    assert {evaluator.name: every for evaluator, every in made} == {"retrieval": 5, "masks": 0}
+    results = {evaluator.name: evaluator(variables) for evaluator, _ in made}
+    assert results["retrieval"]["images"] == 8
+    assert 0 <= results["masks"]["miou"] <= 1
+
+
+@pytest.mark.parametrize(
+    ("entry", "message"),
+    [
+        (dict(kind="magic"), r"evaluators\.x\.kind: 'magic'"),
+        (dict(kind="classification", folder="", colour=3), r"evaluators\.x.*colour"),
+        (dict(kind="segmentation", source=dict(name="a", split="b"), classes=("c",)), "data_dir"),
+        (
+            dict(kind="segmentation", source=dict(name="no", split="b", data_dir="/n")),
+            "segmentation set 'no'",
+        ),
+    ],
+)
+def test_wrong_entry_is_named(model, entry, message):
+    with pytest.raises(ValueError, match=message):
+        make(model, x=entry)
