@@ -1,17 +1,18 @@
 """Compares a model with `transformers`' GroupViT on the same weights, and with published logits."""
 
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
 from groupvit_jax.data.text import make_tokenizer
 from groupvit_jax.interop.pretrained import Pretrained
 from groupvit_jax.models import build_model
-from groupvit_jax.typing import Array, Float, Int
+from groupvit_jax.typing import Array, Float, Int, PyTree
 
 # Of float32 on a CPU, relative to the largest value of an output.
 TOLERANCE = 2e-5
@@ -64,7 +65,13 @@ def our_outputs(
       images: normalised.
       tokens: token ids.
     """
-    apply = _bind(pretrained)
+    model = build_model(pretrained.model_config)
+    return jax.tree.map(np.asarray, _run(model, pretrained.variables, images, tokens))
+
+
+@functools.partial(jax.jit, static_argnames="model")
+def _run(model: Any, variables: PyTree, images: Array, tokens: Array) -> dict[str, Array]:
+    apply = functools.partial(model.apply, variables)
     embedding, features = apply(images, method="encode_image")
     outputs = {
         "pooled image": features.embedding,
@@ -74,8 +81,7 @@ def our_outputs(
         "pooled text": apply(tokens, method=lambda model, t: model.text_encoder(t)),
         "text embedding": apply(tokens, method="encode_text"),
     }
-    outputs |= {f"assignment {i}": a for i, a in enumerate(features.assignments)}
-    return {name: np.asarray(output) for name, output in outputs.items()}
+    return outputs | {f"assignment {i}": a for i, a in enumerate(features.assignments)}
 
 
 def transformers_outputs(
@@ -146,7 +152,8 @@ def golden_logits(pretrained: Pretrained, image_path: Path) -> Float[np.ndarray,
     Raises:
       ModuleNotFoundError: if Pillow isn't installed, whose filter CLIP resizes with.
     """
-    apply = _bind(pretrained)
+    model = build_model(pretrained.model_config)
+    apply: Any = functools.partial(model.apply, pretrained.variables)
     image = clip_preprocess(image_path, pretrained.model_config.image.image_size)
     context_length = pretrained.model_config.text.context_length
     tokens = make_tokenizer(pretrained.tokenizer, context_length)(GOLDEN_TEXTS)
@@ -168,11 +175,6 @@ def clip_preprocess(path: Path, size: int) -> Float[np.ndarray, "H W 3"]:
     left, top = (width - size) // 2, (height - size) // 2
     pixels = np.asarray(image.crop((left, top, left + size, top + size)), np.float32)
     return (pixels / 255 - _CLIP_MEAN) / _CLIP_STD
-
-
-def _bind(pretrained: Pretrained) -> Callable[..., Any]:
-    """`model.apply` with the weights."""
-    return functools.partial(build_model(pretrained.model_config).apply, pretrained.variables)
 
 
 def _normalised(x: Float[Array, "N D"]) -> Float[Array, "N D"]:
