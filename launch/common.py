@@ -28,7 +28,7 @@ BAD_INPUT = 2
 STOPPED = 143
 
 _OVERRIDE = re.compile(r"--?(?:no)?config\.([^=\[]+)")
-_JSON_CONFIG = re.compile(r"(--?config=)(.+\.json)$")
+_JSON_CONFIG = re.compile(r"(--?config=)([^:]+\.json)$")
 
 
 def define_config_flag() -> flags.FlagHolder[ConfigDict]:
