@@ -288,8 +288,8 @@ def _coverage(polygons, centre, radius, angle, size: int) -> Float[np.ndarray, "
     points = [(p @ turn * radius + np.array(centre)) * fine - 0.5 for p in polygons]
     canvas = np.zeros((fine, fine), np.uint8)
     cv2.fillPoly(canvas, [np.round(p * 16).astype(np.int32) for p in points], 255, shift=4)
-    canvas = cv2.resize(canvas, (size, size), interpolation=cv2.INTER_AREA)
-    return canvas.astype(np.float32) / 255
+    share = cv2.resize(canvas, (size, size), interpolation=cv2.INTER_AREA)
+    return share.astype(np.float32) / 255
 
 
 @functools.cache
