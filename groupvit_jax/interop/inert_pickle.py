@@ -7,7 +7,7 @@ and a parameter. Every other class, function or state in the file becomes an `In
 
 import pickletools
 import re
-from typing import IO, Any, NamedTuple
+from typing import Any, NamedTuple
 
 
 class Inert:
@@ -51,18 +51,18 @@ _VALUES = re.compile(
 _KEYS = (str, int, float, bytes, type(None))
 
 
-def read_pickle(stream: IO[bytes]) -> Any:
+def read_pickle(content: bytes) -> Any:
     """Interprets a pickle.
 
     Returns:
       Its object out of dicts, lists, tuples, numbers, strings, `TensorView` and `Inert`.
 
     Raises:
-      ValueError: if the stream is no complete pickle of tensors.
+      ValueError: if the content starts with no complete pickle of tensors.
     """
     machine = _Machine()
     try:
-        for opcode, argument, _ in pickletools.genops(stream):
+        for opcode, argument, _ in pickletools.genops(content):
             if opcode.name == "STOP":
                 return machine.stack.pop()
             machine.run(opcode.name, argument)

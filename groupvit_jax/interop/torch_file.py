@@ -107,8 +107,7 @@ class _Reader:
             raise ValueError(f"{self.path}: {name} is larger than {_MAX_PICKLE_BYTES} bytes")
         self.check(name, "description of the tensors")
         try:
-            with self.archive.open(name) as stream:
-                return read_pickle(stream)
+            return read_pickle(self.archive.read(name))
         except (ValueError, zipfile.BadZipFile, EOFError) as error:
             raise ValueError(f"{self.path}: {name}: {error}") from error
 
@@ -163,9 +162,9 @@ def _first_incomplete(path: Path) -> str:
     with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
         name_length, extra_length = struct.unpack("<HH", data[26:30])
         name = data[30 : 30 + name_length]
-        file.seek(30 + name_length + extra_length)
+        content = data[30 + name_length + extra_length :]
         try:
-            views = tensor_views(read_pickle(file)) if name.endswith(b"/data.pkl") else {}
+            views = tensor_views(read_pickle(content)) if name.endswith(b"/data.pkl") else {}
         except ValueError:
             return "the description of its tensors is incomplete"
         root = name.removesuffix(b"data.pkl")
