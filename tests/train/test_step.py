@@ -1,0 +1,265 @@
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from configs import tiny
+from groupvit_jax import optim, parallel
+from groupvit_jax.models.two_tower import build_model
+from groupvit_jax.train import state as state_lib
+from groupvit_jax.train import step as step_lib
+from groupvit_jax.typing import ImageFeatures, TwoTowerOutput
+
+NUM_STEPS = 20
+MESHES = {
+    "one": {"data": 1, "fsdp": 1, "tensor": 1},
+    "data": {"data": 8, "fsdp": 1, "tensor": 1},
+    "fsdp": {"data": 2, "fsdp": 4, "tensor": 1},
+    "tensor": {"data": 4, "fsdp": 1, "tensor": 2},
+}
+
+
+def tiny_config():
+    config = tiny.get_config()
+    # One grouping stage and one text layer: a step is compiled for each mesh.
+    config.model.image.update(depths=(1, 1), num_group_tokens=(8, 0), num_output_groups=(8,))
+    config.model.text.update(vocab_size=64, end_of_text_id=63, context_length=8, num_layers=1)
+    # At the published rate 20 steps of Adam on a batch of 16 blow rounding up, until a segment
+    # goes to another group.
+    config.optimizer.learning_rate = 4e-4
+    return config
+
+
+def host_batch(config, seed):
+    """Images of one colour each under coarse noise, with texts that name the colour."""
+    rng = np.random.default_rng(seed)
+    shapes = state_lib.batch_shapes(config)
+    colors = rng.integers(0, 256, size=(*shapes["index"].shape, 3), dtype=np.uint8)
+    noise = rng.integers(0, 128, size=(len(colors), 4, 4, 3), dtype=np.uint8)
+    text = np.zeros(shapes["text"].shape, np.int32)
+    text[..., :3] = 1 + colors[:, None] // 8
+    text[..., 3] = rng.integers(33, 60, size=text.shape[:2])
+    text[..., 4] = 63
+    image = colors[:, None, None] // 2 + noise.repeat(8, axis=1).repeat(8, axis=2)
+    return {"image": image, "text": text, "index": np.arange(len(image), dtype=np.int32)}
+
+
+class Run:
+    """A model, its sharded state and its step on one mesh."""
+
+    def __init__(self, config, sizes, model):
+        self.mesh = parallel.make_mesh(sizes, jax.devices()[: np.prod(list(sizes.values()))])
+        shapes = state_lib.batch_shapes(config)
+        params = state_lib.abstract_params(model, shapes)
+        self.schedule = optim.make_schedule(config.optimizer, config.train.batch_size, NUM_STEPS, 2)
+        optimizer = optim.make_optimizer(config.optimizer, self.schedule, params)
+        self.state, self.shardings = state_lib.create_sharded_state(
+            model, optimizer, jax.random.key(1), shapes, self.mesh, config.parallel.rules
+        )
+        self.step = step_lib.make_train_step(
+            model, optimizer, self.schedule, config, self.mesh, self.shardings
+        )
+
+    def __call__(self, batch):
+        before = self.state
+        with jax.transfer_guard("disallow"):
+            self.state, metrics = self.step(before, parallel.to_global_batch(self.mesh, batch))
+        self.donated = all(leaf.is_deleted() for leaf in jax.tree.leaves(before.params))
+        return jax.device_get(metrics)
+
+
+@pytest.fixture(scope="module")
+def runs():
+    config = tiny_config()
+    # Noise of all kinds is on.
+    assert config.model.image.assignment == "gumbel"
+    assert config.model.image.drop_path_rate > 0
+    assert config.data.augment.random_erasing > 0
+    batches = [host_batch(config, step % 4) for step in range(NUM_STEPS)]
+    result = {}
+    for name, sizes in MESHES.items():
+        run = Run(config, sizes, build_model(config.model))
+        run.history = [run(batches[0])]
+        run.first_batch_stats = jax.device_get(run.state.batch_stats)
+        run.history += [run(batch) for batch in batches[1:]]
+        result[name] = run
+    return result
+
+
+@pytest.mark.parametrize("name", ["data", "fsdp", "tensor"])
+def test_losses_do_not_depend_on_the_mesh(runs, name):
+    for key in ("loss", "global/loss", "multi_label/loss"):
+        expected = [metrics[key] for metrics in runs["one"].history]
+        actual = [metrics[key] for metrics in runs[name].history]
+        np.testing.assert_allclose(actual, expected, atol=1e-4, err_msg=key)
+
+
+@pytest.mark.parametrize("name", ["data", "fsdp", "tensor"])
+def test_running_statistics_are_global(runs, name):
+    # After one step: later, Adam moves what has no gradient, such as biases before BatchNorm, by
+    # the sign of rounding errors.
+    expected = runs["one"].first_batch_stats
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6),
+        runs[name].first_batch_stats,
+        expected,
+    )
+    assert np.abs(expected["image_projector"]["norm"]["mean"]).max() > 1e-3
+
+
+@pytest.mark.parametrize("name", MESHES)
+def test_state_keeps_its_shardings(runs, name):
+    run = runs[name]
+    assert jax.tree.all(jax.tree.map(lambda x, s: x.sharding == s, run.state, run.shardings))
+    assert len(run.state.step.sharding.device_set) == run.mesh.size
+
+
+@pytest.mark.parametrize("name", MESHES)
+def test_old_state_is_donated(runs, name):
+    assert runs[name].donated
+
+
+def test_it_learns(runs):
+    history = runs["one"].history
+    first, last = (np.mean([m["loss"] for m in h]) for h in (history[:3], history[-3:]))
+    assert last < first - 0.3
+
+
+def test_metrics(runs):
+    run = runs["one"]
+    for i, metrics in enumerate(run.history):
+        assert all(value.dtype == np.float32 and value.shape == () for value in metrics.values())
+        assert np.isfinite(list(metrics.values())).all()
+        np.testing.assert_allclose(metrics["learning_rate"], run.schedule(i), rtol=1e-5)
+        assert 1 <= metrics["groups_in_use/stage_0"] <= 8
+    first = run.history[0]
+    np.testing.assert_allclose(first["loss"], first["global/loss"] + first["multi_label/loss"])
+    np.testing.assert_allclose(first["global/temperature"], 0.07, rtol=1e-5)
+    np.testing.assert_allclose(first["multi_label/temperature"], 0.07, rtol=1e-5)
+    assert set(first) == {
+        "loss",
+        *(
+            f"{loss}/{name}"
+            for loss in ("global", "multi_label")
+            for name in ("loss", "image_to_text_accuracy", "text_to_image_accuracy", "temperature")
+        ),
+        *("gradient_norm", "update_norm", "parameter_norm", "learning_rate"),
+        "groups_in_use/stage_0",
+    }
+    assert run.state.step == NUM_STEPS
+
+
+SCALES = ("logit_scale", "multi_label_logit_scale")
+
+
+class StandIn(nn.Module):
+    """Two linear towers with noise: what the step needs of a model, quick to compile."""
+
+    @nn.compact
+    def __call__(self, images, text, *, train):
+        B = len(text)
+        x = nn.Dense(4, name="image")(images.mean(axis=(1, 2)))
+        if train:
+            x += jax.random.normal(self.make_rng("gumbel"), x.shape)
+            x += jax.random.normal(self.make_rng("drop_path"), x.shape)
+        count = self.variable("batch_stats", "count", jnp.zeros, ())
+        count.value += train
+        scales = [self.param(name, nn.initializers.zeros, ()) for name in SCALES]
+        features = ImageFeatures(x, x[:, None], (jnp.ones((B, 2, 3)),))
+        y = nn.Dense(4, name="text")(text.astype(jnp.float32))
+        return TwoTowerOutput(x, y, *scales, features)
+
+
+def stand_in(**changes):
+    config = tiny_config()
+    config.data.augment.random_erasing = 0.0
+    config.update_from_flattened_dict(changes)
+    return config, Run(config, MESHES["data"], StandIn())
+
+
+def test_noise_is_a_function_of_key_and_step():
+    config, run = stand_in()
+    batch = host_batch(config, 0)
+
+    def loss(**changes):
+        state = jax.tree.map(jnp.copy, run.state).replace(**changes)
+        return run.step(state, parallel.to_global_batch(run.mesh, batch))[1]["loss"]
+
+    first = loss()
+    assert loss() == first
+    assert loss(step=run.state.step + 1) != first
+    assert loss(key=jax.device_put(jax.random.key(9), run.state.key.sharding)) != first
+
+
+def test_kinds_of_noise_are_independent():
+    _, run = stand_in()
+    keys = step_lib.noise_keys(run.state)
+    data = {tuple(np.asarray(jax.random.key_data(key))) for key in (*keys.values(), run.state.key)}
+    assert len(data) == 4
+    assert set(keys) == {"drop_path", "gumbel", "random_erasing"}
+
+
+def test_erasing_follows_the_config():
+    losses = {}
+    for probability in (0.0, 1.0):
+        config, run = stand_in(**{"data.augment.random_erasing": probability})
+        losses[probability] = run(host_batch(config, 0))["loss"]
+    assert losses[0.0] != losses[1.0]
+
+
+def test_no_prompts_no_multi_label_loss():
+    config, run = stand_in(**{"data.num_nouns": 0})
+    before = float(run.state.params["multi_label_logit_scale"])
+    metrics = run(host_batch(config, 0))
+    assert not any(name.startswith("multi_label") for name in metrics)
+    assert metrics["loss"] == metrics["global/loss"]
+    assert run.state.params["multi_label_logit_scale"] == before
+    assert run.state.params["logit_scale"] != 0
+
+
+def test_weights():
+    config, run = stand_in(**{"loss.global_weight": 0.5, "loss.multi_label_weight": 2.0})
+    metrics = run(host_batch(config, 0))
+    expected = 0.5 * metrics["global/loss"] + 2 * metrics["multi_label/loss"]
+    np.testing.assert_allclose(metrics["loss"], expected, rtol=1e-6)
+
+
+def test_batch_stats_come_back():
+    config, run = stand_in()
+    run(host_batch(config, 0))
+    run(host_batch(config, 1))
+    assert run.state.batch_stats["count"] == 2
+
+
+def test_norms():
+    config, run = stand_in()
+    before = jax.device_get(run.state.params)
+    metrics = run(host_batch(config, 0))
+    after = jax.device_get(run.state.params)
+
+    def norm(tree):
+        return np.sqrt(sum(np.sum(x**2) for x in jax.tree.leaves(tree)))
+
+    np.testing.assert_allclose(metrics["parameter_norm"], norm(after), rtol=1e-5)
+    update = jax.tree.map(np.subtract, after, before)
+    np.testing.assert_allclose(metrics["update_norm"], norm(update), rtol=1e-2)
+    assert metrics["gradient_norm"] > 0
+
+
+def test_not_finite_shows_in_the_metrics():
+    config, run = stand_in()
+    kernel = run.state.params["image"]["kernel"]
+    run.state.params["image"]["kernel"] = jax.device_put(kernel.at[0, 0].set(np.nan))
+    metrics = run(host_batch(config, 0))
+    assert not np.isfinite(metrics["loss"])
+    assert not np.isfinite(metrics["parameter_norm"])
+
+
+def test_groups_in_use():
+    assignment = np.zeros((2, 4, 3), np.float32)
+    assignment[0, 1] = 1  # one group takes all three segments
+    assignment[1, [0, 2, 3], [0, 1, 2]] = 1  # three groups take one each
+    x = jnp.zeros((2, 5))
+    features = ImageFeatures(x, x[:, None], (jnp.asarray(assignment),))
+    assert step_lib.groups_in_use(features) == {"groups_in_use/stage_0": 2.0}
