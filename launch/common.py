@@ -157,7 +157,7 @@ def progress_display() -> Iterator[Callable[[int, int, str], None]]:
     log.addHandler(RichHandler(console=console, show_path=False))
     log.propagate = False
     columns = (BarColumn(), MofNCompleteColumn(), TextColumn("{task.description}"))
-    with Progress(*columns, console=console) as progress:
+    with Progress(*columns, console=console, refresh_per_second=2) as progress:
         task = progress.add_task("starting", total=None)
 
         def show(step: int, num_steps: int, text: str) -> None:

@@ -14,11 +14,15 @@ from absl import flags
 
 from configs import tiny
 from groupvit_jax.data.pipeline import TooManyBrokenSamplesError
+from groupvit_jax.interop.initialise import initialise_from
 from groupvit_jax.interop.load import load_pretrained
 from groupvit_jax.train import setup
+from groupvit_jax.train.checkpoint import Checkpointer
 from groupvit_jax.train.hooks import NonFiniteError
 from groupvit_jax.train.loop import Result, train
+from groupvit_jax.train.start import start
 from launch import train as launch_train
+from tests.train import toy
 
 ONE_DEVICE = os.environ["XLA_FLAGS"].replace("device_count=8", "device_count=1")
 NO_TENSORFLOW = "import sys; sys.modules['tensorflow'] = None"
@@ -143,6 +147,11 @@ def trained(shards, tmp_path_factory):
     folder = tmp_path_factory.mktemp("trained")
     config = small_config(shards)
     config.tensorboard = True
+    source = dict(kind="webdataset", pattern=shards)
+    config.evaluators = dict(
+        recall=dict(kind="retrieval", source=source, every_steps=3, resize=32, crop=32)
+    )
+    config.checkpoint.best_metric = "recall/image_to_text_r1"
     arguments = write(config, folder / "c.json"), f"--workdir={folder}/run"
     code, errors = outcome(
         launch(*arguments, before="import sys; sys.modules['tensorflow'] = None")
@@ -156,6 +165,33 @@ def test_trains_where_tensorflow_is_not_installed(trained):
     assert "TensorFlow is not installed" in errors
     assert [line["step"] for line in lines(workdir)] == [1, 2, 3, 4, 5, 6]
     assert load_pretrained(workdir).model_config.to_dict() == config.model.to_dict()
+
+
+def test_evaluates_what_the_configuration_names(trained):
+    _, workdir, _ = trained
+    recalls = {line["step"]: line.get("recall/text_to_image_r10") for line in lines(workdir)}
+    assert [step for step, recall in recalls.items() if recall is not None] == [3, 6]
+    assert all(0 <= recalls[step] <= 1 for step in (3, 6))
+
+
+def test_starts_from_the_parameters_of_another_run(trained, config, tmp_path, caplog):
+    _, workdir, _ = trained
+    config.init_from = str(workdir)
+    parts = setup.build(config, tmp_path)
+    checkpoints = Checkpointer(tmp_path / "checkpoints", config.checkpoint)
+    with caplog.at_level("INFO"):
+        state, position = start(
+            config, checkpoints, parts.abstract_state, parts.fresh_state, initialise_from
+        )
+    assert (int(state.step), position) == (0, None)
+    toy.assert_same(
+        jax.device_get({"params": state.params, "batch_stats": state.batch_stats}),
+        load_pretrained(workdir).variables,
+    )
+    assert (
+        state.params["logit_scale"].sharding == parts.abstract_state.params["logit_scale"].sharding
+    )
+    assert f"{workdir}: " in caplog.text
 
 
 def test_a_run_repeats_from_its_json(trained, tmp_path):
@@ -211,6 +247,21 @@ def test_sigterm_saves_and_the_same_command_goes_on(config, tmp_path):
     assert steps == [*range(1, steps[-1] + 1)]
     starts = (tmp_path / "run" / "starts.jsonl").read_text().splitlines()
     assert json.loads(starts[1])["step"] > 0
+
+
+def test_too_many_broken_samples_stop_the_run(config, tmp_path):
+    bad = tmp_path / "bad.tar"
+    with tarfile.open(config.data.sources.pairs.pattern) as good, tarfile.open(bad, "w") as tar:
+        for member in good:
+            content = good.extractfile(member).read()
+            if member.name.endswith("jpg"):
+                content = content[: member.size // (2 if member.name < "000020" else 1)]
+                member.size = len(content)
+            tar.addfile(member, io.BytesIO(content))
+    config.data.sources.pairs.pattern = str(bad)
+    config.data.max_broken_fraction = 0.001
+    with pytest.raises(TooManyBrokenSamplesError, match=r"max_broken_fraction=0\.001"):
+        train(config, tmp_path / "run")
 
 
 @pytest.mark.parametrize(
