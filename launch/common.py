@@ -147,7 +147,7 @@ def is_own(error: Exception) -> bool:
 def progress_display() -> Iterator[Callable[[int, int, str], None]]:
     """Shows progress as a bar below the log on a terminal, as lines of the log elsewhere."""
     log = logging.getLogger("groupvit_jax")
-    log.setLevel(logging.INFO)
+    log.setLevel(logging.INFO if jax.process_index() == 0 else logging.WARNING)
     if not flags.FLAGS["verbosity"].present:
         absl.logging.set_verbosity(absl.logging.WARNING)  # libraries tell much, with --verbosity=0
     console = Console(stderr=True)

@@ -3,6 +3,10 @@
 python -m launch.train --config=configs/groupvit_gcc_yfcc_30e.py --workdir=runs/first \
         --config.data.sources.cc3m.pattern='/data/cc3m/{00000..00331}.tar'
 
+python -m launch.train --config=runs/first/config.json --workdir=runs/again
+
+The second command repeats a run with the configuration that it recorded.
+
 Exit codes: 0 all steps are done; 1 training failed (the last line says why; the checkpoints are
 good); 2 something is wrong with flags, configuration, workdir or data; 143 SIGTERM came, the state
 is saved, and the same command goes on from it.
@@ -32,6 +36,11 @@ def main(argv: list[str]) -> int:
     del argv
     if not WORKDIR.value:
         common.fail(common.BAD_INPUT, "--workdir: missing, expected a folder for the run")
+    if "://" in WORKDIR.value:
+        common.fail(
+            common.BAD_INPUT,
+            f"--workdir={WORKDIR.value}: a URL found, expected a folder (mount the bucket)",
+        )
     common.start_jax()
     try:
         with common.progress_display() as show:

@@ -283,6 +283,15 @@ def test_a_failed_training_ends_with_one_line(monkeypatch, capsys, tmp_path, err
     assert capsys.readouterr().err == f"error: {error}\n"
 
 
+@pytest.mark.parametrize("workdir", ["", "gs://bucket/run"])
+def test_a_workdir_that_is_no_folder_is_one_line(capsys, workdir):
+    flags.FLAGS(["launch.train", "--config=configs/tiny.py", f"--workdir={workdir}"])
+    with pytest.raises(SystemExit) as end:
+        launch_train.main([])
+    assert end.value.code == 2
+    assert capsys.readouterr().err.startswith("error: --workdir")
+
+
 @pytest.mark.slow
 def test_killed_runs_of_the_real_model_equal_an_undisturbed_one(config, tmp_path):
     config.train.num_steps = 60
