@@ -93,7 +93,8 @@ def get_config() -> ConfigDict:
         (r"(group_projector|mlp_inter)/", ()),
         (r"(attn/(qkv|q_proj|k_proj|v_proj)|fc1|linear_hidden)/kernel$", ("fsdp", "tensor")),
         (r"(attn/proj|fc2|linear_out)/kernel$", ("tensor", "fsdp")),
-        (r"token_embedding/embedding$", ("tensor", "fsdp")),
+        # Over the vocabulary: sharded channels would shard the whole text tower that way.
+        (r"token_embedding/embedding$", (("fsdp", "tensor"),)),
         (r".*", ()),
     )
 

@@ -57,7 +57,12 @@ def make_train_step(
             output, updated = model.apply(
                 variables, images, batch["text"], train=True, rngs=keys, mutable=["batch_stats"]
             )
-            loss, metrics = contrastive_loss(output, config.loss)
+            # Else a sharded last layer draws the towers into its own sharding.
+            image, text = (
+                jax.lax.with_sharding_constraint(x, parallel.batch_sharding(mesh))
+                for x in (output.image, output.text)
+            )
+            loss, metrics = contrastive_loss(output._replace(image=image, text=text), config.loss)
             return loss, (updated["batch_stats"], metrics | groups_in_use(output.image_features))
 
         gradients, (batch_stats, metrics) = jax.grad(loss_fn, has_aux=True)(state.params)

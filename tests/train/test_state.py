@@ -59,6 +59,10 @@ def leaves(tree):
     return {jax.tree_util.keystr(path, simple=True, separator="/"): leaf for path, leaf in flat}
 
 
+def axes_of(entry):
+    return (entry,) if isinstance(entry, str) else entry or ()
+
+
 @pytest.mark.parametrize("name", ["fsdp", "tensor"])
 def test_every_leaf_has_the_sharding_its_rule_names(setup, states, name):
     config, state = setup[0], states[name][0]
@@ -68,8 +72,8 @@ def test_every_leaf_has_the_sharding_its_rule_names(setup, states, name):
         wanted = P(*spec) if len(spec) <= leaf.ndim else P()
         assert leaf.sharding.spec == wanted, path
         expected = [
-            size // (MESHES[name][axis] if axis else 1)
-            for size, axis in zip(leaf.shape, (*wanted, *[None] * leaf.ndim), strict=False)
+            size // np.prod([MESHES[name][axis] for axis in axes_of(entry)], dtype=int)
+            for size, entry in zip(leaf.shape, (*wanted, *[()] * leaf.ndim), strict=False)
         ]
         assert leaf.addressable_shards[0].data.shape == tuple(expected), path
         if expected != list(leaf.shape):

@@ -1,3 +1,5 @@
+import re
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -57,9 +59,10 @@ class Run:
         self.state, self.shardings = state_lib.create_sharded_state(
             model, optimizer, jax.random.key(1), shapes, self.mesh, config.parallel.rules
         )
-        self.step = step_lib.make_train_step(
+        step = step_lib.make_train_step(
             model, optimizer, self.schedule, config, self.mesh, self.shardings
         )
+        self.step = step.lower(self.state, shapes).compile()
 
     def __call__(self, batch):
         before = self.state
@@ -118,6 +121,15 @@ def test_state_keeps_its_shardings(runs, name):
 @pytest.mark.parametrize("name", MESHES)
 def test_old_state_is_donated(runs, name):
     assert runs[name].donated
+
+
+def test_fsdp_exchanges_weights_and_no_activations(runs):
+    program = runs["fsdp"].step.as_text()
+    collective = r"= (.*?) (?:all-gather|all-reduce|all-to-all|reduce-scatter)(?:-start)?\("
+    results = "\n".join(re.findall(collective, program))
+    assert "f32[32,96]" in results  # the image encoder's qkv kernel is gathered
+    # Images' and texts' tokens [B, S, C]; gradients of group tokens start with 1.
+    assert not re.findall(r"\w+\[(?!1,)\d+,\d+,\d+\]", results)
 
 
 def test_it_learns(runs):
