@@ -83,21 +83,26 @@ def read_huggingface(directory: Path) -> Pretrained:
       ValueError: naming the field or tensor that doesn't fit.
     """
     config = read_json(directory / "config.json")
-    path = directory / "model.safetensors"
-    if path.exists():
-        tensors = read_safetensors(path)
-    else:
-        path = directory / "pytorch_model.bin"
-        tensors, _ = read_torch_file(path)
     ours = config.get(_OUR_SECTION, {})
     if "model" in ours:
         model_config = config_from_dict(ours["model"])
     else:
         model_config = to_model_config(config, directory / "config.json")
-    tensors |= {name: np.float32(value) for name, value in ours.get("tensors", {}).items()}
+    path, tensors = _read_tensors(directory)
+    own = ours.get("tensors", {})
+    tensors |= {name: np.array(value, np.float32) for name, value in own.items()}
     flat, notes = import_arrays(tensors, model_config, names, path)
     tokenizer = tokenizer_config(ours, directory)
     return Pretrained(model_config, unflatten(flat), tokenizer, tuple(notes))
+
+
+def _read_tensors(directory: Path) -> tuple[Path, dict[str, np.ndarray]]:
+    path, older = directory / "model.safetensors", directory / "pytorch_model.bin"
+    if path.exists():
+        return path, read_safetensors(path)
+    if older.exists():
+        return older, read_torch_file(older)[0]
+    raise FileNotFoundError(f"{directory}: neither {path.name} nor {older.name}")
 
 
 def write_huggingface(directory: Path, pretrained: Pretrained) -> None:

@@ -110,8 +110,6 @@ def _fit_positions(
 def _placed_like(leaf: Array, value: np.ndarray) -> Array:
     """The value with the dtype and the sharding of the leaf that it replaces."""
     value = np.asarray(value, leaf.dtype)
-    if not isinstance(leaf, jax.Array):
-        return value
     return jax.make_array_from_callback(leaf.shape, leaf.sharding, lambda index: value[index])
 
 

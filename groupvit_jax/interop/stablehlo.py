@@ -94,4 +94,4 @@ def write_stablehlo(
 def _in_float32(pretrained: Pretrained) -> tuple[Any, Any]:
     config = config_from_dict(config_to_dict(pretrained.model_config))
     config.dtype = "float32"
-    return build_model(config), pretrained.variables
+    return build_model(config), jax.tree.map(jnp.asarray, pretrained.variables)

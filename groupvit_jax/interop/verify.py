@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from groupvit_jax.data.text import make_tokenizer
@@ -152,15 +151,12 @@ def golden_logits(pretrained: Pretrained, image_path: Path) -> Float[np.ndarray,
     Raises:
       ModuleNotFoundError: if Pillow isn't installed, whose filter CLIP resizes with.
     """
-    model = build_model(pretrained.model_config)
-    apply: Any = functools.partial(model.apply, pretrained.variables)
     image = clip_preprocess(image_path, pretrained.model_config.image.image_size)
     context_length = pretrained.model_config.text.context_length
     tokens = make_tokenizer(pretrained.tokenizer, context_length)(GOLDEN_TEXTS)
-    embedding, _ = apply(image[None], method="encode_image")
-    texts = apply(tokens, method="encode_text")
-    scale = np.exp(pretrained.variables["params"]["logit_scale"])
-    return np.asarray(scale * (_normalised(texts) @ _normalised(embedding)[0]))
+    outputs = our_outputs(pretrained, image[None], tokens)
+    texts, embedding = (_normalised(outputs[f"{name} embedding"]) for name in ("text", "image"))
+    return np.exp(pretrained.variables["params"]["logit_scale"]) * (texts @ embedding[0])
 
 
 def clip_preprocess(path: Path, size: int) -> Float[np.ndarray, "H W 3"]:
@@ -177,5 +173,5 @@ def clip_preprocess(path: Path, size: int) -> Float[np.ndarray, "H W 3"]:
     return (pixels / 255 - _CLIP_MEAN) / _CLIP_STD
 
 
-def _normalised(x: Float[Array, "N D"]) -> Float[Array, "N D"]:
-    return x / jnp.linalg.norm(x, axis=-1, keepdims=True)
+def _normalised(x: Float[np.ndarray, "N D"]) -> Float[np.ndarray, "N D"]:
+    return x / np.linalg.norm(x, axis=-1, keepdims=True)
