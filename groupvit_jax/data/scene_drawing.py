@@ -32,6 +32,21 @@ COLOURS = {
     "black": (38, 38, 44),
     "white": (238, 238, 232),
 }
+# The colours that a kind of thing mostly has.
+USUAL_COLOURS = {
+    "ball": ("red", "blue"),
+    "box": ("brown", "purple"),
+    "cone": ("orange", "white"),
+    "star": ("yellow", "purple"),
+    "ring": ("pink", "black"),
+    "cross": ("white", "green"),
+    "heart": ("red", "pink"),
+    "moon": ("yellow", "white"),
+    "tree": ("green", "brown"),
+    "house": ("white", "blue"),
+    "boat": ("black", "blue"),
+    "fish": ("orange", "green"),
+}
 # Kind of stuff -> how a caption may call it -> its colour.
 STUFF_LOOKS = {
     "sky": {"clear": (110, 170, 236), "cloudy": (176, 190, 206), "pink": (236, 166, 158)},

@@ -23,6 +23,7 @@ from groupvit_jax.data.scene_drawing import (
     STUFF_LOOKS,
     THINGS,
     UPRIGHT,
+    USUAL_COLOURS,
     Drawing,
     Scene,
     Stuff,
@@ -62,16 +63,18 @@ class Style:
       hue_shift: added to the things' hue, of 180.
       texture_scale: least and greatest size of the textures' details.
       tilt: least and greatest slope of a horizon in radians, to either side.
+      unusual_colours: the share of things whose colour is any, not one that their kind mostly has.
     """
 
     radii: tuple[float, float] = (0.27, 0.42)
     hue_shift: float = 0.0
     texture_scale: tuple[float, float] = (0.8, 1.25)
     tilt: tuple[float, float] = (0.0, 0.15)
+    unusual_colours: float = 0.1
 
 
 USUAL = Style()
-SHIFTED = Style(radii=(0.2, 0.32), hue_shift=7.0, texture_scale=(1.6, 2.2), tilt=(0.2, 0.4))
+SHIFTED = Style((0.2, 0.32), 7.0, (1.6, 2.2), (0.2, 0.4), unusual_colours=0.5)
 
 
 def sample_scene(rng: np.random.Generator, style: Style = USUAL) -> Scene:
@@ -106,9 +109,9 @@ def _sample_things(rng: np.random.Generator, style: Style) -> tuple[Thing, ...]:
     shrink = (1.0, 0.85, 0.75)[count - 1]
     alike = count > 1 and rng.random() < 0.3
     things: list[Thing] = []
-    looks = _sample_look(rng)
+    looks = _sample_look(rng, style)
     for _ in range(count):
-        looks = looks if alike else _sample_look(rng)
+        looks = looks if alike else _sample_look(rng, style)
         radius = rng.uniform(*style.radii) * shrink
         centre = _free_place(rng, radius, things)
         angle = rng.normal(0, 0.2) if looks[0] in UPRIGHT else rng.uniform(-np.pi, np.pi)
@@ -116,9 +119,11 @@ def _sample_things(rng: np.random.Generator, style: Style) -> tuple[Thing, ...]:
     return tuple(things)
 
 
-def _sample_look(rng: np.random.Generator) -> tuple[str, str, str]:
-    kind, colour = str(rng.choice(THINGS)), str(rng.choice(list(COLOURS)))
-    return kind, colour, str(rng.choice(MATERIALS)) if rng.random() < 0.5 else "plain"
+def _sample_look(rng: np.random.Generator, style: Style) -> tuple[str, str, str]:
+    kind = str(rng.choice(THINGS))
+    unusual = rng.random() < style.unusual_colours
+    colour = str(rng.choice(list(COLOURS) if unusual else USUAL_COLOURS[kind]))
+    return kind, colour, str(rng.choice(MATERIALS)) if rng.random() < 0.25 else "plain"
 
 
 def _free_place(rng: np.random.Generator, radius: float, others: list[Thing]):

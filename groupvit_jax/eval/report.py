@@ -27,7 +27,7 @@ code, pre { background: #f3f3f3; padding: .1rem .3rem }
 .scenes p { grid-column: 1 / -1; margin: 0 0 1rem }
 """
 _LINE_COLOURS = ("#1f6fb4", "#d1495b", "#3a7d44", "#8d6a9f")
-_WIDTH, _HEIGHT, _MARGIN = 640, 300, 50
+_WIDTH, _HEIGHT, _MARGIN = 640.0, 300.0, 50.0
 
 
 def page(title: str, parts: Sequence[str]) -> str:
@@ -95,20 +95,20 @@ def line_chart(
     if not kept:
         return paragraph(f"{title}: no points yet.")
     xs, ys = zip(*(point for points in kept.values() for point in points), strict=True)
-    x_end, y_end = max(*xs, 1), max(*ys, 1e-9) * 1.05
+    x_end, y_end = max(*xs, 1.0), max(*ys, 1e-9) * 1.05
 
     def place(x: float, y: float) -> tuple[float, float]:
         left = _MARGIN + x / x_end * (_WIDTH - 2 * _MARGIN)
         return round(left, 1), round(_HEIGHT - _MARGIN - y / y_end * (_HEIGHT - 2 * _MARGIN), 1)
 
-    parts = [*_axes(x_end, y_end, place), _text(_WIDTH / 2, _HEIGHT - 8, x_label)]
+    parts = [*_axes(x_end, y_end, place), _text(_WIDTH / 2, _HEIGHT - 8.0, x_label)]
     for (name, points), stroke in zip(kept.items(), _LINE_COLOURS * len(kept), strict=False):
         path = " ".join("{},{}".format(*place(*point)) for point in points)
         parts.append(f'<polyline points="{path}" fill="none" stroke="{stroke}" stroke-width="2"/>')
-        at = 24 + 18 * list(kept).index(name)
+        at = 24.0 + 18 * list(kept).index(name)
         parts.append(_text(_WIDTH - _MARGIN, at, name, anchor="end", fill=stroke))
     return (
-        f'<figure><svg viewBox="0 0 {_WIDTH} {_HEIGHT}" width="{_WIDTH}" role="img" '
+        f'<figure><svg viewBox="0 0 {_WIDTH:g} {_HEIGHT:g}" width="{_WIDTH:g}" role="img" '
         f'aria-label="{html.escape(title)}">{"".join(parts)}</svg>'
         f"<figcaption>{html.escape(title)}</figcaption></figure>"
     )
@@ -118,8 +118,8 @@ def _axes(x_end: float, y_end: float, place) -> list[str]:
     parts = []
     for i in range(5):
         x, y = x_end * i / 4, y_end * i / 4
-        left, bottom = place(x, 0)
-        _, height = place(0, y)
+        left, bottom = place(x, 0.0)
+        _, height = place(0.0, y)
         parts.append(_text(left, bottom + 18, f"{x:.4g}"))
         parts.append(_text(_MARGIN - 6, height + 4, f"{y:.3g}", anchor="end"))
         parts.append(

@@ -4,8 +4,9 @@ from collections.abc import Sequence
 
 import cv2
 import numpy as np
+from jaxtyping import Integer
 
-from groupvit_jax.typing import Int, UInt8
+from groupvit_jax.typing import UInt8
 
 RgbImage = UInt8[np.ndarray, "H W 3"]
 _GOLDEN = 0.618034
@@ -22,7 +23,7 @@ def palette(count: int) -> UInt8[np.ndarray, "N 3"]:
 
 
 def colour(
-    labels: Int[np.ndarray, "H W"], colours: UInt8[np.ndarray, "N 3"], ignored: int = 255
+    labels: Integer[np.ndarray, "H W"], colours: UInt8[np.ndarray, "N 3"], ignored: int = 255
 ) -> RgbImage:
     """Paints each label in its colour; `ignored` is black."""
     table = np.zeros((256, 3), np.uint8)
@@ -33,7 +34,7 @@ def colour(
 
 def overlay(
     image: RgbImage,
-    labels: Int[np.ndarray, "H W"],
+    labels: Integer[np.ndarray, "H W"],
     colours: UInt8[np.ndarray, "N 3"],
     strength: float = 0.6,
 ) -> RgbImage:
@@ -42,7 +43,7 @@ def overlay(
     return np.where(_borders(labels)[..., None], np.uint8(255), mixed)
 
 
-def _borders(labels: Int[np.ndarray, "H W"]) -> np.ndarray:
+def _borders(labels: Integer[np.ndarray, "H W"]) -> np.ndarray:
     """Which pixels differ from the one to the right or below."""
     borders = np.zeros(labels.shape, bool)
     borders[:, :-1] |= labels[:, :-1] != labels[:, 1:]
@@ -55,7 +56,7 @@ def enlarge(image: UInt8[np.ndarray, "H W *C"], factor: int) -> UInt8[np.ndarray
     return image.repeat(factor, axis=0).repeat(factor, axis=1)
 
 
-def grid(rows: Sequence[Sequence[RgbImage]], gap: int = 4) -> RgbImage:
+def grid(rows: Sequence[Sequence[RgbImage]], gap: int = 4) -> UInt8[np.ndarray, "h w 3"]:
     """Lays pictures of one size out in rows, on white."""
     H, W = rows[0][0].shape[:2]
     height, width = len(rows) * (H + gap) - gap, max(map(len, rows)) * (W + gap) - gap
@@ -69,7 +70,7 @@ def grid(rows: Sequence[Sequence[RgbImage]], gap: int = 4) -> RgbImage:
 
 def write_names(
     image: RgbImage,
-    labels: Int[np.ndarray, "H W"],
+    labels: Integer[np.ndarray, "H W"],
     names: Sequence[str],
     min_share: float = 0.02,
 ) -> RgbImage:

@@ -1,0 +1,64 @@
+import json
+import os
+import subprocess
+import sys
+
+import cv2
+import pytest
+
+from groupvit_jax.data import scenes
+from launch import demo
+
+ONE_DEVICE = os.environ["XLA_FLAGS"].replace("device_count=8", "device_count=1")
+
+
+def run(*arguments):
+    command = [sys.executable, "-m", "launch.demo", *arguments]
+    environment = {**os.environ, "XLA_FLAGS": ONE_DEVICE}
+    return subprocess.run(
+        command, env=environment, capture_output=True, text=True, timeout=400, check=False
+    )
+
+
+@pytest.fixture(scope="module")
+def workdir(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("demo")
+    result = run(f"--workdir={folder}", "--steps=4", "--data=miniature")
+    assert result.returncode == 0, result.stderr
+    assert "Test mIoU" in result.stdout
+    return folder
+
+
+def test_demo_leaves_a_report_a_picture_and_a_checkpoint(workdir):
+    report = (workdir / "report.html").read_text()
+    for expected in ("untrained", "Training losses", "segmentation", *scenes.CLASS_NAMES):
+        assert expected in report
+    assert report.count("<img") == 4 * demo.SHOWN
+    assert cv2.imread(str(workdir / "scenes.png")).shape[1] > 3 * 32
+    assert (workdir / "run/checkpoints/4").is_dir()
+    last = json.loads((workdir / "run/metrics.jsonl").read_text().splitlines()[-1])
+    assert {"step", "loss", "validation/miou"} <= set(last)
+
+
+@pytest.mark.slow
+def test_demo_run_again_goes_on_where_it_stopped(workdir):
+    before = (workdir / "run/metrics.jsonl").read_text()
+    result = run(f"--workdir={workdir}", "--steps=4", "--data=miniature")
+    assert result.returncode == 0, result.stderr
+    assert (workdir / "run/metrics.jsonl").read_text() == before
+
+
+def test_demo_without_a_workdir_says_so():
+    result = run()
+    assert result.returncode == 2
+    assert "--workdir" in result.stderr
+
+
+def test_short_runs_warm_up_for_a_tenth(tmp_path):
+    builder = scenes.build(str(tmp_path), "miniature")
+    config = demo.make_config(builder, steps=50, seed=3)
+    assert config.optimizer.warmup_steps == 5
+    assert config.train.num_steps == 50
+    assert config.seed == 3
+    assert config.model.image.image_size == 32
+    assert config.data.sources.scenes.data_dir == str(builder.data_dir)
