@@ -55,7 +55,8 @@ class TfdsMasks:
                 raise ValueError(f"features {found} found, expected image and mask")
             self._examples = builder.as_data_source(split, decoders=skip)
         except (OSError, ValueError, AssertionError, NotImplementedError) as error:
-            raise ValueError(f"{where}: {error}") from error
+            # TFDS may add a list of all sets that it knows.
+            raise ValueError(f"{where}: {str(error).splitlines()[0]}") from error
         self._where = where
 
     def __len__(self) -> int:
