@@ -9,6 +9,8 @@ without a remainder; each is a new shuffle in which every sample occurs once.
 
 import functools
 import os
+import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -40,6 +42,9 @@ class TrainExamples:
 
     A sample that can't be used is named in the log and replaced by another of its source, which is
     a function of (seed, position) too.
+
+    Attributes:
+      num_samples: of all sources, broken ones included: the length of an epoch.
     """
 
     def __init__(
@@ -50,6 +55,7 @@ class TrainExamples:
         transform: Callable[[Sample, np.random.Generator], dict[str, np.ndarray]],
     ):
         """Joins what is read, in which order, and what is made of it."""
+        self.num_samples = len(source)
         self._source = source
         self._order = order
         self._seed = seed
@@ -124,45 +130,37 @@ class TrainLoader(Iterator[dict[str, np.ndarray]]):
 
     A batch is {"image": UInt8 "b S S 3", "text": Int32 "b N T", "index": Int32 "b", "broken":
     Int32 "b"} with b = batch_size / host_count. `close` ends the worker processes.
-
-    Attributes:
-      num_examples: samples of all sources, broken ones included.
-      steps_per_epoch: num_examples / batch_size; epochs need not end with a batch.
     """
 
     def __init__(
         self,
-        config: ConfigDict,
-        tokenizer: Tokenizer,
+        examples: TrainExamples,
+        batch_size: int,
         *,
+        num_workers: int = 0,
         host_index: int = 0,
         host_count: int = 1,
         start_step: int = 0,
-        image_transform: ImageTransform | None = None,
     ):
-        """Opens the sources and starts the workers.
+        """Starts the workers.
 
         Args:
-          config: the whole configuration; `seed`, `data`, `train.batch_size` and
-            `model.image.image_size` matter here.
-          tokenizer: of the texts.
+          examples: what `make_train_examples` returns.
+          batch_size: global.
+          num_workers: processes that make the batches; 0 makes them on threads of this one.
           host_index: this process's number, of `host_count`.
           host_count: processes that share the global batch.
           start_step: step of the first batch.
-          image_transform: in place of the published augmentation.
 
         Raises:
-          ValueError: a setting of `config.data` is wrong, or the hosts don't divide the batch.
+          ValueError: the hosts don't divide the batch.
         """
-        batch_size = config.train.batch_size
         if batch_size % host_count:
             raise ValueError(
                 f"config.train.batch_size={batch_size} can't be divided by {host_count} hosts"
             )
-        examples, self.num_examples = make_train_examples(config, tokenizer, image_transform)
-        self.steps_per_epoch = self.num_examples / batch_size
         host_rows = _HostRows(examples, start_step, batch_size, host_index, host_count)
-        batches = _batched(host_rows, config.data.num_workers)
+        batches = _batched(host_rows, num_workers)
         self._batches: grain.DatasetIterator[dict[str, np.ndarray]] | None = iter(batches)
 
     def __next__(self) -> dict[str, np.ndarray]:
@@ -179,8 +177,13 @@ class TrainLoader(Iterator[dict[str, np.ndarray]]):
 
 def make_train_examples(
     config: ConfigDict, tokenizer: Tokenizer, image_transform: ImageTransform | None = None
-) -> tuple[TrainExamples, int]:
-    """Returns the sequence that a configuration describes and the number of samples behind it.
+) -> TrainExamples:
+    """Opens the sources and returns the sequence that a configuration describes.
+
+    Args:
+      config: the whole configuration; `seed`, `data` and `model.image.image_size` matter here.
+      tokenizer: of the texts.
+      image_transform: in place of the published augmentation.
 
     Raises:
       ValueError: a setting of `config.data` is wrong.
@@ -197,7 +200,7 @@ def make_train_examples(
     sources = _named_sources(data)
     source = MixedSource([make_source(name, fields, data.index_dir) for name, fields in sources])
     order = ExampleOrder(source.sizes, _weights(data), config.seed)
-    return TrainExamples(source, order, config.seed, transform), len(source)
+    return TrainExamples(source, order, config.seed, transform)
 
 
 def _named_sources(data_config: ConfigDict) -> list[tuple[str, ConfigDict]]:
@@ -248,6 +251,14 @@ def _num_threads() -> int:
 def _init_worker(index: int, count: int) -> None:
     del index, count
     image_ops.init_worker()
+    parent = os.getppid()
+
+    def end_with_parent() -> None:
+        while os.getppid() == parent:
+            time.sleep(1)
+        os._exit(1)  # a killed parent can't end its workers
+
+    threading.Thread(target=end_with_parent, daemon=True).start()
 
 
 def _concatenate(chunks: Sequence[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:

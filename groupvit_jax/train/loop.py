@@ -88,7 +88,7 @@ def train(
             saved,
             batch_size=config.train.batch_size,
             seed=config.seed,
-            num_examples=parts.num_examples,
+            num_examples=parts.examples.num_samples,
         )
         if position.first_step >= parts.num_steps:
             logger.info("all %d steps of this run are done", parts.num_steps)
@@ -172,8 +172,9 @@ def open_batches(parts: setup.Parts, position: DataPosition) -> Iterator[DeviceP
         return parallel.to_global_batch(parts.mesh, batch)
 
     loader = TrainLoader(
-        config,
-        parts.tokenizer,
+        parts.examples,
+        config.train.batch_size,
+        num_workers=config.data.num_workers,
         host_index=jax.process_index(),
         host_count=jax.process_count(),
         start_step=position.first_batch,

@@ -29,7 +29,7 @@ class Parts:
       mesh: the devices.
       model: both towers.
       tokenizer: of the captions; evaluators need it too.
-      num_examples: samples in the training sources.
+      examples: the sequence of training examples.
       num_steps: length of the run.
       schedule: learning rate by step.
       optimizer: with that schedule.
@@ -41,7 +41,7 @@ class Parts:
     mesh: Mesh
     model: TwoTower
     tokenizer: text.Tokenizer
-    num_examples: int
+    examples: pipeline.TrainExamples
     num_steps: int
     schedule: optax.Schedule
     optimizer: optax.GradientTransformation
@@ -74,8 +74,8 @@ def build(config: ConfigDict, workdir: Path) -> Parts:
     parallel.check_batch_size(config.train.batch_size, mesh)
     tokenizer = text.make_tokenizer(config.data.tokenizer, config.model.text.context_length)
     text.check_text_config(config.model.text, tokenizer)
-    _, num_examples = pipeline.make_train_examples(config, tokenizer)
-    num_steps, warmup_steps = run_length(config, num_examples)
+    examples = pipeline.make_train_examples(config, tokenizer)
+    num_steps, warmup_steps = run_length(config, examples.num_samples)
     schedule = optim.make_schedule(
         config.optimizer, config.train.batch_size, num_steps, warmup_steps
     )
@@ -85,7 +85,7 @@ def build(config: ConfigDict, workdir: Path) -> Parts:
     optimizer = optim.make_optimizer(config.optimizer, schedule, params)
     abstract = state.abstract_state(model, optimizer, shapes, mesh, config.parallel.rules)
     parts = Parts(
-        config, workdir, mesh, model, tokenizer, num_examples, num_steps, schedule, optimizer,
+        config, workdir, mesh, model, tokenizer, examples, num_steps, schedule, optimizer,
         abstract,
     )  # fmt: skip
     _log_summary(parts)
@@ -138,9 +138,10 @@ def run_length(config: ConfigDict, num_examples: int) -> tuple[int, int]:
 def _log_summary(parts: Parts) -> None:
     config = parts.config
     num_params = sum(math.prod(x.shape) for x in jax.tree.leaves(parts.abstract_state.params))
+    num_samples = parts.examples.num_samples
     logger.info(
         "%s parameters; %s examples; %d steps of %d images (%.2f epochs); %s on mesh %s",
-        f"{num_params:,}", f"{parts.num_examples:,}", parts.num_steps, config.train.batch_size,
-        parts.num_steps * config.train.batch_size / parts.num_examples,
+        f"{num_params:,}", f"{num_samples:,}", parts.num_steps, config.train.batch_size,
+        parts.num_steps * config.train.batch_size / num_samples,
         f"{jax.device_count()} x {jax.devices()[0].device_kind}", dict(parts.mesh.shape),
     )  # fmt: skip

@@ -66,16 +66,9 @@ def make_train_step(
             return loss, (updated["batch_stats"], metrics | groups_in_use(output.image_features))
 
         gradients, (batch_stats, metrics) = jax.grad(loss_fn, has_aux=True)(state.params)
-        updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
-        params = optax.apply_updates(state.params, updates)
-        metrics |= {
-            "gradient_norm": optax.tree.norm(gradients),
-            "update_norm": optax.tree.norm(updates),
-            "parameter_norm": optax.tree.norm(params),
-            "learning_rate": schedule(state.step),
-        }
-        state = TrainState(state.step + 1, params, batch_stats, opt_state, state.key)
-        return state, jax.tree.map(jnp.float32, metrics)
+        metrics["learning_rate"] = schedule(state.step)
+        state, norms = apply_gradients(state, optimizer, gradients, batch_stats)
+        return state, jax.tree.map(jnp.float32, metrics | norms)
 
     return jax.jit(
         train_step,
@@ -83,6 +76,23 @@ def make_train_step(
         out_shardings=(state_shardings, parallel.replicated(mesh)),
         donate_argnums=0,
     )
+
+
+def apply_gradients(
+    state: TrainState,
+    optimizer: optax.GradientTransformation,
+    gradients: PyTree,
+    batch_stats: PyTree,
+) -> tuple[TrainState, Metrics]:
+    """Returns the state after the step, and the norms of gradients, update and new parameters."""
+    updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
+    params = optax.apply_updates(state.params, updates)
+    norms = {
+        "gradient_norm": optax.tree.norm(gradients),
+        "update_norm": optax.tree.norm(updates),
+        "parameter_norm": optax.tree.norm(params),
+    }
+    return TrainState(state.step + 1, params, batch_stats, opt_state, state.key), norms
 
 
 def noise_keys(state: TrainState) -> dict[str, Key[Array, ""]]:

@@ -1,4 +1,9 @@
+import os
+import subprocess
+import sys
+import time
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,6 +16,7 @@ from groupvit_jax.data.pipeline import (
     TooManyBrokenSamplesError,
     TrainLoader,
     eval_examples,
+    make_train_examples,
 )
 from groupvit_jax.data.sources import WebDatasetSource
 from groupvit_jax.data.text import ClipTokenizer
@@ -51,8 +57,11 @@ def make_config(tmp_path, num_pairs=50, batch_size=8, num_workers=0, seed=0) -> 
 
 
 def take(config, num_batches, **options) -> list[dict[str, np.ndarray]]:
-    options = {"image_transform": small_transform, "tokenizer": NumberTokenizer()} | options
-    loader = TrainLoader(config, options.pop("tokenizer"), **options)
+    transform = options.pop("image_transform", small_transform)
+    tokenizer = options.pop("tokenizer", NumberTokenizer())
+    examples = make_train_examples(config, tokenizer, transform)
+    workers = config.data.num_workers
+    loader = TrainLoader(examples, config.train.batch_size, num_workers=workers, **options)
     batches = [next(loader) for _ in range(num_batches)]
     loader.close()
     return batches
@@ -158,11 +167,41 @@ def test_a_caption_is_drawn_each_epoch(tmp_path):
     assert counts.min() > 15
 
 
-def test_epoch_length_needs_no_whole_batches(tmp_path):
-    loader = TrainLoader(make_config(tmp_path), NumberTokenizer(), image_transform=small_transform)
-    assert loader.num_examples == 50
-    assert loader.steps_per_epoch == 6.25
-    loader.close()
+WORKER_PROGRAM = """
+import os, signal, sys
+from groupvit_jax.data.pipeline import TrainLoader
+
+class Examples:
+    def __getitem__(self, position):
+        return {"pid": os.getpid()}
+
+if __name__ == "__main__":
+    loader = TrainLoader(Examples(), 1, num_workers=1)
+    print(next(loader)["pid"][0], flush=True)
+    os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+def test_workers_end_with_a_killed_parent(tmp_path):
+    program = tmp_path / "program.py"
+    program.write_text(WORKER_PROGRAM)
+    environment = os.environ | {"PYTHONPATH": os.getcwd()}
+    with (tmp_path / "out").open("w+") as out:  # not a pipe: an orphan would keep it open
+        subprocess.run([sys.executable, program], stdout=out, env=environment, check=False)
+        worker = int((tmp_path / "out").read_text())
+    deadline = time.monotonic() + 20
+    while _is_running(worker):
+        assert time.monotonic() < deadline, "the worker outlived its parent by 20 s"
+        time.sleep(0.2)
+
+
+def _is_running(pid):
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    status = Path(f"/proc/{pid}/status")  # a zombie has ended
+    return not (status.exists() and "State:\tZ" in status.read_text())
 
 
 # Broken samples
