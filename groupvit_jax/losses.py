@@ -68,13 +68,14 @@ def multi_label_contrastive_loss(
     logits = scale * jnp.matmul(
         image, prompts.reshape(B * K, D).T, precision=jax.lax.Precision.HIGHEST
     )
-    # Not read off the logits' diagonal, which lies on many devices.
-    positives = scale * jnp.sum(image[:, None] * prompts, axis=-1)
-    partition = jax.nn.logsumexp(logits, axis=1).mean() + jax.nn.logsumexp(logits, axis=0).mean()
     owner = jnp.arange(B * K) // K
+    own = owner == jnp.arange(B)[:, None]
+    image_to_text, text_to_image = (
+        -jnp.sum(jax.nn.log_softmax(logits, axis), where=own) / (B * K) for axis in (1, 0)
+    )
     metrics = {
         "image_to_text_accuracy": (jnp.argmax(logits, axis=1) // K == jnp.arange(B)).mean(),
         "text_to_image_accuracy": (jnp.argmax(logits, axis=0) == owner).mean(),
         "temperature": 1 / scale,
     }
-    return partition / 2 - positives.mean(), metrics
+    return (image_to_text + text_to_image) / 2, metrics

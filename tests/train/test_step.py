@@ -66,8 +66,9 @@ class Run:
 
     def __call__(self, batch):
         before = self.state
+        batch = parallel.to_global_batch(self.mesh, batch)
         with jax.transfer_guard("disallow"):
-            self.state, metrics = self.step(before, parallel.to_global_batch(self.mesh, batch))
+            self.state, metrics = self.step(before, batch)
         self.donated = all(leaf.is_deleted() for leaf in jax.tree.leaves(before.params))
         return jax.device_get(metrics)
 
