@@ -1,5 +1,6 @@
 """How our variables stand in checkpoints of PyTorch models: names, axes, fused projections."""
 
+import functools
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
@@ -11,7 +12,7 @@ import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 from ml_collections import ConfigDict
 
-from groupvit_jax.models import build_model
+from groupvit_jax.models import TwoTower, build_model
 from groupvit_jax.typing import PyTree
 
 # Our variables by their path, e.g. "params/image_encoder/norm/scale".
@@ -44,8 +45,12 @@ def unflatten(flat: Mapping[str, Any]) -> dict[str, Any]:
 
 def expected_shapes(model_config: ConfigDict) -> dict[str, tuple[int, ...]]:
     """Shapes of the model's variables by path, without computing them."""
-    model = build_model(model_config)
-    size = model_config.image.image_size
+    return dict(_shapes(build_model(model_config)))
+
+
+@functools.cache  # tracing takes a second or two
+def _shapes(model: TwoTower) -> dict[str, tuple[int, ...]]:
+    size = model.image_encoder.image_size
     images = jax.ShapeDtypeStruct((1, size, size, 3), jnp.float32)
     text = jax.ShapeDtypeStruct((1, 1, 1), jnp.int32)
     variables = jax.eval_shape(model.init, jax.random.key(0), images, text)
@@ -100,6 +105,8 @@ def import_arrays(
     model_config: ConfigDict,
     names: Names,
     path: Path | str,
+    *,
+    allow_extra: bool = False,
 ) -> tuple[FlatVariables, list[str]]:
     """Finds a model's variables in a PyTorch state dict.
 
@@ -108,9 +115,10 @@ def import_arrays(
       model_config: of the model.
       names: our path to foreign names.
       path: of the file, for error messages.
+      allow_extra: notes tensors that aren't the model's instead of refusing them.
 
     Returns:
-      The variables by path, and notes on what the file lacks.
+      The variables by path, and notes on what the file lacks or has beside them.
 
     Raises:
       ValueError: naming the tensor, if one is missing, superfluous or of another shape.
@@ -122,7 +130,11 @@ def import_arrays(
         del shapes[MULTI_LABEL_SCALE]
         notes.append(f"{MULTI_LABEL_SCALE}: not in {path}, set to logit_scale")
     wanted = {name: names(name) for name in shapes}
-    check_names(source, [n for parts in wanted.values() for n in parts], path)
+    expected = {part for parts in wanted.values() for part in parts}
+    if allow_extra:
+        notes += [f"{path}: {name} is not used" for name in _extra_names(source, expected)]
+        source = {name: array for name, array in source.items() if name in expected}
+    check_names(source, expected, path)
     flat = {}
     for name, parts in wanted.items():
         # A broadcast zero has the shape and takes no memory.
@@ -139,14 +151,18 @@ def import_arrays(
 
 def check_names(found: Iterable[str], expected: Iterable[str], path: Path | str) -> None:
     """Raises a ValueError that names the first missing or superfluous tensor."""
-    names = {name for name in found if not re.search(_IGNORED, name)}
-    missing, extra = sorted(set(expected) - names), sorted(names - set(expected))
+    found, expected = set(found), set(expected)
+    missing, extra = sorted(expected - found), _extra_names(found, expected)
     if missing:
         raise ValueError(f"{path}: tensor {missing[0]!r} is missing ({len(missing)} in all)")
     if extra:
         raise ValueError(
             f"{path}: tensor {extra[0]!r} isn't part of the model ({len(extra)} in all)"
         )
+
+
+def _extra_names(found: Iterable[str], expected: set[str]) -> list[str]:
+    return sorted(n for n in found if n not in expected and not re.search(_IGNORED, n))
 
 
 def check_variables(

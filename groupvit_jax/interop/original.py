@@ -76,7 +76,8 @@ def read_original(path: Path, model_config: ConfigDict | None = None) -> Pretrai
         model_config = config_from_dict(stored["model"])
     else:
         model_config = _infer_config(tensors, path, model_config)
-    flat, notes = import_arrays(tensors, model_config, names, path)
+    # Not every published file could be seen here, so a tensor more than expected is no error.
+    flat, notes = import_arrays(tensors, model_config, names, path, allow_extra=True)
     tokenizer = tokenizer_config(stored, Path())
     return Pretrained(model_config, unflatten(flat), tokenizer, tuple(notes))
 

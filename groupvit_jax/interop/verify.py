@@ -1,6 +1,7 @@
 """Compares a model with `transformers`' GroupViT on the same weights, and with published logits."""
 
 import functools
+import importlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -93,10 +94,8 @@ def transformers_outputs(
     Raises:
       ModuleNotFoundError: if PyTorch or transformers isn't installed.
     """
-    import torch
-    from transformers import GroupViTModel
-
-    model = GroupViTModel.from_pretrained(directory).eval()
+    torch, transformers = _extra("torch"), _extra("transformers")
+    model = transformers.GroupViTModel.from_pretrained(directory).eval()
     with torch.no_grad():
         outputs = module_outputs(model, torch.from_numpy(images), torch.from_numpy(tokens))
     return {name: output.numpy() for name, output in outputs.items()}
@@ -161,16 +160,23 @@ def golden_logits(pretrained: Pretrained, image_path: Path) -> Float[np.ndarray,
 
 def clip_preprocess(path: Path, size: int) -> Float[np.ndarray, "H W 3"]:
     """Resizes the shorter side bicubically, crops the centre and normalises as CLIP does."""
-    from PIL import Image
-
-    with Image.open(path) as file:
+    pillow = _extra("PIL.Image")
+    with pillow.open(path) as file:
         image = file.convert("RGB")
     short = min(image.size)
     width, height = (int(size * side / short) for side in image.size)
-    image = image.resize((width, height), Image.Resampling.BICUBIC)
+    image = image.resize((width, height), pillow.Resampling.BICUBIC)
     left, top = (width - size) // 2, (height - size) // 2
     pixels = np.asarray(image.crop((left, top, left + size, top + size)), np.float32)
     return (pixels / 255 - _CLIP_MEAN) / _CLIP_STD
+
+
+def _extra(name: str) -> Any:
+    """Imports a library that only comparisons need."""
+    try:
+        return importlib.import_module(name)
+    except ModuleNotFoundError as error:
+        raise ModuleNotFoundError(f"{error}; install the extra 'dev' to compare") from error
 
 
 def _normalised(x: Float[np.ndarray, "N D"]) -> Float[np.ndarray, "N D"]:

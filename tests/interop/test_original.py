@@ -169,7 +169,6 @@ NAME = "img_encoder.layers.0.blocks.0.attn.qkv.weight"
     [
         (lambda t: t.pop(NAME), "is missing"),
         (lambda t: t.update({NAME: t[NAME][:-1]}), r"has shape \(95, 32\), expected \(96, 32\)"),
-        (lambda t: t.update({NAME + "s": t[NAME]}), "isn't part of the model"),
     ],
 )
 def test_a_tensor_that_does_not_fit_is_named(path, small, change, message):
@@ -177,6 +176,11 @@ def test_a_tensor_that_does_not_fit_is_named(path, small, change, message):
     with pytest.raises(ValueError, match=message) as error:
         read_original(path, small.model_config)
     assert str(error.value).startswith(f"{path}: tensor '{NAME}")
+
+
+def test_a_tensor_more_is_told(path, small):
+    rewrite(path, lambda tensors: tensors.update({NAME + "s": tensors[NAME]}))
+    assert read_original(path, small.model_config).notes == (f"{path}: {NAME}s is not used",)
 
 
 def test_a_file_of_another_model_is_refused(tmp_path):
