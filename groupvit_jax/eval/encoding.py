@@ -105,6 +105,11 @@ class Encoder:
         means = embeddings.reshape(len(names), len(prompts), -1).mean(axis=1)
         return np.asarray(l2_normalize(jnp.asarray(means)))
 
+    def image_sizes(self, resize: int | None, crop: int | None) -> tuple[int, int]:
+        """Returns the shorter side and the crop, in the published ratio 256 : 224 by default."""
+        crop = crop or self.model.image_encoder.image_size
+        return resize or round(crop * 256 / 224), crop
+
     def batch_size(self, wanted: int) -> int:
         """Returns the least batch size from `wanted` on that devices and processes divide."""
         shards = np.prod([self.mesh.shape[axis] for axis in parallel.BATCH_AXES])

@@ -38,8 +38,8 @@ class Retrieval:
         name: str = "retrieval",
         batch_size: int = 256,
         captions_per_image: int = 5,
-        resize: int = 256,
-        crop: int = 224,
+        resize: int | None = None,
+        crop: int | None = None,
     ) -> None:
         """Takes what to evaluate on.
 
@@ -49,13 +49,13 @@ class Retrieval:
           name: prefix of the metrics.
           batch_size: global; rounded up to what the devices divide.
           captions_per_image: further captions of an image are left out, as is usual with COCO.
-          resize: the shorter side of the images in pixels.
-          crop: side of the central square of which the embedding is taken.
+          resize: the shorter side of the images in pixels; 8/7 of the crop by default.
+          crop: side of the central square that is embedded; the training images' by default.
         """
         self.name = name
         self._encoder, self._source = encoder, source
         self._batch_size, self._captions = encoder.batch_size(batch_size), captions_per_image
-        self._resize, self._crop = resize, crop
+        self._resize, self._crop = encoder.image_sizes(resize, crop)
 
     def __call__(self, variables: Params) -> dict[str, float]:
         """Returns the recalls."""
@@ -113,8 +113,8 @@ class FolderClassification:
         name: str = "classification",
         batch_size: int = 256,
         prompts: Sequence[str] = IMAGENET_PROMPTS,
-        resize: int = 256,
-        crop: int = 224,
+        resize: int | None = None,
+        crop: int | None = None,
     ) -> None:
         """Takes what to evaluate on.
 
@@ -124,8 +124,8 @@ class FolderClassification:
           name: prefix of the metrics.
           batch_size: global; rounded up to what the devices divide.
           prompts: texts with one `{}`, whose embeddings are averaged.
-          resize: the shorter side of the images in pixels.
-          crop: side of the central square that is classified.
+          resize: the shorter side of the images in pixels; 8/7 of the crop by default.
+          crop: side of the central square that is classified; the training images' by default.
 
         Raises:
           FileNotFoundError: there is no image in any folder of ROOT.
@@ -133,7 +133,7 @@ class FolderClassification:
         self.name = name
         self._encoder, self._source = encoder, ImageFolder(folder)
         self._batch_size, self._prompts = encoder.batch_size(batch_size), prompts
-        self._resize, self._crop = resize, crop
+        self._resize, self._crop = encoder.image_sizes(resize, crop)
 
     def __call__(self, variables: Params) -> dict[str, float]:
         """Returns the accuracies."""

@@ -175,3 +175,11 @@ def test_class_embedding_is_the_normalised_mean_of_unnormalised_ones(encoder, va
 def test_prompt_without_a_place_for_the_name_is_an_error(encoder, variables):
     with pytest.raises(ValueError, match="a photo"):
         encoder.class_embeddings(variables, ["dog"], ["a photo"])
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [((None, None), (37, 32)), ((None, 224), (256, 224)), ((40, 30), (40, 30))],
+)
+def test_images_are_cropped_to_the_models_size(encoder, given, expected):
+    assert encoder.image_sizes(*given) == expected
