@@ -71,7 +71,8 @@ def read_original(path: Path, model_config: ConfigDict | None = None) -> Pretrai
       ValueError: naming the tensor that doesn't fit.
     """
     tensors, content = read_torch_file(path)
-    stored = json.loads(content.get(_OUR_ENTRY, "{}"))
+    entry = content.get(_OUR_ENTRY)
+    stored = json.loads(entry) if isinstance(entry, str) else {}
     if "model" in stored:
         model_config = config_from_dict(stored["model"])
     else:

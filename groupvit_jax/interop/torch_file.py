@@ -34,6 +34,8 @@ DTYPES: dict[str, np.dtype] = {
     }.items()
 }
 _MAX_PICKLE_BYTES = 1 << 28
+# What zipfile raises where the bytes of a file contradict each other.
+_DAMAGES = (zipfile.BadZipFile, NotImplementedError, EOFError, OSError, struct.error)
 _ENCRYPTED = 0x61  # flags of encrypted or patched zip members
 _LEGACY_START = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."  # a pickled magic number
 
@@ -49,7 +51,7 @@ def read_torch_file(path: Path) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
       ValueError: naming the tensor, if the file isn't a complete zip file of PyTorch.
     """
     _check_format(path)
-    with zipfile.ZipFile(path) as archive:
+    with _open(path) as archive:
         members = {member.filename: member for member in archive.infolist()}
         roots = [name.removesuffix("data.pkl") for name in members if name.endswith("/data.pkl")]
         if len(roots) != 1:
@@ -86,6 +88,13 @@ def _check_format(path: Path) -> None:
         raise ValueError(f"{path}: truncated, {_first_incomplete(path)}")
 
 
+def _open(path: Path) -> zipfile.ZipFile:
+    try:
+        return zipfile.ZipFile(path)
+    except _DAMAGES as error:
+        raise ValueError(f"{path}: its directory is damaged: {error}") from error
+
+
 class _Reader:
     """Members of an open archive, checked before they are read."""
 
@@ -105,10 +114,10 @@ class _Reader:
         name = f"{self.root}data.pkl"
         if self.members[name].file_size > _MAX_PICKLE_BYTES:
             raise ValueError(f"{self.path}: {name} is larger than {_MAX_PICKLE_BYTES} bytes")
-        self.check(name, "description of the tensors")
+        content = self.read(name, "description of the tensors")
         try:
-            return read_pickle(self.archive.read(name))
-        except (ValueError, zipfile.BadZipFile, EOFError) as error:
+            return read_pickle(content)
+        except ValueError as error:
             raise ValueError(f"{self.path}: {name}: {error}") from error
 
     def tensor(self, name: str, view: TensorView) -> np.ndarray:
@@ -153,13 +162,15 @@ class _Reader:
         try:
             self.check(member, what)
             return self.archive.read(member)
-        except (zipfile.BadZipFile, EOFError) as error:
+        except _DAMAGES as error:
             raise ValueError(f"{self.path}: {what} is damaged: {error}") from error
 
 
 def _first_incomplete(path: Path) -> str:
     """Finds where a file without its directory, which stands at the end, breaks off."""
     with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+        if len(data) < 30:
+            return "its first header is incomplete"
         name_length, extra_length = struct.unpack("<HH", data[26:30])
         name = data[30 : 30 + name_length]
         content = data[30 + name_length + extra_length :]

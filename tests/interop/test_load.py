@@ -1,8 +1,8 @@
 import json
 
 import jax
+import jax.numpy as jnp
 import numpy as np
-import orbax.checkpoint as ocp
 import pytest
 from ml_collections import ConfigDict
 
@@ -17,27 +17,28 @@ from groupvit_jax.interop.model_config import (
 )
 from groupvit_jax.interop.pretrained import with_image_size
 from groupvit_jax.interop.save import save_pretrained
+from groupvit_jax.train.checkpoint import Checkpointer
+from groupvit_jax.train.state import TrainState
 from tests.interop import weights
 
 
 def write_run(directory, pretrained, steps=(3,)):
     """A run's folder as training leaves it; the last step has these weights, the others zeros."""
-    config = {
-        "model": config_to_dict(pretrained.model_config),
-        "data": {"tokenizer": dict(pretrained.tokenizer)},
-    }
-    items = {"model": ocp.StandardCheckpointHandler(), "config": ocp.JsonCheckpointHandler()}
-    with ocp.CheckpointManager(directory / "checkpoints", item_handlers=items) as manager:
-        for step in steps:
-            last = step == steps[-1]
-            variables = jax.tree.map(
-                lambda x, last=last: x * np.float32(last), pretrained.variables
-            )
-            arguments = ocp.args.Composite(
-                model=ocp.args.StandardSave(variables), config=ocp.args.JsonSave(config)
-            )
-            manager.save(step, args=arguments)
-    (directory / "config.json").write_text(json.dumps(config))
+    config = base.get_config()
+    config.model, config.data.tokenizer = pretrained.model_config, pretrained.tokenizer
+    checkpoints = Checkpointer(directory / "checkpoints", config.checkpoint, config.to_dict())
+    for step in steps:
+        factor = np.float32(step == steps[-1])
+        arrays = jax.tree.map(factor.__mul__, pretrained.variables)
+        state = TrainState(
+            step=jnp.int32(step),
+            **jax.tree.map(jnp.asarray, arrays),
+            opt_state=(jnp.zeros(3),),
+            key=jax.random.key(0),
+        )
+        checkpoints.save(step, state, {}, {})
+    checkpoints.close()
+    (directory / "config.json").write_text(json.dumps(config.to_dict()))
 
 
 def write_any(kind, path, pretrained):
