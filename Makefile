@@ -18,7 +18,7 @@ demo: .venv/demo.stamp
 	JAX_PLATFORMS=cpu $(BIN)/python -m launch.demo --workdir=runs/demo
 
 test: .venv/dev.stamp
-	$(BIN)/python -m pytest -n 2 -m 'not slow'
+	$(BIN)/python -m pytest -n 2 --dist loadfile -m 'not slow'
 
 test-slow: .venv/dev.stamp
 	$(BIN)/python -m pytest -m slow

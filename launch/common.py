@@ -27,6 +27,10 @@ BAD_INPUT = 2
 # What a shell reports of a process that SIGTERM ended; schedulers start such a job again.
 STOPPED = 143
 
+WORKDIR = flags.DEFINE_string(
+    "workdir", "", "Folder of the run: checkpoints, metrics, configuration; created where missing."
+)
+
 _OVERRIDE = re.compile(r"--?(?:no)?config\.([^=\[]+)")
 _JSON_CONFIG = re.compile(r"(--?config=)([^:]+\.json)$")
 

@@ -8,13 +8,12 @@ Exit codes: 0 done; 1 a comparison failed; 2 something is wrong with flags or fi
 """
 
 import argparse
+import sys
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-from absl import app
-from absl.flags import argparse_flags
 from rich.console import Console
 from rich.table import Table
 
@@ -30,7 +29,7 @@ TARGETS = ("safetensors", "huggingface", "original")
 
 def parse_flags(argv: Sequence[str]) -> argparse.Namespace:
     """Parses the command line, `argv[0]` being the program."""
-    parser = argparse_flags.ArgumentParser(
+    parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--checkpoint", required=True, help="the weights to convert")
@@ -147,4 +146,4 @@ def _compare_with_published(source: Pretrained, image: Path) -> bool:
 
 
 if __name__ == "__main__":
-    app.run(main, flags_parser=parse_flags)
+    sys.exit(main(parse_flags(sys.argv)))

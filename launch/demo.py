@@ -31,7 +31,6 @@ from groupvit_jax.train.loop import train
 from groupvit_jax.typing import Array, Int, Params
 from launch import common
 
-WORKDIR = flags.DEFINE_string("workdir", "", "Folder of data, checkpoints and report.")
 STEPS = flags.DEFINE_integer("steps", None, "Training steps.", lower_bound=1)
 SEED = flags.DEFINE_integer("seed", 0, "Of parameters and the order of the examples.")
 DATA = flags.DEFINE_string(
@@ -60,9 +59,9 @@ class Example:
 def main(argv: list[str]) -> None:
     """Runs all steps; what is done already is not done again."""
     del argv
-    if not WORKDIR.value:
+    if not common.WORKDIR.value:
         common.fail(common.BAD_INPUT, "--workdir: missing, expected a folder for data and report")
-    workdir = Path(WORKDIR.value).absolute()
+    workdir = Path(common.WORKDIR.value).absolute()
     with common.progress_display() as show:
         try:
             run_folder.check_writable(workdir)

@@ -7,11 +7,9 @@ Writes OUTPUT/safetensors, OUTPUT/huggingface, OUTPUT/original.pth and OUTPUT/st
 """
 
 import argparse
+import sys
 from collections.abc import Sequence
 from pathlib import Path
-
-from absl import app
-from absl.flags import argparse_flags
 
 from groupvit_jax.interop import load_pretrained
 from groupvit_jax.interop.pretrained import with_image_size
@@ -21,7 +19,7 @@ from launch import common
 
 def parse_flags(argv: Sequence[str]) -> argparse.Namespace:
     """Parses the command line, `argv[0]` being the program."""
-    parser = argparse_flags.ArgumentParser(
+    parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument(
@@ -67,4 +65,4 @@ def _new_paths(flags: argparse.Namespace) -> dict[str, Path]:
 
 
 if __name__ == "__main__":
-    app.run(main, flags_parser=parse_flags)
+    main(parse_flags(sys.argv))

@@ -14,7 +14,7 @@ is saved, and the same command goes on from it.
 
 from pathlib import Path
 
-from absl import app, flags
+from absl import app
 
 from groupvit_jax.data.pipeline import TooManyBrokenSamplesError
 from groupvit_jax.eval.evaluators import Evaluator, make_evaluators
@@ -25,28 +25,25 @@ from groupvit_jax.train.setup import Parts
 from launch import common
 
 CONFIG = common.define_config_flag()
-WORKDIR = flags.DEFINE_string(
-    "workdir", "", "Folder of the run: checkpoints, metrics, configuration; created where missing."
-)
 common.define_process_flags()
 
 
 def main(argv: list[str]) -> int:
     """Runs the command; returns its exit code."""
     del argv
-    if not WORKDIR.value:
+    if not common.WORKDIR.value:
         common.fail(common.BAD_INPUT, "--workdir: missing, expected a folder for the run")
-    if "://" in WORKDIR.value:
+    if "://" in common.WORKDIR.value:
         common.fail(
             common.BAD_INPUT,
-            f"--workdir={WORKDIR.value}: a URL found, expected a folder (mount the bucket)",
+            f"--workdir={common.WORKDIR.value}: a URL found, expected a folder (mount the bucket)",
         )
     common.start_jax()
     try:
         with common.progress_display() as show:
             result = train(
                 CONFIG.value,
-                Path(WORKDIR.value),
+                Path(common.WORKDIR.value),
                 make_evaluators=evaluators_of,
                 initialise_from=initialise_from,
                 show=show,

@@ -11,15 +11,14 @@ import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from absl import app, logging
-from absl.flags import argparse_flags
+from absl import logging
 
 from groupvit_jax.data import text
 
 
 def parse_flags(argv: Sequence[str]) -> argparse.Namespace:
     """Parses the command line, `argv[0]` being the program."""
-    parser = argparse_flags.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument(
         "--input",
         required=True,
@@ -116,4 +115,4 @@ def _check_output(flags: argparse.Namespace) -> Path:
 
 
 if __name__ == "__main__":
-    app.run(main, flags_parser=parse_flags)
+    main(parse_flags(sys.argv))
