@@ -80,7 +80,8 @@ def test_loss_statistics_and_gradients_agree_with_more_weights(case, seed):
     check_training(weights.small_config(case), weights.small_size(case), seed)
 
 
+# Three stages at full size are left out: see "How equal it is" in docs/checkpoints.md.
 @pytest.mark.slow
-@pytest.mark.parametrize("case", ["gcc_yfcc", "one_stage", "three_stage"])
+@pytest.mark.parametrize("case", ["gcc_yfcc", "one_stage"])
 def test_loss_statistics_and_gradients_agree_at_full_size(case):
     check_training(weights.published_config(case), weights.CASES[case][1], 0)
