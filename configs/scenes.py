@@ -18,12 +18,11 @@ def get_config() -> ConfigDict:
         patch_size=8,
         width=64,
         num_heads=4,
-        # No block before the grouping: patches that know of each other tell scenes apart without
-        # being grouped (docs/emergence.md).
-        depths=(0, 1),
+        depths=(1, 1),
         num_group_tokens=(8, 0),
         num_output_groups=(8,),
         drop_path_rate=0.0,
+        assignment="hard",
         temperature=0.2,
     )
     config.model.text.update(context_length=32, width=64, num_layers=1, num_heads=4)
@@ -32,14 +31,14 @@ def get_config() -> ConfigDict:
     config.data.sources.scenes = dict(
         kind="tfds", name="scenes/small", split="train", data_dir="data"
     )
-    config.data.num_nouns = 2
+    config.data.num_nouns = 1
     config.data.augment.update(min_area=0.6, flip=0.0, num_ops=0, random_erasing=0.0)
     config.data.num_workers = 0
     config.train.update(batch_size=64, num_steps=2000)
     config.optimizer.update(
         reference_batch_size=64,
-        learning_rate=2e-3,
-        final_learning_rate=1e-4,
+        learning_rate=4e-3,
+        final_learning_rate=2e-4,
         warmup_steps=100,
     )
     config.checkpoint.update(every_steps=500, keep_last=1)
