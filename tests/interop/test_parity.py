@@ -3,7 +3,8 @@
 The tolerances are those of the project's promise and are never relaxed. Where two groups are
 equally likely for a segment up to rounding (about 3e-6 here), the hard assignment may fall either
 way in each framework, and everything after it differs. These weights have no such tie: the tests
-assert that both frameworks assign every segment to the same group.
+assert that both frameworks assign every segment to the same group. The same holds for gradients
+where a hidden unit of a projector is zero up to rounding, at the kink of its ReLU.
 """
 
 import re
@@ -80,8 +81,8 @@ def test_loss_statistics_and_gradients_agree_with_more_weights(case, seed):
     check_training(weights.small_config(case), weights.small_size(case), seed)
 
 
-# Three stages at full size are left out: see "How equal it is" in docs/checkpoints.md.
 @pytest.mark.slow
-@pytest.mark.parametrize("case", ["gcc_yfcc", "one_stage"])
-def test_loss_statistics_and_gradients_agree_at_full_size(case):
-    check_training(weights.published_config(case), weights.CASES[case][1], 0)
+@pytest.mark.parametrize("seed", [0, 1, 2])
+@pytest.mark.parametrize("case", ["gcc_yfcc", "one_stage", "three_stage"])
+def test_loss_statistics_and_gradients_agree_at_full_size(case, seed):
+    check_training(weights.published_config(case), weights.CASES[case][1], seed)
