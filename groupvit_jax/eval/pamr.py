@@ -1,0 +1,105 @@
+"""Pixel-adaptive mask refinement: scores flow between neighbours of similar colour.
+
+Araslanov and Roth, "Single-Stage Semantic Segmentation from Image Labels", CVPR 2020, the section
+on PAMR: in each iteration, every pixel takes the mean of its neighbours' scores,
+
+    m_i <- sum over j in N(i) of a_ij m_j,    a_i = softmax over j of k_ij,
+    k_ij = -mean over colours of |x_i - x_j| / (0.1 sigma_i),
+
+where N(i) is the 8 neighbours of i at each of several dilations, and sigma_i the standard
+deviation of the intensities around i.
+"""
+
+from collections.abc import Callable, Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from groupvit_jax.typing import Array, Float, Int
+
+DILATIONS = (1, 2, 4, 8, 12, 24)
+_SENSITIVITY = 0.1
+_EPSILON = 1e-8
+_RING = np.array([(y, x) for y in (-1, 0, 1) for x in (-1, 0, 1) if (y, x) != (0, 0)], np.int32)
+
+
+def refine(
+    scores: Float[Array, "B H W N"],
+    images: Float[Array, "B H W 3"],
+    num_iterations: int = 10,
+    dilations: Sequence[int] = DILATIONS,
+) -> Float[Array, "B H W N"]:
+    """Refines the scores of classes along the edges of the images.
+
+    Beyond the borders, images and scores go on as their outermost pixels. Needs memory for one
+    number per pixel and neighbour (48 at the default dilations).
+
+    Args:
+      scores: of every class at every pixel, of any scale.
+      images: intensities of any scale; only their ratio to the local deviation counts.
+      num_iterations: how often scores are averaged.
+      dilations: distances of the neighbours in pixels.
+
+    Returns:
+      As `scores`; in each pixel a weighted mean of the scores around it.
+    """
+    offsets = jnp.asarray(np.concatenate([d * _RING for d in dilations]))
+    affinities = _affinities(images.astype(jnp.float32), offsets, max(dilations))
+
+    def average(_: object, scores: Float[Array, "B H W N"]) -> Float[Array, "B H W N"]:
+        shifted = _shifts(scores, max(dilations))
+
+        def add(total, neighbour):
+            offset, affinity = neighbour
+            return total + affinity[..., None] * shifted(offset), None
+
+        return jax.lax.scan(add, jnp.zeros_like(scores), (offsets, affinities))[0]
+
+    return jax.lax.fori_loop(0, num_iterations, average, scores)
+
+
+def _affinities(
+    images: Float[Array, "B H W 3"], offsets: Int[Array, "K 2"], margin: int
+) -> Float[Array, "K B H W"]:
+    """Returns the share that each neighbour has in each pixel's next score."""
+    shifted = _shifts(images, margin)
+    deviation = _local_deviation(images, shifted, offsets)
+
+    def kernel(offset: Int[Array, " 2"]) -> Float[Array, "B H W"]:
+        distance = jnp.abs(images - shifted(offset))
+        return -(distance / (_EPSILON + _SENSITIVITY * deviation)).mean(-1)
+
+    return jax.nn.softmax(jax.lax.map(kernel, offsets), axis=0)
+
+
+def _local_deviation(
+    images: Float[Array, "B H W 3"],
+    shifted: Callable[[Array], Array],
+    offsets: Int[Array, "K 2"],
+) -> Float[Array, "B H W 3"]:
+    """Returns each colour's sample standard deviation over the 3 x 3 windows of all dilations.
+
+    The middle of the windows counts in each of them. As differences from it are summed, nothing
+    cancels: it is one of the values.
+    """
+
+    def add(sums, offset):
+        difference = shifted(offset) - images
+        return (sums[0] + difference, sums[1] + difference**2), None
+
+    start = (jnp.zeros_like(images), jnp.zeros_like(images))
+    (total, squares), _ = jax.lax.scan(add, start, offsets)
+    count = len(offsets) // len(_RING) * (len(_RING) + 1)
+    return jnp.sqrt(jnp.maximum(squares - total**2 / count, 0) / (count - 1))
+
+
+def _shifts(maps: Float[Array, "B H W C"], margin: int) -> Callable[[Array], Array]:
+    """Returns a function that gives every pixel its neighbour at an offset up to the margin."""
+    padded = jnp.pad(maps, ((0, 0), (margin, margin), (margin, margin), (0, 0)), mode="edge")
+
+    def shifted(offset: Int[Array, " 2"]) -> Float[Array, "B H W C"]:
+        start = (0, margin + offset[0], margin + offset[1], 0)
+        return jax.lax.dynamic_slice(padded, start, maps.shape)
+
+    return shifted
