@@ -47,9 +47,9 @@ def get_config() -> ConfigDict:
         every_steps=250,
         source=dict(name="scenes/small", split="validation", data_dir="data"),
         classes=CLASS_NAMES,
-        resize=None,
+        resize=(),
         window=64,
         stride=64,
-        batch_size=64,
+        windows_at_once=64,
     )
     return config

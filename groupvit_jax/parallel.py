@@ -7,10 +7,11 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax.experimental.multihost_utils import process_allgather
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from ml_collections import ConfigDict
 
-from groupvit_jax.typing import PyTree
+from groupvit_jax.typing import Int, PyTree
 
 AXES = ("data", "fsdp", "tensor")
 BATCH_AXES = ("data", "fsdp")
@@ -100,6 +101,39 @@ def batch_sharding(mesh: Mesh) -> NamedSharding:
 def replicated(mesh: Mesh) -> NamedSharding:
     """Returns the sharding that keeps a copy on every device."""
     return NamedSharding(mesh, PartitionSpec())
+
+
+def local_mesh(mesh: Mesh) -> Mesh:
+    """Returns a mesh of one axis, `data`, over the devices of `mesh` that this process holds."""
+    devices = list(mesh.local_devices)
+    return jax.make_mesh((len(devices),), AXES[:1], axis_types=(AxisType.Auto,), devices=devices)
+
+
+def local_copies(mesh: Mesh, tree: PyTree) -> PyTree:
+    """Returns arrays that this process can compute with alone: a copy on each of its devices.
+
+    Args:
+      mesh: the mesh of all processes, which call this together.
+      tree: arrays on `mesh`, sharded in any way, or on the host.
+    """
+    copies = jax.jit(lambda arrays: arrays, out_shardings=replicated(mesh))(tree)
+    sharding = replicated(local_mesh(mesh))
+
+    def keep_own(array: jax.Array) -> jax.Array:
+        shards = [shard.data for shard in array.addressable_shards]
+        return jax.make_array_from_single_device_arrays(array.shape, sharding, shards)
+
+    return jax.tree.map(keep_own, copies)
+
+
+def sum_over_processes(counts: Int[np.ndarray, "*shape"]) -> Int[np.ndarray, "*shape"]:
+    """Returns the sum of all processes' int64 counts; all processes call this together."""
+    if jax.process_count() == 1:
+        return counts
+    # JAX has no int64 by default: halves of 30 bits are sent, and joined after.
+    halves = np.stack([counts >> 30, counts & (2**30 - 1)]).astype(np.int32)
+    high, low = np.asarray(process_allgather(halves), np.int64).sum(axis=0)
+    return (high << 30) + low
 
 
 def to_global_batch(mesh: Mesh, host_batch: Mapping[str, np.ndarray]) -> dict[str, jax.Array]:

@@ -6,29 +6,29 @@ Run again, it goes on where it stopped. The report is WORKDIR/report.html.
 """
 
 import dataclasses
-import functools
 from pathlib import Path
 from typing import Any
 
 import cv2
 import jax
-import jax.numpy as jnp
 import numpy as np
 from absl import app, flags
 from ml_collections import ConfigDict
 
 from configs import scenes as scenes_config
 from groupvit_jax.data import scenes
-from groupvit_jax.data.device_ops import normalize
 from groupvit_jax.data.sources import TfdsSource
-from groupvit_jax.eval import report, segmentation, visualize
-from groupvit_jax.eval.encoding import Encoder, encode_images
+from groupvit_jax.eval import report, visualize
+from groupvit_jax.eval.encoding import Encoder
 from groupvit_jax.eval.evaluators import Evaluator, make_evaluators
 from groupvit_jax.eval.masks import TfdsMasks
+from groupvit_jax.eval.protocol import Protocol
+from groupvit_jax.eval.segment_images import ImageSegmenter
+from groupvit_jax.eval.segmentation_evaluator import Segmentation
 from groupvit_jax.interop.load import load_pretrained
 from groupvit_jax.train import run_folder, setup, writers
 from groupvit_jax.train.loop import train
-from groupvit_jax.typing import Array, Int, Params
+from groupvit_jax.typing import Params
 from launch import common
 
 STEPS = flags.DEFINE_integer("steps", None, "Training steps.", lower_bound=1)
@@ -120,15 +120,15 @@ def write_report(config: ConfigDict, workdir: Path) -> str:
     )
 
 
-def _protocol(config: ConfigDict) -> segmentation.Protocol:
+def _protocol(config: ConfigDict) -> Protocol:
     entry = config.evaluators.validation
-    return segmentation.Protocol(resize=None, window=entry.window, stride=entry.stride)
+    return Protocol(resize=(), window=entry.window, stride=entry.stride)
 
 
 def _score(encoder: Encoder, config: ConfigDict, variables: Params, split: str) -> dict[str, float]:
     source = TfdsMasks("", split, config.evaluators.validation.source.data_dir)
-    evaluator = segmentation.Segmentation(
-        encoder, source, scenes.CLASS_NAMES, _protocol(config), batch_size=64
+    evaluator = Segmentation(
+        encoder, source, scenes.CLASS_NAMES, _protocol(config), windows_at_once=64
     )
     return evaluator(variables)
 
@@ -138,26 +138,14 @@ def segment_examples(encoder: Encoder, variables: Params, config: ConfigDict) ->
     folder = config.evaluators.validation.source.data_dir
     masked, captions = TfdsMasks("", "test", folder), TfdsSource("", "test", folder)
     pairs = [masked[i] for i in range(min(CANDIDATES, len(masked)))]
-    images = np.stack([image for image, _ in pairs])
-    text = encoder.class_embeddings(variables, scenes.CLASS_NAMES, segmentation.Protocol().prompts)
-    label = jax.jit(functools.partial(_labels_and_groups, encoder, _protocol(config)))
-    predictions, groups = jax.device_get(label(variables, images, text))
+    protocol = _protocol(config)
+    text = encoder.class_embeddings(variables, scenes.CLASS_NAMES, protocol.prompts)
+    segment = ImageSegmenter(encoder, protocol, windows_at_once=64)
+    segmented = segment(variables, text, [image for image, _ in pairs])
     return [
-        Example(image, captions[i]["captions"][0], mask, predictions[i], groups[i])
-        for i, (image, mask) in enumerate(pairs)
+        Example(image, captions[i]["captions"][0], mask, found.mask, found.groups[-1])
+        for i, ((image, mask), found) in enumerate(zip(pairs, segmented, strict=True))
     ]
-
-
-def _labels_and_groups(
-    encoder: Encoder, protocol: segmentation.Protocol, variables: Params, images: Any, text: Array
-) -> tuple[Int[Array, "B H W"], Int[Array, "B H W"]]:
-    size = images.shape[1:3]
-    _, features = encode_images(encoder.model, variables, normalize(images))
-    patch_size = encoder.model.image_encoder.patch_size
-    groups = segmentation.pixel_groups(features.assignments, size, patch_size)
-    return segmentation.segment(
-        encoder.model, variables, jnp.asarray(images), text, protocol, size
-    ), groups
 
 
 def _panels(example: Example, factor: int) -> list[np.ndarray]:

@@ -8,9 +8,10 @@ from ml_collections import ConfigDict
 
 from groupvit_jax.data.sources import make_source
 from groupvit_jax.data.text import Tokenizer
-from groupvit_jax.eval import segmentation
 from groupvit_jax.eval.encoding import Encoder
 from groupvit_jax.eval.masks import TfdsMasks
+from groupvit_jax.eval.protocol import make_protocol
+from groupvit_jax.eval.segmentation_evaluator import Segmentation
 from groupvit_jax.eval.zero_shot import FolderClassification, Retrieval
 from groupvit_jax.models.two_tower import TwoTower
 from groupvit_jax.typing import Params
@@ -36,8 +37,8 @@ def make_evaluators(
 
     - "retrieval": `source` (as in `config.data.sources`) and the options of `Retrieval`;
     - "classification": `folder` and the options of `FolderClassification`;
-    - "segmentation": `source` (`name`, `split`, `data_dir` of a TFDS set), `classes`, and the
-      fields of `segmentation.Protocol`, `batch_size` and `background_name`.
+    - "segmentation": `source` (`name`, `split`, `data_dir` of a TFDS set), `classes`, `protocol`
+      and its knobs (`Protocol`), `windows_at_once` and `background_name`.
 
     Raises:
       ValueError: naming the field, if a kind or field is unknown or a set can't be read.
@@ -54,7 +55,7 @@ def make_evaluators(
             )
         try:
             evaluators.append((_KINDS[kind](encoder, name, options), every_steps))
-        except TypeError as error:  # says which argument is unknown or missing
+        except (TypeError, ValueError) as error:  # or which argument is unknown or missing
             raise ValueError(f"config.evaluators.{name}: {error}") from error
     return evaluators
 
@@ -71,11 +72,15 @@ def _classification(encoder: Encoder, name: str, options: dict[str, Any]) -> Eva
 def _segmentation(encoder: Encoder, name: str, options: dict[str, Any]) -> Evaluator:
     source = TfdsMasks(**options.pop("source", {}))
     class_names = options.pop("classes", ())
-    rest = {key: options.pop(key) for key in ("batch_size", "background_name") if key in options}
-    protocol = segmentation.Protocol(**options)
-    return segmentation.Segmentation(encoder, source, class_names, protocol, name=name, **rest)
+    rest = {key: options.pop(key) for key in _SEGMENTATION_OPTIONS if key in options}
+    has_background = options.get("background_threshold") is not None
+    protocol = make_protocol(
+        options.pop("protocol", "groupvit"), has_background=has_background, **options
+    )
+    return Segmentation(encoder, source, class_names, protocol, name=name, **rest)
 
 
+_SEGMENTATION_OPTIONS = ("windows_at_once", "background_name")
 _KINDS: Mapping[str, Callable[[Encoder, str, dict[str, Any]], Evaluator]] = {
     "retrieval": _retrieval,
     "classification": _classification,

@@ -29,6 +29,7 @@ def refine(
     images: Float[Array, "B H W 3"],
     num_iterations: int = 10,
     dilations: Sequence[int] = DILATIONS,
+    size: Int[Array, " 2"] | None = None,
 ) -> Float[Array, "B H W N"]:
     """Refines the scores of classes along the edges of the images.
 
@@ -40,6 +41,8 @@ def refine(
       images: intensities of any scale; only their ratio to the local deviation counts.
       num_iterations: how often scores are averaged.
       dilations: distances of the neighbours in pixels.
+      size: height and width of the images where the arrays are padded at the bottom and right (the
+        images with their outermost pixels); all by default.
 
     Returns:
       As `scores`; in each pixel a weighted mean of the scores around it.
@@ -48,7 +51,7 @@ def refine(
     affinities = _affinities(images.astype(jnp.float32), offsets, max(dilations))
 
     def average(_: object, scores: Float[Array, "B H W N"]) -> Float[Array, "B H W N"]:
-        shifted = _shifts(scores, max(dilations))
+        shifted = _shifts(_repeat_borders(scores, size), max(dilations))
 
         def add(total, neighbour):
             offset, affinity = neighbour
@@ -57,6 +60,17 @@ def refine(
         return jax.lax.scan(add, jnp.zeros_like(scores), (offsets, affinities))[0]
 
     return jax.lax.fori_loop(0, num_iterations, average, scores)
+
+
+def _repeat_borders(
+    maps: Float[Array, "B H W C"], size: Int[Array, " 2"] | None
+) -> Float[Array, "B H W C"]:
+    """Puts the outermost values within `size` in place of the padding."""
+    if size is None:
+        return maps
+    rows = jnp.minimum(jnp.arange(maps.shape[1]), size[0] - 1)
+    columns = jnp.minimum(jnp.arange(maps.shape[2]), size[1] - 1)
+    return maps[:, rows][:, :, columns]
 
 
 def _affinities(

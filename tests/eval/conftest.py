@@ -23,8 +23,7 @@ def model():
     return build_model(tiny.get_config().model)
 
 
-@pytest.fixture(scope="session")
-def variables(model):
+def random_variables(model):
     """Random leaves, so that groups differ and embeddings spread."""
     images, text = jnp.zeros((2, 32, 32, 3)), jnp.full((2, 1, 32), 49407)
     shapes = jax.eval_shape(model.init, jax.random.key(0), images, text)
@@ -38,6 +37,11 @@ def variables(model):
         return jnp.asarray(np.abs(value) + 0.5 if positive else value)
 
     return jax.tree_util.tree_map_with_path(draw, shapes)
+
+
+@pytest.fixture(scope="session")
+def variables(model):
+    return random_variables(model)
 
 
 @pytest.fixture(scope="session", params=[1, 8], ids=["1 device", "8 devices"])

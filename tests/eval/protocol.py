@@ -36,6 +36,13 @@ def unit(vector):
     return vector / math.sqrt(sum(v * v for v in vector))
 
 
+def fitting_size(image, long, short):
+    """Height and width of the image made to fit, in its ratio."""
+    height, width = image.shape[:2]
+    scale = min(long / max(height, width), short / min(height, width))
+    return math.floor(height * scale + 0.5), math.floor(width * scale + 0.5)
+
+
 def window(outputs, text, height, width, patch, threshold, kept=5):
     """Scores [height, width, classes]; `outputs` are float64 arrays of one window."""
     groups, image, assignments, logit_scale = outputs
@@ -76,9 +83,13 @@ def starts(length, size, stride):
     return found
 
 
-def image(encode, height, width, text, *, size, stride, patch, threshold, original, kept=5):
+def image(
+    encode, height, width, text, *, size, stride, patch, threshold, original, kept=5, constant=False
+):
     """Labels [original]; `encode(y, x, h, w)` gives the outputs of a window."""
     h, w = min(size, height), min(size, width)
+    constant_background = threshold if constant else None
+    threshold = None if constant else threshold
     channels = len(text) + (threshold is not None)
     total, count = np.zeros((height, width, channels)), np.zeros((height, width, 1))
     for y in starts(height, h, stride):
@@ -86,4 +97,8 @@ def image(encode, height, width, text, *, size, stride, patch, threshold, origin
             part = window(encode(y, x, h, w), text, h, w, patch, threshold, kept)
             total[y : y + h, x : x + w] += part
             count[y : y + h, x : x + w] += 1
-    return interpolate(total / count, *original).argmax(-1)
+    scores = total / count
+    if constant_background is not None:
+        background = np.full((height, width, 1), constant_background)
+        scores = np.concatenate([background, scores], axis=-1)
+    return interpolate(scores, *original).argmax(-1)

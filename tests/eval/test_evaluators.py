@@ -28,7 +28,12 @@ def test_evaluators_of_a_configuration_measure(model, variables, data_dir):
         model,
         retrieval=dict(kind="retrieval", every_steps=5, source=pairs, resize=32, crop=32),
         masks=dict(
-            kind="segmentation", source=masks, classes=scenes.CLASS_NAMES, resize=None, window=32
+            kind="segmentation",
+            source=masks,
+            classes=scenes.CLASS_NAMES,
+            resize=(),
+            window=32,
+            stride=32,
         ),
     )
     assert {evaluator.name: every for evaluator, every in made} == {"retrieval": 5, "masks": 0}

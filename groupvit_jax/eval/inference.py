@@ -1,0 +1,237 @@
+"""Runs segmentation over many images of any size: windows of all of them share the batches.
+
+The towers see batches of one static shape (images smaller than the window, which are rare, make
+their own), so they are compiled once; the cheap rest is compiled per bucket of sizes.
+"""
+
+import collections
+import functools
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any, NamedTuple
+
+import cv2
+import jax
+import numpy as np
+from jax.sharding import NamedSharding, PartitionSpec
+
+from groupvit_jax import parallel
+from groupvit_jax.eval import segmentation
+from groupvit_jax.eval.encoding import Encoder
+from groupvit_jax.eval.protocol import Protocol
+from groupvit_jax.eval.segmentation import ImageWindows, WindowOutput
+from groupvit_jax.eval.windows import Layout, lay_out, resampling, resize_to_fit, round_up_size
+from groupvit_jax.typing import Array, Float, Int, Params, UInt8
+
+_WINDOWS_AT_ONCE = 16  # on each accelerator; a CPU is as fast with one
+# Images that may wait for one before them whose windows don't fill a batch yet.
+_MAX_WAITING = 256
+
+
+class Prepared(NamedTuple):
+    """An image that is ready to be cut into windows.
+
+    Attributes:
+      pixels: resized as the protocol says.
+      layout: of its windows.
+      size: height and width before that.
+      view: the whole image as one window, whatever its ratio; only for pictures of groups.
+    """
+
+    pixels: UInt8[np.ndarray, "h w 3"]
+    layout: Layout
+    size: tuple[int, int]
+    view: UInt8[np.ndarray, "s s 3"] | None = None
+
+
+class ImageOutput(NamedTuple):
+    """What the towers give for one image.
+
+    Attributes:
+      prepared: the image.
+      maps: how much every patch of each window is of every group of the last stage.
+      scores: of each window's groups, for the same K classes in all windows.
+      classes: which these are, ascending; -1 at the end where there are fewer.
+      view: of the whole image as one window, if that was asked for.
+    """
+
+    prepared: Prepared
+    maps: Float[np.ndarray, "V h w G"]
+    scores: Float[np.ndarray, "V G K"]
+    classes: Int[np.ndarray, " K"]
+    view: WindowOutput | None
+
+    def arguments(self, protocol: Protocol) -> ImageWindows:
+        """Returns the arrays for `segmentation.segment`; it makes maps of the padded size."""
+        layout, size = self.prepared.layout, self.prepared.size
+        padded = round_up_size(size)
+        rows, columns = (
+            resampling(old, new, length)
+            for old, new, length in zip(layout.size, size, padded, strict=True)
+        )
+        pixels = None
+        if protocol.pamr_iterations:
+            margins = [(0, c - s) for c, s in zip(layout.canvas, layout.size, strict=True)]
+            pixels = np.pad(self.prepared.pixels, (*margins, (0, 0)), mode="edge")
+        here = np.array(layout.size, np.int32)
+        arrays: Any = (self.maps, self.scores, layout.corners, rows, columns, here, pixels)
+        return ImageWindows(*arrays)
+
+
+class _Pending:
+    """An image some of whose windows are still to be encoded."""
+
+    def __init__(self, prepared: Prepared, tag: Any) -> None:
+        self.prepared, self.tag = prepared, tag
+        self.windows = prepared.layout.cut(prepared.pixels)
+        if prepared.view is not None:
+            self.windows.append(prepared.view)
+        self.outputs: list[WindowOutput | None] = [None] * len(self.windows)
+
+    @property
+    def done(self) -> bool:
+        return all(output is not None for output in self.outputs)
+
+
+class WindowEncoder:
+    """Encodes the windows of many images, in batches of one shape, on this process's devices.
+
+    Every process works on images of its own: nothing waits for another process.
+    """
+
+    def __init__(
+        self,
+        encoder: Encoder,
+        protocol: Protocol,
+        *,
+        views: bool = False,
+        windows_at_once: int | None = None,
+    ) -> None:
+        """Compiles nothing yet.
+
+        Args:
+          encoder: the towers.
+          protocol: the knobs.
+          views: whether the groups of whole images are wanted too, as one window each.
+          windows_at_once: windows of a batch, rounded up to a multiple of the devices; by default
+            one a device on CPUs and 16 on accelerators.
+        """
+        self.encoder, self.protocol, self._views = encoder, protocol, views
+        self.mesh = parallel.local_mesh(encoder.mesh)
+        per_device = 1 if jax.default_backend() == "cpu" else _WINDOWS_AT_ONCE
+        wanted = windows_at_once or per_device * self.mesh.size
+        self.batch_size = -(-wanted // self.mesh.size) * self.mesh.size
+        self.sharding = NamedSharding(self.mesh, PartitionSpec(self.mesh.axis_names))
+        self._encode = jax.jit(self._encode_windows, out_shardings=self.sharding)
+
+    def prepare(self, image: UInt8[np.ndarray, "H W 3"]) -> Prepared:
+        """Resizes an image on the host and lays its windows out."""
+        resize, side = self.protocol.resize, self.protocol.window
+        pixels = resize_to_fit(image, resize) if resize else image
+        view = cv2.resize(pixels, (side, side)) if self._views else None
+        return Prepared(pixels, lay_out(pixels.shape[:2], self.protocol), image.shape[:2], view)
+
+    def __call__(
+        self,
+        variables: Params,
+        text: Float[Any, "N D"],
+        images: Iterable[tuple[Prepared, Any]],
+    ) -> Iterator[tuple[ImageOutput, Any]]:
+        """Encodes images, in their order.
+
+        Args:
+          variables: the model's parameters and statistics, sharded in any way.
+          text: normalised class embeddings.
+          images: prepared images, each with anything that is to come out beside its output.
+        """
+        variables = parallel.local_copies(self.encoder.mesh, variables)
+        text = jax.device_put(text, parallel.replicated(self.mesh))
+        run = _Run(functools.partial(self._encode_batch, variables, text), self.batch_size)
+        for prepared, tag in images:
+            run.add(_Pending(prepared, tag))
+            for done in run.finished():
+                yield _join(done, len(text)), done.tag
+        run.flush()
+        for done in run.finished():
+            yield _join(done, len(text)), done.tag
+
+    def _encode_windows(
+        self, variables: Params, text: Array, windows: UInt8[Array, "B H W 3"]
+    ) -> WindowOutput:
+        output = segmentation.encode_windows(
+            self.encoder.model, variables, windows, text, self.protocol.num_kept
+        )
+        return output if self._views else output._replace(maps=output.maps[-1:])
+
+    def _encode_batch(
+        self, variables: Params, text: Array, windows: Sequence[np.ndarray]
+    ) -> WindowOutput:
+        missing = self.batch_size - len(windows)
+        batch = np.stack([*windows, *[windows[-1]] * missing])
+        return self._encode(variables, text, jax.device_put(batch, self.sharding))
+
+
+class _Run:
+    """Collects windows of one size to batches, keeps one batch in flight, restores the order."""
+
+    def __init__(self, encode: Any, batch_size: int) -> None:
+        self._encode, self._batch_size = encode, batch_size
+        self._queues: dict[tuple[int, ...], list[tuple[_Pending, int]]] = {}
+        self._in_flight: collections.deque[Any] = collections.deque()
+        self._waiting: collections.deque[_Pending] = collections.deque()
+
+    def add(self, pending: _Pending) -> None:
+        """Takes an image; encodes the batches that are full with it."""
+        self._waiting.append(pending)
+        for number, window in enumerate(pending.windows):
+            queue = self._queues.setdefault(window.shape, [])
+            queue.append((pending, number))
+            if len(queue) == self._batch_size:
+                self._dispatch(window.shape)
+        if len(self._waiting) > _MAX_WAITING:
+            self.flush()
+
+    def finished(self) -> Iterator[_Pending]:
+        """Yields the images that are done, while none before them is missing."""
+        while self._waiting and self._waiting[0].done:
+            yield self._waiting.popleft()
+
+    def flush(self) -> None:
+        """Encodes what waits."""
+        for shape, queue in self._queues.items():
+            if queue:
+                self._dispatch(shape)
+        while self._in_flight:
+            self._collect()
+
+    def _dispatch(self, shape: tuple[int, ...]) -> None:
+        rows, self._queues[shape] = self._queues[shape], []
+        output = self._encode([pending.windows[number] for pending, number in rows])
+        self._in_flight.append((output, rows))
+        if len(self._in_flight) > 1:  # the devices work on one batch while the host fills another
+            self._collect()
+
+    def _collect(self) -> None:
+        output, rows = self._in_flight.popleft()
+        arrays = jax.device_get(output)
+        for row, (pending, number) in enumerate(rows):
+            pending.outputs[number] = jax.tree.map(lambda a, i=row: a[i], arrays)
+
+
+def _join(pending: _Pending, num_classes: int) -> ImageOutput:
+    """Stacks the windows' outputs, with the same classes for all."""
+    outputs = [output for output in pending.outputs if output is not None]
+    view = outputs.pop() if pending.prepared.view is not None else None
+    kept = np.stack([output.classes for output in outputs])
+    found = np.unique(kept)
+    num_slots = min(kept.size, num_classes)
+    scores = np.zeros((len(outputs), outputs[0].scores.shape[0], num_slots), np.float32)
+    scores[..., len(found) :] = -1  # never the best
+    for of_window, output in zip(scores, outputs, strict=True):
+        of_window[:, np.searchsorted(found, output.classes)] = output.scores
+    return ImageOutput(
+        pending.prepared,
+        np.stack([output.maps[-1] for output in outputs]),
+        scores,
+        np.pad(found, (0, num_slots - len(found)), constant_values=-1),
+        view,
+    )

@@ -1,0 +1,101 @@
+"""How segmentation is evaluated: the published protocol and the field's common one, by name."""
+
+import dataclasses
+from typing import Any
+
+from groupvit_jax.eval.encoding import IMAGENET_PROMPTS, SEGMENTATION_PROMPTS
+
+BACKGROUND_RULES = ("window", "constant")
+
+
+@dataclasses.dataclass(frozen=True)
+class Protocol:
+    """The knobs; the defaults are the published ones (arXiv 2202.11094) but for the background.
+
+    Attributes:
+      resize: longest and shortest side that the image is made to fit, keeping its ratio; ()
+        leaves images as they are.
+      window: side of the sliding windows in pixels.
+      stride: distance between windows in pixels.
+      num_kept: number of classes kept in each window, those that its embedding likes best.
+      background_threshold: None where the classes have no background.
+      background_rule: "window": in each window the background scores 1 where no class reaches the
+        threshold (or the window's best score, if that is less), and 0 elsewhere; "constant": it
+        scores the threshold everywhere, after the windows are averaged.
+      prompts: texts with one `{}` for a class's name, whose embeddings are averaged.
+      pamr_iterations: how often the scores are refined by the image (`eval.pamr`).
+      pamr_dilations: distances of the neighbours that refine.
+    """
+
+    resize: tuple[int, ...] = (2048, 448)
+    window: int = 448
+    stride: int = 224
+    num_kept: int = 5
+    background_threshold: float | None = None
+    background_rule: str = "window"
+    prompts: tuple[str, ...] = SEGMENTATION_PROMPTS
+    pamr_iterations: int = 0
+    pamr_dilations: tuple[int, ...] = (1, 2, 4, 8, 12, 24)
+
+    def __post_init__(self) -> None:
+        """Raises ValueError, naming the field, if a value can't be."""
+        for name, least in (("window", 1), ("stride", 1), ("num_kept", 1), ("pamr_iterations", 0)):
+            if getattr(self, name) < least:
+                raise ValueError(f"{name}={getattr(self, name)}: expected at least {least}")
+        if len(self.resize) not in (0, 2):
+            raise ValueError(f"resize={self.resize}: expected two sides, or () for none")
+        if self.stride > self.window:
+            raise ValueError(
+                f"stride={self.stride}: expected at most the window of {self.window}, or pixels "
+                "between the windows would belong to none"
+            )
+        if self.background_rule not in BACKGROUND_RULES:
+            raise ValueError(
+                f"background_rule={self.background_rule!r}: expected one of {BACKGROUND_RULES}"
+            )
+
+    @property
+    def has_background(self) -> bool:
+        """Whether class 0 is the background."""
+        return self.background_threshold is not None
+
+
+PROTOCOLS = {
+    "groupvit": Protocol(),
+    # "TCL" (Cha et al., CVPR 2023): the same resize, windows and stride for all methods and sets.
+    "tcl": Protocol(
+        background_rule="constant",
+        prompts=(*IMAGENET_PROMPTS, "a photo of many {}.", "a photo of {}s."),
+    ),
+}
+# Published with the model's results; other sets with a background have none.
+THRESHOLDS = {"voc": 0.95, "context": 0.35, "coco_object": 0.95}
+_DEFAULT_THRESHOLD = 0.95
+
+
+def make_protocol(
+    name: str, benchmark: str = "", *, has_background: bool = False, **knobs: Any
+) -> Protocol:
+    """Returns a protocol for a set of images.
+
+    Args:
+      name: of `PROTOCOLS`.
+      benchmark: the set, whose threshold is taken if it has a published one.
+      has_background: whether the set has a background.
+      **knobs: fields of `Protocol` that differ; None stands for the protocol's own value.
+
+    Raises:
+      ValueError: there is no such protocol, or a knob's value can't be.
+      TypeError: there is no such knob.
+    """
+    if name not in PROTOCOLS:
+        raise ValueError(f"protocol: {name!r} found, expected one of {list(PROTOCOLS)}")
+    given = {key: value for key, value in knobs.items() if value is not None}
+    if has_background:
+        given.setdefault("background_threshold", THRESHOLDS.get(benchmark, _DEFAULT_THRESHOLD))
+    elif "background_threshold" in given:
+        raise ValueError(f"background_threshold: {benchmark or 'the set'} has no background")
+    for key in ("resize", "prompts", "pamr_dilations"):
+        if key in given:
+            given[key] = tuple(given[key])
+    return dataclasses.replace(PROTOCOLS[name], **given)

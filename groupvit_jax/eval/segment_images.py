@@ -1,0 +1,99 @@
+"""Segments single images of any size, with the groups that the model saw in them."""
+
+from collections.abc import Iterable, Iterator
+from typing import NamedTuple
+
+import jax
+import numpy as np
+
+from groupvit_jax.eval import segmentation
+from groupvit_jax.eval.encoding import Encoder
+from groupvit_jax.eval.inference import ImageOutput, WindowEncoder
+from groupvit_jax.eval.protocol import Protocol
+from groupvit_jax.eval.windows import Resampling, resampling, round_up_size
+from groupvit_jax.typing import Array, Float, Int, Params, UInt8
+
+
+class SegmentedImage(NamedTuple):
+    """An image's segmentation.
+
+    Attributes:
+      mask: class of every pixel; with a background it is 0 and the classes follow.
+      scores: of those K classes that any window of the image kept, for every pixel.
+      classes: which these are, ascending, numbered as in `mask`; all others score 0.
+      groups: for each grouping stage, the group of every pixel, in a view of the whole image as
+        one window.
+    """
+
+    mask: Int[np.ndarray, "H W"]
+    scores: Float[np.ndarray, "H W K"]
+    classes: Int[np.ndarray, " K"]
+    groups: tuple[Int[np.ndarray, "H W"], ...]
+
+
+class ImageSegmenter:
+    """Segments images one after another; their windows share the batches of the towers."""
+
+    def __init__(
+        self, encoder: Encoder, protocol: Protocol, *, windows_at_once: int | None = None
+    ) -> None:
+        """Compiles nothing yet; the arguments are those of `WindowEncoder`."""
+        self.protocol = protocol
+        self._windows = WindowEncoder(
+            encoder, protocol, views=True, windows_at_once=windows_at_once
+        )
+        self._patch_size = encoder.model.image_encoder.patch_size
+        self._scores = jax.jit(
+            segmentation.segment, static_argnames=("window", "canvas", "patch_size", "protocol")
+        )
+
+    def __call__(
+        self,
+        variables: Params,
+        text: Float[np.ndarray, "N D"],
+        images: Iterable[UInt8[np.ndarray, "_ _ 3"]],
+    ) -> Iterator[SegmentedImage]:
+        """Yields the segmentation of each image, in order.
+
+        Args:
+          variables: the model's parameters and statistics.
+          text: normalised class embeddings, without the background's.
+          images: of any sizes.
+        """
+        prepared = ((self._windows.prepare(image), None) for image in images)
+        for output, _ in self._windows(variables, text, prepared):
+            yield self._finish(output)
+
+    def _finish(self, output: ImageOutput) -> SegmentedImage:
+        layout, (H, W) = output.prepared.layout, output.prepared.size
+        padded = self._scores(
+            output.arguments(self.protocol),
+            window=layout.window,
+            canvas=layout.canvas,
+            patch_size=self._patch_size,
+            protocol=self.protocol,
+        )
+        classes = output.classes[output.classes >= 0]
+        if self.protocol.has_background:
+            classes = np.concatenate([[0], classes + 1])
+        scores = np.asarray(padded)[:H, :W, : len(classes)]
+        mask = classes[scores.argmax(-1)].astype(np.int32)
+        return SegmentedImage(mask, scores, classes, self._groups(output))
+
+    def _groups(self, output: ImageOutput) -> tuple[Int[np.ndarray, "H W"], ...]:
+        """Resizes the groups of the whole image's view to the image."""
+        assert output.view is not None
+        size, side = output.prepared.size, self.protocol.window
+        tables = [
+            resampling(side, new, padded, self._patch_size)
+            for new, padded in zip(size, round_up_size(size), strict=True)
+        ]
+        groups = jax.device_get([_likeliest(maps, *tables) for maps in output.view.maps])
+        return tuple(of_pixel[: size[0], : size[1]] for of_pixel in groups)
+
+
+@jax.jit
+def _likeliest(
+    maps: Float[Array, "h w G"], rows: Resampling, columns: Resampling
+) -> Int[Array, "H W"]:
+    return segmentation.resample(maps, rows, columns).argmax(-1)

@@ -1,0 +1,194 @@
+"""Segments every image of a set and compares with its mask."""
+
+import os
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import grain
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import PartitionSpec
+
+from groupvit_jax import parallel
+from groupvit_jax.eval import metrics, segmentation
+from groupvit_jax.eval.encoding import Encoder
+from groupvit_jax.eval.inference import ImageOutput, Prepared, WindowEncoder
+from groupvit_jax.eval.masks import MaskedSource
+from groupvit_jax.eval.protocol import Protocol
+from groupvit_jax.eval.segmentation import ImageWindows
+from groupvit_jax.eval.windows import round_up_size
+from groupvit_jax.typing import Array, Int, Params, UInt8
+
+_MAX_COUNT = 2**31 - 1
+_READ_AHEAD = 16
+# Called with the number of images that are done.
+Progress = Callable[[int], None]
+
+
+class Segmentation:
+    """Segments every image of a set into named classes and compares with its mask.
+
+    Metrics: `miou`, `pixel_accuracy`, and `iou/CLASS` of every class that occurs.
+
+    Attributes:
+      name: prefix of the metrics.
+      all_names: of the classes, the background's first if there is one.
+    """
+
+    def __init__(
+        self,
+        encoder: Encoder,
+        source: MaskedSource,
+        class_names: Sequence[str],
+        protocol: Protocol,
+        *,
+        name: str = "segmentation",
+        windows_at_once: int | None = None,
+        background_name: str = "background",
+    ) -> None:
+        """Takes what to evaluate on.
+
+        Args:
+          encoder: the towers.
+          source: images with masks, whose values index the classes (the background's is 0, if
+            there is one).
+          class_names: without the background's.
+          protocol: the knobs.
+          name: prefix of the metrics.
+          windows_at_once: see `WindowEncoder`.
+          background_name: what the background is called in the results.
+        """
+        self.name = name
+        self._encoder, self._source, self._protocol = encoder, source, protocol
+        self._class_names = tuple(class_names)
+        self.all_names = (*([background_name] if protocol.has_background else []), *class_names)
+        self._windows = WindowEncoder(encoder, protocol, windows_at_once=windows_at_once)
+        self._count = jax.jit(self._count_images, static_argnums=(0, 1))
+
+    def __call__(self, variables: Params) -> dict[str, float]:
+        """Returns the scores of one pass over the set."""
+        return self.scores(self.confusion(variables))
+
+    def scores(self, confusion: Int[np.ndarray, "N N"]) -> dict[str, float]:
+        """Returns the metrics of counted pixels."""
+        named = zip(self.all_names, metrics.class_iou(confusion).tolist(), strict=True)
+        return {
+            "miou": metrics.mean_iou(confusion),
+            "pixel_accuracy": metrics.pixel_accuracy(confusion),
+            **{f"iou/{name}": value for name, value in named if not np.isnan(value)},
+        }
+
+    def confusion(
+        self, variables: Params, progress: Progress = lambda done: None
+    ) -> Int[np.ndarray, "N N"]:
+        """Returns the counts of pixels by true and predicted class over the whole set.
+
+        Args:
+          variables: the model's parameters and statistics.
+          progress: is told how many of this process's images are done.
+        """
+        text = self._encoder.class_embeddings(variables, self._class_names, self._protocol.prompts)
+        counter = _PixelCounter(self._windows, len(self.all_names), self._count)
+        outputs = self._windows(variables, text, self._read())
+        for done, (output, mask) in enumerate(outputs, 1):
+            counter.add(output, mask)
+            progress(done)
+        return parallel.sum_over_processes(counter.total())
+
+    def _read(self) -> Iterator[tuple[Prepared, np.ndarray]]:
+        """Yields this process's images and masks; threads read ahead."""
+
+        def load(index: int) -> tuple[Prepared, np.ndarray]:
+            image, mask = self._source[index]
+            return self._windows.prepare(image), mask
+
+        count = len(self._source)
+        mine = grain.MapDataset.range(jax.process_index(), count, jax.process_count())
+        num_threads = min(_READ_AHEAD, os.cpu_count() or 1)
+        yield from mine.map(load).to_iter_dataset(grain.ReadOptions(num_threads, _READ_AHEAD))
+
+    def _count_images(
+        self, window: tuple[int, int], canvas: tuple[int, int], arrays: Any, classes: Any, mask: Any
+    ) -> Int[Array, "N N"]:
+        """Counts the pixels of as many images as there are devices, one on each."""
+
+        def count(
+            arrays: ImageWindows, classes: Int[Array, "1 K"], mask: UInt8[Array, "1 H W"]
+        ) -> Int[Array, "N N"]:
+            scores = segmentation.segment(
+                jax.tree.map(lambda rows: rows[0], arrays),
+                window=window,
+                canvas=canvas,
+                patch_size=self._encoder.model.image_encoder.patch_size,
+                protocol=self._protocol,
+            )
+            prediction = classes[0][scores.argmax(-1)]
+            present = jnp.ones(1, bool)  # what is padding is ignored in the mask
+            counts = metrics.confusion_matrix(mask, prediction[None], present, len(self.all_names))
+            return jax.lax.psum(counts, axis)
+
+        (axis,) = self._windows.mesh.axis_names
+        specs = PartitionSpec(axis)
+        split = jax.shard_map(
+            count,
+            mesh=self._windows.mesh,
+            in_specs=specs,
+            out_specs=PartitionSpec(),
+            check_vma=False,  # nothing but the counts is the same on all devices
+        )
+        return split(arrays, classes, mask)
+
+
+class _PixelCounter:
+    """Joins the windows of images and counts their pixels on the devices, an image on each."""
+
+    def __init__(self, windows: WindowEncoder, num_classes: int, count: Callable[..., Any]) -> None:
+        self._windows, self._count = windows, count
+        self._waiting: dict[Any, list[Any]] = {}
+        self._on_device: Any = None
+        self._pixels_on_device = 0
+        self._total = np.zeros((num_classes, num_classes), np.int64)
+
+    def add(self, output: ImageOutput, mask: np.ndarray) -> None:
+        """Counts an image as soon as one of its bucket waits for each device."""
+        arrays = output.arguments(self._windows.protocol)
+        margins = [(0, p - s) for p, s in zip(round_up_size(mask.shape), mask.shape, strict=True)]
+        mask = np.pad(mask, margins, constant_values=metrics.IGNORED)
+        classes = output.classes
+        if self._windows.protocol.has_background:
+            classes = np.concatenate([[0], classes + 1])
+        layout = output.prepared.layout
+        bucket = (layout.window, layout.canvas, mask.shape)
+        queue = self._waiting.setdefault(bucket, [])
+        queue.append((arrays, classes.astype(np.int32), mask))
+        if len(queue) == self._windows.mesh.size:
+            self._count_waiting(bucket)
+
+    def total(self) -> Int[np.ndarray, "N N"]:
+        """Returns the counts of all images."""
+        for bucket in self._waiting:
+            self._count_waiting(bucket)
+        self._fetch()
+        return self._total
+
+    def _count_waiting(self, bucket: Any) -> None:
+        images, self._waiting[bucket] = self._waiting[bucket], []
+        if not images:
+            return
+        arrays, classes, mask = images[-1]
+        nothing = (arrays, classes, np.full_like(mask, metrics.IGNORED))
+        images = [*images, *[nothing] * (self._windows.mesh.size - len(images))]
+        batch = jax.tree.map(lambda *rows: np.stack(rows), *images)
+        if self._pixels_on_device + batch[2].size > _MAX_COUNT:
+            self._fetch()
+        window, canvas, _ = bucket
+        counts = self._count(window, canvas, *jax.device_put(batch, self._windows.sharding))
+        self._on_device = counts if self._on_device is None else self._on_device + counts
+        self._pixels_on_device += batch[2].size
+
+    def _fetch(self) -> None:
+        """Moves the device's counts to the host before an int32 could overflow."""
+        if self._on_device is not None:
+            self._total += np.asarray(self._on_device)
+        self._on_device, self._pixels_on_device = None, 0

@@ -1,0 +1,91 @@
+import os
+import socket
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from groupvit_jax import parallel
+from groupvit_jax.data.text import ClipTokenizer
+from groupvit_jax.eval import metrics, segmentation_evaluator
+from groupvit_jax.eval.encoding import Encoder
+from groupvit_jax.eval.protocol import Protocol
+from groupvit_jax.eval.segment_images import ImageSegmenter
+from groupvit_jax.eval.segmentation_evaluator import Segmentation
+from tests.eval.conftest import make_mesh
+from tests.eval.photos import NAMES, Photos, spread_text, with_highest_scale
+
+PROTOCOL = Protocol(resize=(64, 32), window=32, stride=16, background_threshold=0.3)
+SIZES = [(32, 32), (40, 32), (32, 32), (48, 64), (32, 32), (20, 90)]
+
+
+class SpreadEncoder(Encoder):
+    """Whose classes differ clearly, so that sums in another order turn no pixel."""
+
+    def class_embeddings(self, variables, names, prompts):
+        assert (list(names), prompts) == (NAMES, PROTOCOL.prompts)
+        return spread_text(self, variables)
+
+
+def evaluate(model, variables, num_devices, windows=None):
+    encoder = SpreadEncoder(model, ClipTokenizer(32), make_mesh(num_devices))
+    return Segmentation(encoder, Photos(SIZES), NAMES, PROTOCOL, windows_at_once=windows)
+
+
+@pytest.fixture(scope="module")
+def variables(variables):
+    return with_highest_scale(variables)
+
+
+@pytest.fixture(scope="module")
+def expected(encoder, variables):
+    """Counted on the host from the masks of single images."""
+    photos, total = Photos(SIZES), np.zeros((9, 9), int)
+    text = spread_text(encoder, variables)
+    segmented = ImageSegmenter(encoder, PROTOCOL)(variables, text, [p.image for p in photos])
+    for (_, mask), found in zip(photos, segmented, strict=True):
+        np.add.at(total, (mask[mask != 255], found.mask[mask != 255]), 1)
+    return total
+
+
+@pytest.mark.parametrize(("num_devices", "windows"), [(1, 1), (1, 7), (1, 32), (8, 1), (8, 32)])
+def test_every_pixel_counts_once(model, variables, expected, num_devices, windows):
+    found = evaluate(model, variables, num_devices, windows).confusion(variables)
+    np.testing.assert_array_equal(found, expected)
+    assert expected.sum() == sum((mask != 255).sum() for _, mask in Photos(SIZES))
+    assert (expected.sum(0) > 0).sum() > 3  # several classes are predicted
+
+
+def test_counts_leave_the_device_before_they_overflow(model, variables, expected, monkeypatch):
+    monkeypatch.setattr(segmentation_evaluator, "_MAX_COUNT", 3000)
+    evaluator, told = evaluate(model, variables, 1), []
+    np.testing.assert_array_equal(evaluator.confusion(variables, told.append), expected)
+    assert told == [1, 2, 3, 4, 5, 6]
+
+
+def test_reports_each_class_by_name(model, variables, expected):
+    scores = evaluate(model, variables, 1).scores(expected)
+    assert scores["miou"] == metrics.mean_iou(expected)
+    assert {"miou", "pixel_accuracy", "iou/background", "iou/dog"} <= set(scores)
+
+
+def test_sums_over_processes_are_exact_beyond_int32():
+    counts = np.array([2**40 + 3, 0, 5])
+    np.testing.assert_array_equal(parallel.sum_over_processes(counts), counts)
+
+
+@pytest.mark.slow
+def test_two_processes_count_what_one_counts(expected, tmp_path):
+    """Each holds two devices and works on every second image; both get the sum."""
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        address = f"localhost:{free.getsockname()[1]}"
+    environment = os.environ | {"XLA_FLAGS": "--xla_force_host_platform_device_count=2"}
+    command = [sys.executable, "-m", "tests.eval.count_in_two_processes", address]
+    processes = [
+        subprocess.Popen([*command, str(rank), str(tmp_path)], env=environment) for rank in (0, 1)
+    ]
+    assert [process.wait(timeout=300) for process in processes] == [0, 0]
+    for rank in (0, 1):
+        np.testing.assert_array_equal(np.load(tmp_path / f"{rank}.npy"), expected)
