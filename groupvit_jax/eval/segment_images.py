@@ -22,7 +22,7 @@ class SegmentedImage(NamedTuple):
       scores: of those K classes that any window of the image kept, for every pixel.
       classes: which these are, ascending, numbered as in `mask`; all others score 0.
       groups: for each grouping stage, the group of every pixel, in a view of the whole image as
-        one window.
+        one window; none if the segmenter makes no views.
     """
 
     mask: Int[np.ndarray, "H W"]
@@ -35,12 +35,17 @@ class ImageSegmenter:
     """Segments images one after another; their windows share the batches of the towers."""
 
     def __init__(
-        self, encoder: Encoder, protocol: Protocol, *, windows_at_once: int | None = None
+        self,
+        encoder: Encoder,
+        protocol: Protocol,
+        *,
+        views: bool = True,
+        windows_at_once: int | None = None,
     ) -> None:
         """Compiles nothing yet; the arguments are those of `WindowEncoder`."""
         self.protocol = protocol
         self._windows = WindowEncoder(
-            encoder, protocol, views=True, windows_at_once=windows_at_once
+            encoder, protocol, views=views, windows_at_once=windows_at_once
         )
         self._patch_size = encoder.model.image_encoder.patch_size
         self._scores = jax.jit(
@@ -82,7 +87,8 @@ class ImageSegmenter:
 
     def _groups(self, output: ImageOutput) -> tuple[Int[np.ndarray, "H W"], ...]:
         """Resizes the groups of the whole image's view to the image."""
-        assert output.view is not None
+        if output.view is None:
+            return ()
         size, side = output.prepared.size, self.protocol.window
         tables = [
             resampling(side, new, padded, self._patch_size)
