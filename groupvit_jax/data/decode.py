@@ -12,7 +12,7 @@ from typing import NamedTuple
 import cv2
 import numpy as np
 import simplejpeg
-from jaxtyping import UInt8
+from jaxtyping import Shaped, UInt8
 
 __all__ = ["MAX_PIXELS", "Box", "BrokenImageError", "ImageHeader"]
 __all__ += ["decode", "decode_box", "orient", "read_header"]
@@ -126,7 +126,7 @@ def decode_box(
     return pixels[rows, box.left // reduction : -(-right // reduction)]
 
 
-def orient(image: Image, orientation: int) -> UInt8[np.ndarray, "rows columns 3"]:
+def orient(image: Shaped[np.ndarray, "H W C"], orientation: int) -> Shaped[np.ndarray, "h w C"]:
     """Turns pixels as stored upright, by EXIF's orientation (1-8)."""
     if orientation == 1:
         return image

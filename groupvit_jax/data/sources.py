@@ -257,6 +257,8 @@ class TfdsSource:
     def __getitem__(self, index: int) -> Sample:
         example = self._examples[index]
         captions = example["captions"] if "captions" in example else [example["caption"]]
+        if isinstance(captions, Mapping):  # a sequence of {"id", "text"} in coco_captions
+            captions = captions["text"]
         key = example.get("key", example.get("id", index))
         return Sample(
             image=_encoded(example["image"]),

@@ -1,9 +1,9 @@
-"""Zero-shot retrieval, and classification of images in folders named after their classes."""
+"""Zero-shot retrieval and classification."""
 
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -19,7 +19,7 @@ from groupvit_jax.typing import Array, Float, Int, Params
 
 _RECALLS = (1, 5, 10)
 _QUERIES_AT_ONCE = 1024
-_IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif")
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif")
 _rank_true = jax.jit(metrics.rank_of_true_class)
 
 
@@ -99,8 +99,16 @@ class Retrieval:
         return tokenizer(flat).reshape(len(captions), M, -1), written
 
 
-class FolderClassification:
-    """Chooses a class for every image of a tree ROOT/CLASS NAME/IMAGE.
+@runtime_checkable
+class LabelledSource(Source, Protocol):
+    """A source whose images have a class each."""
+
+    def label(self, index: int) -> int:
+        """Returns the class's number."""
+
+
+class Classification:
+    """Chooses a class for every image.
 
     Metrics: `top1` and `top5` accuracy, and the number of images that were read.
     """
@@ -108,7 +116,8 @@ class FolderClassification:
     def __init__(
         self,
         encoder: Encoder,
-        folder: str,
+        source: LabelledSource,
+        class_names: Sequence[str],
         *,
         name: str = "classification",
         batch_size: int = 256,
@@ -120,37 +129,35 @@ class FolderClassification:
 
         Args:
           encoder: the towers.
-          folder: ROOT; underscores in the classes' names stand for spaces.
+          source: images; their captions aren't used.
+          class_names: what the labels index.
           name: prefix of the metrics.
           batch_size: global; rounded up to what the devices divide.
           prompts: texts with one `{}`, whose embeddings are averaged.
           resize: the shorter side of the images in pixels; 8/7 of the crop by default.
           crop: side of the central square that is classified; the training images' by default.
-
-        Raises:
-          FileNotFoundError: there is no image in any folder of ROOT.
         """
         self.name = name
-        self._encoder, self._source = encoder, ImageFolder(folder)
+        self._encoder, self._source, self._class_names = encoder, source, class_names
         self._batch_size, self._prompts = encoder.batch_size(batch_size), prompts
         self._resize, self._crop = encoder.image_sizes(resize, crop)
 
     def __call__(self, variables: Params) -> dict[str, float]:
         """Returns the accuracies."""
-        names = self._source.class_names
-        text = self._encoder.class_embeddings(variables, names, self._prompts)
+        text = self._encoder.class_embeddings(variables, self._class_names, self._prompts)
         ranks = []
         for batch in batches(
             self._encoder, self._source, self._batch_size, self._resize, self._crop
         ):
-            captions = batch.pop("captions")
-            batch["label"] = np.array([names.index(c[0]) if c else -1 for c in captions], np.int32)
+            del batch["captions"]
+            present = np.where(batch["_mask"], batch["index"], 0)
+            batch["label"] = np.array([self._source.label(i) for i in present.tolist()], np.int32)
             arrays = parallel.to_global_batch(self._encoder.mesh, batch)
             images = self._encoder.image_embeddings(variables, arrays["image"])
             label, present = jax.device_get(
                 self._encoder.replicate((arrays["label"], arrays["_mask"]))
             )
-            rank = _rank_true(_cosines(np.asarray(images), text), np.maximum(label, 0))
+            rank = _rank_true(_cosines(np.asarray(images), text), label)
             ranks.append(np.asarray(rank)[present])
         rank = np.concatenate(ranks)
         if not len(rank):
@@ -162,10 +169,46 @@ class FolderClassification:
         }
 
 
-class ImageFolder:
-    """A source whose images lie in folders named after their classes; the caption is the name."""
+class FolderClassification(Classification):
+    """Chooses a class for every image of a tree ROOT/CLASS NAME/IMAGE."""
 
-    def __init__(self, folder: str) -> None:
+    def __init__(self, encoder: Encoder, folder: str, **options: Any) -> None:
+        """Takes ROOT (see `ImageFolder`, also for errors) and the options of `Classification`."""
+        source = ImageFolder(folder)
+        super().__init__(encoder, source, source.class_names, **options)
+
+
+class LabelledFiles:
+    """Images in files, each of a class; a labelled source whose captions are the classes' names."""
+
+    def __init__(
+        self, files: Sequence[Path], labels: Sequence[int], class_names: Sequence[str]
+    ) -> None:
+        """Takes each image's file and the number of its class."""
+        self._items = list(zip(files, labels, strict=True))
+        self.class_names = tuple(class_names)
+
+    def __len__(self) -> int:
+        return len(self._items)
+
+    def __getitem__(self, index: int) -> Sample:
+        file, label = self._items[index]
+        captions = [self.class_names[label]]
+        return Sample(image=file.read_bytes(), captions=captions, key=file.name)
+
+    def label(self, index: int) -> int:
+        """Returns the class's number."""
+        return self._items[index][1]
+
+    def locate(self, index: int) -> str:
+        """Returns the path."""
+        return os.fspath(self._items[index][0])
+
+
+class ImageFolder(LabelledFiles):
+    """Images in folders named after their classes; underscores in the names stand for spaces."""
+
+    def __init__(self, folder: str | os.PathLike) -> None:
         """Lists the files, in the order of their names.
 
         Raises:
@@ -174,23 +217,11 @@ class ImageFolder:
         root = Path(folder).expanduser()
         if not root.is_dir():
             raise FileNotFoundError(f"{folder}: expected a folder with one folder for each class")
-        self._files = sorted(
-            file for file in root.glob("*/*") if file.suffix.lower() in _IMAGE_SUFFIXES
-        )
-        if not self._files:
+        files = sorted(file for file in root.glob("*/*") if file.suffix.lower() in IMAGE_SUFFIXES)
+        if not files:
             raise FileNotFoundError(f"{folder}: no images found, expected CLASS_NAME/IMAGE files")
-        self.class_names = sorted({_class_name(file) for file in self._files})
-
-    def __len__(self) -> int:
-        return len(self._files)
-
-    def __getitem__(self, index: int) -> Sample:
-        file = self._files[index]
-        return Sample(image=file.read_bytes(), captions=[_class_name(file)], key=file.name)
-
-    def locate(self, index: int) -> str:
-        """Returns the path."""
-        return os.fspath(self._files[index])
+        names = sorted({_class_name(file) for file in files})
+        super().__init__(files, [names.index(_class_name(file)) for file in files], names)
 
 
 def _class_name(file: Path) -> str:

@@ -151,7 +151,7 @@ def test_classification_counts_every_image_once(
 
 def test_classes_are_the_folders_names(folder):
     source = ImageFolder(str(folder))
-    assert source.class_names == ["dog", "red house", "tree"]
+    assert source.class_names == ("dog", "red house", "tree")
     assert len(source) == 11
     assert source[0]["captions"] == ["dog"]
     assert source.locate(0).endswith("dog/1.png")

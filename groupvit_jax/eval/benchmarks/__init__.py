@@ -1,0 +1,22 @@
+"""The evaluation sets of the field, read from their official downloads; see docs/benchmarks.md."""
+
+import importlib
+import pkgutil
+
+from groupvit_jax.eval.benchmarks.registry import (
+    ClassificationSet,
+    RetrievalSet,
+    SegmentationSet,
+    names,
+    open_benchmark,
+    register,
+)
+
+# Every module registers its sets, so that a new set is one new file.
+for _module in pkgutil.iter_modules(__path__):
+    importlib.import_module(f"{__name__}.{_module.name}")
+
+NAMES = names()
+
+__all__ = ["NAMES", "ClassificationSet", "RetrievalSet", "SegmentationSet"]
+__all__ += ["names", "open_benchmark", "register"]

@@ -1,0 +1,42 @@
+"""Pascal VOC 2012's segmentation val: 1,449 images, 20 classes.
+
+    VOCdevkit/VOC2012/
+      ImageSets/Segmentation/val.txt
+      JPEGImages/2007_000033.jpg
+      SegmentationClass/2007_000033.png    0 background, 1-20 classes, 255 border
+
+`voc` evaluates the background as the 21st class, `voc20` leaves its pixels out.
+"""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from groupvit_jax.eval.benchmarks.files import Layout, MaskFiles, class_names, find, read_lines
+from groupvit_jax.eval.benchmarks.registry import SegmentationSet, register
+from groupvit_jax.eval.masks import class_ids
+
+_LAYOUT = Layout(
+    name="voc",
+    folders=("VOCdevkit/VOC2012", "VOC2012"),
+    needs=("ImageSets/Segmentation/val.txt", "JPEGImages", "SegmentationClass"),
+    url="http://host.robots.ox.ac.uk/pascal/VOC/voc2012/",
+)
+
+
+@register("voc")
+def open_voc(data_dir: Path) -> SegmentationSet:
+    """Opens the set of 20 classes and background."""
+    return SegmentationSet(_files(data_dir, class_ids(21)), class_names("voc"), True)
+
+
+@register("voc20")
+def open_voc20(data_dir: Path) -> SegmentationSet:
+    """Opens the set of 20 classes."""
+    return SegmentationSet(_files(data_dir, class_ids(20, first=1)), class_names("voc"), False)
+
+
+def _files(data_dir: Path, ids: Mapping[int, int]) -> MaskFiles:
+    _, root = find(data_dir, _LAYOUT)
+    stems = read_lines(root / "ImageSets/Segmentation/val.txt")
+    photos = [root / "JPEGImages" / f"{stem}.jpg" for stem in stems]
+    return MaskFiles(photos, [root / "SegmentationClass" / f"{stem}.png" for stem in stems], ids)
