@@ -13,6 +13,8 @@ from groupvit_jax.eval.benchmarks.files import below, naming
 from groupvit_jax.eval.masks import IdTable, MaskedImage, pair, read_photo
 from groupvit_jax.typing import Bool, Int
 
+_FARTHEST = 1e5  # of a point, in pixels
+
 
 class InstanceMasks:
     """Photos with the instances of COCO's JSON drawn into one mask; a masked source."""
@@ -89,12 +91,22 @@ def _decode(shape: Any, size: tuple[int, int]) -> Bool[np.ndarray, "H W"]:
             raise ValueError(f"{found}, expected the photo's {list(size)} (height, width)")
         encoded = shape if isinstance(shape["counts"], str) else _encode(shape, size)
         return pycocotools.mask.decode(encoded).astype(bool)
-    if not (isinstance(shape, list) and all(isinstance(p, list) and len(p) >= 6 for p in shape)):
+    if not (isinstance(shape, list) and all(map(_is_polygon, shape))):
         raise ValueError(f"segmentation {str(shape)[:60]} found, expected polygons or run lengths")
     if not shape:
         return np.zeros(size, bool)
     merged = pycocotools.mask.merge(pycocotools.mask.frPyObjects(shape, *size))
     return pycocotools.mask.decode(merged).astype(bool)
+
+
+def _is_polygon(points: Any) -> bool:
+    """Checks what the library takes on trust: other numbers make it write outside its memory."""
+    return (
+        isinstance(points, list)
+        and len(points) >= 6
+        and len(points) % 2 == 0
+        and all(isinstance(x, int | float) and abs(x) <= _FARTHEST for x in points)
+    )
 
 
 def _encode(shape: Mapping[str, Any], size: tuple[int, int]) -> dict[str, Any]:

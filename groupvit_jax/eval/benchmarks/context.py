@@ -19,6 +19,7 @@ into VOC 2010 (those of the 5,105 images in VOC's val.txt that have one):
 `context` evaluates all other classes as background, `context59` leaves their pixels out.
 """
 
+import io
 from pathlib import Path
 
 import numpy as np
@@ -86,7 +87,8 @@ def _photos(root: Path, stems: tuple[str, ...]) -> list[Path]:
 def _read_mat(path: Path, size: tuple[int, int]) -> Integer[np.ndarray, "H W"]:
     """Reads the map of a .mat file; its size is checked with the photo's afterwards."""
     del size
-    found = scipy.io.loadmat(path, variable_names=["LabelMap"])
-    if "LabelMap" not in found:
-        raise ValueError("no LabelMap found in the .mat file, expected one")
-    return found["LabelMap"].astype(np.int32)
+    content = path.read_bytes()
+    try:
+        return scipy.io.loadmat(io.BytesIO(content))["LabelMap"].astype(np.int32)
+    except Exception as error:  # whatever comes of a damaged file: no type is common to all
+        raise ValueError(f"expected a .mat file with a LabelMap, got {error!r}") from error

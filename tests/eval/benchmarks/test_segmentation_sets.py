@@ -1,10 +1,14 @@
 import functools
+import io
 import json
 
 import numpy as np
+import pycocotools.mask
 import pytest
+import scipy.io
 
 from groupvit_jax.eval.benchmarks import SegmentationSet, open_benchmark
+from groupvit_jax.eval.benchmarks.files import class_names
 from groupvit_jax.eval.masks import MaskedSource
 from tests.eval.benchmarks import miniatures
 
@@ -102,8 +106,6 @@ def test_missing_set_is_one_line_that_says_what_belongs_where(name, tmp_path):
 
 def test_class_names_stand_at_their_ids():
     """Some ids, as their sets' own lists have them."""
-    from groupvit_jax.eval.benchmarks.files import class_names
-
     expected = {
         "voc": {1: "aeroplane", 11: "table", 15: "person", 16: "plant", 20: "monitor"},
         "context": {1: "aeroplane", 36: "mouse", 37: "person", 59: "wood"},
@@ -187,6 +189,14 @@ INSTANCES = {
         miniatures.instance(1, {"counts": [0, 10**9], "size": [4, 6]}),
         r"image 139: run lengths of 1000000000 pixels found, expected 4 x 6",
     ),
+    "numbers that are none": (
+        miniatures.instance(1, [[float("nan")] * 6]),
+        r"image 139: segmentation \[\[nan, .* found, expected polygons or run lengths",
+    ),
+    "garbage": (
+        miniatures.instance(1, {"counts": "garbage", "size": [4, 6]}),
+        r"image 139: Invalid RLE mask representation",
+    ),
     "no shape": (miniatures.instance(1, [[1, 2]]), r"image 139: segmentation \[\[1, 2\]\] found"),
 }
 
@@ -200,8 +210,6 @@ def test_instance_that_cannot_be_drawn_is_named(case, tmp_path):
 
 
 def test_compressed_run_lengths_are_read(tmp_path):
-    import pycocotools.mask
-
     inside = np.zeros((4, 6), np.uint8, order="F")
     inside[1:3, 2:5] = 1
     encoded = pycocotools.mask.encode(inside)
@@ -219,6 +227,11 @@ def test_json_that_is_not_cocos_is_named(content, tmp_path):
         open_benchmark("coco_object", tmp_path)
 
 
+file = io.BytesIO()
+scipy.io.savemat(file, {"other": np.ones(3)})
+OTHER_MAT = file.getvalue()
+
+
 def test_file_name_cannot_point_elsewhere(tmp_path):
     miniatures.coco_instances(tmp_path)
     path = tmp_path / "coco/annotations/instances_val2017.json"
@@ -227,10 +240,11 @@ def test_file_name_cannot_point_elsewhere(tmp_path):
         open_benchmark("coco_object", tmp_path).source[0]
 
 
-def test_mat_file_without_a_map_is_named(tmp_path):
+@pytest.mark.parametrize("content", [b"", b"no matlab" * 30, OTHER_MAT, OTHER_MAT[:-5]])
+def test_mat_file_without_a_map_is_named(content, tmp_path):
     miniatures.context_mat(tmp_path)
-    (tmp_path / "VOCdevkit/VOC2010/trainval/2008_000002.mat").write_bytes(b"no matlab" * 30)
-    with pytest.raises(ValueError, match=r"2008_000002.mat: "):
+    (tmp_path / "VOCdevkit/VOC2010/trainval/2008_000002.mat").write_bytes(content)
+    with pytest.raises(ValueError, match=r"2008_000002.mat: expected a .mat file with a LabelMap"):
         open_benchmark("context", tmp_path).source[0]
 
 
