@@ -9,7 +9,14 @@ import pytest
 from groupvit_jax.data.device_ops import normalize
 from groupvit_jax.data.text import ClipTokenizer
 from groupvit_jax.eval.encoding import IMAGENET_PROMPTS, Encoder
-from groupvit_jax.eval.zero_shot import FolderClassification, ImageFolder, Retrieval, match_ranks
+from groupvit_jax.eval.zero_shot import (
+    Classification,
+    FolderClassification,
+    ImageFolder,
+    LabelledFiles,
+    Retrieval,
+    match_ranks,
+)
 from tests.eval.conftest import make_mesh
 
 WORDS = ["dog", "cat", "tree", "house", "boat", "sky", "grass", "person", "red", "blue", "old"]
@@ -147,6 +154,15 @@ def test_classification_counts_every_image_once(
     truth = [names.index(("red house", "dog", "tree")[i % 3]) for i in range(11)]
     found = evaluator(variables)
     assert found == pytest.approx({"top1": np.mean(best == truth), "top5": 1.0, "images": 11})
+
+
+def test_classes_of_one_name_stay_apart(encoder, variables, tmp_path):
+    """As ImageNet's two missiles do."""
+    (tmp_path / "1.png").write_bytes(png(picture(0)))
+    names = ["missile", "dog", "missile"]
+    source = LabelledFiles([tmp_path / "1.png"] * 3, [0, 1, 2], names)
+    found = Classification(encoder, source, names, batch_size=4, resize=32, crop=32)(variables)
+    assert found["top1"] == pytest.approx(1 / 3)  # the three labels of one image: one is right
 
 
 def test_classes_are_the_folders_names(folder):

@@ -28,31 +28,37 @@ class Layout:
     needs: tuple[str, ...]
     url: str
 
-    def search(self, data_dir: Path) -> Path | None:
-        """Returns the set's folder: `data_dir` itself or one below it; None if there is none."""
-        places = [data_dir]
-        if data_dir.is_dir():
-            places += [p for folder in self.folders for p in sorted(data_dir.glob(folder))[::-1]]
-        return next((place for place in places if self._fits(place)), None)
+    def places(self, data_dir: Path) -> list[Path]:
+        """Returns the folders where it may lie; later versions of a TFDS set come first."""
+        found = [place for folder in self.folders for place in sorted(data_dir.glob(folder))[::-1]]
+        return [data_dir, *found] if data_dir.is_dir() else []
 
-    def _fits(self, place: Path) -> bool:
-        return place.is_dir() and all(any(place.glob(need)) for need in self.needs)
+    def missing(self, place: Path) -> list[str]:
+        """Returns what it needs and a folder lacks."""
+        return [need for need in self.needs if not any(place.glob(need))]
+
+    def __str__(self) -> str:
+        needs = ", ".join(self.needs)
+        return f"{self.folders[0]}/{needs if len(self.needs) == 1 else '{' + needs + '}'}"
 
 
 def find(data_dir: Path, *layouts: Layout) -> tuple[Layout, Path]:
     """Returns the first layout that is there, and its folder.
 
     Raises:
-      FileNotFoundError: none is; names what was looked for.
+      FileNotFoundError: none is; names the first file that is missing where the most is there.
     """
+    nearest, fewest = data_dir / layouts[0].folders[0] / layouts[0].needs[0], 1.0
     for layout in layouts:
-        if root := layout.search(data_dir):
-            return layout, root
-    expected = " or ".join(
-        f"{'|'.join(layout.folders)}/{{{', '.join(layout.needs)}}}" for layout in layouts
-    )
+        for place in layout.places(data_dir):
+            missing = layout.missing(place)
+            if not missing:
+                return layout, place
+            if len(missing) / len(layout.needs) < fewest:
+                nearest, fewest = place / missing[0], len(missing) / len(layout.needs)
+    expected = " or ".join(map(str, layouts))
     raise FileNotFoundError(
-        f"{layouts[0].name}: not found in {data_dir}; expected there (or as {data_dir} itself) "
+        f"{layouts[0].name}: {nearest} not found; expected in {data_dir} (or that folder itself): "
         f"{expected}; from {layouts[0].url}; see docs/benchmarks.md"
     )
 

@@ -20,15 +20,13 @@ _LAYOUT = Layout("folder", ("folder",), ("classes.txt", "images", "masks"), "you
 
 @register("folder")
 def open_folder(data_dir: Path) -> SegmentationSet:
-    """Opens the set; raises ValueError if classes.txt or the images can't be used."""
+    """Opens the set; raises ValueError if classes.txt has no name or too many."""
     _, root = find(data_dir, _LAYOUT)
     names = read_lines(root / "classes.txt")
     has_background = names[:1] == ("background",)
     if not has_background < len(names) <= 255:
         raise ValueError(f"{root / 'classes.txt'}: {len(names)} names found, expected 1 to 255")
     photos = [f for f in sorted((root / "images").iterdir()) if f.suffix.lower() in IMAGE_SUFFIXES]
-    if not photos:
-        raise ValueError(f"{root / 'images'}: no images found ({', '.join(IMAGE_SUFFIXES)})")
     masks = [root / "masks" / f"{photo.stem}.png" for photo in photos]
     source = MaskFiles(photos, masks, class_ids(len(names)))
     return SegmentationSet(source, names[has_background:], has_background)

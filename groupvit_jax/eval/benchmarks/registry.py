@@ -88,4 +88,7 @@ def open_benchmark(name: str, data_dir: str | os.PathLike) -> Benchmark:
     """
     if name not in _OPENERS:
         raise ValueError(f"benchmark {name!r} found, expected one of {', '.join(names())}")
-    return _OPENERS[name](Path(data_dir).expanduser())
+    benchmark = _OPENERS[name](Path(data_dir).expanduser())
+    if not len(benchmark.source):
+        raise FileNotFoundError(f"{name}: no image found in {data_dir}; see docs/benchmarks.md")
+    return benchmark

@@ -1,11 +1,13 @@
 """Every evaluation set in its official layout, with two or three tiny images."""
 
+import io
 import json
 from pathlib import Path
 
 import numpy as np
 import PIL.Image
 import scipy.io
+import tensorflow_datasets as tfds
 
 from tests.data.images import encode, photo
 
@@ -208,3 +210,78 @@ def flickr8k_table(data: Path) -> None:
     write_text(data / "flickr8k/captions.txt", "\n".join(rows))
     write_photo(data / "flickr8k/Images/a.jpg")
     write_photo(data / "flickr8k/Images/b.jpg")
+
+
+class Tfds(tfds.core.GeneratorBasedBuilder):
+    """A TFDS set of given examples."""
+
+    VERSION = tfds.core.Version("1.0.0")
+
+    def __init__(self, data_dir, features, split, examples):
+        self._given = (features, split, examples)
+        super().__init__(data_dir=data_dir, file_format="array_record")
+
+    def _info(self):
+        features = tfds.features.FeaturesDict(self._given[0])
+        return self.dataset_info_from_configs(features=features, disable_shuffling=True)
+
+    def _split_generators(self, dl_manager):
+        del dl_manager
+        return {self._given[1]: enumerate(self._given[2])}
+
+    def _generate_examples(self):
+        raise NotImplementedError
+
+
+def write_tfds(folder: Path, features, split: str, examples) -> None:
+    """Writes a TFDS set; `folder` is that of its version."""
+    builder = Tfds(folder.parent / "build", features, split, examples)
+    builder.download_and_prepare()
+    Path(builder.data_dir).rename(folder)
+
+
+def png(values) -> io.BytesIO:
+    """As a file; TFDS needs TensorFlow to encode arrays."""
+    return io.BytesIO(encode(np.array(values, np.uint8), "PNG"))
+
+
+BLACK = np.zeros((*SHAPE, 3), np.uint8)
+
+
+def imagenet_tfds(data: Path) -> None:
+    synsets = ["n01440764", "n02012849", "n15075141"]
+    features = {
+        "image": tfds.features.Image(encoding_format="png"),
+        "label": tfds.features.ClassLabel(names=synsets),
+    }
+    examples = [{"image": png(BLACK), "label": label} for label in (0, 2, 1)]
+    write_tfds(data / "imagenet2012/5.1.0", features, "validation", examples)
+
+
+def coco_tfds(data: Path) -> None:
+    captions = tfds.features.Sequence({"id": np.int64, "text": tfds.features.Text()})
+    features = {"image": tfds.features.Image(encoding_format="png"), "captions": captions}
+    texts = [{"id": i, "text": f"Caption {i}"} for i in range(5)]
+    examples = [{"image": png(BLACK), "captions": texts} for _ in range(2)]
+    write_tfds(data / "coco_captions/2014/1.1.0", features, "test", examples)
+
+
+def cityscapes_tfds(data: Path) -> None:
+    features = {
+        "image_left": tfds.features.Image(encoding_format="png"),
+        "segmentation_label": tfds.features.Image(shape=(None, None, 1), encoding_format="png"),
+    }
+    masks = [[[7, 33, 0], [9, 26, 3]], [[11, 11, 11]] * 2]
+    examples = [{"image_left": png(BLACK), "segmentation_label": png(mask)} for mask in masks]
+    folder = data / "cityscapes/semantic_segmentation/1.0.0"
+    write_tfds(folder, features, "validation", examples)
+
+
+def ade20k_tfds(data: Path) -> None:
+    features = {
+        "image": tfds.features.Image(encoding_format="png"),
+        "annotation": tfds.features.Image(shape=(None, None, 1), encoding_format="png"),
+    }
+    masks = [[[0, 1, 150], [13, 128, 0]], [[1] * 3] * 2]
+    examples = [{"image": png(BLACK), "annotation": png(mask)} for mask in masks]
+    write_tfds(data / "scene_parse150/1.0.0", features, "test", examples)

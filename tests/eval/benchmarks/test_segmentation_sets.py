@@ -49,6 +49,14 @@ SETS = {
     ),
     "cityscapes": ("cityscapes", miniatures.cityscapes, 19, False, [[0, 18, 255], [255, 13, 255]]),
     "cityscapes, train ids": ("cityscapes", TRAIN_IDS, 19, False, [[0, 18, 255], [255, 13, 255]]),
+    "cityscapes, tfds": (
+        "cityscapes",
+        miniatures.cityscapes_tfds,
+        19,
+        False,
+        [[0, 18, 255], [255, 13, 255]],
+    ),
+    "ade20k, tfds": ("ade20k", miniatures.ade20k_tfds, 150, False, [[255, 0, 149], [12, 127, 255]]),
     "ade20k": ("ade20k", miniatures.ade20k, 150, False, [[255, 0, 149], [12, 127, 255]]),
     "folder": ("folder", miniatures.folder, 2, True, [[0, 1, 2], [255, 1, 1]]),
     "folder, no background": (
@@ -76,16 +84,28 @@ def test_set_opens_and_its_ids_become_classes(case, tmp_path):
         image, mask = opened.source[index]
         assert image.shape == (*mask.shape, 3)
         assert set(np.unique(mask)) <= {*range(num_classes + has_background), 255}
-        assert opened.source.locate(index).endswith((".jpg", ".png"))
+        assert opened.source.locate(index).endswith((".jpg", ".png", f"image {index}"))
 
 
-@pytest.mark.parametrize("case", SETS)
+OWN_FOLDERS = {
+    "voc": "VOCdevkit/VOC2012",
+    "context59": "VOCdevkit/VOC2010",
+    "context, mat": "VOCdevkit/VOC2010",
+    "coco_object": "coco",
+    "coco_object, instances": "coco",
+    "coco_stuff, 164k": "coco_stuff164k",
+    "cityscapes": "cityscapes",
+    "cityscapes, tfds": "cityscapes/semantic_segmentation/1.0.0",
+    "ade20k": "ADEChallengeData2016",
+    "folder": "folder",
+}
+
+
+@pytest.mark.parametrize("case", OWN_FOLDERS)
 def test_sets_own_folder_works_too(case, tmp_path):
     name, draw, *_ = SETS[case]
     draw(tmp_path)
-    (own,) = tmp_path.iterdir() if case != "coco_stuff, 164k" else [tmp_path / "coco_stuff164k"]
-    own = own if own.name != "VOCdevkit" else next(own.iterdir())
-    assert len(open_benchmark(name, str(own)).source) == 2
+    assert len(open_benchmark(name, str(tmp_path / OWN_FOLDERS[case])).source) == 2
 
 
 def test_image_without_instances_is_all_background(tmp_path):
@@ -102,6 +122,14 @@ def test_missing_set_is_one_line_that_says_what_belongs_where(name, tmp_path):
     assert "\n" not in message
     assert name.rstrip("0259").removesuffix("_object").removesuffix("_stuff") in message
     assert "docs/benchmarks.md" in message
+
+
+def test_what_an_incomplete_set_lacks_is_named(tmp_path):
+    miniatures.voc(tmp_path)
+    root = tmp_path / "VOCdevkit/VOC2012"
+    (root / "SegmentationClass").rename(root / "elsewhere")
+    with pytest.raises(FileNotFoundError, match=rf"voc: {root}/SegmentationClass not found; exp"):
+        open_benchmark("voc20", tmp_path)
 
 
 def test_class_names_stand_at_their_ids():
@@ -246,6 +274,14 @@ def test_mat_file_without_a_map_is_named(content, tmp_path):
     (tmp_path / "VOCdevkit/VOC2010/trainval/2008_000002.mat").write_bytes(content)
     with pytest.raises(ValueError, match=r"2008_000002.mat: expected a .mat file with a LabelMap"):
         open_benchmark("context", tmp_path).source[0]
+
+
+def test_set_without_images_is_an_error(tmp_path):
+    miniatures.folder(tmp_path)
+    for photo in (tmp_path / "folder/images").iterdir():
+        photo.unlink()
+    with pytest.raises(FileNotFoundError, match=rf"folder: no image found in {tmp_path}"):
+        open_benchmark("folder", tmp_path)
 
 
 @pytest.mark.parametrize(("names", "found"), [("", 0), ("background", 1)])
