@@ -1,5 +1,6 @@
 """Zero-shot retrieval and classification."""
 
+import inspect
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -174,6 +175,8 @@ class FolderClassification(Classification):
 
     def __init__(self, encoder: Encoder, folder: str, **options: Any) -> None:
         """Takes ROOT (see `ImageFolder`, also for errors) and the options of `Classification`."""
+        # A wrong option is a TypeError before the files are looked for.
+        inspect.signature(Classification).bind(encoder, None, (), **options)
         source = ImageFolder(folder)
         super().__init__(encoder, source, source.class_names, **options)
 

@@ -8,6 +8,9 @@ from groupvit_jax.eval.protocol import Protocol
 from groupvit_jax.eval.windows import resampling
 from tests.eval import protocol as slow
 
+    def locate(self, index):
+        return f"image {index}"
+
 
 @pytest.mark.parametrize("size", [(5, 7), (24, 16), (3, 3)])
 def test_resampling_is_bilinear_with_half_pixel_centres(size):
