@@ -1,15 +1,11 @@
 """ImageNet's validation (ILSVRC 2012): 50,000 images, 1,000 classes with CLIP's names.
 
-Either one folder for each synset,
+Either one folder for each synset, or all images in one, as the download is unpacked; their classes
+are then those of TFDS's list.
 
     imagenet/
       val/n01440764/ILSVRC2012_val_00000293.JPEG
-
-or the official download as it is unpacked, with its development kit,
-
-    imagenet/
-      val/ILSVRC2012_val_00000001.JPEG    (or ILSVRC2012_img_val)
-      ILSVRC2012_devkit_t12/data/{ILSVRC2012_validation_ground_truth.txt,meta.mat}
+      val/ILSVRC2012_val_00000293.JPEG              or ILSVRC2012_img_val
 
 As a TFDS set it is imagenet2012.
 """
@@ -17,7 +13,6 @@ As a TFDS set it is imagenet2012.
 from collections.abc import Sequence
 from pathlib import Path
 
-import scipy.io
 import tensorflow_datasets as tfds
 
 from groupvit_jax.data.sources import Sample
@@ -27,11 +22,9 @@ from groupvit_jax.eval.zero_shot import IMAGE_SUFFIXES, LabelledFiles
 
 _URL = "https://image-net.org/download-images"
 _FOLDERS = ("imagenet", "ImageNet", "ILSVRC2012")
-_TRUTH = "ILSVRC2012_devkit_t12/data/ILSVRC2012_validation_ground_truth.txt"
-_META = "ILSVRC2012_devkit_t12/data/meta.mat"
 _SYNSETS = Layout("imagenet", _FOLDERS, ("val/n0*",), _URL)
 _FLAT = tuple(
-    Layout("imagenet", _FOLDERS, (f"{folder}/ILSVRC2012_val_*.JPEG", _TRUTH, _META), _URL)
+    Layout("imagenet", _FOLDERS, (f"{folder}/ILSVRC2012_val_*.JPEG",), _URL)
     for folder in ("val", "ILSVRC2012_img_val")
 )
 _TFDS = Layout("imagenet", ("imagenet2012/*",), ("features.json",), _URL)
@@ -41,55 +34,51 @@ _TFDS = Layout("imagenet", ("imagenet2012/*",), ("features.json",), _URL)
 def open_imagenet(data_dir: Path) -> ClassificationSet:
     """Opens the set; raises ValueError if a file's class can't be told."""
     layout, root = find(data_dir, _SYNSETS, *_FLAT, _TFDS)
-    names, synsets = class_names("imagenet"), class_names("imagenet_synsets")
+    names = class_names("imagenet")
     if layout is _TFDS:
-        return ClassificationSet(TfdsImages(root, synsets), names)
+        return ClassificationSet(TfdsImages(root), names)
     if layout is _SYNSETS:
-        files = [
-            f for f in sorted((root / "val").glob("*/*")) if f.suffix.lower() in IMAGE_SUFFIXES
-        ]
-        labels = _labels(root, [file.parent.name for file in files], synsets)
+        files = sorted(f for f in root.glob("val/*/*") if f.suffix.lower() in IMAGE_SUFFIXES)
+        synsets = [file.parent.name for file in files]
     else:
         files = sorted(root.glob(layout.needs[0]))
-        labels = _labels(root, _true_synsets(root, files), synsets)
-    return ClassificationSet(LabelledFiles(files, labels, names), names)
+        truth = dict(enumerate(_tfds_list("validation_labels.txt"), start=1))
+        synsets = [truth.get(_number(file), file.name) for file in files]
+    return ClassificationSet(LabelledFiles(files, _labels(root, synsets), names), names)
 
 
-def _labels(root: Path, found: Sequence[str], synsets: Sequence[str]) -> list[int]:
-    index = {synset: i for i, synset in enumerate(synsets)}
+def _tfds_list(name: str) -> tuple[str, ...]:
+    """Returns the lines of a list that TFDS has with its imagenet2012."""
+    return read_lines(Path(tfds.core.tfds_path("datasets/imagenet2012"), name))
+
+
+def _number(file: Path) -> int:
+    digits = file.stem.removeprefix("ILSVRC2012_val_")
+    return int(digits) if digits.isdecimal() else 0
+
+
+def _labels(root: Path, found: Sequence[str]) -> list[int]:
+    """Returns the numbers of synsets, which are in the order of their ids."""
+    index = {synset: i for i, synset in enumerate(_tfds_list("labels.txt"))}
     if unknown := sorted(set(found) - index.keys()):
         raise ValueError(
-            f"{root}: class {unknown[0]!r} found, expected one of the {len(synsets)} synsets of "
-            "ILSVRC 2012 (n01440764, ...)"
+            f"{root}: {unknown[0]!r} found, expected synsets of ILSVRC 2012 (n01440764, ...) or "
+            "its images ILSVRC2012_val_00000001.JPEG to 00050000"
         )
     return [index[synset] for synset in found]
-
-
-def _true_synsets(root: Path, files: Sequence[Path]) -> list[str]:
-    """Reads the development kit, whose own numbering of the classes meta.mat explains."""
-    content = scipy.io.loadmat(root / _META, variable_names=["synsets"], squeeze_me=True)
-    synset_of = {int(row["ILSVRC2012_ID"]): str(row["WNID"]) for row in content["synsets"]}
-    truth = [int(line) for line in read_lines(root / _TRUTH)]
-    numbers = [int(file.stem.removeprefix("ILSVRC2012_val_")) for file in files]
-    if max(numbers) > len(truth):
-        raise ValueError(
-            f"{root / _TRUTH}: {len(truth)} lines found, expected one for each image to "
-            f"{files[-1].name}"
-        )
-    return [synset_of[truth[number - 1]] for number in numbers]
 
 
 class TfdsImages:
     """The validation split of the TFDS set imagenet2012; a labelled source."""
 
-    def __init__(self, root: Path, synsets: Sequence[str]) -> None:
+    def __init__(self, root: Path) -> None:
         """Opens the folder of the set's version; raises ValueError if it isn't imagenet2012."""
         self._root = root
         try:
             builder = tfds.builder_from_directory(root)
             skip = {"image": tfds.decode.SkipDecoding()}
             self._examples = builder.as_data_source("validation", decoders=skip)
-            self._labels = _labels(root, builder.info.features["label"].names, synsets)
+            self._labels = _labels(root, builder.info.features["label"].names)
         except (AttributeError, KeyError, NotImplementedError) as error:
             raise ValueError(f"{root}: expected the TFDS set imagenet2012, got {error}") from error
         self._names = class_names("imagenet")

@@ -139,22 +139,20 @@ def folder(data: Path, names: str = "background\nred panda\nsky\n") -> None:
 
 
 def imagenet_folders(data: Path) -> None:
-    write_photo(data / "imagenet/val/n15075141/ILSVRC2012_val_00000003.JPEG")  # the last synset
+    """Three images where they really belong."""
+    write_photo(data / "imagenet/val/n15075141/ILSVRC2012_val_00001079.JPEG")  # the last synset
     write_photo(data / "imagenet/val/n01440764/ILSVRC2012_val_00000293.JPEG")  # the first
-    write_photo(data / "imagenet/val/n02012849/ILSVRC2012_val_00000007.JPEG")  # crane bird
+    write_photo(data / "imagenet/val/n02012849/ILSVRC2012_val_00000389.JPEG")  # crane bird
 
 
 def imagenet_flat(data: Path, photos: str = "val") -> None:
-    """The kit's own numbering of the classes is not that of the synsets."""
-    root = data / "imagenet"
-    kit = root / "ILSVRC2012_devkit_t12/data"
-    write_text(kit / "ILSVRC2012_validation_ground_truth.txt", "2\n1\n3\n")
-    synsets = np.zeros(3, [("ILSVRC2012_ID", "i4"), ("WNID", "O")])
-    synsets["ILSVRC2012_ID"] = [1, 2, 3]
-    synsets["WNID"] = ["n15075141", "n01440764", "n02012849"]
-    scipy.io.savemat(kit / "meta.mat", {"synsets": synsets})
-    for number in (1, 2, 3):
-        write_photo(root / photos / f"ILSVRC2012_val_{number:08d}.JPEG", number)
+    """The same three images."""
+    imagenet_folders(data)
+    folders = data / "imagenet/val"
+    for file in list(folders.glob("*/*")):
+        (data / "imagenet" / photos).mkdir(exist_ok=True)
+        file.rename(data / "imagenet" / photos / file.name)
+        file.parent.rmdir()
 
 
 def image_folder(data: Path) -> None:
@@ -254,7 +252,7 @@ def imagenet_tfds(data: Path) -> None:
         "image": tfds.features.Image(encoding_format="png"),
         "label": tfds.features.ClassLabel(names=synsets),
     }
-    examples = [{"image": png(BLACK), "label": label} for label in (0, 2, 1)]
+    examples = [{"image": png(BLACK), "label": label} for label in (0, 1, 2)]
     write_tfds(data / "imagenet2012/5.1.0", features, "validation", examples)
 
 
@@ -275,13 +273,3 @@ def cityscapes_tfds(data: Path) -> None:
     examples = [{"image_left": png(BLACK), "segmentation_label": png(mask)} for mask in masks]
     folder = data / "cityscapes/semantic_segmentation/1.0.0"
     write_tfds(folder, features, "validation", examples)
-
-
-def ade20k_tfds(data: Path) -> None:
-    features = {
-        "image": tfds.features.Image(encoding_format="png"),
-        "annotation": tfds.features.Image(shape=(None, None, 1), encoding_format="png"),
-    }
-    masks = [[[0, 1, 150], [13, 128, 0]], [[1] * 3] * 2]
-    examples = [{"image": png(BLACK), "annotation": png(mask)} for mask in masks]
-    write_tfds(data / "scene_parse150/1.0.0", features, "test", examples)

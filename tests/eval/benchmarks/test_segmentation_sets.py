@@ -56,7 +56,6 @@ SETS = {
         False,
         [[0, 18, 255], [255, 13, 255]],
     ),
-    "ade20k, tfds": ("ade20k", miniatures.ade20k_tfds, 150, False, [[255, 0, 149], [12, 127, 255]]),
     "ade20k": ("ade20k", miniatures.ade20k, 150, False, [[255, 0, 149], [12, 127, 255]]),
     "folder": ("folder", miniatures.folder, 2, True, [[0, 1, 2], [255, 1, 1]]),
     "folder, no background": (
