@@ -1,0 +1,83 @@
+"""Text in pictures: smooth, in any alphabet, readable on any background.
+
+OpenCV brings the font (since version 5).
+"""
+
+import functools
+
+import cv2
+import numpy as np
+
+from groupvit_jax.typing import UInt8
+
+RgbImage = UInt8[np.ndarray, "H W 3"]
+Letters = UInt8[np.ndarray, "h w"]
+
+_SMALLEST, _LARGEST = 10, 96  # pixels
+_WEIGHT = 550
+_WHITE, _DARK = 255.0, 18.0
+
+
+def size_for(shape: tuple[int, ...]) -> int:
+    """Returns the size in pixels of letters for a picture of this shape."""
+    return int(np.clip(min(shape[:2]) / 20, _SMALLEST, _LARGEST))
+
+
+def fit(text: str, size: int, width: int) -> Letters:
+    """Returns how much of each pixel letters cover, 0 to 255, with room for a halo around.
+
+    Args:
+      text: one line; the end is left out if even the smallest letters don't fit.
+      size: of the letters in pixels; smaller if they don't fit.
+      width: most columns of the result.
+    """
+    text = " ".join(text.split())
+    letters = _letters(text, size)
+    if letters.shape[1] > width and size > _SMALLEST:
+        size = max(_SMALLEST, int(size * width / letters.shape[1]))
+        letters = _letters(text, size)
+    while letters.shape[1] > width and len(text) > 1:
+        keep = min(len(text) - 2, int(len(text) * width / letters.shape[1]))
+        text = text[: max(keep, 0)].rstrip() + "…"
+        letters = _letters(text, size)
+    return letters[:, :width]
+
+
+def line_height(size: int) -> int:
+    """Returns the rows that letters of a size take, halo included."""
+    return _letters("Ág", size).shape[0]
+
+
+def stamp(image: RgbImage, letters: Letters, top: int, left: int) -> None:
+    """Writes white letters with a dark halo into a picture, in place."""
+    part = image[top : top + letters.shape[0], left : left + letters.shape[1]]
+    letters = letters[: part.shape[0], : part.shape[1]]
+    radius = 1 + letters.shape[0] // 14
+    kernel = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (2 * radius + 1, 2 * radius + 1))
+    halo = cv2.GaussianBlur(cv2.dilate(letters, kernel), (0, 0), radius / 2)
+    _mix(part, halo, _DARK, 0.8)
+    _mix(part, letters, _WHITE)
+
+
+def ink(image: RgbImage, letters: Letters) -> None:
+    """Writes dark letters into the lower left corner of a light picture, in place."""
+    letters = letters[-image.shape[0] :, : image.shape[1]]
+    _mix(image[-letters.shape[0] :, : letters.shape[1]], letters, _DARK)
+
+
+def _mix(part: RgbImage, cover: Letters, tone: float, strength: float = 1.0) -> None:
+    share = strength * cover[..., None].astype(np.float32) / 255
+    part[:] = np.rint(part * (1 - share) + tone * share).astype(np.uint8)
+
+
+def _letters(text: str, size: int) -> Letters:
+    font, margin = _font(), 1 + size // 6
+    _, above, width, height = cv2.getTextSize((0, 0), text, (0, 0), font, size, _WEIGHT)
+    canvas = np.zeros((height + 2 * margin, width + 2 * margin + size, 3), np.uint8)
+    cv2.putText(canvas, text, (margin, margin - above), (255, 255, 255), font, size, _WEIGHT)
+    return np.ascontiguousarray(canvas[:, : width + 2 * margin, 0])
+
+
+@functools.cache
+def _font() -> cv2.FontFace:
+    return cv2.FontFace("sans")
