@@ -20,7 +20,7 @@ Colours = UInt8[np.ndarray, "N 3"]
 _PAPER = 255
 # In CIELAB: neither so dark nor so light that the photo below is lost, nor so grey that a colour
 # is taken for the unlabelled photo.
-_LIGHTNESS, _CHROMA, _GRID = (42, 86), (32, 95), 24
+_LIGHTNESS, _CHROMA, _GRID = (42, 86), (32, 80), 24
 _FIRST_COLOUR = (47, 126, 216)
 
 

@@ -3,6 +3,7 @@ import re
 from html.parser import HTMLParser
 
 import numpy as np
+import pytest
 
 from groupvit_jax.eval import report
 
@@ -65,6 +66,46 @@ def test_chart_places_points_in_order_and_leaves_out_what_is_not_finite():
 
 def test_chart_without_points_says_so():
     assert "no points" in report.line_chart("mIoU", {"validation": []})
+
+
+def bars(chart):
+    """Names and lengths of the bars, as drawn."""
+    names = re.findall(r'text-anchor="end"[^>]*>([^<]+)', chart)
+    return names, [float(width) for width in re.findall(r'<rect [^>]*?width="([^"]+)"', chart)]
+
+
+def test_bars_are_sorted_and_as_long_as_their_values():
+    values = {"cat": 20.0, "a<b": 80.0, "never seen": math.nan, "dog": 40.0}
+    chart = report.bar_chart("IoU", values, full=100.0)
+    names, lengths = bars(chart)
+    assert names == ["a&lt;b", "dog", "cat", "never seen"]
+    assert lengths[0] == 2 * lengths[1] == 4 * lengths[2] > 100
+    assert lengths[3] == 0
+    text = parse(chart)
+    for expected in ("80.0", "40.0", "20.0", "IoU"):
+        assert expected in text
+    assert "nan" not in text
+
+
+@pytest.mark.parametrize("values", [{}, {"a": 0.0}, {"a": math.nan}])
+def test_bars_of_nothing_are_a_chart_too(values):
+    parse(report.bar_chart("IoU", values))
+
+
+def test_171_bars_do_not_overlap_and_long_names_are_whole_when_pointed_at():
+    names = [f"class-{i:03d}" for i in range(170)] + ["a name that is far too long for its room"]
+    chart = report.bar_chart("IoU", {name: 50.0 for name in names})
+    corners = re.findall(r'<rect x="([^"]+)" y="([^"]+)"', chart)
+    assert len(set(corners)) == 171
+    assert len({x for x, _ in corners}) == 3
+    assert f"<title>{names[-1]}</title>" in chart
+    assert parse(chart).count("class-") == 170
+
+
+def test_photos_are_far_smaller_than_pictures():
+    image = np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)
+    assert len(report.photo(image)) < 0.7 * len(report.picture(image))
+    assert "data:image/jpeg" in report.photo(image)
 
 
 def test_write_creates_the_folder(tmp_path):
