@@ -15,7 +15,7 @@ import simplejpeg
 from jaxtyping import Shaped, UInt8
 
 __all__ = ["MAX_PIXELS", "Box", "BrokenImageError", "ImageHeader"]
-__all__ += ["decode", "decode_box", "orient", "read_header"]
+__all__ += ["decode", "decode_box", "lay_on_white", "orient", "read_header"]
 
 Image = UInt8[np.ndarray, "H W 3"]
 
@@ -305,6 +305,10 @@ def _to_rgb(pixels: np.ndarray) -> Image:
         return cv2.cvtColor(pixels, cv2.COLOR_GRAY2RGB)
     if channels == 3:
         return cv2.cvtColor(pixels, cv2.COLOR_BGR2RGB)
-    alpha = pixels[..., 3:].astype(np.uint16)
-    colour = pixels[..., 2::-1].astype(np.uint16)
+    return lay_on_white(cv2.cvtColor(pixels, cv2.COLOR_BGRA2RGBA))
+
+
+def lay_on_white(pixels: UInt8[np.ndarray, "H W 4"]) -> Image:
+    """Returns RGB of RGBA pixels whose colours are not multiplied by their opacity."""
+    colour, alpha = pixels[..., :3].astype(np.uint16), pixels[..., 3:].astype(np.uint16)
     return ((colour * alpha + 255 * (255 - alpha) + 127) // 255).astype(np.uint8)
