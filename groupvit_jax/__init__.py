@@ -1,0 +1,17 @@
+"""GroupViT: segmentation that emerges from image-caption pairs."""
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from groupvit_jax.segmenter import Segmenter
+
+__all__ = ["Segmenter"]
+
+
+def __getattr__(name: str) -> Any:
+    """Imports what is exported when it is first used, so that the package itself stays light."""
+    if name == "Segmenter":
+        from groupvit_jax.segmenter import Segmenter
+
+        return Segmenter
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,0 +1,286 @@
+"""The one class that people use for inference: any image, any labels.
+
+segmenter = Segmenter.from_pretrained("path")
+result = segmenter("photo.jpg", ["dog", "grass", "frisbee"])
+result.mask, result.scores, result.groups, result.overlay()
+"""
+
+import collections
+import dataclasses
+import functools
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from groupvit_jax import parallel
+from groupvit_jax.data.photo import read_photo
+from groupvit_jax.data.text import make_tokenizer
+from groupvit_jax.eval import visualize
+from groupvit_jax.eval.encoding import Encoder
+from groupvit_jax.eval.protocol import Protocol, make_protocol
+from groupvit_jax.eval.segment_images import ImageSegmenter
+from groupvit_jax.interop.load import load_pretrained
+from groupvit_jax.interop.pretrained import Pretrained
+from groupvit_jax.models import build_model
+from groupvit_jax.typing import Float, Int, UInt8
+
+BACKGROUND = "background"
+_PUBLISHED_WINDOW, _PUBLISHED_LONGEST = 448, 2048
+_LABEL_LISTS_KEPT = 16
+
+RgbImage = UInt8[np.ndarray, "H W 3"]
+
+
+@dataclasses.dataclass(frozen=True)
+class SegmentationResult:
+    """A segmented image, in the size and orientation in which people see it.
+
+    Attributes:
+      image: the pixels that were segmented.
+      mask: for every pixel the index of its label in `labels`.
+      labels: with a background, that is the first.
+      scores: of the K labels that were likely anywhere in the image; see `score`.
+      classes: the indices of these labels, ascending.
+      groups: for each grouping stage, the group of every pixel.
+      has_background: whether label 0 is the background.
+    """
+
+    image: UInt8[np.ndarray, "H W 3"]
+    mask: Int[np.ndarray, "H W"]
+    labels: tuple[str, ...]
+    scores: Float[np.ndarray, "H W K"]
+    classes: Int[np.ndarray, " K"]
+    groups: tuple[Int[np.ndarray, "H W"], ...]
+    has_background: bool = False
+
+    def score(self, label: str) -> Float[np.ndarray, "H W"]:
+        """Returns a label's score at every pixel; 0 if it was likely nowhere.
+
+        Raises:
+          ValueError: it is none of the labels.
+        """
+        if label not in self.labels:
+            raise ValueError(f"label: {label!r} found, expected one of {list(self.labels)}")
+        column = np.flatnonzero(self.classes == self.labels.index(label))
+        return self.scores[..., column].sum(axis=-1)
+
+    def shares(self) -> dict[str, float]:
+        """Returns the share of the pixels of each label that has any, the largest first."""
+        counts = np.bincount(self.mask.ravel(), minlength=len(self.labels))
+        order = np.argsort(-counts, kind="stable")
+        return {self.labels[i]: float(counts[i] / self.mask.size) for i in order if counts[i]}
+
+    @property
+    def colours(self) -> UInt8[np.ndarray, "N 3"]:
+        """Of the labels; a label has the same with and without a background, which is black."""
+        if not self.has_background:
+            return visualize.palette(len(self.labels))
+        black = np.zeros((1, 3), np.uint8)
+        return np.concatenate([black, visualize.palette(len(self.labels) - 1)])
+
+    def overlay(self, names: bool = True) -> RgbImage:
+        """Returns the image with its labels painted over, the background grey.
+
+        Args:
+          names: whether the labels are written at their regions.
+        """
+        background = 0 if self.has_background else None
+        painted = visualize.overlay(self.image, self.mask, self.colours, background=background)
+        if not names:
+            return painted
+        written = ["", *self.labels[1:]] if self.has_background else self.labels
+        return visualize.write_names(painted, self.mask, written)
+
+    def side_by_side(self) -> UInt8[np.ndarray, "h w 3"]:
+        """Returns the image and, beside or below it, its segmentation."""
+        return visualize.side_by_side({"image": self.image, "segmentation": self.overlay()})
+
+    def overlay_groups(self) -> UInt8[np.ndarray, "h w 3"]:
+        """Returns the image and the groups of each stage, painted over it."""
+        pictures = {"image": self.image}
+        for stage, groups in enumerate(self.groups, 1):
+            colours = visualize.palette(int(groups.max()) + 1)
+            title = f"stage {stage}: {len(np.unique(groups))} groups"
+            pictures[title] = visualize.overlay(self.image, groups, colours)
+        return visualize.side_by_side(pictures)
+
+
+class Segmenter:
+    """Segments images into any labels.
+
+    Programs are compiled at the first image, and again for another number of labels.
+    """
+
+    def __init__(
+        self,
+        pretrained: Pretrained,
+        *,
+        protocol: str = "groupvit",
+        background: bool | float = False,
+        prompts: Sequence[str] | None = None,
+        windows_at_once: int | None = None,
+        **knobs: Any,
+    ) -> None:
+        """Puts a model on this process's devices.
+
+        Args:
+          pretrained: the model; `from_pretrained` reads it.
+          protocol: of `eval.protocol.PROTOCOLS`; its windows, made for images of 224 pixels in
+            training, are scaled to those of this model.
+          background: whether pixels may have none of the labels; a number is the threshold that a
+            label's score has to reach, 0 to 1.
+          prompts: texts with one `{}` for a label, whose embeddings are averaged; by default those
+            of the protocol.
+          windows_at_once: how many windows go through the model at once.
+          **knobs: further fields of `eval.protocol.Protocol`, e.g. `pamr_iterations=10`.
+
+        Raises:
+          ValueError: naming the argument, if its value can't be.
+          TypeError: there is no such knob.
+        """
+        if prompts is not None:
+            check_prompts(prompts)
+        config = pretrained.model_config
+        self.protocol = _make_protocol(
+            protocol, config.image.image_size, background, prompts=prompts, **knobs
+        )
+        mesh = parallel.make_mesh({"data": -1, "fsdp": 1, "tensor": 1}, jax.local_devices())
+        tokenizer = make_tokenizer(pretrained.tokenizer, config.text.context_length)
+        self._encoder = Encoder(build_model(config), tokenizer, mesh)
+        self._variables = jax.device_put(pretrained.variables, parallel.replicated(mesh))
+        self._segment = ImageSegmenter(
+            self._encoder, self.protocol, windows_at_once=windows_at_once
+        )
+        self._embed = functools.lru_cache(_LABEL_LISTS_KEPT)(self._class_embeddings)
+
+    @classmethod
+    def from_pretrained(cls, path: str | Path, **options: Any) -> "Segmenter":
+        """Reads a model of any kind.
+
+        Args:
+          path: a run's folder or a step of it, an export's or a Hugging Face directory, or a
+            `.pth`.
+          **options: those of `Segmenter`.
+
+        Raises:
+          FileNotFoundError: there is no such file.
+          ValueError: the file is no such model, or an option can't be.
+        """
+        return cls(load_pretrained(path), **options)
+
+    def __call__(self, image: Any, labels: Sequence[str]) -> SegmentationResult:
+        """Segments one image.
+
+        Args:
+          image: a file's path, a `PIL.Image`, or UInt8 [H, W], [H, W, 3] or [H, W, 4]. It is
+            turned upright by its EXIF orientation; transparency is laid on white.
+          labels: what to look for, e.g. ["dog", "grass", "frisbee"].
+
+        Raises:
+          ValueError: no labels, an empty one, one twice; or something that is no image.
+          FileNotFoundError: there is no such file.
+        """
+        labels = check_labels(labels, self.protocol.has_background)
+        return next(self._results([("image", image)], labels))
+
+    def batch(self, images: Iterable[Any], labels: Sequence[str]) -> Iterator[SegmentationResult]:
+        """Segments many images, faster than one by one; their results come in order.
+
+        Images are read as they are needed. Arguments and errors are those of a single image.
+        """
+        labels = check_labels(labels, self.protocol.has_background)
+        return self._results(((f"images[{i}]", image) for i, image in enumerate(images)), labels)
+
+    def mask_labels(self, labels: Sequence[str]) -> tuple[str, ...]:
+        """Returns what the values of masks stand for, from 0 on: a background comes first.
+
+        Raises:
+          ValueError: no labels, an empty one, one twice.
+        """
+        labels = check_labels(labels, self.protocol.has_background)
+        return (BACKGROUND, *labels) if self.protocol.has_background else labels
+
+    def _results(
+        self, images: Iterable[tuple[str, Any]], labels: tuple[str, ...]
+    ) -> Iterator[SegmentationResult]:
+        waiting: collections.deque[RgbImage] = collections.deque()
+
+        def read() -> Iterator[RgbImage]:
+            for name, image in images:
+                waiting.append(read_photo(image, name))
+                yield waiting[-1]
+
+        names, has_background = self.mask_labels(labels), self.protocol.has_background
+        for found in self._segment(self._variables, self._embed(labels), read()):
+            yield SegmentationResult(
+                waiting.popleft(),
+                found.mask,
+                names,
+                found.scores,
+                found.classes,
+                found.groups,
+                has_background,
+            )
+
+    def _class_embeddings(self, labels: tuple[str, ...]) -> Float[np.ndarray, "N D"]:
+        return self._encoder.class_embeddings(self._variables, labels, self.protocol.prompts)
+
+
+def check_labels(labels: Sequence[str], has_background: bool = False) -> tuple[str, ...]:
+    """Returns the labels without spaces around them.
+
+    Raises:
+      ValueError: there is none, one is empty, or two are the same but for case and spaces.
+    """
+    if isinstance(labels, str):
+        raise ValueError(f"labels: the text {labels!r} found, expected a list such as ['dog']")
+    cleaned = [" ".join(_check_text("labels", label).split()) for label in labels]
+    if not cleaned:
+        raise ValueError("labels: an empty list found, expected at least one label")
+    seen = {BACKGROUND: "the background's own"} if has_background else {}
+    for label in cleaned:
+        if not label:
+            raise ValueError(f"labels: an empty label found in {list(labels)}, expected names")
+        key = label.casefold()
+        if key in seen:
+            raise ValueError(f"labels: {label!r} found twice ({seen[key]}), expected it once")
+        seen[key] = repr(label)
+    return tuple(cleaned)
+
+
+def check_prompts(prompts: Sequence[str]) -> None:
+    """Raises ValueError unless there are prompts and each has one `{}` and no other brace."""
+    if isinstance(prompts, str):
+        raise ValueError(f"prompts: the text {prompts!r} found, expected a list of texts")
+    if not prompts:
+        raise ValueError("prompts: an empty list found, expected at least one text with {}")
+    for prompt in prompts:
+        if _check_text("prompts", prompt).count("{}") != 1 or set("{}") & set(
+            prompt.replace("{}", "")
+        ):
+            raise ValueError(f"prompts: {prompt!r} found, expected one {{}} where the label goes")
+
+
+def _check_text(field: str, value: Any) -> str:
+    if not isinstance(value, str):
+        raise ValueError(f"{field}: {value!r} found, expected texts")
+    return value
+
+
+def _make_protocol(name: str, image_size: int, background: bool | float, **knobs: Any) -> Protocol:
+    """Scales the published sizes, of a model for images of 224 pixels, to another model's."""
+    threshold = None if isinstance(background, bool) else float(background)
+    if threshold is not None and not 0 < threshold <= 1:
+        raise ValueError(f"background={background}: expected True, False or a number from 0 to 1")
+    window = knobs.get("window") or 2 * image_size
+    longest = round(window * _PUBLISHED_LONGEST / _PUBLISHED_WINDOW)
+    sizes = {"window": window, "stride": max(1, window // 2), "resize": (longest, window)}
+    given = {key: value for key, value in knobs.items() if value is not None}
+    return make_protocol(
+        name,
+        has_background=background is not False,
+        **{**sizes, "background_threshold": threshold, **given},
+    )

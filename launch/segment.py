@@ -1,0 +1,219 @@
+"""Segments images into any labels, and leaves pictures to look at and masks to work with.
+
+python -m launch.segment --checkpoint=runs/first --labels="dog, grass" --output=segmented *.jpg
+python -m launch.segment --checkpoint=gcc_yfcc.pth --labels=@names.txt --background \
+    --output=segmented photos 'more/**/*.png'
+
+Writes for each image OUTPUT/NAME_labels.png (the labels at their regions), NAME_groups.png (the
+groups of each stage), NAME_side.png (the image beside its segmentation) and NAME_mask.png (for
+every pixel the index of its label), and OUTPUT/labels.json, which names the indices and the files.
+
+Exit codes: 0 done; 1 some images could not be read; 2 something is wrong with flags or files.
+"""
+
+import argparse
+import collections
+import glob
+import json
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from groupvit_jax.data.photo import read_photo
+from groupvit_jax.eval import visualize
+from groupvit_jax.eval.protocol import PROTOCOLS
+from groupvit_jax.segmenter import SegmentationResult, Segmenter, check_labels, check_prompts
+from launch import common
+
+_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp")
+_RESULTS = ("_labels.png", "_groups.png", "_side.png", "_mask.png")
+_KNOBS = ("window", "stride", "num_kept", "pamr_iterations", "windows_at_once")
+
+
+def parse_flags(argv: Sequence[str]) -> argparse.Namespace:
+    """Parses the command line, `argv[0]` being the program."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    add = parser.add_argument
+    add("images", nargs="+", metavar="IMAGE", help="a file, a folder or a quoted glob")
+    add(
+        "--checkpoint",
+        required=True,
+        help="a run's folder or a step of it, an export, a Hugging Face directory or a .pth",
+    )
+    add("--labels", required=True, help="with commas between, or @FILE with one on each line")
+    add("--output", required=True, help="folder to write into")
+    add("--background", action="store_true", help="pixels may have none of the labels")
+    add(
+        "--background_threshold",
+        type=float,
+        help="what a label has to score where there is a background, 0 to 1; implies --background",
+    )
+    add(
+        "--prompts",
+        help='texts with {} for the label, semicolons between (default: "a photo of a {}."), '
+        "or @FILE with one on each line",
+    )
+    add("--protocol", default="groupvit", choices=list(PROTOCOLS), help="how images are segmented")
+    add("--window", type=int, help="side of the sliding windows; default: twice the training's")
+    add("--stride", type=int, help="pixels between windows; default: half a window")
+    add("--num_kept", type=int, help="labels that each window may show (default: 5)")
+    add("--pamr_iterations", type=int, help="refine regions along edges; usual: 10 (default: 0)")
+    add("--windows_at_once", type=int, help="less where memory is short")
+    return parser.parse_args(argv[1:])
+
+
+def main(flags: argparse.Namespace) -> int:
+    """Runs the command; returns its exit code."""
+    try:
+        return _run(flags)
+    except (ValueError, FileNotFoundError, FileExistsError) as error:
+        if not common.is_own(error):
+            raise
+        common.fail(common.BAD_INPUT, error)
+
+
+def _run(flags: argparse.Namespace) -> int:
+    output = Path(flags.output)
+    if output.exists() and not output.is_dir():
+        raise FileExistsError(f"--output={output}: a file found, expected a folder")
+    has_background = flags.background or flags.background_threshold is not None
+    labels = check_labels(_split("--labels", flags.labels, ","), has_background)
+    names = unique_names(find_images(flags.images, output))
+    segmenter = Segmenter.from_pretrained(flags.checkpoint, **_options(flags, has_background))
+    output.mkdir(parents=True, exist_ok=True)
+    entries, skipped = _segment_all(segmenter, labels, names, output)
+    content = {"labels": segmenter.mask_labels(labels), "images": entries}
+    text = json.dumps(content, indent=2, ensure_ascii=False)
+    (output / "labels.json").write_text(text + "\n", encoding="utf-8")
+    print(f"segmented {len(entries)} of {len(names)} images into {output}")
+    if skipped:
+        print(f"{skipped} of {len(names)} images could not be read", file=sys.stderr)
+    return common.FAILED if skipped else 0
+
+
+def _options(flags: argparse.Namespace, has_background: bool) -> dict[str, Any]:
+    threshold = flags.background_threshold
+    options = {name: getattr(flags, name) for name in _KNOBS}
+    options["background"] = has_background if threshold is None else threshold
+    options["protocol"] = flags.protocol
+    if flags.prompts is not None:
+        options["prompts"] = _split("--prompts", flags.prompts, ";")
+        check_prompts(options["prompts"])
+    return options
+
+
+def _split(flag: str, text: str, separator: str) -> list[str]:
+    """Returns what stands between separators, or on the lines of the file behind an @."""
+    if not text.startswith("@"):
+        return [part.strip() for part in text.split(separator)]
+    path = Path(text[1:]).expanduser()
+    if not path.is_file():
+        raise FileNotFoundError(f"{flag}={text}: no such file")
+    lines = path.read_text(encoding="utf-8").splitlines()
+    return [line.strip() for line in lines if line.strip()]
+
+
+def find_images(patterns: Sequence[str], output: Path) -> list[Path]:
+    """Returns the files that patterns stand for, each once; results of earlier runs are none.
+
+    Args:
+      patterns: files, folders (with all images below) and globs.
+      output: where results lie.
+
+    Raises:
+      FileNotFoundError: there is no such file, or no image at all.
+    """
+    found: dict[Path, Path] = {}
+    for pattern in patterns:
+        for path in _expand(pattern):
+            is_result = path.name.endswith(_RESULTS) and path.parent.resolve() == output.resolve()
+            if not is_result:
+                found.setdefault(path.resolve(), path)
+    if not found:
+        raise FileNotFoundError(
+            f"{', '.join(patterns)}: no image found, expected files that end in "
+            f"{', '.join(_SUFFIXES)}"
+        )
+    return list(found.values())
+
+
+def _expand(pattern: str) -> list[Path]:
+    path = Path(pattern).expanduser()
+    if path.is_file():
+        return [path]
+    if path.is_dir():
+        candidates = path.rglob("*")
+    elif glob.has_magic(pattern):
+        candidates = (Path(match) for match in glob.iglob(str(path), recursive=True))
+    else:
+        raise FileNotFoundError(f"{pattern}: no such file or folder")
+    return sorted(p for p in candidates if p.suffix.lower() in _SUFFIXES and p.is_file())
+
+
+def unique_names(paths: Sequence[Path]) -> dict[str, Path]:
+    """Returns the files by what their results are called: NAME, then NAME_2, NAME_3, ..."""
+    names: dict[str, Path] = {}
+    taken: set[str] = set()
+    for path in paths:
+        name, number = path.stem, 1
+        while name.casefold() in taken:  # as file systems do that don't tell A from a
+            number += 1
+            name = f"{path.stem}_{number}"
+        taken.add(name.casefold())
+        names[name] = path
+    return names
+
+
+def _segment_all(
+    segmenter: Segmenter, labels: Sequence[str], names: Mapping[str, Path], output: Path
+) -> tuple[dict[str, dict[str, Any]], int]:
+    """Writes all results; returns the description of each image, and how many were skipped."""
+    waiting: collections.deque[str] = collections.deque()
+    entries: dict[str, dict[str, Any]] = {}
+    skipped: list[str] = []
+    console = Console(stderr=True)
+    columns = (BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), TextColumn("images"))
+    with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
+        task = progress.add_task("", total=len(names))
+
+        def photos() -> Iterator[np.ndarray]:
+            for name, path in names.items():
+                try:
+                    photo = read_photo(path)
+                except (ValueError, OSError) as error:
+                    skipped.append(name)
+                    progress.advance(task)
+                    progress.console.print(f"skipped {error}", markup=False, soft_wrap=True)
+                    continue
+                waiting.append(name)
+                yield photo
+
+        for result in segmenter.batch(photos(), labels):
+            name = waiting.popleft()
+            _write(output, name, result)
+            shares = {label: round(share, 5) for label, share in result.shares().items()}
+            entries[name] = {"file": str(names[name]), "shares": shares}
+            progress.advance(task)
+    return entries, len(skipped)
+
+
+def _write(output: Path, name: str, result: SegmentationResult) -> None:
+    contents = (
+        visualize.png(result.overlay()),
+        visualize.png(result.overlay_groups()),
+        visualize.png(result.side_by_side()),
+        visualize.mask_png(result.mask, result.colours),
+    )
+    for ending, content in zip(_RESULTS, contents, strict=True):
+        (output / f"{name}{ending}").write_bytes(content)
+
+
+if __name__ == "__main__":
+    sys.exit(main(parse_flags(sys.argv)))
