@@ -88,10 +88,13 @@ def _run(flags: argparse.Namespace) -> int:
     names = unique_names(find_images(flags.images, output))
     segmenter = Segmenter.from_pretrained(flags.checkpoint, **_options(flags, has_background))
     output.mkdir(parents=True, exist_ok=True)
-    entries, skipped = _segment_all(segmenter, labels, names, output)
-    content = {"labels": segmenter.mask_labels(labels), "images": entries}
-    text = json.dumps(content, indent=2, ensure_ascii=False)
-    (output / "labels.json").write_text(text + "\n", encoding="utf-8")
+    entries: dict[str, dict[str, Any]] = {}
+    try:
+        skipped = _segment_all(segmenter, labels, names, output, entries)
+    finally:  # masks without their labels are of no use
+        content = {"labels": segmenter.mask_labels(labels), "images": entries}
+        text = json.dumps(content, indent=2, ensure_ascii=False)
+        (output / "labels.json").write_text(text + "\n", encoding="utf-8")
     print(f"segmented {len(entries)} of {len(names)} images into {output}")
     if skipped:
         print(f"{skipped} of {len(names)} images could not be read", file=sys.stderr)
@@ -172,16 +175,24 @@ def unique_names(paths: Sequence[Path]) -> dict[str, Path]:
 
 
 def _segment_all(
-    segmenter: Segmenter, labels: Sequence[str], names: Mapping[str, Path], output: Path
-) -> tuple[dict[str, dict[str, Any]], int]:
-    """Writes all results; returns the description of each image, and how many were skipped."""
+    segmenter: Segmenter,
+    labels: Sequence[str],
+    names: Mapping[str, Path],
+    output: Path,
+    entries: dict[str, dict[str, Any]],
+) -> int:
+    """Writes all results, puts descriptions into `entries`; returns how many were skipped."""
     waiting: collections.deque[str] = collections.deque()
-    entries: dict[str, dict[str, Any]] = {}
     skipped: list[str] = []
     console = Console(stderr=True)
-    columns = (BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), TextColumn("images"))
+    columns = (
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(),
+        TextColumn("{task.description}"),
+    )
     with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
-        task = progress.add_task("", total=len(names))
+        task = progress.add_task("images; compiling at the first", total=len(names))
 
         def photos() -> Iterator[np.ndarray]:
             for name, path in names.items():
@@ -200,8 +211,8 @@ def _segment_all(
             _write(output, name, result)
             shares = {label: round(share, 5) for label, share in result.shares().items()}
             entries[name] = {"file": str(names[name]), "shares": shares}
-            progress.advance(task)
-    return entries, len(skipped)
+            progress.update(task, advance=1, description="images")
+    return len(skipped)
 
 
 def _write(output: Path, name: str, result: SegmentationResult) -> None:

@@ -136,3 +136,19 @@ def test_no_two_files_share_a_name():
     assert list(names.values()) == paths
     assert list(names) == ["a", "a_2", "A_3", "a_2_2", "b"]
     assert len({name.casefold() for name in names}) == len(paths)
+
+
+def test_what_was_written_is_described_even_if_the_command_is_stopped(
+    checkpoint, photos, tmp_path, monkeypatch
+):
+    original = segment._write
+
+    def write(output, name, result):
+        if name == "b":
+            raise KeyboardInterrupt
+        original(output, name, result)
+
+    monkeypatch.setattr(segment, "_write", write)
+    with pytest.raises(KeyboardInterrupt):
+        run(checkpoint, tmp_path / "out", "--labels=dog,cat", photos)
+    assert list(json.loads((tmp_path / "out/labels.json").read_text())["images"]) == ["a"]
