@@ -116,8 +116,15 @@ def local_copies(mesh: Mesh, tree: PyTree) -> PyTree:
       mesh: the mesh of all processes, which call this together.
       tree: arrays on `mesh`, sharded in any way, or on the host.
     """
-    copies = jax.jit(lambda arrays: arrays, out_shardings=replicated(mesh))(tree)
     sharding = replicated(local_mesh(mesh))
+
+    def is_local_copy(leaf: Any) -> bool:
+        on_device = isinstance(leaf, jax.Array)
+        return on_device and leaf.sharding.is_equivalent_to(sharding, leaf.ndim)
+
+    if all(map(is_local_copy, jax.tree.leaves(tree))):
+        return tree
+    copies = jax.jit(lambda arrays: arrays, out_shardings=replicated(mesh))(tree)
 
     def keep_own(array: jax.Array) -> jax.Array:
         shards = [shard.data for shard in array.addressable_shards]

@@ -109,10 +109,7 @@ class SegmentationResult:
 
 
 class Segmenter:
-    """Segments images into any labels.
-
-    Programs are compiled at the first image, and again for another number of labels.
-    """
+    """Segments images into any labels; the model is compiled at the first image."""
 
     def __init__(
         self,

@@ -18,7 +18,7 @@ from groupvit_jax import parallel
 from groupvit_jax.eval import segmentation
 from groupvit_jax.eval.encoding import Encoder
 from groupvit_jax.eval.protocol import Protocol
-from groupvit_jax.eval.segmentation import ImageWindows, WindowOutput
+from groupvit_jax.eval.segmentation import ImageWindows, WindowFeatures
 from groupvit_jax.eval.windows import Layout, lay_out, resampling, resize_to_fit, round_up_size
 from groupvit_jax.typing import Array, Float, Int, Params, UInt8
 
@@ -41,6 +41,20 @@ class Prepared(NamedTuple):
     layout: Layout
     size: tuple[int, int]
     view: UInt8[np.ndarray, "s s 3"] | None = None
+
+
+class WindowOutput(NamedTuple):
+    """What is kept of each window, on the host.
+
+    Attributes:
+      maps: for each grouping stage in order, how much every patch is of every group.
+      classes: the classes that the window's embedding likes best, in any order.
+      scores: of these classes, for each group of the last stage.
+    """
+
+    maps: tuple[Float[np.ndarray, "*batch h w _"], ...]
+    classes: Int[np.ndarray, "*batch K"]
+    scores: Float[np.ndarray, "*batch G K"]
 
 
 class ImageOutput(NamedTuple):
@@ -121,7 +135,12 @@ class WindowEncoder:
         wanted = windows_at_once or per_device * self.mesh.size
         self.batch_size = -(-wanted // self.mesh.size) * self.mesh.size
         self.sharding = NamedSharding(self.mesh, PartitionSpec(self.mesh.axis_names))
+        # Two programs, so that the towers aren't compiled again for another number of classes.
         self._encode = jax.jit(self._encode_windows, out_shardings=self.sharding)
+        self._classify = jax.jit(
+            functools.partial(segmentation.class_scores, num_kept=protocol.num_kept),
+            out_shardings=self.sharding,
+        )
 
     def prepare(self, image: UInt8[np.ndarray, "H W 3"]) -> Prepared:
         """Resizes an image on the host and lays its windows out."""
@@ -155,19 +174,17 @@ class WindowEncoder:
             yield _join(done, len(text)), done.tag
 
     def _encode_windows(
-        self, variables: Params, text: Array, windows: UInt8[Array, "B H W 3"]
-    ) -> WindowOutput:
-        output = segmentation.encode_windows(
-            self.encoder.model, variables, windows, text, self.protocol.num_kept
-        )
-        return output if self._views else output._replace(maps=output.maps[-1:])
+        self, variables: Params, windows: UInt8[Array, "B H W 3"]
+    ) -> WindowFeatures:
+        features = segmentation.encode_windows(self.encoder.model, variables, windows)
+        return features if self._views else features._replace(maps=features.maps[-1:])
 
-    def _encode_batch(
-        self, variables: Params, text: Array, windows: Sequence[np.ndarray]
-    ) -> WindowOutput:
+    def _encode_batch(self, variables: Params, text: Array, windows: Sequence[np.ndarray]) -> Any:
         missing = self.batch_size - len(windows)
         batch = np.stack([*windows, *[windows[-1]] * missing])
-        return self._encode(variables, text, jax.device_put(batch, self.sharding))
+        image, groups, maps = self._encode(variables, jax.device_put(batch, self.sharding))
+        scale = variables["params"]["logit_scale"]
+        return WindowOutput(maps, *self._classify(image, groups, text, scale))
 
 
 class _Run:

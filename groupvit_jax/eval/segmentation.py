@@ -1,8 +1,9 @@
 """Zero-shot segmentation on the device: groups take classes, pixels take groups.
 
-Two pure functions, each jitted by its caller: `encode_windows` runs the towers on a batch of
-windows, whichever images they are of; `segment` joins the windows of one image. Between them only
-few numbers of a window remain: the soft group of every patch and the groups' best classes.
+Three pure functions, each jitted by its caller: `encode_windows` runs the image tower on a batch of
+windows, whichever images they are of; `class_scores` compares their groups with the classes;
+`segment` joins the windows of one image. Between them only few numbers of a window remain: the soft
+groups of every patch and the groups' best classes.
 """
 
 from collections.abc import Sequence
@@ -23,18 +24,18 @@ from groupvit_jax.typing import Array, Float, Int, Params, UInt8
 _HIGHEST = jax.lax.Precision.HIGHEST
 
 
-class WindowOutput(NamedTuple):
-    """What is kept of each window.
+class WindowFeatures(NamedTuple):
+    """What the towers give for a batch of windows, whatever the classes.
 
     Attributes:
+      image: joint embeddings of the windows, not normalised.
+      groups: joint embeddings of the last stage's segments, not normalised.
       maps: for each grouping stage in order, how much every patch is of every group.
-      classes: the classes that the window's embedding likes best, in any order.
-      scores: of these classes, for each group of the last stage.
     """
 
+    image: Float[Array, "B D"]
+    groups: Float[Array, "B G D"]
     maps: tuple[Float[Array, "B h w _"], ...]
-    classes: Int[Array, "B K"]
-    scores: Float[Array, "B G K"]
 
 
 class ImageWindows(NamedTuple):
@@ -81,8 +82,8 @@ def group_maps(
 
 
 def class_scores(
-    groups: Float[Array, "B G D"],
     image: Float[Array, "B D"],
+    groups: Float[Array, "B G D"],
     text: Float[Array, "N D"],
     logit_scale: Float[Array, ""],
     num_kept: int,
@@ -90,8 +91,8 @@ def class_scores(
     """Returns the kept classes, and `softmax(kept affinity) * softmax(affinity)` of each group.
 
     Args:
-      groups: embeddings of the segments, not normalised.
       image: embedding of the whole window, not normalised.
+      groups: embeddings of the segments, not normalised.
       text: normalised class embeddings.
       logit_scale: logarithm of the inverse temperature.
       num_kept: number of classes that are kept, those that the whole window likes best.
@@ -108,27 +109,20 @@ def class_scores(
 
 
 def encode_windows(
-    model: TwoTower,
-    variables: Params,
-    windows: UInt8[Array, "B H W 3"],
-    text: Float[Array, "N D"],
-    num_kept: int,
-) -> WindowOutput:
+    model: TwoTower, variables: Params, windows: UInt8[Array, "B H W 3"]
+) -> WindowFeatures:
     """Runs the image tower once over a batch of windows of one size.
 
     Args:
       model: the two towers.
       variables: the model's parameters and statistics.
       windows: pixels; the encoder pads them to multiples of its patches.
-      text: normalised class embeddings, without the background's.
-      num_kept: see `class_scores`.
     """
     image, features = encode_images(model, variables, normalize(windows))
     groups = project_groups(model, variables, features.segments)
-    logit_scale = variables["params"]["logit_scale"]
-    classes, scores = class_scores(groups, image, text, logit_scale, num_kept)
     (H, W), p = windows.shape[1:3], model.image_encoder.patch_size
-    return WindowOutput(group_maps(features.assignments, (-(-H // p), -(-W // p))), classes, scores)
+    maps = group_maps(features.assignments, (-(-H // p), -(-W // p)))
+    return WindowFeatures(image, groups, maps)
 
 
 def pixel_groups(

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from flax.typing import Dtype, Initializer
 
-from groupvit_jax.typing import Array, Float
+from groupvit_jax.typing import Array, Bool, Float
 
 LAYER_NORM_EPS = 1e-5
 
@@ -66,6 +66,39 @@ class TokenMlp(nn.Module):
         return mlp(x.swapaxes(1, 2)).swapaxes(1, 2)
 
 
+def attend(
+    query: Float[Array, "B N T H"],
+    key: Float[Array, "B N S H"],
+    value: Float[Array, "B N S H"],
+    mask: Bool[Array, "#B #N T S"] | None = None,
+) -> Float[Array, "B N T H"]:
+    """Multi-head attention; logits and softmax in float32.
+
+    The values are averaged before the division by the softmax's sum, which is cheaper, above all in
+    the backward pass, than normalising all `T x S` weights.
+
+    Args:
+      query: heads before tokens.
+      key: as the queries.
+      value: as the queries.
+      mask: which tokens a query sees, at least one; None for all.
+    """
+    scaled = query * query.shape[-1] ** -0.5
+    logits = jnp.einsum("bnth,bnsh->bnts", scaled, key, preferred_element_type=jnp.float32)
+    if mask is not None:
+        logits = jnp.where(mask, logits, -jnp.inf)
+    weights = jnp.exp(logits - jax.lax.stop_gradient(logits.max(axis=-1, keepdims=True)))
+    total = jnp.einsum(
+        "bnts,bnsh->bnth", weights.astype(value.dtype), value, preferred_element_type=jnp.float32
+    )
+    return (total / weights.sum(axis=-1, keepdims=True)).astype(value.dtype)
+
+
+def _join_heads(x: Float[Array, "B N T H"]) -> Float[Array, "B T C"]:
+    B, N, T, H = x.shape
+    return x.swapaxes(1, 2).reshape(B, T, N * H)
+
+
 class SelfAttention(nn.Module):
     """Multi-head self-attention with one fused projection for queries, keys and values."""
 
@@ -80,8 +113,10 @@ class SelfAttention(nn.Module):
         """Attends among the tokens of each row; the softmax is computed in float32."""
         B, S, C = x.shape
         qkv = nn.Dense(3 * C, kernel_init=self.qkv_init, dtype=self.dtype, name="qkv")(x)
-        q, k, v = jnp.moveaxis(qkv.reshape(B, S, 3, self.num_heads, C // self.num_heads), 2, 0)
-        out = jax.nn.dot_product_attention(q, k, v, is_causal=self.causal).reshape(B, S, C)
+        qkv = qkv.reshape(B, S, 3, self.num_heads, C // self.num_heads)
+        q, k, v = qkv.transpose(2, 0, 3, 1, 4)
+        mask = jnp.tril(jnp.ones((1, 1, S, S), bool)) if self.causal else None
+        out = _join_heads(attend(q, k, v, mask))
         return nn.Dense(C, kernel_init=self.proj_init, dtype=self.dtype, name="proj")(out)
 
 
@@ -99,12 +134,11 @@ class CrossAttention(nn.Module):
 
         def heads(x: Array, name: str) -> Array:
             x = nn.Dense(C, kernel_init=vit_init, dtype=self.dtype, name=name)(x)
-            return x.reshape(*x.shape[:2], self.num_heads, C // self.num_heads)
+            return x.reshape(*x.shape[:2], self.num_heads, C // self.num_heads).swapaxes(1, 2)
 
         C = query.shape[-1]
-        out = jax.nn.dot_product_attention(
-            heads(query, "q_proj"), heads(context, "k_proj"), heads(context, "v_proj")
-        ).reshape(query.shape)
+        q, k, v = heads(query, "q_proj"), heads(context, "k_proj"), heads(context, "v_proj")
+        out = _join_heads(attend(q, k, v))
         return nn.Dense(C, kernel_init=vit_init, dtype=self.dtype, name="proj")(out)
 
 

@@ -8,9 +8,6 @@ from groupvit_jax.eval.protocol import Protocol
 from groupvit_jax.eval.windows import resampling
 from tests.eval import protocol as slow
 
-    def locate(self, index):
-        return f"image {index}"
-
 
 @pytest.mark.parametrize("size", [(5, 7), (24, 16), (3, 3)])
 def test_resampling_is_bilinear_with_half_pixel_centres(size):
@@ -35,7 +32,7 @@ def test_resampling_agrees_with_torch():
 def test_groups_keep_the_classes_that_the_image_likes():
     groups = jnp.array([[[1, 0.9, 0, 0], [0, 0, 1, 0]]])
     image, text = jnp.array([[1, 1, 0.1, 0]]), jnp.eye(4)
-    classes, scores = segmentation.class_scores(groups, image, text, jnp.log(5.0), num_kept=2)
+    classes, scores = segmentation.class_scores(image, groups, text, jnp.log(5.0), num_kept=2)
     assert set(classes[0].tolist()) == {0, 1}
     # The second group is of a class that isn't kept: its scores are low and equal.
     p = np.exp(5.0) / (np.exp(5.0) + 3)
@@ -47,7 +44,7 @@ def test_no_more_classes_are_kept_than_there_are():
     groups, image, text = (
         jnp.asarray(rng.normal(size=s), jnp.float32) for s in [(1, 2, 4), (1, 4), (3, 4)]
     )
-    classes, scores = segmentation.class_scores(groups, image, text, jnp.log(5.0), num_kept=5)
+    classes, scores = segmentation.class_scores(image, groups, text, jnp.log(5.0), num_kept=5)
     assert sorted(classes[0].tolist()) == [0, 1, 2]
     assert scores.shape == (1, 2, 3)
 
@@ -56,8 +53,8 @@ def test_scale_is_clipped_as_in_the_losses():
     inputs = [np.random.default_rng(i).normal(size=s) for i, s in enumerate([(1, 3, 8), (1, 8)])]
     text = np.linalg.qr(np.random.default_rng(3).normal(size=(8, 6)))[0].T
     groups, image, text = (jnp.asarray(a, jnp.float32) for a in (*inputs, text))
-    _, at_limit = segmentation.class_scores(groups, image, text, jnp.log(100.0), 5)
-    _, beyond = segmentation.class_scores(groups, image, text, jnp.asarray(9.0), 5)
+    _, at_limit = segmentation.class_scores(image, groups, text, jnp.log(100.0), 5)
+    _, beyond = segmentation.class_scores(image, groups, text, jnp.asarray(9.0), 5)
     np.testing.assert_allclose(beyond, at_limit, rtol=1e-4, atol=1e-6)
 
 
