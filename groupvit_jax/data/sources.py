@@ -9,7 +9,7 @@ import json
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol, TypedDict, runtime_checkable
+from typing import Any, NotRequired, Protocol, TypedDict, runtime_checkable
 
 import cv2
 import numpy as np
@@ -28,11 +28,15 @@ _FIELDS = {
 
 
 class Sample(TypedDict):
-    """An image as its encoded file, with all of its captions (at least one, none blank)."""
+    """An image as its encoded file, with all of its captions (at least one, none blank).
+
+    `nouns`, from `launch.prepare`: kind ("words", "phrases") -> the words of each caption.
+    """
 
     image: bytes
     captions: list[str]
     key: str
+    nouns: NotRequired[dict[str, list[list[str]]]]
 
 
 class BrokenSampleError(ValueError):
@@ -125,10 +129,12 @@ class WebDatasetSource:
     def __getitem__(self, index: int) -> Sample:
         shard, row = self._find(index)
         entry = _open_index(self._index_files[shard])[row]
-        image, text, metadata = _read_parts(self._shards[shard], entry["offset"], entry["size"])
+        handle = _open_shard(self._shards[shard])  # held: the cache may let go of it meanwhile
+        image, text, metadata = read_parts(handle.fd, entry["offset"], entry["size"])
         if image is None:
             raise BrokenSampleError(f"no image ({', '.join(tar_index.IMAGE_EXTENSIONS)})")
-        return Sample(image=image, captions=_captions(text, metadata), key=_decode_key(entry))
+        fields = read_fields(metadata)
+        return _sample(image, texts_of(text, fields), _decode_key(entry), fields)
 
     def locate(self, index: int) -> str:
         """Returns "SHARD: KEY"."""
@@ -166,8 +172,20 @@ class _ShardHandle:
 _open_shard = functools.lru_cache(maxsize=256)(_ShardHandle)
 
 
-def _read_parts(shard: str, offsets: np.ndarray, sizes: np.ndarray) -> list[bytes | None]:
-    """Reads a sample's members, which are neighbours, at once."""
+def read_parts(fd: int, offsets: np.ndarray, sizes: np.ndarray) -> list[bytes | None]:
+    """Reads a sample's members, which are neighbours, at once.
+
+    Args:
+      fd: the open tar file.
+      offsets: of the members, Int "P", as `tar_index.scan` gives them.
+      sizes: likewise; -1 where the sample has no such member.
+
+    Returns:
+      P contents, None for a missing member.
+
+    Raises:
+      BrokenSampleError: larger than `MAX_SAMPLE_BYTES`, or the file ends before.
+    """
     present = sizes >= 0
     if not present.any():
         return [None] * len(sizes)
@@ -175,8 +193,7 @@ def _read_parts(shard: str, offsets: np.ndarray, sizes: np.ndarray) -> list[byte
     num_bytes = int((offsets + sizes)[present].max()) - start
     if num_bytes > MAX_SAMPLE_BYTES:
         raise BrokenSampleError(f"{num_bytes} bytes, more than the limit of {MAX_SAMPLE_BYTES}")
-    handle = _open_shard(shard)  # held: the cache may let go of it while it is read
-    data = os.pread(handle.fd, num_bytes, start)
+    data = os.pread(fd, num_bytes, start)
     if len(data) < num_bytes:
         raise BrokenSampleError("the shard has become shorter since it was indexed")
     return [
@@ -185,22 +202,50 @@ def _read_parts(shard: str, offsets: np.ndarray, sizes: np.ndarray) -> list[byte
     ]
 
 
-def _captions(text: bytes | None, metadata: bytes | None) -> list[str]:
+def read_fields(metadata: bytes | None) -> dict[str, Any]:
+    """Parses a sample's JSON.
+
+    Raises:
+      BrokenSampleError: it can't be parsed or is not an object.
+    """
     try:
         fields = json.loads(metadata) if metadata is not None else {}
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise BrokenSampleError(f"its JSON can't be parsed ({error})") from error
     if not isinstance(fields, dict):
         raise BrokenSampleError("its JSON is not an object")
+    return fields
+
+
+def texts_of(text: bytes | None, fields: Mapping[str, Any]) -> list[Any]:
+    """Returns the captions as they are in the data: see `WebDatasetSource`.
+
+    Raises:
+      BrokenSampleError: there is nothing that could hold one.
+    """
     if isinstance(fields.get("captions"), list):
-        captions = fields["captions"]
-    elif text is not None:
-        captions = [text.decode("utf-8", "replace")]
-    elif "caption" in fields:
-        captions = [fields["caption"]]
-    else:
-        raise BrokenSampleError("no caption (txt, or a JSON with caption or captions)")
-    return _usable(captions)
+        return fields["captions"]
+    if text is not None:
+        return [text.decode("utf-8", "replace")]
+    if "caption" in fields:
+        return [fields["caption"]]
+    raise BrokenSampleError("no caption (txt, or a JSON with caption or captions)")
+
+
+def _sample(image: bytes, texts: Sequence[Any], key: str, fields: Mapping[str, Any]) -> Sample:
+    sample = Sample(image=image, captions=_usable(texts), key=key)
+    found = fields.get("nouns")
+    if isinstance(found, dict):  # launch.prepare's; others' fields of this name are not ours
+        if not all(_is_parallel(lists, sample["captions"]) for lists in found.values()):
+            raise BrokenSampleError("its nouns are not one list of words for each caption")
+        sample["nouns"] = found
+    return sample
+
+
+def _is_parallel(lists: Any, captions: Sequence[str]) -> bool:
+    if not isinstance(lists, list) or len(lists) != len(captions):
+        return False
+    return all(isinstance(values, list) for values in lists)
 
 
 def _usable(captions: Sequence[Any]) -> list[str]:
@@ -260,11 +305,10 @@ class TfdsSource:
         if isinstance(captions, Mapping):  # a sequence of {"id", "text"} in coco_captions
             captions = captions["text"]
         key = example.get("key", example.get("id", index))
-        return Sample(
-            image=_encoded(example["image"]),
-            captions=_usable([_as_str(caption) for caption in captions]),
-            key=_as_str(key),
-        )
+        metadata = example.get("metadata")
+        fields = read_fields(metadata) if isinstance(metadata, bytes) else {}
+        texts = [_as_str(caption) for caption in captions]
+        return _sample(_encoded(example["image"]), texts, _as_str(key), fields)
 
     def locate(self, index: int) -> str:
         """Returns "NAME/VERSION/SPLIT: INDEX"."""

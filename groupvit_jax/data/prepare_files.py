@@ -1,0 +1,100 @@
+"""Files of the preparation, here or in a bucket (gs://, s3://): read whole, appear complete."""
+
+import contextlib
+import hashlib
+import io
+import json
+import os
+import tempfile
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from etils import epath
+
+__all__ = ["INCOMPLETE", "array_bytes", "is_remote", "json_bytes", "local_copy", "publish"]
+__all__ += ["read_array", "read_json", "sha256", "written_complete"]
+
+INCOMPLETE = ".incomplete-"  # then a name of its own: two workers may make the same file
+
+
+def is_remote(path: epath.PathLike) -> bool:
+    """Whether a path is a bucket's, which only whole files are copied from and to."""
+    return "://" in os.fspath(path)
+
+
+@contextlib.contextmanager
+def local_copy(path: epath.PathLike) -> Iterator[str]:
+    """Yields a local path of a file: itself, or a temporary copy of a remote one."""
+    if not is_remote(path):
+        yield os.fspath(path)
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        copy = os.path.join(folder, "file")
+        epath.Path(path).copy(copy)
+        yield copy
+
+
+@contextlib.contextmanager
+def written_complete(target: epath.Path) -> Iterator[str]:
+    """Yields a local path to write to; what is there at the end becomes `target` in one step."""
+    name = f"{target.name}{INCOMPLETE}{uuid.uuid4().hex}"
+    folder = tempfile.gettempdir() if is_remote(target) else os.fspath(target.parent)
+    local = os.path.join(folder, name)
+    try:
+        yield local
+        if is_remote(target):
+            epath.Path(local).copy(target, overwrite=True)
+        else:
+            _sync(local)  # a machine that loses power leaves the whole file or none
+            os.replace(local, target)
+    finally:
+        Path(local).unlink(missing_ok=True)
+
+
+def _sync(path: str) -> None:
+    with open(path, "rb") as file:
+        os.fsync(file.fileno())
+
+
+def publish(target: epath.Path, content: bytes) -> None:
+    """Writes a small file in one step."""
+    with written_complete(target) as local:
+        Path(local).write_bytes(content)
+
+
+def sha256(path: epath.PathLike) -> str:
+    """Returns a file's checksum, as sha256sum prints it."""
+    with local_copy(path) as local, open(local, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def json_bytes(value: Any) -> bytes:
+    """Encodes JSON for people to read."""
+    return (json.dumps(value, indent=1) + "\n").encode()
+
+
+def read_json(path: epath.Path) -> Any:
+    """Parses a JSON file.
+
+    Raises:
+      ValueError: it can't be parsed; the message names it.
+    """
+    try:
+        return json.loads(path.read_bytes())
+    except ValueError as error:
+        raise ValueError(f"{path}: damaged JSON: {error}") from error
+
+
+def array_bytes(array: np.ndarray) -> bytes:
+    """Encodes an array as a .npy file."""
+    file = io.BytesIO()
+    np.save(file, array)
+    return file.getvalue()
+
+
+def read_array(path: epath.Path) -> np.ndarray:
+    """Reads a .npy file."""
+    return np.load(io.BytesIO(path.read_bytes()))

@@ -1,0 +1,94 @@
+"""Encoded images of any kind -> upright RGB JPEGs that are no larger than training needs."""
+
+import dataclasses
+import math
+
+import cv2
+import numpy as np
+import simplejpeg
+from jaxtyping import UInt8
+
+from groupvit_jax.data.decode import BrokenImageError, ImageHeader, decode, read_header
+from groupvit_jax.data.image_ops import MIN_SIDE
+
+__all__ = ["ImageLimits", "TooSmallError", "encode_image"]
+
+_MARGIN = 1.5  # libjpeg may reduce an image to so many times the size asked for, not closer
+
+
+@dataclasses.dataclass(frozen=True)
+class ImageLimits:
+    """How large images may be; larger ones are made smaller, never the other way round.
+
+    Attributes:
+      max_side: of the longer side in pixels; 0 for no limit.
+      short_side: of the shorter side in pixels; 0 for no limit.
+      jpeg_quality: 1 to 100, of the images that are encoded anew.
+    """
+
+    max_side: int = 512
+    short_side: int = 0
+    jpeg_quality: int = 95
+
+    def scale(self, height: int, width: int) -> float:
+        """Returns the factor for both sides, at most 1."""
+        longer = self.max_side / max(height, width) if self.max_side else 1.0
+        shorter = self.short_side / min(height, width) if self.short_side else 1.0
+        return min(1.0, longer, shorter)
+
+
+class TooSmallError(BrokenImageError):
+    """A side is shorter than `MIN_SIDE`, which training refuses."""
+
+
+def encode_image(data: bytes, limits: ImageLimits) -> tuple[bytes, dict[str, int]]:
+    """Checks an image and makes an upright RGB JPEG of it.
+
+    A file that is one already and not too large keeps its bytes. EXIF's orientation is applied
+    to the pixels of all others.
+
+    Args:
+      data: an encoded image.
+      limits: of its size.
+
+    Returns:
+      The JPEG, and its width and height beside the original ones, as img2dataset names them.
+
+    Raises:
+      TooSmallError: nothing is to be seen in it; BrokenImageError: it can't be decoded.
+    """
+    header = read_header(data)
+    scale = limits.scale(header.height, header.width)
+    height, width = (max(1, round(scale * side)) for side in (header.height, header.width))
+    if min(height, width) < MIN_SIDE:
+        found = f"{height}x{width} pixels (height x width)"
+        raise TooSmallError(f"{found}, expected at least {MIN_SIDE}")
+    keep = scale == 1.0 and header.orientation == 1 and _is_rgb_jpeg(data, header)
+    # Every file is decoded, also to find the corrupt ones.
+    image = decode(data, min_size=0 if keep else math.ceil(_MARGIN * min(height, width)))
+    if header.orientation >= 5:
+        height, width = width, height
+    if not keep:
+        data = simplejpeg.encode_jpeg(_resize(image, height, width), limits.jpeg_quality)
+    turned = header.orientation >= 5
+    original_height = header.width if turned else header.height
+    original_width = header.height if turned else header.width
+    sizes = {"width": width, "height": height}
+    return data, sizes | {"original_width": original_width, "original_height": original_height}
+
+
+def _is_rgb_jpeg(data: bytes, header: ImageHeader) -> bool:
+    if header.kind != "jpeg":
+        return False
+    try:
+        return simplejpeg.decode_jpeg_header(data)[2] in ("YCbCr", "RGB")
+    except ValueError as error:
+        raise BrokenImageError(str(error)) from error
+
+
+def _resize(
+    image: UInt8[np.ndarray, "H W 3"], height: int, width: int
+) -> UInt8[np.ndarray, "h w 3"]:
+    if image.shape[:2] != (height, width):
+        image = cv2.resize(image, (width, height), interpolation=cv2.INTER_AREA)
+    return np.ascontiguousarray(image)
