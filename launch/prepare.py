@@ -83,7 +83,6 @@ _VERIFY = flags.DEFINE_bool(
 
 def main(argv: Sequence[str]) -> None:
     """Makes the shards that are missing and prints what became of the input."""
-    logging.set_verbosity(logging.INFO)
     if len(argv) > 1 and not _RUNNER.value:
         raise app.UsageError(f"Unknown arguments: {argv[1:]}")
     fields = dataclasses.fields(prepare.Options)
@@ -93,6 +92,7 @@ def main(argv: Sequence[str]) -> None:
         if _RUNNER.value:
             runner, num_workers = prepare_runners.beam_runner(_RUNNER.value, argv[1:]), 1
         else:
+            logging.set_verbosity(logging.INFO)  # names the shards as they are made
             num_workers = _NUM_WORKERS.value
             runner = prepare_runners.local_runner(num_workers)
         manifest = prepare.prepare(options, runner, num_workers, _VERIFY.value)

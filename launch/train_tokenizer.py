@@ -5,7 +5,6 @@ python -m launch.train_tokenizer --input='shards/{0000..0331}.tar' --vocab_size=
 """
 
 import argparse
-import csv
 import os
 import sys
 from collections.abc import Iterator, Sequence
@@ -13,7 +12,7 @@ from pathlib import Path
 
 from absl import logging
 
-from groupvit_jax.data import text
+from groupvit_jax.data import captions_table, text
 
 
 def parse_flags(argv: Sequence[str]) -> argparse.Namespace:
@@ -22,11 +21,11 @@ def parse_flags(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument(
         "--input",
         required=True,
-        help="tar shards (pattern or glob), .csv, .tsv or .txt (a line each)",
+        help="tar shards (pattern or glob), .csv, .tsv, COCO's .json, or .txt (a line each)",
     )
     parser.add_argument("--output", required=True, help="the model file to write, FILE.model")
     parser.add_argument("--vocab_size", type=int, default=16384)
-    parser.add_argument("--caption_column", default="caption", help="of a .csv or .tsv")
+    parser.add_argument("--caption_column", default="", help="of a .csv or .tsv")
     parser.add_argument(
         "--max_captions", type=int, default=2_000_000, help="train on a sample of so many"
     )
@@ -39,7 +38,7 @@ def main(flags: argparse.Namespace) -> None:
         output = _check_output(flags)
         captions = read_captions(flags.input, flags.caption_column, flags.max_captions)
         model = text.train_sentencepiece(captions, flags.vocab_size, flags.max_captions)
-    except (ValueError, OSError, csv.Error) as error:
+    except (ValueError, OSError) as error:
         sys.exit(f"train_tokenizer: {error}")
     unfinished = output.with_name(output.name + ".tmp")
     unfinished.write_bytes(model)
@@ -63,26 +62,18 @@ def read_captions(path: str, caption_column: str, max_captions: int) -> Iterator
       ValueError: the table lacks the column.
     """
     suffix = Path(path).suffix.lower()
-    if suffix not in (".csv", ".tsv", ".txt"):
+    if suffix not in (".csv", ".tsv", ".json", ".txt"):
         return _read_shards(path, max_captions)
     if not Path(path).is_file():
         raise FileNotFoundError(f"--input={path}: there is no such file")
     if suffix == ".txt":
         return _read_lines(path)
-    return _read_table(path, caption_column, "\t" if suffix == ".tsv" else ",")
+    return captions_table.read_texts(path, caption_column)
 
 
 def _read_lines(path: str) -> Iterator[str]:
     with open(path, encoding="utf-8", errors="replace") as file:
         yield from file
-
-
-def _read_table(path: str, column: str, delimiter: str) -> Iterator[str]:
-    with open(path, encoding="utf-8-sig", errors="replace", newline="") as file:
-        rows = csv.DictReader(file, delimiter=delimiter)
-        if column not in (rows.fieldnames or ()):
-            raise ValueError(f"--caption_column={column}: {path} has {rows.fieldnames}")
-        yield from (row[column] or "" for row in rows)
 
 
 def _read_shards(pattern: str, max_captions: int) -> Iterator[str]:

@@ -69,8 +69,10 @@ def find_column(
     if wanted in header:
         return header.index(wanted)
     places = [lower.index(name) for name in usual if name in lower]
-    if wanted or not places:
-        expected = repr(wanted) if wanted else f"one of {', '.join(usual)} (or say --{flag})"
+    if wanted:
+        raise ValueError(f"--{flag}={wanted}: {path} has columns {list(header)}")
+    if not places:
+        expected = f"one of {', '.join(usual)} (or say --{flag})"
         raise ValueError(f"{path}: columns {list(header)}, expected {expected}")
     return places[0]
 

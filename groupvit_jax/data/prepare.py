@@ -146,7 +146,10 @@ def prepare(
 def _check_folder(options: Options) -> dict[str, Any]:
     """Returns what decides the shards, and checks that the folder was begun with the same."""
     output = epath.Path(options.output)
-    tokenizer = prepare_text.open_tokenizer(options.tokenizer)
+    try:
+        tokenizer = prepare_text.open_tokenizer(options.tokenizer)
+    except (OSError, ValueError) as error:
+        raise ValueError(f"--tokenizer={options.tokenizer}: {error}") from error
     identity = dataclasses.asdict(options) | {
         "input_fingerprint": prepare_inputs.fingerprint(options.input),
         "tokenizer_fingerprint": tokenizer and prepare_text.fingerprint(tokenizer),

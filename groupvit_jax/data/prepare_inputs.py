@@ -238,8 +238,8 @@ def _read_parquet(chunk: Chunk) -> Iterator[Item]:
                 for row in batch.to_pylist():
                     yield _parquet_item(f"{name}: row {number}", row, image, caption)
                     number += 1
-    except pyarrow.ArrowException as error:
-        raise ValueError(f"{chunk.path}: damaged parquet file: {error}") from error
+    except (pyarrow.ArrowException, OSError) as error:
+        raise ValueError(f"{chunk.path}: can't be read as parquet: {error}") from error
 
 
 def _parquet_item(source: str, row: dict[str, Any], image: str, caption: str) -> Item:

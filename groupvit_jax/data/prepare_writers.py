@@ -74,7 +74,9 @@ def _write_array_record(path: str, samples: Iterable[PreparedSample]) -> None:
             "key": sample.key,
             "metadata": sample.metadata,
         }
-        writer.write(serializer.serialize_example(features.encode_example(example)))
+        encoded = serializer.get_tf_example(features.encode_example(example))
+        # Its map's order would otherwise change from process to process.
+        writer.write(encoded.SerializeToString(deterministic=True))
     writer.close()
 
 

@@ -1,13 +1,32 @@
+import hashlib
+import json
+import os
 import subprocess
 import sys
+import time
+from pathlib import Path
 
+import numpy as np
+import pytest
+import simplejpeg
+
+from groupvit_jax.data.prepare import Options, prepare
+from groupvit_jax.data.prepare_runners import local_runner
 from groupvit_jax.data.sources import make_source
+from tests.data.images import photo
 from tests.data.shard_files import encode
 
 
+def command(*arguments: str) -> list[str]:
+    return [sys.executable, "-m", "launch.prepare", *arguments]
+
+
 def run(*arguments: str) -> subprocess.CompletedProcess:
-    command = [sys.executable, "-m", "launch.prepare", *arguments]
-    return subprocess.run(command, capture_output=True, text=True, timeout=120)
+    return subprocess.run(command(*arguments), capture_output=True, text=True, timeout=120)
+
+
+def hashes(folder: Path) -> dict[str, str]:
+    return {p.name: hashlib.sha256(p.read_bytes()).hexdigest() for p in folder.glob("*.tar")}
 
 
 def test_captions_and_photos_become_a_source(tmp_path):
@@ -16,22 +35,119 @@ def test_captions_and_photos_become_a_source(tmp_path):
         (tmp_path / "photos" / f"{i}.jpg").write_bytes(encode(value=i))
     (tmp_path / "pairs.csv").write_text("image,caption\n0.jpg,a\n1.jpg,b\n1.jpg,c\n4.jpg,d\n")
     arguments = [f"--input={tmp_path}/pairs.csv", f"--images={tmp_path}/photos"]
-    result = run(*arguments, f"--output={tmp_path}/shards/pairs-{{:05d}}.tar")
+    result = run(*arguments, f"--output={tmp_path}/shards")
     assert result.returncode == 0, result.stderr
-    assert result.stdout.strip() == (
-        "3 images = 2 written in 1 shards + 1 dropped (1 unreadable files); "
-        "4 captions = 3 written + 1 blank or of dropped images"
-    )
-    assert "Dropped 4.jpg: No such file or directory" in result.stderr
-    source = make_source("p", {"kind": "webdataset", "pattern": f"{tmp_path}/shards/pairs-*.tar"})
+    *table, last = result.stdout.splitlines()
+    assert [line.split() for line in table] == [
+        ["images", "captions"],
+        ["read", "3", "4"],
+        ["written", "2", "3"],
+        ["dropped:", "unreadable", "file", "1", "1"],
+    ]
+    assert last.startswith("1 shards, ")
+    assert "Dropped 4.jpg: unreadable file (No such file or directory)" in result.stderr
+    source = make_source("p", {"kind": "webdataset", "pattern": f"{tmp_path}/shards/*.tar"})
     assert [source[i]["captions"] for i in range(len(source))] == [["a"], ["b", "c"]]
 
 
-def test_wrong_input_is_one_line(tmp_path):
+@pytest.fixture
+def options(tmp_path) -> Options:
+    """Of 48 photos in 12 shards."""
+    (tmp_path / "photos").mkdir()
+    rows = ["image,caption"]
+    image = photo(700, 900)
+    for i in range(48):
+        data = simplejpeg.encode_jpeg(np.roll(image, 16 * i, axis=1))
+        (tmp_path / "photos" / f"{i}.jpg").write_bytes(data)
+        rows.append(f"{i}.jpg,photo {i}")
+    (tmp_path / "pairs.csv").write_text("\n".join(rows))
+    table, images = str(tmp_path / "pairs.csv"), str(tmp_path / "photos")
+    return Options(table, str(tmp_path / "whole"), images, samples_per_shard=4)
+
+
+def arguments_of(options: Options, output: Path | str) -> list[str]:
+    return [
+        f"--input={options.input}",
+        f"--images={options.images}",
+        f"--samples_per_shard={options.samples_per_shard}",
+        f"--output={output}",
+    ]
+
+
+def test_a_killed_run_goes_on_to_identical_shards(tmp_path, options):
+    prepare(options, local_runner(1))
+    whole, killed = Path(options.output), tmp_path / "killed"
+    arguments = [*arguments_of(options, killed), "--num_workers=2"]
+    process = subprocess.Popen(command(*arguments), stderr=subprocess.DEVNULL)
+    while len(list(killed.glob("*.tar"))) < 2:
+        assert process.poll() is None
+        time.sleep(0.002)
+    process.kill()
+    process.wait()
+    time.sleep(1.5)  # its workers end with it
+    finished = {path: os.stat(path).st_mtime_ns for path in killed.glob("*.tar")}
+    done = {path.name for path in (killed / ".progress").glob("*.done")}
+    assert 2 <= len(finished) < 12
+    result = run(*arguments[:-1], "--num_workers=1")
+    assert result.returncode == 0, result.stderr
+    assert hashes(killed) == hashes(whole)
+    assert len(hashes(killed)) == 12
+    # A shard that was recorded is not made again.
+    for path, made in finished.items():
+        if f"{path.stem}.done" in done:
+            assert os.stat(path).st_mtime_ns == made
+    manifests = [json.loads((folder / "manifest.json").read_text()) for folder in (whole, killed)]
+    assert manifests[0]["shards"] == manifests[1]["shards"]
+    assert {shard["file"]: shard["sha256"] for shard in manifests[1]["shards"]} == hashes(whole)
+    assert len(list(killed.iterdir())) == 13  # nothing half-made is left
+
+
+def test_beam_makes_the_same_shards(tmp_path, options):
+    pytest.importorskip("apache_beam")
+    prepare(options, local_runner(1))
     result = run(
-        f"--input={tmp_path}/none.csv", f"--images={tmp_path}", f"--output={tmp_path}/{{}}.tar"
+        *arguments_of(options, tmp_path / "beam"),
+        "--runner=DirectRunner",
+        "--",
+        "--direct_num_workers=2",
+        "--direct_running_mode=multi_processing",
+    )
+    assert result.returncode == 0, result.stderr
+    assert hashes(tmp_path / "beam") == hashes(Path(options.output))
+    assert len(hashes(tmp_path / "beam")) == 12
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--input=none.csv"], "none.csv"),
+        (["--input=none/*.tar"], "no file matches"),
+        (["--input=a.csv", "--images=none"], "--images=none"),
+        (["--input=a.csv", "--images=.", "--tokenizer=none.model"], "--tokenizer=none.model"),
+        (["--input=a.csv", "--images=.", "--caption_column=x"], "--caption_column=x: a.csv has"),
+    ],
+)
+def test_wrong_input_is_one_line(tmp_path, arguments, message):
+    (tmp_path / "a.csv").write_text("image,caption\na.jpg,b\n")
+    result = subprocess.run(
+        command(*arguments, "--output=out"),
+        capture_output=True,
+        text=True,
+        timeout=120,
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": os.getcwd()},
     )
     assert result.returncode == 1
     [line] = result.stderr.strip().splitlines()
     assert line.startswith("launch.prepare: ")
-    assert "none.csv" in line
+    assert message in line
+    assert not list((tmp_path).glob("out/*.tar"))
+
+
+def test_other_options_are_one_line_that_names_the_flag(options):
+    prepare(options, local_runner(1))
+    result = run(*arguments_of(options, options.output), "--max_side=256")
+    assert result.returncode == 1
+    [line] = result.stderr.strip().splitlines()
+    assert "--max_side=256" in line
+    assert "begun with --max_side=512" in line
