@@ -7,10 +7,14 @@ from collections.abc import Hashable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
 
+import numpy as np
+from absl import logging
+from jaxtyping import Int32
+
 from groupvit_jax.data import nouns
 from groupvit_jax.data.text import ClipTokenizer, SentencePieceTokenizer, Tokenizer
 
-__all__ = ["annotate", "fingerprint", "open_tokenizer", "token_ids"]
+__all__ = ["annotate", "fingerprint", "open_tokenizer", "tokenize"]
 
 _LONGEST = 512  # tokens kept of a caption; a shorter context cuts them when they are used
 _PROBE = ["A dog's “photo”, two naïve cafés &amp; 北京!", "THE   quick brown fox; jumped... 3.14"]
@@ -58,15 +62,37 @@ def annotate(captions: Sequence[str], tokenizer: Tokenizer | None) -> dict[str, 
     return fields
 
 
-def token_ids(sample: Mapping[str, Any], index: int, tokenizer: Tokenizer) -> list[int] | None:
-    """Returns the precomputed ids of caption `index`, as the tokenizer would give them.
+def tokenize(
+    sample: Mapping[str, Any], index: int, prompts: Sequence[str], tokenizer: Tokenizer
+) -> Int32[np.ndarray, "N T"]:
+    """Tokenizes caption `index` of a sample and prompts, with the caption's stored ids if possible.
+
+    Ids that another tokenizer made, by its fingerprint, are not used: the caption is tokenized.
 
     Returns:
-      At most `tokenizer.context_length` ids without padding; None if the sample has none of this
-      tokenizer, whose fingerprint is compared: the caption is to be tokenized then.
+      The same rows as `tokenizer` gives, the caption first.
     """
+    ids = _stored_ids(sample, index, tokenizer)
+    if ids is None:
+        return tokenizer([sample["captions"][index], *prompts])
+    rows = np.zeros((1 + len(prompts), tokenizer.context_length), np.int32)
+    rows[0, : len(ids)] = ids
+    if prompts:
+        rows[1:] = tokenizer(prompts)
+    return rows
+
+
+def _stored_ids(sample: Mapping[str, Any], index: int, tokenizer: Tokenizer) -> list[int] | None:
     tokens = sample.get("tokens")
-    if tokens is None or tokens["tokenizer"] != fingerprint(tokenizer):
+    if tokens is None:
+        return None
+    if tokens.get("tokenizer") != fingerprint(tokenizer):
+        _warn_once(str(tokens.get("tokenizer")), fingerprint(tokenizer))
         return None
     ids, length = tokens["ids"][index], tokenizer.context_length
     return ids if len(ids) <= length else [*ids[: length - 1], tokenizer.end_of_text_id]
+
+
+@functools.cache
+def _warn_once(stored: str, wanted: str) -> None:
+    logging.warning("The data hold token ids of %s, not of %s: not used", stored, wanted)

@@ -30,13 +30,15 @@ _FIELDS = {
 class Sample(TypedDict):
     """An image as its encoded file, with all of its captions (at least one, none blank).
 
-    `nouns`, from `launch.prepare`: kind ("words", "phrases") -> the words of each caption.
+    `launch.prepare` adds `nouns`: kind ("words", "phrases") -> the words of each caption, and
+    maybe `tokens`: "tokenizer" -> its fingerprint, "ids" -> those of each caption.
     """
 
     image: bytes
     captions: list[str]
     key: str
     nouns: NotRequired[dict[str, list[list[str]]]]
+    tokens: NotRequired[dict[str, Any]]
 
 
 class BrokenSampleError(ValueError):
@@ -234,18 +236,22 @@ def texts_of(text: bytes | None, fields: Mapping[str, Any]) -> list[Any]:
 
 def _sample(image: bytes, texts: Sequence[Any], key: str, fields: Mapping[str, Any]) -> Sample:
     sample = Sample(image=image, captions=_usable(texts), key=key)
-    found = fields.get("nouns")
-    if isinstance(found, dict):  # launch.prepare's; others' fields of this name are not ours
-        if not all(_is_parallel(lists, sample["captions"]) for lists in found.values()):
-            raise BrokenSampleError("its nouns are not one list of words for each caption")
+    # Objects of these names are launch.prepare's; what others call so is left alone.
+    found, tokens = fields.get("nouns"), fields.get("tokens")
+    if isinstance(found, dict):
+        for kind, words in found.items():
+            _check_parallel(f"nouns.{kind}", words, sample["captions"])
         sample["nouns"] = found
+    if isinstance(tokens, dict):
+        _check_parallel("tokens.ids", tokens.get("ids"), sample["captions"])
+        sample["tokens"] = tokens
     return sample
 
 
-def _is_parallel(lists: Any, captions: Sequence[str]) -> bool:
-    if not isinstance(lists, list) or len(lists) != len(captions):
-        return False
-    return all(isinstance(values, list) for values in lists)
+def _check_parallel(name: str, lists: Any, captions: Sequence[str]) -> None:
+    whole = isinstance(lists, list) and all(isinstance(values, list) for values in lists)
+    if not whole or len(lists) != len(captions):
+        raise BrokenSampleError(f"the {name} of its JSON are not one list for each caption")
 
 
 def _usable(captions: Sequence[Any]) -> list[str]:

@@ -84,6 +84,7 @@ def test_a_sample_keeps_what_its_json_said(tmp_path):
     assert source[0]["key"] == "00000000000"
     written = Path(options.output, "00000.tar").read_bytes()
     found = json.loads(written[written.index(b'{"width') :].split(b"\0")[0])
+    assert source[0]["tokens"] == found["tokens"]
     assert found.pop("tokens")["ids"] == [[49406, 320, 1929, 49407]]
     assert found == {
         "width": 12,
@@ -184,9 +185,10 @@ def test_an_interrupted_run_goes_on_to_the_same_shards(options, kind, monkeypatc
             raise KeyboardInterrupt
         return convert(key, *rest)
 
-    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+    with monkeypatch.context() as patch:
         patch.setattr(prepare_module, "_convert", stop_in_the_second)
-        prepare(again, RUN)
+        with pytest.raises(KeyboardInterrupt):
+            prepare(again, RUN)
     [first] = hashes(again.output)
     made = os.stat(Path(again.output, first)).st_mtime_ns
     Path(again.output, f"{first}.incomplete-0").write_bytes(b"of a killed worker")

@@ -1,9 +1,11 @@
 import dataclasses
+import shutil
 
+import numpy as np
 import pytest
 
 from groupvit_jax.data import nouns, prepare_text, text
-from groupvit_jax.data.prepare_text import annotate, fingerprint, token_ids
+from groupvit_jax.data.prepare_text import annotate, fingerprint, tokenize
 
 CAPTIONS = ["A dog catches a red frisbee.", "blue", "word " * 100]
 
@@ -28,30 +30,35 @@ def test_nouns_are_those_of_the_tagger():
 
 
 @pytest.mark.parametrize("context_length", [8, 77])
-def test_ids_are_those_of_the_tokenizer(context_length):
-    sample = annotate(CAPTIONS, prepare_text.open_tokenizer("clip"))
+@pytest.mark.parametrize("prompts", [[], ["a photo of a dog.", "art of the frisbee."]])
+def test_stored_ids_give_the_rows_of_the_tokenizer(context_length, prompts):
+    tokens = annotate(CAPTIONS, prepare_text.open_tokenizer("clip"))["tokens"]
+    # The text is another, so that only stored ids give the rows of the caption.
+    sample = {"captions": ["other"] * len(CAPTIONS), "tokens": tokens}
     tokenizer = text.ClipTokenizer(context_length)
-    for index, row in enumerate(tokenizer(CAPTIONS).tolist()):
-        ids = token_ids(sample, index, tokenizer)
-        assert ids + [0] * (context_length - len(ids)) == row
+    for index, caption in enumerate(CAPTIONS):
+        rows = tokenize(sample, index, prompts, tokenizer)
+        np.testing.assert_array_equal(rows, tokenizer([caption, *prompts]))
+        assert rows.dtype == np.int32
 
 
-def test_ids_of_another_tokenizer_are_not_used(sentencepiece):
+def test_ids_of_another_tokenizer_are_not_used(sentencepiece, caplog):
     one, other = (
         prepare_text.open_tokenizer(sentencepiece([f"a red dog {i}" for i in range(count)]))
         for count in (60, 70)
     )
-    sample = annotate(CAPTIONS, one)
-    assert token_ids(sample, 0, one) is not None
-    assert token_ids(sample, 0, other) is None
-    assert token_ids(sample, 0, text.ClipTokenizer()) is None
-    assert token_ids({}, 0, one) is None
+    sample = {"captions": ["a dog"], **annotate(["another dog"], one)}
+    for tokenizer in (other, text.ClipTokenizer()):
+        rows = tokenize(sample, 0, ["red"], tokenizer)
+        np.testing.assert_array_equal(rows, tokenizer(["a dog", "red"]))
+    tokenize(sample, 0, ["red"], other)
+    assert caplog.text.count("The data hold token ids of") == 2  # once for each
 
 
 def test_the_fingerprint_does_not_hang_on_the_context_or_the_path(sentencepiece, tmp_path):
     path = sentencepiece([f"a red dog {i}" for i in range(60)])
     copy = tmp_path / "copy.model"
-    copy.write_bytes(open(path, "rb").read())
+    shutil.copy(path, copy)
     one = text.SentencePieceTokenizer(path)
     assert fingerprint(one) == fingerprint(dataclasses.replace(one, context_length=9))
     assert fingerprint(one) == fingerprint(text.SentencePieceTokenizer(str(copy)))

@@ -313,6 +313,29 @@ def test_shard_that_shrank_after_indexing_is_broken(tmp_path):
         source[3]
 
 
+@pytest.mark.parametrize(
+    ("fields", "expected"),
+    [
+        ({"nouns": {"words": [["dog"], []]}}, {"nouns": {"words": [["dog"], []]}}),
+        ({"nouns": ["dog"], "tokens": 5}, {}),  # somebody else's
+        ({"nouns": {"words": [["dog"]]}}, r"the nouns\.words of its JSON"),
+        ({"nouns": {"words": 5}}, r"the nouns\.words of its JSON"),
+        ({"tokens": {"ids": ["dog", "cat"]}}, r"the tokens\.ids of its JSON"),
+        ({"tokens": {}}, r"the tokens\.ids of its JSON"),
+    ],
+)
+def test_nouns_and_tokens_come_with_the_captions(tmp_path, fields, expected):
+    metadata = json.dumps({"captions": ["a dog", "x"], **fields}).encode()
+    write_tar(tmp_path / "0.tar", [("0", {"jpg": b"-", "json": metadata})])
+    source = WebDatasetSource([str(tmp_path / "0.tar")])
+    if isinstance(expected, str):
+        with pytest.raises(BrokenSampleError, match=expected):
+            source[0]
+    else:
+        sample = {"image": b"-", "captions": ["a dog", "x"], "key": "0"}
+        assert source[0] == sample | expected
+
+
 # TFDS
 
 
