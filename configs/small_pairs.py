@@ -1,6 +1,6 @@
 """A small model for a few thousand pairs of your own on a laptop.
 
-python -m launch.prepare --input=captions.csv --images=photos --output=shards/pairs-{:05d}.tar
+python -m launch.prepare --input=captions.csv --images=photos --output=shards
 python -m launch.train --config=configs/small_pairs.py --workdir=runs/pairs \
         --config.data.sources.pairs.pattern='shards/*.tar'
 """

@@ -146,6 +146,8 @@ def prepare(
 def _check_folder(options: Options) -> dict[str, Any]:
     """Returns what decides the shards, and checks that the folder was begun with the same."""
     output = epath.Path(options.output)
+    if output.suffix == ".tar":
+        raise ValueError(f"--output={output}: expected a folder, in which shards get their names")
     try:
         tokenizer = prepare_text.open_tokenizer(options.tokenizer)
     except (OSError, ValueError) as error:

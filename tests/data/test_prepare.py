@@ -3,6 +3,8 @@ import hashlib
 import json
 import os
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +15,7 @@ from groupvit_jax.data import prepare_counts, prepare_writers
 from groupvit_jax.data.prepare import Options, find_duplicates, prepare
 from groupvit_jax.data.prepare_runners import local_runner
 from groupvit_jax.data.sources import make_source
-from tests.data.shard_files import encode, write_tar
+from tests.data.shard_files import encode, write_pairs, write_tar
 
 RUN = local_runner(1)
 
@@ -255,3 +257,55 @@ def test_a_folder_of_other_things_is_refused(options):
     with pytest.raises(FileExistsError, match=r"--output=.*holds files but no manifest\.json"):
         prepare(options, RUN)
     assert Path(options.output, "00000.tar").read_bytes() == b"mine"
+
+
+def test_a_pattern_of_shards_is_no_folder(options):
+    with pytest.raises(ValueError, match=r"--output=.*expected a folder"):
+        prepare(dataclasses.replace(options, output="shards/{:05d}.tar"), RUN)
+
+
+BUCKET = """
+import sys
+from importlib.machinery import PathFinder
+
+find = PathFinder.find_spec  # where TensorFlow is installed, its file system would be taken
+PathFinder.find_spec = classmethod(
+    lambda cls, name, *args: None if name.split(".")[0] == "tensorflow" else find(name, *args)
+)
+import fsspec
+from etils import epath
+from fsspec.implementations.memory import MemoryFileSystem
+
+class Bucket(MemoryFileSystem):
+    def __init__(self, **options):
+        super().__init__()
+
+    @classmethod
+    def _strip_protocol(cls, path):
+        return MemoryFileSystem._strip_protocol(path.removeprefix("gs://"))
+
+fsspec.register_implementation("gcs", Bucket, clobber=True)
+epath.Path("gs://bucket/in").mkdir(parents=True)
+epath.Path("gs://bucket/in/0.tar").write_bytes(open(sys.argv[1], "rb").read())
+
+from groupvit_jax.data.prepare import Options, prepare
+from groupvit_jax.data.prepare_runners import local_runner
+
+options = Options("gs://bucket/in/*.tar", "gs://bucket/out", format=sys.argv[2])
+manifest = prepare(options, local_runner(1))
+assert prepare(options, local_runner(1), verify=True) == manifest
+names = [path.name for path in epath.Path(options.output).iterdir()]
+assert not [name for name in names if "incomplete" in name], names
+print(manifest["shards"][0]["sha256"])
+"""
+
+
+@pytest.mark.parametrize("kind", prepare_writers.FORMATS)
+def test_buckets_hold_the_same_shards(tmp_path, kind):
+    tar = write_pairs(tmp_path / "0.tar", range(5))
+    options = Options(tar, str(tmp_path / "out"), format=kind)
+    expected = prepare(options, RUN)["shards"][0]["sha256"]
+    command = [sys.executable, "-c", BUCKET, tar, kind]
+    result = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.strip() == expected
