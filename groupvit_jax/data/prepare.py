@@ -8,6 +8,7 @@ in the output folder: in `.progress` while shards are missing, and in `manifest.
 
 import dataclasses
 import hashlib
+import importlib.metadata
 import itertools
 import json
 import os
@@ -42,6 +43,9 @@ DUPLICATES = ("pair", "image", "keep")
 MANIFEST = "manifest.json"
 _PROGRESS, _OPTIONS = ".progress", "options.json"
 _DUPLICATE, _BROKEN, _TOO_SMALL = "duplicate", "broken image", "smaller than 8 pixels"
+_OURS = ("nouns", "tokens")  # fields that training reads
+# What the bytes of a shard hang on beside the options.
+_LIBRARIES = ("array_record", "opencv-python-headless", "simplejpeg", "textblob")
 _NAMED_DROPS = 20  # of a shard, in the log
 
 
@@ -155,6 +159,7 @@ def _check_folder(options: Options) -> dict[str, Any]:
     identity = dataclasses.asdict(options) | {
         "input_fingerprint": prepare_inputs.fingerprint(options.input),
         "tokenizer_fingerprint": tokenizer and prepare_text.fingerprint(tokenizer),
+        "versions": {name: importlib.metadata.version(name) for name in _LIBRARIES},
     }
     if (output / MANIFEST).exists():
         _check_same(options, prepare_files.read_json(output / MANIFEST)["options"], identity)
@@ -188,6 +193,9 @@ def _check_same(options: Options, old: dict[str, Any], new: dict[str, Any]) -> N
                 f"--{name}={new[name]}: has changed since {options.output} was begun; "
                 "choose another --output"
             )
+    if old.get("versions") != new["versions"]:
+        message = "%s was begun with %s; shards made now, with %s, may differ in their bytes"
+        logging.warning(message, options.output, old.get("versions"), new["versions"])
 
 
 def _finished(options: Options, verify: bool) -> dict[str, dict[str, Any]]:
@@ -287,7 +295,7 @@ def _samples(task: Task, counts: Counts) -> Iterator[PreparedSample]:
             for (_, item), result in zip(window, pool.map(convert, window), strict=True):
                 if isinstance(result, _Dropped):
                     counts.drop(result.reason, item.num_captions)
-                    _name(item.source, result, sum(images for images, _ in counts.dropped.values()))
+                    _log_drop(item.source, result, counts.read[0] - counts.written[0])
                 else:
                     counts.write(item.num_captions, item.num_captions - len(item.captions))
                     yield result
@@ -298,7 +306,7 @@ class _Dropped(NamedTuple):
     detail: str = ""
 
 
-def _name(source: str, dropped: _Dropped, number: int) -> None:
+def _log_drop(source: str, dropped: _Dropped, number: int) -> None:
     if number <= _NAMED_DROPS:
         why = f"{dropped.reason} ({dropped.detail})" if dropped.detail else dropped.reason
         logging.warning("Dropped %s: %s", source, why)
@@ -317,9 +325,10 @@ def _convert(
         return _Dropped(_TOO_SMALL, str(error))
     except BrokenImageError as error:
         return _Dropped(_BROKEN, str(error))
+    kept = {name: value for name, value in item.metadata.items() if name not in _OURS}
     fields = {
         **sizes,
-        **item.metadata,  # img2dataset's original sizes are those before its own resizing
+        **kept,  # img2dataset's original sizes are those before its own resizing
         "key": key,
         "source": item.source,
         "caption": item.captions[0],

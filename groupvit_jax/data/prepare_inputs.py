@@ -15,7 +15,7 @@ from typing import Any
 from etils import epath
 
 from groupvit_jax.data import captions_table, tar_index
-from groupvit_jax.data.prepare_files import is_remote, local_copy
+from groupvit_jax.data.prepare_files import is_remote, local_copy, publish, read_json
 from groupvit_jax.data.sources import (
     MAX_SAMPLE_BYTES,
     BrokenSampleError,
@@ -171,13 +171,13 @@ def _plan_table(
     for number, (start, stop) in enumerate(_spans(len(items), items_per_chunk)):
         listing = listings / f"{number:05d}.items.json"
         rows = [[item.file, item.captions] for item in items[start:stop]]
-        listing.write_text(json.dumps(rows))
+        publish(listing, json.dumps(rows).encode())
         chunks.append(Chunk(number, "table", os.fspath(listing), images))
     return chunks
 
 
 def _read_table(chunk: Chunk) -> Iterator[Item]:
-    for file, texts in json.loads(epath.Path(chunk.path).read_text()):
+    for file, texts in read_json(epath.Path(chunk.path)):
         try:
             image = _read_file(chunk.images, file)
         except (OSError, ValueError) as error:  # ValueError: a zero byte in the name
@@ -194,8 +194,13 @@ def _read_file(folder: str, file: str) -> bytes:
     return path.read_bytes()
 
 
+def _short_name(path: str) -> str:
+    """The file and its folder: sets are told apart whose shards have the same names."""
+    return "/".join(Path(path).parts[-2:])
+
+
 def _read_tar(chunk: Chunk) -> Iterator[Item]:
-    name = os.path.basename(chunk.path)
+    name = _short_name(chunk.path)
     with local_copy(chunk.path) as path:
         index = tar_index.scan(path)
         with open(path, "rb") as file:
@@ -219,7 +224,7 @@ def _read_parquet(chunk: Chunk) -> Iterator[Item]:
     import pyarrow
     from pyarrow import parquet
 
-    name = os.path.basename(chunk.path)
+    name = _short_name(chunk.path)
     try:
         with local_copy(chunk.path) as path, parquet.ParquetFile(path) as file:
             columns = file.schema_arrow.names

@@ -84,6 +84,8 @@ def beam_runner(name: str, arguments: Sequence[str]) -> Runner:
         raise ImportError(message) from error
 
     def run(function: Callable[[Any], Any], tasks: Sequence[Any]) -> None:
+        if not tasks:
+            return
         options = PipelineOptions([f"--runner={name}", *arguments])
         options.view_as(SetupOptions).save_main_session = False
         with beam.Pipeline(options=options) as pipeline:

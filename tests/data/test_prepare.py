@@ -78,8 +78,10 @@ def test_shards_hold_every_pair_in_order(options, kind):
 
 def test_a_sample_keeps_what_its_json_said(tmp_path):
     fields = {"caption": "a dog", "url": "u", "original_width": 999, "width": 999, "key": "x"}
+    fields |= {"nouns": 1, "tokens": {}}
     sample = {"jpg": encode(), "json": json.dumps(fields).encode()}
-    pattern = write_tar(tmp_path / "in.tar", [("deep/path.x/0", sample)])
+    (tmp_path / "cc3m").mkdir()
+    pattern = write_tar(tmp_path / "cc3m" / "0.tar", [("deep/path.x/0", sample)])
     options = Options(pattern, str(tmp_path / "out"), tokenizer="clip")
     prepare(options, RUN)
     source = source_of(options)
@@ -97,7 +99,7 @@ def test_a_sample_keeps_what_its_json_said(tmp_path):
         "captions": ["a dog"],
         "url": "u",
         "key": "00000000000",
-        "source": "in.tar: deep/path.x/0",
+        "source": "cc3m/0.tar: deep/path.x/0",
         "nouns": {"words": [["dog"]], "phrases": [["dog"]]},
     }
 
@@ -177,7 +179,7 @@ def test_the_first_of_equal_hashes_stays():
 @pytest.mark.parametrize("kind", prepare_writers.FORMATS)
 def test_an_interrupted_run_goes_on_to_the_same_shards(options, kind, monkeypatch):
     options = dataclasses.replace(options, format=kind)
-    prepare(options, local_runner(2), num_workers=5)
+    prepare(options, RUN, num_workers=6)  # two threads for each shard
     expected = hashes(options.output)
     again = dataclasses.replace(options, output=options.output + "2")
     convert = prepare_module._convert
@@ -251,6 +253,15 @@ def test_changed_input_is_an_error(options):
         prepare(options, RUN)
 
 
+def test_other_versions_of_the_libraries_are_told(options, monkeypatch, caplog):
+    prepare(options, RUN)
+    prepare(options, RUN)
+    assert "may differ" not in caplog.text
+    monkeypatch.setattr(prepare_module.importlib.metadata, "version", lambda name: "0")
+    prepare(options, RUN)
+    assert "shards made now, with {'array_record': '0'" in caplog.text
+
+
 def test_a_folder_of_other_things_is_refused(options):
     os.mkdir(options.output)
     Path(options.output, "00000.tar").write_bytes(b"mine")
@@ -302,7 +313,8 @@ print(manifest["shards"][0]["sha256"])
 
 @pytest.mark.parametrize("kind", prepare_writers.FORMATS)
 def test_buckets_hold_the_same_shards(tmp_path, kind):
-    tar = write_pairs(tmp_path / "0.tar", range(5))
+    (tmp_path / "in").mkdir()
+    tar = write_pairs(tmp_path / "in" / "0.tar", range(5))
     options = Options(tar, str(tmp_path / "out"), format=kind)
     expected = prepare(options, RUN)["shards"][0]["sha256"]
     command = [sys.executable, "-c", BUCKET, tar, kind]

@@ -75,8 +75,9 @@ def write_parquet(path: Path, **columns) -> Path:
 
 
 def test_parquet_of_img2dataset(tmp_path):
+    (tmp_path / "cc3m").mkdir()
     path = write_parquet(
-        tmp_path / "00000.parquet",
+        tmp_path / "cc3m" / "00000.parquet",
         url=["u", "v", "w"],
         key=["0", "1", "2"],
         status=["success", "failed_to_download", "success"],
@@ -91,7 +92,7 @@ def test_parquet_of_img2dataset(tmp_path):
         (b"c", [], "no caption"),
     ]
     assert items[0].metadata == {"url": "u", "key": "0", "status": "success"}
-    assert items[1].source == "00000.parquet: row 1"
+    assert items[1].source == "cc3m/00000.parquet: row 1"
 
 
 def test_parquet_of_hugging_face(tmp_path):
