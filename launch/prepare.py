@@ -98,6 +98,8 @@ def main(argv: Sequence[str]) -> None:
         manifest = prepare.prepare(options, runner, num_workers, _VERIFY.value)
     except (OSError, ValueError, ImportError, prepare_runners.WorkerDiedError) as error:
         raise SystemExit(f"launch.prepare: {error}") from error
+    except KeyboardInterrupt:
+        raise SystemExit("launch.prepare: stopped; the same command goes on from here") from None
     print(f"{prepare_counts.table(manifest['counts'])}\n{_describe(manifest, options.output)}")
 
 

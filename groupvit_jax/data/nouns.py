@@ -15,7 +15,15 @@ import numpy as np
 
 from groupvit_jax.data.text import clean_text
 
-__all__ = ["clip_templates", "make_prompts", "noun_phrases", "nouns", "split_words", "tag"]
+__all__ = [
+    "both_kinds",
+    "clip_templates",
+    "make_prompts",
+    "noun_phrases",
+    "nouns",
+    "split_words",
+    "tag",
+]
 
 # The published choice: verbs name what is seen, too. (NNPS is not in it.)
 _TAGS = frozenset(["NN", "NNS", "NNP", "VB", "VBD", "VBG", "VBN", "VBP", "VBZ"])
@@ -40,14 +48,29 @@ _loading = threading.Lock()
 def nouns(caption: str) -> list[str]:
     """Returns the caption's nouns and verbs, each once (whatever its case), in order."""
     words = split_words(caption)
-    tagged = zip(words, tag(words), strict=True)
-    return _distinct([word for word, t in tagged if t in _TAGS and _is_word(word)])
+    return _nouns(words, tag(words))
 
 
 def noun_phrases(caption: str) -> list[str]:
     """Returns adjectives and nouns that stand together, without the article, each phrase once."""
     words = split_words(caption)
-    letters = "".join(_letter(word, t) for word, t in zip(words, tag(words), strict=True))
+    return _noun_phrases(words, tag(words))
+
+
+def both_kinds(caption: str) -> dict[str, list[str]]:
+    """Returns "words", as `nouns` finds them, and "phrases", as `noun_phrases`; tags but once."""
+    words = split_words(caption)
+    tags = tag(words)
+    return {"words": _nouns(words, tags), "phrases": _noun_phrases(words, tags)}
+
+
+def _nouns(words: Sequence[str], tags: Sequence[str]) -> list[str]:
+    tagged = zip(words, tags, strict=True)
+    return _distinct([word for word, t in tagged if t in _TAGS and _is_word(word)])
+
+
+def _noun_phrases(words: Sequence[str], tags: Sequence[str]) -> list[str]:
+    letters = "".join(_letter(word, t) for word, t in zip(words, tags, strict=True))
     spans = [match.span() for match in _PHRASE.finditer(letters)]
     return _distinct([" ".join(words[start:end]) for start, end in spans])
 

@@ -7,6 +7,7 @@ alone, so any worker can make any shard at any time, and the shard is always the
 import dataclasses
 import hashlib
 import json
+import math
 import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -256,8 +257,14 @@ def _parquet_item(source: str, row: dict[str, Any], image: str, caption: str) ->
         return Item(source, None, [], 0, problem=NO_IMAGE, detail=found)
     if data is not None and len(data) > MAX_SAMPLE_BYTES:
         return Item(source, None, [], 0, problem=BROKEN_SAMPLE, detail=f"{len(data)} bytes")
-    metadata = {key: v for key, v in row.items() if isinstance(v, str | int | float | None)}
+    metadata = {key: value for key, value in row.items() if _is_json(value)}
     return _item(source, data, texts if isinstance(texts, list) else [texts], metadata)
+
+
+def _is_json(value: Any) -> bool:
+    if isinstance(value, float):
+        return math.isfinite(value)  # NaN is pandas' way to say that there is none
+    return isinstance(value, str | int | None)
 
 
 def _open_tfds(path: str) -> TfdsSource:

@@ -51,9 +51,9 @@ def annotate(captions: Sequence[str], tokenizer: Tokenizer | None) -> dict[str, 
       {"nouns": {"words": lists, "phrases": lists}, "tokens": {"tokenizer": fingerprint, "ids":
       lists}}, each with one list for every caption; ids run from start to end of text.
     """
-    words = [nouns.nouns(caption) for caption in captions]
-    phrases = [nouns.noun_phrases(caption) for caption in captions]
-    fields: dict[str, Any] = {"nouns": {"words": words, "phrases": phrases}}
+    found = [nouns.both_kinds(caption) for caption in captions]
+    kinds = {kind: [lists[kind] for lists in found] for kind in ("words", "phrases")}
+    fields: dict[str, Any] = {"nouns": kinds}
     if tokenizer is not None:
         end = tokenizer.end_of_text_id
         rows = (row.tolist() for row in tokenizer(captions))

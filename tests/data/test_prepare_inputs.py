@@ -84,6 +84,7 @@ def test_parquet_of_img2dataset(tmp_path):
         caption=["one", "two", None],
         jpg=[b"a", None, b"c"],
         exif=[b"x", None, b"x"],
+        similarity=[float("nan"), 0.5, 0.5],
     )
     [items] = read_all(tmp_path, path)
     assert [(i.image, i.captions, i.problem) for i in items] == [
