@@ -8,105 +8,135 @@ config.data.sources.pairs = dict(kind="webdataset", pattern="shards/*.tar")
 docs/prepare.md has the other inputs, the counts, and Apache Beam's runners.
 """
 
+import argparse
 import dataclasses
+import math
 import os
-from collections.abc import Sequence
-from typing import Any
+import sys
+from collections.abc import Callable, Sequence
 
-from absl import app, flags, logging
+from absl import logging
 
 from groupvit_jax.data import prepare, prepare_counts, prepare_runners
 from groupvit_jax.data.prepare_writers import FORMATS
 
-_INPUT = flags.DEFINE_string(
-    "input",
-    None,
-    "img2dataset's shards ('in/*.tar' or 'in/*.parquet'), a CSV or TSV of image files and "
-    "captions, COCO's captions_*.json, or tfds:NAME/SPLIT.",
-    required=True,
-)
-_OUTPUT = flags.DEFINE_string(
-    "output", None, "The folder for the shards and their manifest.json.", required=True
-)
-_DEFAULTS = prepare.Options("", "")
-flags.DEFINE_string("images", "", "The folder that a table's image files are in.")
-flags.DEFINE_string("image_column", "", "A table's or parquet file's column of images.")
-flags.DEFINE_string("caption_column", "", "A table's or parquet file's column of captions.")
-flags.DEFINE_enum(
-    "format", _DEFAULTS.format, FORMATS, "Tar shards, or a TFDS set of ArrayRecord files."
-)
-flags.DEFINE_integer(
-    "samples_per_shard",
-    _DEFAULTS.samples_per_shard,
-    "Images of a table or TFDS set in a shard; a tar or parquet file becomes one shard.",
-    lower_bound=1,
-)
-flags.DEFINE_integer(
-    "max_side", _DEFAULTS.max_side, "Limit of the longer side in pixels; 0: none.", lower_bound=0
-)
-flags.DEFINE_integer(
-    "short_side",
-    _DEFAULTS.short_side,
-    "Limit of the shorter side in pixels; 0: none.",
-    lower_bound=0,
-)
-flags.DEFINE_integer(
-    "jpeg_quality",
-    _DEFAULTS.jpeg_quality,
-    "Of images that are encoded anew.",
-    lower_bound=1,
-    upper_bound=100,
-)
-flags.DEFINE_enum(
-    "duplicates",
-    _DEFAULTS.duplicates,
-    prepare.DUPLICATES,
-    "What is dropped: an image that came before with the same captions (pair), with any (image), "
-    "or nothing (keep).",
-)
-flags.DEFINE_string(
-    "tokenizer", "", "Store token ids too: 'clip', or the path of a SentencePiece model."
-)
-_NUM_WORKERS = flags.DEFINE_integer(
-    "num_workers", os.cpu_count() or 1, "Processor cores to use, without --runner.", lower_bound=1
-)
-_RUNNER = flags.DEFINE_string(
-    "runner",
-    "",
-    "An Apache Beam runner, e.g. DirectRunner, FlinkRunner, SparkRunner, DataflowRunner; its own "
-    "flags follow after --. By default processes of this machine.",
-)
-_VERIFY = flags.DEFINE_bool(
-    "verify", False, "Compare the checksums of shards made before, not only their sizes."
-)
+
+def parse_flags(argv: Sequence[str]) -> argparse.Namespace:
+    """Parses the command line, `argv[0]` being the program."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    _add_options(parser)
+    parser.add_argument(
+        "--num_workers",
+        type=_between(1),
+        default=os.cpu_count() or 1,
+        help="processor cores to use, without --runner",
+    )
+    parser.add_argument(
+        "--verify",
+        action="store_true",
+        help="compare the checksums of shards made before, not only their sizes",
+    )
+    parser.add_argument(
+        "--runner",
+        default="",
+        help="an Apache Beam runner: DirectRunner, FlinkRunner, SparkRunner, DataflowRunner, ...; "
+        "by default processes of this machine",
+    )
+    parser.add_argument("beam_flags", nargs="*", help="the runner's own flags, after --")
+    flags = parser.parse_args(argv[1:])
+    if flags.beam_flags and not flags.runner:
+        parser.error(f"unknown arguments without --runner: {' '.join(flags.beam_flags)}")
+    return flags
 
 
-def main(argv: Sequence[str]) -> None:
+def _add_options(parser: argparse.ArgumentParser) -> None:
+    """Adds a flag for every field of `prepare.Options`."""
+    default = prepare.Options("", "")
+    parser.add_argument(
+        "--input",
+        required=True,
+        help="img2dataset's shards ('in/*.tar' or 'in/*.parquet'), a CSV or TSV of image files and "
+        "captions, COCO's captions_*.json, or tfds:NAME/SPLIT",
+    )
+    parser.add_argument(
+        "--output", required=True, help="the folder for the shards and their manifest.json"
+    )
+    parser.add_argument("--images", default="", help="the folder of a table's image files")
+    for column in ("image_column", "caption_column"):
+        parser.add_argument(f"--{column}", default="", help="of a table or parquet file")
+    parser.add_argument(
+        "--format",
+        choices=FORMATS,
+        default=default.format,
+        help="tar shards, or a TFDS set of ArrayRecord files",
+    )
+    parser.add_argument(
+        "--samples_per_shard",
+        type=_between(1),
+        default=default.samples_per_shard,
+        help="images of a table or TFDS set; a tar or parquet file becomes one shard",
+    )
+    for side in ("max_side", "short_side"):
+        which = "longer" if side == "max_side" else "shorter"
+        parser.add_argument(
+            f"--{side}",
+            type=_between(0),
+            default=getattr(default, side),
+            help=f"limit of the {which} side in pixels, 0 for none",
+        )
+    parser.add_argument(
+        "--jpeg_quality",
+        type=_between(1, 100),
+        default=default.jpeg_quality,
+        help="of images that are encoded anew",
+    )
+    parser.add_argument(
+        "--duplicates",
+        choices=prepare.DUPLICATES,
+        default=default.duplicates,
+        help="drop an image that came before with the same captions (pair), with any (image), or "
+        "keep all",
+    )
+    parser.add_argument(
+        "--tokenizer",
+        default="",
+        help="store token ids too: 'clip', or the path of a SentencePiece model",
+    )
+
+
+def _between(low: int, high: float = math.inf) -> Callable[[str], int]:
+    def whole_number(text: str) -> int:
+        if not low <= int(text) <= high:
+            raise argparse.ArgumentTypeError(f"{text}: expected {low} to {high}")
+        return int(text)
+
+    return whole_number
+
+
+def main(flags: argparse.Namespace) -> None:
     """Makes the shards that are missing and prints what became of the input."""
-    if len(argv) > 1 and not _RUNNER.value:
-        raise app.UsageError(f"Unknown arguments: {argv[1:]}")
-    fields = dataclasses.fields(prepare.Options)
-    values: dict[str, Any] = {field.name: flags.FLAGS[field.name].value for field in fields}
-    options = prepare.Options(**values)
+    names = [field.name for field in dataclasses.fields(prepare.Options)]
+    options = prepare.Options(**{name: getattr(flags, name) for name in names})
     try:
-        if _RUNNER.value:
-            runner, num_workers = prepare_runners.beam_runner(_RUNNER.value, argv[1:]), 1
+        if flags.runner:
+            runner, num_workers = prepare_runners.beam_runner(flags.runner, flags.beam_flags), 1
         else:
             logging.set_verbosity(logging.INFO)  # names the shards as they are made
-            num_workers = _NUM_WORKERS.value
+            num_workers = flags.num_workers
             runner = prepare_runners.local_runner(num_workers)
-        manifest = prepare.prepare(options, runner, num_workers, _VERIFY.value)
+        manifest = prepare.prepare(options, runner, num_workers, flags.verify)
     except (OSError, ValueError, ImportError, prepare_runners.WorkerDiedError) as error:
-        raise SystemExit(f"launch.prepare: {error}") from error
+        sys.exit(f"launch.prepare: {error}")
     except KeyboardInterrupt:
-        raise SystemExit("launch.prepare: stopped; the same command goes on from here") from None
-    print(f"{prepare_counts.table(manifest['counts'])}\n{_describe(manifest, options.output)}")
-
-
-def _describe(manifest: dict, output: str) -> str:
+        sys.exit("launch.prepare: stopped; the same command goes on from here")
     num_bytes = sum(shard["bytes"] for shard in manifest["shards"])
-    return f"{len(manifest['shards'])} shards, {num_bytes:,} bytes: {output}/{prepare.MANIFEST}"
+    print(prepare_counts.table(manifest["counts"]))
+    print(
+        f"{len(manifest['shards'])} shards, {num_bytes:,} bytes: {flags.output}/{prepare.MANIFEST}"
+    )
 
 
 if __name__ == "__main__":
-    app.run(main)
+    main(parse_flags(sys.argv))

@@ -80,7 +80,7 @@ def beam_runner(name: str, arguments: Sequence[str]) -> Runner:
         import apache_beam as beam
         from apache_beam.options.pipeline_options import PipelineOptions, SetupOptions
     except ImportError as error:
-        message = f"--runner={name} needs Apache Beam: pip install 'groupvit_jax[beam]'"
+        message = f"--runner={name} needs Apache Beam: pip install -e '.[beam]'"
         raise ImportError(message) from error
 
     def run(function: Callable[[Any], Any], tasks: Sequence[Any]) -> None:

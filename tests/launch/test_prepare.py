@@ -13,6 +13,7 @@ import simplejpeg
 from groupvit_jax.data.prepare import Options, prepare
 from groupvit_jax.data.prepare_runners import local_runner
 from groupvit_jax.data.sources import make_source
+from launch.prepare import parse_flags
 from tests.data.images import photo
 from tests.data.shard_files import encode
 
@@ -102,6 +103,7 @@ def test_a_killed_run_goes_on_to_identical_shards(tmp_path, options):
     assert len(list(killed.iterdir())) == 13  # nothing half-made is left
 
 
+@pytest.mark.slow
 def test_beam_makes_the_same_shards(tmp_path, options):
     pytest.importorskip("apache_beam")
     prepare(options, local_runner(1))
@@ -142,6 +144,31 @@ def test_wrong_input_is_one_line(tmp_path, arguments, message):
     assert line.startswith("launch.prepare: ")
     assert message in line
     assert not list((tmp_path).glob("out/*.tar"))
+
+
+@pytest.mark.parametrize(
+    ("flag", "message"),
+    [
+        ("--jpeg_quality=0", "--jpeg_quality: 0: expected 1 to 100"),
+        ("--max_side=-1", "--max_side: -1: expected 0"),
+        ("--max_side=x", "--max_side: invalid whole_number value: 'x'"),
+        ("--duplicates=all", "--duplicates: invalid choice"),
+        ("--max_sides=5", "--max_sides=5"),
+    ],
+)
+def test_wrong_flags_are_named(capsys, flag, message):
+    with pytest.raises(SystemExit):
+        parse_flags(["prepare", "--input=a.csv", "--output=out", flag])
+    assert message in capsys.readouterr().err
+
+
+def test_flags_of_a_runner_need_one(capsys):
+    arguments = ["prepare", "--input=a.csv", "--output=out", "--", "--flink_master=x"]
+    with pytest.raises(SystemExit):
+        parse_flags(arguments)
+    assert "without --runner: --flink_master=x" in capsys.readouterr().err
+    flags = parse_flags([*arguments[:3], "--runner=FlinkRunner", *arguments[3:]])
+    assert flags.beam_flags == ["--flink_master=x"]
 
 
 def test_other_options_are_one_line_that_names_the_flag(options):
