@@ -76,7 +76,11 @@ def _noun_phrases(words: Sequence[str], tags: Sequence[str]) -> list[str]:
 
 
 def make_prompts(
-    caption: str, num_nouns: int, rng: np.random.Generator, kind: str = "words"
+    caption: str,
+    num_nouns: int,
+    rng: np.random.Generator,
+    kind: str = "words",
+    found: Sequence[str] | None = None,
 ) -> list[str]:
     """Puts words of the caption, drawn without replacement, into templates drawn at random.
 
@@ -85,6 +89,7 @@ def make_prompts(
       num_nouns: K, the number of prompts.
       rng: what the draws are taken from; the same state gives the same prompts.
       kind: "words" (nouns and verbs) or "phrases" (noun phrases).
+      found: what tagging the caption would find, if that is known already.
 
     Returns:
       K texts; the caption itself stands in for words that it does not have.
@@ -96,7 +101,8 @@ def make_prompts(
         raise ValueError(f"config.data.noun_kind is {kind!r}; expected 'words' or 'phrases'")
     if num_nouns == 0:
         return []
-    found = nouns(caption) if kind == "words" else noun_phrases(caption)
+    if found is None:
+        found = nouns(caption) if kind == "words" else noun_phrases(caption)
     templates = clip_templates()
     chosen = [found[i] for i in rng.permutation(len(found))[:num_nouns]]
     drawn = rng.integers(len(templates), size=len(chosen))

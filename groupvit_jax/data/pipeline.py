@@ -21,7 +21,7 @@ from absl import flags, logging
 from jaxtyping import Int, UInt8
 from ml_collections import ConfigDict
 
-from groupvit_jax.data import image_ops, nouns
+from groupvit_jax.data import image_ops, nouns, prepare_text
 from groupvit_jax.data.decode import BrokenImageError, decode
 from groupvit_jax.data.mixture import ExampleOrder, MixedSource
 from groupvit_jax.data.sources import BrokenSampleError, Sample, Source, make_source
@@ -96,10 +96,12 @@ def transform_pair(
     Returns:
       {"image": UInt8 "S S 3", "text": Int32 "N T"}, N = 1 + num_nouns, the caption first.
     """
-    caption = sample["captions"][rng.integers(len(sample["captions"]))]
-    prompts = nouns.make_prompts(caption, num_nouns, rng, noun_kind)
+    index = int(rng.integers(len(sample["captions"])))
+    found = sample.get("nouns", {}).get(noun_kind)
+    known = found[index] if found else None
+    prompts = nouns.make_prompts(sample["captions"][index], num_nouns, rng, noun_kind, known)
     image = image_transform(sample["image"], rng=rng)
-    return {"image": image, "text": tokenizer([caption, *prompts])}
+    return {"image": image, "text": prepare_text.tokenize(sample, index, prompts, tokenizer)}
 
 
 @dataclass(frozen=True)

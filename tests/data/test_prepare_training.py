@@ -1,0 +1,34 @@
+import json
+
+import numpy as np
+
+from configs import base
+from groupvit_jax.data import nouns
+from groupvit_jax.data.pipeline import make_train_examples
+from groupvit_jax.data.prepare import Options, prepare
+from groupvit_jax.data.prepare_runners import local_runner
+from groupvit_jax.data.text import ClipTokenizer
+from tests.data.shard_files import encode, write_tar
+
+
+def test_training_takes_what_is_stored_in_place_of_tagging(tmp_path, monkeypatch):
+    sample = {"jpg": encode(), "json": json.dumps({"captions": ["a dog runs", "two"]}).encode()}
+    raw = write_tar(tmp_path / "raw.tar", [(str(i), sample) for i in range(4)])
+    options = Options(raw, str(tmp_path / "out"), duplicates="keep", tokenizer="clip")
+    prepare(options, local_runner(1))
+    config = base.get_config()
+    config.model.image.image_size = 16
+    for kind in ("words", "phrases"):
+        config.data.noun_kind = kind
+        config.data.sources.pairs = dict(kind="webdataset", pattern=raw)
+        tagged = make_train_examples(config, ClipTokenizer())
+        expected = [tagged[i] for i in range(8)]
+        config.data.sources.pairs.pattern = f"{options.output}/*.tar"
+        stored = make_train_examples(config, ClipTokenizer())
+        with monkeypatch.context() as patch:
+            patch.setattr(nouns, "tag", None)
+            for i in range(8):
+                example = stored[i]
+                assert example.keys() == expected[i].keys()
+                for name in example:
+                    np.testing.assert_array_equal(example[name], expected[i][name])
