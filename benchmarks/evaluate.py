@@ -30,6 +30,7 @@ from groupvit_jax.eval.windows import resize_to_fit, window_starts
 from groupvit_jax.interop import load_pretrained
 from groupvit_jax.losses import clipped_scale, l2_normalize
 from groupvit_jax.models import build_model
+from launch import common
 
 _IMAGES = flags.DEFINE_string("images", None, "folder of .jpg files", required=True)
 _CHECKPOINT = flags.DEFINE_string("checkpoint", "", "a model; random weights by default")
@@ -131,9 +132,10 @@ def main(argv: Sequence[str]) -> None:
     mesh = parallel.make_mesh({"data": -1, "fsdp": 1, "tensor": 1})
     encoder = Encoder(model, make_tokenizer(tokenizer, model.text_encoder.context_length), mesh)
     protocol = make_protocol("groupvit", "voc", has_background=True)
-    variables = jax.device_put(variables)
+    on_first = jax.device_put(variables, jax.devices()[0])
+    variables = jax.device_put(variables, parallel.replicated(mesh))
     text = encoder.class_embeddings(variables, _CLASSES, protocol.prompts)
-    published = PublishedProcedure(model, variables, text, protocol)
+    published = PublishedProcedure(model, on_first, text, protocol)
     ours = ImageSegmenter(encoder, protocol, views=False, windows_at_once=_WINDOWS.value)
     sides = {
         "published": lambda images: [published(image) for image in images],
@@ -149,4 +151,5 @@ def main(argv: Sequence[str]) -> None:
 
 
 if __name__ == "__main__":
+    common.use_all_cores()  # as launch.evaluate does; what runs on one device still uses them all
     app.run(main)

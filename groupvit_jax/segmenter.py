@@ -28,7 +28,6 @@ from groupvit_jax.models import build_model
 from groupvit_jax.typing import Float, Int, UInt8
 
 BACKGROUND = "background"
-_PUBLISHED_WINDOW, _PUBLISHED_LONGEST = 448, 2048
 _LABEL_LISTS_KEPT = 16
 
 RgbImage = UInt8[np.ndarray, "H W 3"]
@@ -268,16 +267,12 @@ def _check_text(field: str, value: Any) -> str:
 
 
 def _make_protocol(name: str, image_size: int, background: bool | float, **knobs: Any) -> Protocol:
-    """Scales the published sizes, of a model for images of 224 pixels, to another model's."""
     threshold = None if isinstance(background, bool) else float(background)
     if threshold is not None and not 0 < threshold <= 1:
         raise ValueError(f"background={background}: expected True, False or a number from 0 to 1")
-    window = knobs.get("window") or 2 * image_size
-    longest = round(window * _PUBLISHED_LONGEST / _PUBLISHED_WINDOW)
-    sizes = {"window": window, "stride": max(1, window // 2), "resize": (longest, window)}
-    given = {key: value for key, value in knobs.items() if value is not None}
     return make_protocol(
         name,
         has_background=background is not False,
-        **{**sizes, "background_threshold": threshold, **given},
+        image_size=image_size,
+        **{"background_threshold": threshold, **knobs},
     )

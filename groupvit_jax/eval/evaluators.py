@@ -8,11 +8,12 @@ from ml_collections import ConfigDict
 
 from groupvit_jax.data.sources import make_source
 from groupvit_jax.data.text import Tokenizer
+from groupvit_jax.eval.benchmarks import ClassificationSet, RetrievalSet, open_benchmark
 from groupvit_jax.eval.encoding import Encoder
 from groupvit_jax.eval.masks import TfdsMasks
 from groupvit_jax.eval.protocol import make_protocol
 from groupvit_jax.eval.segmentation_evaluator import Segmentation
-from groupvit_jax.eval.zero_shot import FolderClassification, Retrieval
+from groupvit_jax.eval.zero_shot import Classification, FolderClassification, Retrieval
 from groupvit_jax.models.two_tower import TwoTower
 from groupvit_jax.typing import Params
 
@@ -35,6 +36,8 @@ def make_evaluators(
     Every entry has a `kind`, maybe `every_steps` (0, the default: at the end only), and the fields
     of that kind:
 
+    - "benchmark": `benchmark` (by default what the entry is called), `data_dir` and the options of
+      `benchmark_evaluator`;
     - "retrieval": `source` (as in `config.data.sources`) and the options of `Retrieval`;
     - "classification": `folder` and the options of `FolderClassification`;
     - "segmentation": `source` (`name`, `split`, `data_dir` of a TFDS set), `classes`, `protocol`
@@ -60,6 +63,64 @@ def make_evaluators(
     return evaluators
 
 
+def benchmark_evaluator(
+    encoder: Encoder,
+    benchmark: str,
+    data_dir: str,
+    *,
+    name: str = "",
+    protocol: str = "groupvit",
+    windows_at_once: int | None = None,
+    batch_size: int = 256,
+    **knobs: Any,
+) -> Segmentation | Classification | Retrieval:
+    """Returns the evaluator of one of the field's sets.
+
+    Args:
+      encoder: the towers.
+      benchmark: of `benchmarks.NAMES`.
+      data_dir: see `benchmarks.open_benchmark`.
+      name: prefix of the metrics; the benchmark's by default.
+      protocol: of `PROTOCOLS`, for segmentation.
+      windows_at_once: see `WindowEncoder`, for segmentation.
+      batch_size: images of a batch, for classification and retrieval.
+      **knobs: fields of `Protocol` that differ, for segmentation.
+
+    Raises:
+      ValueError: there is no such benchmark or protocol, or a value can't be.
+      TypeError: there is no such knob.
+      FileNotFoundError: the set's files aren't there.
+    """
+    name, opened = name or benchmark, open_benchmark(benchmark, data_dir)
+    if isinstance(opened, RetrievalSet):
+        return Retrieval(encoder, opened.source, name=name, batch_size=batch_size)
+    if isinstance(opened, ClassificationSet):
+        return Classification(
+            encoder, opened.source, opened.class_names, name=name, batch_size=batch_size
+        )
+    chosen = make_protocol(
+        protocol,
+        benchmark,
+        has_background=opened.has_background,
+        image_size=encoder.model.image_encoder.image_size,
+        **knobs,
+    )
+    return Segmentation(
+        encoder,
+        opened.source,
+        opened.class_names,
+        chosen,
+        name=name,
+        windows_at_once=windows_at_once,
+    )
+
+
+def _benchmark(encoder: Encoder, name: str, options: dict[str, Any]) -> Evaluator:
+    return benchmark_evaluator(
+        encoder, options.pop("benchmark", name), options.pop("data_dir", "."), name=name, **options
+    )
+
+
 def _retrieval(encoder: Encoder, name: str, options: dict[str, Any]) -> Evaluator:
     source = make_source(name, options.pop("source", {}))
     return Retrieval(encoder, source, name=name, **options)
@@ -82,6 +143,7 @@ def _segmentation(encoder: Encoder, name: str, options: dict[str, Any]) -> Evalu
 
 _SEGMENTATION_OPTIONS = ("windows_at_once", "background_name")
 _KINDS: Mapping[str, Callable[[Encoder, str, dict[str, Any]], Evaluator]] = {
+    "benchmark": _benchmark,
     "retrieval": _retrieval,
     "classification": _classification,
     "segmentation": _segmentation,

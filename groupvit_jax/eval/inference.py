@@ -135,8 +135,8 @@ class WindowEncoder:
         wanted = windows_at_once or per_device * self.mesh.size
         self.batch_size = -(-wanted // self.mesh.size) * self.mesh.size
         self.sharding = NamedSharding(self.mesh, PartitionSpec(self.mesh.axis_names))
-        # Two programs, so that the towers aren't compiled again for another number of classes.
-        self._encode = jax.jit(self._encode_windows, out_shardings=self.sharding)
+        self._encode = _compiled_towers(encoder, self.sharding, views)
+        # Apart from the towers, which needn't be compiled again for another number of classes.
         self._classify = jax.jit(
             functools.partial(segmentation.class_scores, num_kept=protocol.num_kept),
             out_shardings=self.sharding,
@@ -173,18 +173,23 @@ class WindowEncoder:
         for done in run.finished():
             yield _join(done, len(text)), done.tag
 
-    def _encode_windows(
-        self, variables: Params, windows: UInt8[Array, "B H W 3"]
-    ) -> WindowFeatures:
-        features = segmentation.encode_windows(self.encoder.model, variables, windows)
-        return features if self._views else features._replace(maps=features.maps[-1:])
-
     def _encode_batch(self, variables: Params, text: Array, windows: Sequence[np.ndarray]) -> Any:
         missing = self.batch_size - len(windows)
         batch = np.stack([*windows, *[windows[-1]] * missing])
         image, groups, maps = self._encode(variables, jax.device_put(batch, self.sharding))
         scale = variables["params"]["logit_scale"]
         return WindowOutput(maps, *self._classify(image, groups, text, scale))
+
+
+@functools.lru_cache(maxsize=4)
+def _compiled_towers(encoder: Encoder, sharding: NamedSharding, views: bool) -> Any:
+    """Returns the jitted image tower; all sets that an encoder is evaluated on share it."""
+
+    def encode(variables: Params, windows: UInt8[Array, "B H W 3"]) -> WindowFeatures:
+        features = segmentation.encode_windows(encoder.model, variables, windows)
+        return features if views else features._replace(maps=features.maps[-1:])
+
+    return jax.jit(encode, out_shardings=sharding)
 
 
 class _Run:

@@ -73,8 +73,16 @@ THRESHOLDS = {"voc": 0.95, "context": 0.35, "coco_object": 0.95}
 _DEFAULT_THRESHOLD = 0.95
 
 
+_PUBLISHED_IMAGE_SIZE = 224
+
+
 def make_protocol(
-    name: str, benchmark: str = "", *, has_background: bool = False, **knobs: Any
+    name: str,
+    benchmark: str = "",
+    *,
+    has_background: bool = False,
+    image_size: int = _PUBLISHED_IMAGE_SIZE,
+    **knobs: Any,
 ) -> Protocol:
     """Returns a protocol for a set of images.
 
@@ -82,7 +90,9 @@ def make_protocol(
       name: of `PROTOCOLS`.
       benchmark: the set, whose threshold is taken if it has a published one.
       has_background: whether the set has a background.
-      **knobs: fields of `Protocol` that differ; None stands for the protocol's own value.
+      image_size: side of the model's training images; windows, made for 224 pixels, follow it.
+      **knobs: fields of `Protocol` that differ; None stands for the protocol's own value. Stride
+        and resizing follow a window of another size.
 
     Raises:
       ValueError: there is no such protocol, or a knob's value can't be.
@@ -90,6 +100,7 @@ def make_protocol(
     """
     if name not in PROTOCOLS:
         raise ValueError(f"protocol: {name!r} found, expected one of {list(PROTOCOLS)}")
+    protocol = PROTOCOLS[name]
     given = {key: value for key, value in knobs.items() if value is not None}
     if has_background:
         given.setdefault("background_threshold", THRESHOLDS.get(benchmark, _DEFAULT_THRESHOLD))
@@ -98,4 +109,8 @@ def make_protocol(
     for key in ("resize", "prompts", "pamr_dilations"):
         if key in given:
             given[key] = tuple(given[key])
-    return dataclasses.replace(PROTOCOLS[name], **given)
+    window = given.setdefault("window", protocol.window * image_size // _PUBLISHED_IMAGE_SIZE)
+    scale = window / protocol.window
+    given.setdefault("stride", max(1, round(protocol.stride * scale)))
+    given.setdefault("resize", tuple(round(side * scale) for side in protocol.resize))
+    return dataclasses.replace(protocol, **given)

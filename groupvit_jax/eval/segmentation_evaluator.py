@@ -13,9 +13,11 @@ from jax.sharding import PartitionSpec
 from groupvit_jax import parallel
 from groupvit_jax.eval import metrics, segmentation
 from groupvit_jax.eval.encoding import Encoder
+from groupvit_jax.eval.evaluation_report import Example
 from groupvit_jax.eval.inference import ImageOutput, Prepared, WindowEncoder
 from groupvit_jax.eval.masks import MaskedSource
 from groupvit_jax.eval.protocol import Protocol
+from groupvit_jax.eval.segment_images import ImageSegmenter
 from groupvit_jax.eval.segmentation import ImageWindows
 from groupvit_jax.eval.windows import round_up_size
 from groupvit_jax.typing import Array, Int, Params, UInt8
@@ -34,6 +36,8 @@ class Segmentation:
     Attributes:
       name: prefix of the metrics.
       all_names: of the classes, the background's first if there is one.
+      source: images with masks.
+      protocol: the knobs.
     """
 
     def __init__(
@@ -60,7 +64,7 @@ class Segmentation:
           background_name: what the background is called in the results.
         """
         self.name = name
-        self._encoder, self._source, self._protocol = encoder, source, protocol
+        self._encoder, self.source, self.protocol = encoder, source, protocol
         self._class_names = tuple(class_names)
         self.all_names = (*([background_name] if protocol.has_background else []), *class_names)
         self._windows = WindowEncoder(encoder, protocol, windows_at_once=windows_at_once)
@@ -88,7 +92,7 @@ class Segmentation:
           variables: the model's parameters and statistics.
           progress: is told how many of this process's images are done.
         """
-        text = self._encoder.class_embeddings(variables, self._class_names, self._protocol.prompts)
+        text = self._encoder.class_embeddings(variables, self._class_names, self.protocol.prompts)
         counter = _PixelCounter(self._windows, len(self.all_names), self._count)
         outputs = self._windows(variables, text, self._read())
         for done, (output, mask) in enumerate(outputs, 1):
@@ -96,14 +100,30 @@ class Segmentation:
             progress(done)
         return parallel.sum_over_processes(counter.total())
 
+    def examples(self, variables: Params, count: int) -> list[Example]:
+        """Segments some images, evenly spaced in the set, to be looked at."""
+        count = min(count, len(self.source))
+        indices = np.linspace(0, len(self.source) - 1, count).round().astype(int).tolist()
+        pairs = [self.source[i] for i in indices]
+        text = self._encoder.class_embeddings(variables, self._class_names, self.protocol.prompts)
+        segment = ImageSegmenter(
+            self._encoder, self.protocol, views=False, windows_at_once=self._windows.batch_size
+        )
+        segmented = segment(variables, text, [image for image, _ in pairs])
+        has_background = self.protocol.has_background
+        return [
+            Example(image, found.mask, mask, self.all_names, has_background, self.source.locate(i))
+            for i, (image, mask), found in zip(indices, pairs, segmented, strict=True)
+        ]
+
     def _read(self) -> Iterator[tuple[Prepared, np.ndarray]]:
         """Yields this process's images and masks; threads read ahead."""
 
         def load(index: int) -> tuple[Prepared, np.ndarray]:
-            image, mask = self._source[index]
+            image, mask = self.source[index]
             return self._windows.prepare(image), mask
 
-        count = len(self._source)
+        count = len(self.source)
         mine = grain.MapDataset.range(jax.process_index(), count, jax.process_count())
         num_threads = min(_READ_AHEAD, os.cpu_count() or 1)
         yield from mine.map(load).to_iter_dataset(grain.ReadOptions(num_threads, _READ_AHEAD))
@@ -121,7 +141,7 @@ class Segmentation:
                 window=window,
                 canvas=canvas,
                 patch_size=self._encoder.model.image_encoder.patch_size,
-                protocol=self._protocol,
+                protocol=self.protocol,
             )
             prediction = classes[0][scores.argmax(-1)]
             present = jnp.ones(1, bool)  # what is padding is ignored in the mask

@@ -54,7 +54,7 @@ class Retrieval:
           crop: side of the central square that is embedded; the training images' by default.
         """
         self.name = name
-        self._encoder, self._source = encoder, source
+        self._encoder, self.source = encoder, source
         self._batch_size, self._captions = encoder.batch_size(batch_size), captions_per_image
         self._resize, self._crop = encoder.image_sizes(resize, crop)
 
@@ -62,7 +62,7 @@ class Retrieval:
         """Returns the recalls."""
         image, text, owner = self._embed(variables)
         if not len(image):
-            raise ValueError(f"{self.name}: none of {len(self._source)} images can be read")
+            raise ValueError(f"{self.name}: none of {len(self.source)} images can be read")
         identity = np.arange(len(image))
         results = {}
         for direction, ranks in (
@@ -77,7 +77,7 @@ class Retrieval:
         """Returns embeddings of images [I, D] and texts [T, D], and the image of each text."""
         parts: list[tuple[np.ndarray, ...]] = []
         for batch in batches(
-            self._encoder, self._source, self._batch_size, self._resize, self._crop
+            self._encoder, self.source, self._batch_size, self._resize, self._crop
         ):
             tokens, written = self._tokenize(batch.pop("captions"))
             batch |= {"tokens": tokens, "written": written}
@@ -139,7 +139,7 @@ class Classification:
           crop: side of the central square that is classified; the training images' by default.
         """
         self.name = name
-        self._encoder, self._source, self._class_names = encoder, source, class_names
+        self._encoder, self.source, self._class_names = encoder, source, class_names
         self._batch_size, self._prompts = encoder.batch_size(batch_size), prompts
         self._resize, self._crop = encoder.image_sizes(resize, crop)
 
@@ -148,11 +148,11 @@ class Classification:
         text = self._encoder.class_embeddings(variables, self._class_names, self._prompts)
         ranks = []
         for batch in batches(
-            self._encoder, self._source, self._batch_size, self._resize, self._crop
+            self._encoder, self.source, self._batch_size, self._resize, self._crop
         ):
             del batch["captions"]
             present = np.where(batch["_mask"], batch["index"], 0)
-            batch["label"] = np.array([self._source.label(i) for i in present.tolist()], np.int32)
+            batch["label"] = np.array([self.source.label(i) for i in present.tolist()], np.int32)
             arrays = parallel.to_global_batch(self._encoder.mesh, batch)
             images = self._encoder.image_embeddings(variables, arrays["image"])
             label, present = jax.device_get(
@@ -162,7 +162,7 @@ class Classification:
             ranks.append(np.asarray(rank)[present])
         rank = np.concatenate(ranks)
         if not len(rank):
-            raise ValueError(f"{self.name}: none of {len(self._source)} images can be read")
+            raise ValueError(f"{self.name}: none of {len(self.source)} images can be read")
         return {
             "top1": metrics.recall(rank, 1),
             "top5": metrics.recall(rank, 5),

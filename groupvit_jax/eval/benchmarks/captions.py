@@ -4,7 +4,7 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
-from groupvit_jax.data.shards import read_captions
+from groupvit_jax.data.captions_table import read_captions
 from groupvit_jax.data.sources import Sample
 from groupvit_jax.eval.benchmarks.files import below, naming
 

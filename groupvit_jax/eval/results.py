@@ -1,0 +1,98 @@
+"""Results of an evaluation as JSON and Markdown: what was measured, on what, and how."""
+
+import hashlib
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from groupvit_jax.typing import Params
+
+# The figures of the table, in per cent, with their names there; a set has some of them.
+COLUMNS = {
+    "miou": "mIoU",
+    "pixel_accuracy": "pixel accuracy",
+    "top1": "top-1",
+    "top5": "top-5",
+    **{
+        f"{direction}_r{k}": f"{name} R@{k}"
+        for direction, name in (("image_to_text", "image to text"), ("text_to_image", "to image"))
+        for k in (1, 5, 10)
+    },
+}
+
+
+def hash_variables(variables: Params) -> str:
+    """Returns the SHA-256 of parameters and statistics: the same for every kind of checkpoint."""
+    digest = hashlib.sha256()
+    for path, leaf in jax.tree_util.tree_leaves_with_path(variables):
+        array = np.ascontiguousarray(jax.device_get(leaf))
+        digest.update(f"{jax.tree_util.keystr(path)} {array.shape} {array.dtype}".encode())
+        digest.update(array.tobytes())
+    return digest.hexdigest()
+
+
+def table(benchmarks: Mapping[str, Mapping[str, Any]]) -> tuple[list[str], list[list[object]]]:
+    """Returns header and rows of the figures in per cent; columns that no set has are left out.
+
+    Args:
+      benchmarks: for each set the entry of the results, with `metrics`, `images` and `protocol`.
+    """
+    found = [key for key in COLUMNS if any(key in b["metrics"] for b in benchmarks.values())]
+    header = ["benchmark", "protocol", "images", *(COLUMNS[key] for key in found)]
+    rows: list[list[object]] = []
+    for name, entry in benchmarks.items():
+        figures = [100 * entry["metrics"].get(key, float("nan")) for key in found]
+        rows.append([name, entry["protocol"], entry["images"], *figures])
+    return header, rows
+
+
+def markdown(results: Mapping[str, Any]) -> str:
+    """Returns the table with what one has to know beside it."""
+    header, rows = table(results["benchmarks"])
+    lines = [header, ["---"] * len(header)]
+    lines += [[_cell(value) for value in row] for row in rows]
+    checkpoint = results["checkpoint"]
+    return "\n".join(
+        [
+            *("| " + " | ".join(line) + " |" for line in lines),
+            "",
+            f"Figures in per cent. Checkpoint `{checkpoint['path']}`, SHA-256 of its parameters "
+            f"`{checkpoint['sha256']}`.",
+            "",
+        ]
+    )
+
+
+def _cell(value: object) -> str:
+    if isinstance(value, float):
+        return "" if np.isnan(value) else f"{value:.2f}"
+    return str(value)
+
+
+def write(path: Path, content: str) -> None:
+    """Replaces a file at once, so that a stop never leaves half of it."""
+    beside = path.with_name(f".{path.name}.{os.getpid()}")
+    beside.write_text(content, encoding="utf-8")
+    beside.replace(path)
+
+
+def read(path: Path) -> dict[str, Any]:
+    """Returns what `write` left there; nothing if there is no file.
+
+    Raises:
+      ValueError: the file is no JSON of results.
+    """
+    if not path.exists():
+        return {}
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}; expected results in JSON") from error
+    if not isinstance(found, dict) or "benchmarks" not in found:
+        raise ValueError(f"{path}: expected an object with the results of benchmarks")
+    return found

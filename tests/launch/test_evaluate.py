@@ -1,0 +1,168 @@
+import json
+import os
+import re
+import subprocess
+import sys
+
+import jax
+import pytest
+from absl import flags
+from absl.testing import flagsaver
+
+from configs import tiny
+from groupvit_jax.eval import benchmarks
+from groupvit_jax.interop.save import save_pretrained
+from launch import evaluate
+from tests.eval.benchmarks import miniatures
+from tests.interop import weights
+
+R1 = "image_to_text_r1"
+KINDS = {
+    "miou": (
+        *("voc", "voc20", "context", "context59", "coco_object", "coco_stuff"),
+        *("cityscapes", "ade20k", "folder"),
+    ),
+    "top1": ("imagenet", "image_folder"),
+    R1: ("coco_retrieval", "flickr30k_retrieval", "flickr8k_retrieval"),
+}
+DRAWN = (
+    "voc", "context", "coco_photos", "coco_maps", "cityscapes", "ade20k", "folder",
+    "imagenet_folders", "image_folder", "coco_captions", "flickr30k", "flickr8k",
+)  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory):
+    path = tmp_path_factory.mktemp("model") / "export"
+    save_pretrained(path, weights.random_pretrained(tiny.get_config().model), "safetensors")
+    return path
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    path = tmp_path_factory.mktemp("data")
+    for name in DRAWN:
+        getattr(miniatures, name)(path)
+    return path
+
+
+@pytest.fixture
+def run(checkpoint, data, capsys):
+    """Runs the command in this process; returns exit code and what it printed."""
+
+    def call(output, *arguments):
+        argv = ["evaluate", f"--checkpoint={checkpoint}", f"--data_dir={data}"]
+        with flagsaver.flagsaver():
+            flags.FLAGS([*argv, f"--output={output}", *arguments])
+            try:
+                code = evaluate.main([])
+            except SystemExit as end:
+                code = end.code
+        return code, "".join(capsys.readouterr())
+
+    return call
+
+
+def read(output):
+    return json.loads((output / "results.json").read_text())
+
+
+@pytest.mark.slow
+def test_every_benchmark_runs_end_to_end(run, tmp_path):
+    code, printed = run(tmp_path, f"--benchmarks={','.join(benchmarks.NAMES)}", "--examples=0")
+    assert code == 0, printed
+    found = read(tmp_path)["benchmarks"]
+    assert set(found) == set(benchmarks.NAMES) == {n for names in KINDS.values() for n in names}
+    for metric, sets in KINDS.items():
+        for name in sets:
+            assert 0 <= found[name]["metrics"][metric] <= 1, name
+    thresholds = {
+        name: found[name]["settings"]["protocol"]["background_threshold"] for name in KINDS["miou"]
+    }
+    assert [thresholds[n] for n in ("voc", "context", "coco_object")] == [0.95, 0.35, 0.95]
+    assert [thresholds[n] for n in ("voc20", "context59", "ade20k")] == [None] * 3
+
+
+def test_each_kind_of_benchmark_is_in_table_and_report(run, tmp_path):
+    flag = "--benchmarks=voc,image_folder,flickr8k_retrieval"
+    code, printed = run(tmp_path, flag, "--examples=1")
+    assert code == 0, printed
+    found = read(tmp_path)["benchmarks"]
+    for name, metric in (("voc", "miou"), ("image_folder", "top1"), ("flickr8k_retrieval", R1)):
+        assert 0 <= found[name]["metrics"][metric] <= 1
+    table = (tmp_path / "results.md").read_text()
+    assert table in printed
+    assert re.search(r"\| voc \| groupvit \| 2 \| \d+\.\d\d \|", table)
+    report = (tmp_path / "report.html").read_text()
+    assert report.count("data:image/jpeg") == 3
+    assert "http" not in re.sub(r"http://www.w3.org/\S+", "", report)
+
+
+def test_results_say_what_was_measured_and_how(run, tmp_path):
+    flag = "--benchmarks=voc"
+    assert run(tmp_path, flag, "--protocol=tcl", "--stride=16", "--examples=0")[0] == 0
+    found = read(tmp_path)
+    assert re.fullmatch("[0-9a-f]{64}", found["checkpoint"]["sha256"])
+    assert found["environment"]["versions"]["jax"] == jax.__version__
+    voc = found["benchmarks"]["voc"]
+    protocol = voc["settings"]["protocol"]
+    assert (voc["protocol"], protocol["stride"], protocol["background_rule"]) == (
+        "tcl",
+        16,
+        "constant",
+    )
+    assert len(protocol["prompts"]) == 9
+    assert voc["metrics"]["miou"] == pytest.approx(
+        sum(voc["classes"].values()) / len(voc["classes"])
+    )
+
+
+def test_what_was_measured_is_kept_and_not_measured_again(run, tmp_path):
+    assert run(tmp_path, "--benchmarks=voc20", "--examples=0")[0] == 0
+    before = read(tmp_path)["benchmarks"]["voc20"]
+    _, printed = run(tmp_path, "--benchmarks=voc20,context59", "--examples=0")
+    assert "voc20: measured before with the same settings" in printed
+    found = read(tmp_path)["benchmarks"]
+    assert found["voc20"] == before
+    assert "context59" in found
+    _, printed = run(tmp_path, "--benchmarks=voc20", "--num_kept=2", "--examples=0")
+    assert "measured before" not in printed
+
+
+def test_a_broken_set_does_not_take_the_others_along(run, tmp_path):
+    root = tmp_path / "broken"
+    miniatures.voc(root)
+    next((root / "VOCdevkit/VOC2012/SegmentationClass").iterdir()).write_bytes(b"no png")
+    flag = f"--benchmarks=voc={root},ade20k"
+    code, printed = run(tmp_path / "out", flag, "--examples=0")
+    assert code == 1
+    assert "error: voc: " in printed
+    assert set(read(tmp_path / "out")["benchmarks"]) == {"ade20k"}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--benchmarks=voc2012"], "benchmark 'voc2012' found, expected one of"),
+        (["--benchmarks=voc", "--data_dir=/nowhere"], "/nowhere"),
+        (["--benchmarks=voc", "--stride=0"], "stride=0: expected at least 1"),
+        (["--benchmarks=voc", "--resize=a,b"], "--resize=a,b: expected integers"),
+        (["--benchmarks=voc", "--prompts=a photo"], "prompt 'a photo': expected one {}"),
+        (["--benchmarks=voc20", "--background_threshold=0.4"], "voc20 has no background"),
+        ([], "--benchmarks: missing"),
+    ],
+)
+def test_bad_input_is_one_line_before_anything_is_measured(run, tmp_path, arguments, message):
+    code, printed = run(tmp_path / "out", *arguments)
+    assert code == 2
+    assert message in printed
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.slow
+def test_command_takes_every_core_as_a_device(checkpoint, data, tmp_path):
+    command = [sys.executable, "-m", "launch.evaluate", f"--checkpoint={checkpoint}"]
+    command += ["--benchmarks=voc20", f"--data_dir={data}", f"--output={tmp_path}"]
+    environment = {k: v for k, v in os.environ.items() if k != "XLA_FLAGS"}
+    subprocess.run(command, env=environment, check=True, timeout=300)
+    assert read(tmp_path)["environment"]["devices"].startswith(f"{os.cpu_count()} x cpu")
