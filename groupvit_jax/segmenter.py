@@ -137,8 +137,6 @@ class Segmenter:
           ValueError: naming the argument, if its value can't be.
           TypeError: there is no such knob.
         """
-        if prompts is not None:
-            check_prompts(prompts)
         config = pretrained.model_config
         self.protocol = _make_protocol(
             protocol, config.image.image_size, background, prompts=prompts, **knobs
@@ -245,19 +243,6 @@ def check_labels(labels: Sequence[str], has_background: bool = False) -> tuple[s
             raise ValueError(f"labels: {label!r} found twice ({seen[key]}), expected it once")
         seen[key] = repr(label)
     return tuple(cleaned)
-
-
-def check_prompts(prompts: Sequence[str]) -> None:
-    """Raises ValueError unless there are prompts and each has one `{}` and no other brace."""
-    if isinstance(prompts, str):
-        raise ValueError(f"prompts: the text {prompts!r} found, expected a list of texts")
-    if not prompts:
-        raise ValueError("prompts: an empty list found, expected at least one text with {}")
-    for prompt in prompts:
-        if _check_text("prompts", prompt).count("{}") != 1 or set("{}") & set(
-            prompt.replace("{}", "")
-        ):
-            raise ValueError(f"prompts: {prompt!r} found, expected one {{}} where the label goes")
 
 
 def _check_text(field: str, value: Any) -> str:

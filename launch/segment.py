@@ -26,8 +26,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from groupvit_jax.data.photo import read_photo
 from groupvit_jax.eval import visualize
-from groupvit_jax.eval.protocol import PROTOCOLS
-from groupvit_jax.segmenter import SegmentationResult, Segmenter, check_labels, check_prompts
+from groupvit_jax.eval.protocol import PROTOCOLS, check_prompts
+from groupvit_jax.segmenter import SegmentationResult, Segmenter, check_labels
 from launch import common
 
 _SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp")

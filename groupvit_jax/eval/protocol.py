@@ -1,6 +1,7 @@
 """How segmentation is evaluated: the published protocol and the field's common one, by name."""
 
 import dataclasses
+from collections.abc import Sequence
 from typing import Any
 
 from groupvit_jax.eval.encoding import IMAGENET_PROMPTS, SEGMENTATION_PROMPTS
@@ -54,10 +55,25 @@ class Protocol:
                 f"background_rule={self.background_rule!r}: expected one of {BACKGROUND_RULES}"
             )
 
+        check_prompts(self.prompts)
+
     @property
     def has_background(self) -> bool:
         """Whether class 0 is the background."""
         return self.background_threshold is not None
+
+
+def check_prompts(prompts: Sequence[str]) -> None:
+    """Raises ValueError unless there are prompts and each has one `{}` and no other brace."""
+    if isinstance(prompts, str):
+        raise ValueError(f"prompts: the text {prompts!r} found, expected a list of texts")
+    if not prompts:
+        raise ValueError("prompts: an empty list found, expected at least one text with {}")
+    for prompt in prompts:
+        if not isinstance(prompt, str):
+            raise ValueError(f"prompts: {prompt!r} found, expected texts")
+        if prompt.count("{}") != 1 or set("{}") & set(prompt.replace("{}", "")):
+            raise ValueError(f"prompts: {prompt!r} found, expected one {{}} where the name goes")
 
 
 PROTOCOLS = {
@@ -106,6 +122,7 @@ def make_protocol(
         given.setdefault("background_threshold", THRESHOLDS.get(benchmark, _DEFAULT_THRESHOLD))
     elif "background_threshold" in given:
         raise ValueError(f"background_threshold: {benchmark or 'the set'} has no background")
+    check_prompts(given.get("prompts", protocol.prompts))  # a text would be taken apart below
     for key in ("resize", "prompts", "pamr_dilations"):
         if key in given:
             given[key] = tuple(given[key])

@@ -1,3 +1,4 @@
+import json
 import os
 import socket
 import subprocess
@@ -13,6 +14,8 @@ from groupvit_jax.eval.encoding import Encoder
 from groupvit_jax.eval.protocol import Protocol
 from groupvit_jax.eval.segment_images import ImageSegmenter
 from groupvit_jax.eval.segmentation_evaluator import Segmentation
+from groupvit_jax.eval.visualize import png
+from groupvit_jax.eval.zero_shot import FolderClassification, Retrieval
 from tests.eval.conftest import make_mesh
 from tests.eval.photos import NAMES, Photos, spread_text, with_highest_scale
 
@@ -75,9 +78,23 @@ def test_sums_over_processes_are_exact_beyond_int32():
     np.testing.assert_array_equal(parallel.sum_over_processes(counts), counts)
 
 
+def other_metrics(model, variables, num_devices, folder):
+    """Of classification and retrieval on the images that lie in the folder."""
+    encoder = Encoder(model, ClipTokenizer(32), make_mesh(num_devices))
+    images = FolderClassification(encoder, folder / "images", batch_size=4, resize=32, crop=32)
+    pairs = Retrieval(encoder, images.source, batch_size=4, resize=32, crop=32)
+    return [images(variables), pairs(variables)]
+
+
 @pytest.mark.slow
-def test_two_processes_count_what_one_counts(expected, tmp_path):
-    """Each holds two devices and works on every second image; both get the sum."""
+def test_two_processes_count_what_one_counts(model, variables, expected, tmp_path):
+    """Each holds two devices and works on some images; both get the results of all."""
+    for index, (image, _) in enumerate(Photos([(32, 32)] * 7)):
+        path = tmp_path / "images" / NAMES[index % 3] / f"{index}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(png(image))
+    others = other_metrics(model, variables, 1, tmp_path)
+    assert others[0]["images"] == 7
     with socket.socket() as free:
         free.bind(("localhost", 0))
         address = f"localhost:{free.getsockname()[1]}"
@@ -89,3 +106,4 @@ def test_two_processes_count_what_one_counts(expected, tmp_path):
     assert [process.wait(timeout=300) for process in processes] == [0, 0]
     for rank in (0, 1):
         np.testing.assert_array_equal(np.load(tmp_path / f"{rank}.npy"), expected)
+        assert json.loads((tmp_path / f"{rank}.json").read_text()) == others

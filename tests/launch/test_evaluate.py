@@ -132,7 +132,7 @@ def test_what_was_measured_is_kept_and_not_measured_again(run, tmp_path):
 def test_a_broken_set_does_not_take_the_others_along(run, tmp_path):
     root = tmp_path / "broken"
     miniatures.voc(root)
-    next((root / "VOCdevkit/VOC2012/SegmentationClass").iterdir()).write_bytes(b"no png")
+    (root / "VOCdevkit/VOC2012/SegmentationClass/2007_000033.png").write_bytes(b"no png")
     flag = f"--benchmarks=voc={root},ade20k"
     code, printed = run(tmp_path / "out", flag, "--examples=0")
     assert code == 1
@@ -147,7 +147,7 @@ def test_a_broken_set_does_not_take_the_others_along(run, tmp_path):
         (["--benchmarks=voc", "--data_dir=/nowhere"], "/nowhere"),
         (["--benchmarks=voc", "--stride=0"], "stride=0: expected at least 1"),
         (["--benchmarks=voc", "--resize=a,b"], "--resize=a,b: expected integers"),
-        (["--benchmarks=voc", "--prompts=a photo"], "prompt 'a photo': expected one {}"),
+        (["--benchmarks=voc", "--prompts=a photo"], "prompts: 'a photo' found, expected one {}"),
         (["--benchmarks=voc20", "--background_threshold=0.4"], "voc20 has no background"),
         ([], "--benchmarks: missing"),
     ],
