@@ -81,7 +81,7 @@ def test_sums_over_processes_are_exact_beyond_int32():
 def other_metrics(model, variables, num_devices, folder):
     """Of classification and retrieval on the images that lie in the folder."""
     encoder = Encoder(model, ClipTokenizer(32), make_mesh(num_devices))
-    images = FolderClassification(encoder, folder / "images", batch_size=4, resize=32, crop=32)
+    images = FolderClassification(encoder, str(folder / "images"), batch_size=4, resize=32, crop=32)
     pairs = Retrieval(encoder, images.source, batch_size=4, resize=32, crop=32)
     return [images(variables), pairs(variables)]
 
