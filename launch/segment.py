@@ -227,4 +227,5 @@ def _write(output: Path, name: str, result: SegmentationResult) -> None:
 
 
 if __name__ == "__main__":
+    common.use_all_cores()
     sys.exit(main(parse_flags(sys.argv)))
