@@ -50,6 +50,9 @@ def get_config() -> ConfigDict:
     config.data.tokenizer = dict(name="clip", path="")
     config.data.num_nouns = 3  # K; 0 switches the multi-label loss off
     config.data.noun_kind = "words"  # or "phrases"
+    # Tokens of the row that an image's texts share, at least the context length. Real captions and
+    # 3 prompts take about 45; a prompt that does not fit becomes the caption (docs/text.md).
+    config.data.packed_length = 80
     config.data.augment = dict(
         min_area=0.08,
         max_area=1.0,

@@ -15,4 +15,5 @@ def get_config() -> ConfigDict:
     for name in ("gcc3m", "gcc12m", "redcap12m"):
         config.data.sources[name] = dict(kind="webdataset", pattern=f"data/{name}/*.tar")
     config.data.num_nouns = 0
+    config.data.packed_length = 77  # one caption
     return config

@@ -32,6 +32,7 @@ def get_config() -> ConfigDict:
         kind="tfds", name="scenes/small", split="train", data_dir="data"
     )
     config.data.num_nouns = 1
+    config.data.packed_length = 48  # all texts fit
     config.data.augment.update(min_area=0.6, flip=0.0, num_ops=0, random_erasing=0.0)
     config.data.num_workers = 0
     config.train.update(batch_size=64, num_steps=2000)

@@ -25,6 +25,7 @@ def get_config() -> ConfigDict:
     config.model.projector.update(hidden_dim=64, output_dim=32)
     config.model.dtype = "float32"
     config.data.sources.pairs = dict(kind="webdataset", pattern="")
+    config.data.packed_length = 64
     config.data.num_workers = 0
     config.train.batch_size = 16
     config.train.num_steps = 20

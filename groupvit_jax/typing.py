@@ -1,7 +1,8 @@
 """Array aliases that every public function is annotated with.
 
 Sizes: `B` images, `H W` pixels, `L` patches, `S` segments, `G` groups, `C` channels, `D` joint
-embedding width, `K` prompts per caption, `N` texts per image (`1 + K`), `T` tokens.
+embedding width, `K` prompts per caption, `N` texts per image (`1 + K`), `T` tokens of a text, `L`
+also tokens of a packed row of texts.
 """
 
 from collections.abc import Mapping
@@ -12,8 +13,10 @@ from jaxtyping import Array, Bool, Float, Int, Key, PyTree, UInt8
 __all__ = ["Array", "Batch", "Bool", "Float", "ImageFeatures", "Int", "Key", "Params", "PyTree"]
 __all__ += ["TwoTowerOutput", "UInt8"]
 
-# "image": UInt8 "B H W 3"; "text": Int32 "B N T", the caption first, then its K prompts, padded
-# with zeros; "index": Int32 "B", the position of the example in its source.
+# "image": UInt8 "B H W 3"; "text": Int32 "B L", the caption's and its prompts' tokens behind each
+# other, padded with zeros; "text_ends": Int32 "B N", where the caption and the K prompts end in
+# that row; "text_overflow": Int32 "B", how many prompts did not fit and are the caption instead;
+# "index": Int32 "B", the position of the example in its source.
 Batch = Mapping[str, Any]
 Params = PyTree
 

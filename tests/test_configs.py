@@ -25,8 +25,10 @@ def test_config_builds_its_model_and_shards_it(name):
     model = build_model(config.model)
     size, context = config.model.image.image_size, config.model.text.context_length
     images = jax.ShapeDtypeStruct((1, size, size, 3), jnp.float32)
-    text = jax.ShapeDtypeStruct((1, 1 + config.data.num_nouns, context), jnp.int32)
-    shapes = jax.eval_shape(model.init, jax.random.key(0), images, text)
+    text = jax.ShapeDtypeStruct((1, config.data.packed_length), jnp.int32)
+    ends = jax.ShapeDtypeStruct((1, 1 + config.data.num_nouns), jnp.int32)
+    shapes = jax.eval_shape(model.init, jax.random.key(0), images, text, ends)
+    assert config.data.packed_length >= context
     config.parallel.mesh.update(data=1, fsdp=4, tensor=2)
     mesh = make_mesh(config.parallel.mesh)
     params = shapes["params"]

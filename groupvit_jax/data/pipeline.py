@@ -25,7 +25,7 @@ from groupvit_jax.data import image_ops, nouns, prepare_text
 from groupvit_jax.data.decode import BrokenImageError, decode
 from groupvit_jax.data.mixture import ExampleOrder, MixedSource
 from groupvit_jax.data.sources import BrokenSampleError, Sample, Source, make_source
-from groupvit_jax.data.text import Tokenizer
+from groupvit_jax.data.text import Tokenizer, check_packed_length, pack_texts
 
 _MAX_CHUNK = 64  # rows that a worker delivers at once
 _MAX_THREADS = 16
@@ -90,18 +90,27 @@ def transform_pair(
     tokenizer: Tokenizer,
     num_nouns: int,
     noun_kind: str,
+    packed_length: int,
 ) -> dict[str, np.ndarray]:
     """Draws a caption and its prompts and augments the image.
 
     Returns:
-      {"image": UInt8 "S S 3", "text": Int32 "N T"}, N = 1 + num_nouns, the caption first.
+      {"image": UInt8 "S S 3", "text": Int32 "L", "text_ends": Int32 "N", "text_overflow": Int32 ""}
+      with N = 1 + num_nouns, the caption first; see `pack_texts`.
     """
     index = int(rng.integers(len(sample["captions"])))
     found = sample.get("nouns", {}).get(noun_kind)
     known = found[index] if found else None
     prompts = nouns.make_prompts(sample["captions"][index], num_nouns, rng, noun_kind, known)
     image = image_transform(sample["image"], rng=rng)
-    return {"image": image, "text": prepare_text.tokenize(sample, index, prompts, tokenizer)}
+    texts = prepare_text.tokenize(sample, index, prompts, tokenizer)
+    row, ends, overflow = pack_texts(list(texts), packed_length, tokenizer.end_of_text_id)
+    return {
+        "image": image,
+        "text": row,
+        "text_ends": ends,
+        "text_overflow": np.asarray(overflow, np.int32),
+    }
 
 
 @dataclass(frozen=True)
@@ -130,8 +139,8 @@ class _HostRows:
 class TrainLoader(Iterator[dict[str, np.ndarray]]):
     """This host's rows of the global batches from `start_step` on, without end.
 
-    A batch is {"image": UInt8 "b S S 3", "text": Int32 "b N T", "index": Int32 "b", "broken":
-    Int32 "b"} with b = batch_size / host_count. `close` ends the worker processes.
+    A batch is what `typing.Batch` says, with "broken": Int32 "b" and b = batch_size / host_count
+    rows. `close` ends the worker processes.
     """
 
     def __init__(
@@ -191,6 +200,7 @@ def make_train_examples(
       ValueError: a setting of `config.data` is wrong.
     """
     data, size = config.data, config.model.image.image_size
+    check_packed_length(data.packed_length, tokenizer)
     augment = functools.partial(image_ops.train_transform, size=size, augment=data.augment)
     transform = functools.partial(
         transform_pair,
@@ -198,6 +208,7 @@ def make_train_examples(
         tokenizer=tokenizer,
         num_nouns=data.num_nouns,
         noun_kind=data.noun_kind,
+        packed_length=data.packed_length,
     )
     sources = _named_sources(data)
     source = MixedSource([make_source(name, fields, data.index_dir) for name, fields in sources])

@@ -18,7 +18,8 @@ from jaxtyping import Int32
 from ml_collections import ConfigDict
 
 __all__ = ["ClipTokenizer", "SentencePieceTokenizer", "Tokenizer"]
-__all__ += ["check_text_config", "clean_text", "make_tokenizer", "train_sentencepiece"]
+__all__ += ["check_packed_length", "check_text_config", "clean_text", "make_tokenizer"]
+__all__ += ["pack_texts", "train_sentencepiece"]
 
 _CLIP_MARKER = re.compile(r"<(start|end)_of_text>", re.IGNORECASE)
 
@@ -172,6 +173,47 @@ def check_text_config(text_config: ConfigDict, tokenizer: Tokenizer) -> None:
     ]
     if wrong:
         raise ValueError("; ".join(wrong) + ": set them to the tokenizer's")
+
+
+def check_packed_length(packed_length: int, tokenizer: Tokenizer) -> None:
+    """Raises ValueError unless a row has room for the longest text."""
+    if packed_length < tokenizer.context_length:
+        raise ValueError(
+            f"config.data.packed_length: {packed_length} found, expected at least "
+            f"config.model.text.context_length = {tokenizer.context_length}, the longest caption"
+        )
+
+
+def pack_texts(
+    texts: Sequence[Int32[np.ndarray, " _"]], packed_length: int, end_of_text_id: int
+) -> tuple[Int32[np.ndarray, " L"], Int32[np.ndarray, " N"], int]:
+    """Puts the texts of an image behind each other into one row.
+
+    A text that is the same as one before it is stored once. A prompt that does not fit into what
+    the row has left becomes the caption, as if the caption had one noun less.
+
+    Args:
+      texts: token ids of the caption and then of each prompt; what follows an end token is dropped.
+      packed_length: L, at least the caption's length.
+      end_of_text_id: the token that ends each text.
+
+    Returns:
+      The row, zeros behind its texts; the position of each text's end token in it; the number of
+      prompts that did not fit.
+    """
+    row, ends = np.zeros(packed_length, np.int32), np.zeros(len(texts), np.int32)
+    stored: dict[bytes, int] = {}
+    used = overflow = 0
+    for i, text in enumerate(texts):
+        text = text[: (text == end_of_text_id).argmax() + 1]
+        key = text.tobytes()
+        if key not in stored and used + len(text) <= packed_length:
+            row[used : used + len(text)] = text
+            used += len(text)
+            stored[key] = used - 1
+        overflow += key not in stored
+        ends[i] = stored.get(key, ends[0])
+    return row, ends, overflow
 
 
 def train_sentencepiece(captions: Iterable[str], vocab_size: int, max_captions: int = 0) -> bytes:

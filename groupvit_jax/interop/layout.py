@@ -52,8 +52,8 @@ def expected_shapes(model_config: ConfigDict) -> dict[str, tuple[int, ...]]:
 def _shapes(model: TwoTower) -> dict[str, tuple[int, ...]]:
     size = model.image_encoder.image_size
     images = jax.ShapeDtypeStruct((1, size, size, 3), jnp.float32)
-    text = jax.ShapeDtypeStruct((1, 1, 1), jnp.int32)
-    variables = jax.eval_shape(model.init, jax.random.key(0), images, text)
+    text = jax.ShapeDtypeStruct((1, 1), jnp.int32)
+    variables = jax.eval_shape(model.init, jax.random.key(0), images, text, text)
     return {name: leaf.shape for name, leaf in flatten(variables).items()}
 
 

@@ -78,7 +78,7 @@ def _run(model: Any, variables: PyTree, images: Array, tokens: Array) -> dict[st
         "segments": features.segments,
         "image embedding": embedding,
         "segment embeddings": apply(features.segments, method="project_groups"),
-        "pooled text": apply(tokens, method=lambda model, t: model.text_encoder(t)),
+        "pooled text": apply(tokens, method=lambda model, t: model.text_encoder(t)[:, 0]),
         "text embedding": apply(tokens, method="encode_text"),
     }
     return outputs | {f"assignment {i}": a for i, a in enumerate(features.assignments)}

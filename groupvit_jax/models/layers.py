@@ -103,20 +103,25 @@ class SelfAttention(nn.Module):
     """Multi-head self-attention with one fused projection for queries, keys and values."""
 
     num_heads: int
-    causal: bool = False
     qkv_init: Initializer = vit_init
     proj_init: Initializer = vit_init
     dtype: Dtype = jnp.float32
 
     @nn.compact
-    def __call__(self, x: Float[Array, "B S C"]) -> Float[Array, "B S C"]:
-        """Attends among the tokens of each row; the softmax is computed in float32."""
+    def __call__(
+        self, x: Float[Array, "B S C"], mask: Bool[Array, "B S S"] | None = None
+    ) -> Float[Array, "B S C"]:
+        """Attends among the tokens of each row; the softmax is computed in float32.
+
+        Args:
+          x: the tokens.
+          mask: [b, i, j] tells whether token i sees token j; None for all.
+        """
         B, S, C = x.shape
         qkv = nn.Dense(3 * C, kernel_init=self.qkv_init, dtype=self.dtype, name="qkv")(x)
         qkv = qkv.reshape(B, S, 3, self.num_heads, C // self.num_heads)
         q, k, v = qkv.transpose(2, 0, 3, 1, 4)
-        mask = jnp.tril(jnp.ones((1, 1, S, S), bool)) if self.causal else None
-        out = _join_heads(attend(q, k, v, mask))
+        out = _join_heads(attend(q, k, v, None if mask is None else mask[:, None]))
         return nn.Dense(C, kernel_init=self.proj_init, dtype=self.dtype, name="proj")(out)
 
 
@@ -163,7 +168,6 @@ class TransformerBlock(nn.Module):
 
     num_heads: int
     mlp_ratio: float = 4.0
-    causal: bool = False
     activation: Callable[[Array], Array] = gelu
     drop_path_rate: float = 0.0
     qkv_init: Initializer = vit_init
@@ -173,11 +177,17 @@ class TransformerBlock(nn.Module):
     dtype: Dtype = jnp.float32
 
     @nn.compact
-    def __call__(self, x: Float[Array, "B S C"], *, train: bool = False) -> Float[Array, "B S C"]:
-        """Attention, then the MLP, each on normalised tokens and added to its input."""
+    def __call__(
+        self,
+        x: Float[Array, "B S C"],
+        mask: Bool[Array, "B S S"] | None = None,
+        *,
+        train: bool = False,
+    ) -> Float[Array, "B S C"]:
+        """Attention (see there for the mask), then the MLP, each added to its input."""
         C = x.shape[-1]
         attention = SelfAttention(
-            self.num_heads, self.causal, self.qkv_init, self.proj_init, self.dtype, name="attn"
+            self.num_heads, self.qkv_init, self.proj_init, self.dtype, name="attn"
         )
         mlp = Mlp(
             int(C * self.mlp_ratio),
@@ -189,7 +199,7 @@ class TransformerBlock(nn.Module):
             name="mlp",
         )
         drop_path = DropPath(self.drop_path_rate)
-        x = x + drop_path(attention(layer_norm(self.dtype, "norm1")(x)), train=train)
+        x = x + drop_path(attention(layer_norm(self.dtype, "norm1")(x), mask), train=train)
         return x + drop_path(mlp(layer_norm(self.dtype, "norm2")(x)), train=train)
 
 

@@ -1,15 +1,20 @@
 """The text encoder: a causal transformer as in CLIP (arXiv 2103.00020)."""
 
 import flax.linen as nn
+import jax
 import jax.numpy as jnp
 from flax.typing import Dtype
 
 from groupvit_jax.models.layers import TransformerBlock, layer_norm, quick_gelu
-from groupvit_jax.typing import Array, Float, Int
+from groupvit_jax.typing import Array, Bool, Float, Int
 
 
 class TextEncoder(nn.Module):
     """Causal transformer whose feature is taken at the end-of-text token.
+
+    A row of tokens holds one text or several behind each other, each closed by its end-of-text
+    token. A token sees those before it in its own text, and positions count within the text, so a
+    text's feature is the same wherever it stands.
 
     Attributes:
       vocab_size: number of token ids.
@@ -17,7 +22,7 @@ class TextEncoder(nn.Module):
       width: channels.
       num_layers: transformer blocks.
       num_heads: of every attention.
-      end_of_text_id: the token at whose first occurrence the feature is taken.
+      end_of_text_id: the last token of every text.
       dtype: of the computation; parameters are float32.
     """
 
@@ -30,15 +35,27 @@ class TextEncoder(nn.Module):
     dtype: Dtype = jnp.float32
 
     @nn.compact
-    def __call__(self, tokens: Int[Array, "B T"]) -> Float[Array, "B C"]:
-        """Encodes texts; what follows the end-of-text token has no influence.
+    def __call__(
+        self, tokens: Int[Array, "B L"], ends: Int[Array, "B N"] | None = None
+    ) -> Float[Array, "B N C"]:
+        """Encodes texts.
+
+        Args:
+          tokens: rows of texts, none longer than `context_length`; what follows the last has no
+            influence.
+          ends: where in its row each text has its end-of-text token; a place may be named several
+            times. None: a row is one text, which ends at the first such token (N = 1).
 
         Raises:
-          ValueError: if the texts are longer than `context_length`.
+          ValueError: if rows of one text are longer than `context_length`.
         """
-        T = tokens.shape[1]
-        if self.context_length < T:
-            raise ValueError(f"text: {T} tokens, expected at most {self.context_length}")
+        if ends is None:
+            if self.context_length < (T := tokens.shape[1]):
+                raise ValueError(f"text: {T} tokens, expected at most {self.context_length}")
+            ends = (tokens == self.end_of_text_id).argmax(axis=1)[:, None]
+        starts, mask = separate_texts(tokens, self.end_of_text_id)
+        # Padding behind the texts may be longer than any of them.
+        place = jnp.minimum(jnp.arange(tokens.shape[1]) - starts, self.context_length - 1)
         normal = nn.initializers.normal
         embed = nn.Embed(
             self.vocab_size,
@@ -49,12 +66,11 @@ class TextEncoder(nn.Module):
         )
         shape = (self.context_length, self.width)
         positions = self.param("position_embedding", normal(0.01), shape)
-        x = embed(tokens) + positions[:T].astype(self.dtype)
+        x = embed(tokens) + positions[place].astype(self.dtype)
         deep = self.width**-0.5 * (2 * self.num_layers) ** -0.5
         for i in range(self.num_layers):
             x = TransformerBlock(
                 self.num_heads,
-                causal=True,
                 activation=quick_gelu,
                 qkv_init=normal(self.width**-0.5),
                 proj_init=normal(deep),
@@ -62,8 +78,22 @@ class TextEncoder(nn.Module):
                 fc2_init=normal(deep),
                 dtype=self.dtype,
                 name=f"blocks_{i}",
-            )(x)
+            )(x, mask)
         # Normalising one token a text instead of all is the same and cheaper.
-        end = (tokens == self.end_of_text_id).argmax(axis=1)
-        x = jnp.take_along_axis(x, end[:, None, None], axis=1)[:, 0]
+        x = jnp.take_along_axis(x, ends[:, :, None], axis=1)
         return layer_norm(self.dtype, "norm")(x).astype(jnp.float32)
+
+
+def separate_texts(
+    tokens: Int[Array, "B L"], end_of_text_id: int
+) -> tuple[Int[Array, "B L"], Bool[Array, "B L L"]]:
+    """Returns where the text of each token begins, and which tokens each token sees.
+
+    A token sees itself and those before it in its own text.
+    """
+    L = tokens.shape[1]
+    query, key = jnp.arange(L)[:, None], jnp.arange(L)
+    is_end = tokens[:, :-1] == end_of_text_id
+    after_end = jnp.pad(jnp.where(is_end, key[1:], 0), ((0, 0), (1, 0)))
+    starts = jax.lax.cummax(after_end, axis=1)
+    return starts, (starts[:, :, None] <= key) & (key <= query)

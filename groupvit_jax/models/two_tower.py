@@ -58,21 +58,29 @@ class TwoTower(nn.Module):
             self.multi_label_logit_scale = self.param("multi_label_logit_scale", init, ())
 
     def __call__(
-        self, images: Float[Array, "B H W 3"], text: Int[Array, "B N T"], *, train: bool = False
+        self,
+        images: Float[Array, "B H W 3"],
+        text: Int[Array, "B L"],
+        text_ends: Int[Array, "B N"],
+        *,
+        train: bool = False,
     ) -> TwoTowerOutput:
         """Embeds images and their texts.
 
         Args:
           images: normalised with ImageNet's statistics.
-          text: token ids of each image's caption and then its prompts.
+          text: token ids of each image's texts, packed into one row (`data.text.pack_texts`).
+          text_ends: where in the row its caption and then its prompts end; a prompt that is the
+            caption names the same place.
           train: takes BatchNorm's statistics from the batch and updates the running ones (mutable
             "batch_stats"); needs the rngs "gumbel" and "drop_path".
         """
-        B, N, T = text.shape
+        B, N = text_ends.shape
         features = self.image_encoder(images, train=train)
-        text_features = self.text_encoder(text.reshape(B * N, T))
-        # Captions and prompts share one BatchNorm batch, as in the published model.
-        text_embedding = self.text_projector(text_features, train=train)
+        text_features = self.text_encoder(text, text_ends)
+        # Captions and prompts share one BatchNorm batch, as in the published model, in which a
+        # caption counts as often as it stands in for a prompt.
+        text_embedding = self.text_projector(text_features.reshape(B * N, -1), train=train)
         multi_label = self.logit_scale if self.share_logit_scale else self.multi_label_logit_scale
         return TwoTowerOutput(
             image=self.image_projector(features.embedding, train=train),
@@ -90,8 +98,8 @@ class TwoTower(nn.Module):
         return self.image_projector(features.embedding, train=False), features
 
     def encode_text(self, tokens: Int[Array, "B T"]) -> Float[Array, "B D"]:
-        """Joint embeddings (not normalised) of texts, for evaluation."""
-        return self.text_projector(self.text_encoder(tokens), train=False)
+        """Joint embeddings (not normalised) of texts, one a row, for evaluation."""
+        return self.text_projector(self.text_encoder(tokens)[:, 0], train=False)
 
     def project_groups(self, segments: Float[Array, "B G C"]) -> Float[Array, "B G D"]:
         """Joint embeddings (not normalised) of segments, each projected as if it were an image."""

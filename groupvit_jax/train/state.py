@@ -41,10 +41,11 @@ class TrainState:
 def batch_shapes(config: ConfigDict) -> BatchShapes:
     """Returns the shapes of the global batches that `config` describes."""
     B, side = config.train.batch_size, config.model.image.image_size
-    num_texts, length = 1 + config.data.num_nouns, config.model.text.context_length
     return {
         "image": jax.ShapeDtypeStruct((B, side, side, 3), jnp.uint8),
-        "text": jax.ShapeDtypeStruct((B, num_texts, length), jnp.int32),
+        "text": jax.ShapeDtypeStruct((B, config.data.packed_length), jnp.int32),
+        "text_ends": jax.ShapeDtypeStruct((B, 1 + config.data.num_nouns), jnp.int32),
+        "text_overflow": jax.ShapeDtypeStruct((B,), jnp.int32),
         "index": jax.ShapeDtypeStruct((B,), jnp.int32),
     }
 
@@ -55,11 +56,11 @@ def init_variables(model: nn.Module, key: Key[Array, ""], shapes: BatchShapes) -
     Args:
       model: a model with `TwoTower`'s call.
       key: of the random initial values.
-      shapes: of a batch; parameters depend on the images' size and the texts' length only.
+      shapes: of a batch; parameters depend on the images' size only.
     """
     images = jnp.zeros((1, *shapes["image"].shape[1:]))
-    text = jnp.zeros((1, 1, shapes["text"].shape[-1]), jnp.int32)
-    return model.init(key, images, text, train=False)
+    text = jnp.zeros((1, shapes["text"].shape[1]), jnp.int32)
+    return model.init(key, images, text, jnp.zeros((1, 1), jnp.int32), train=False)
 
 
 def abstract_params(model: nn.Module, shapes: BatchShapes) -> Params:

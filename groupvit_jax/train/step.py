@@ -37,11 +37,12 @@ def make_train_step(
       state_shardings: what `create_sharded_state` returns beside the state.
 
     Returns:
-      A jitted function of the state and a global batch ("image" uint8, "text"). Its metrics are
+      A jitted function of the state and a global batch (see `typing.Batch`). Its metrics are
       float32 scalars of the step: `loss`, for each loss `global/...` and `multi_label/...` the
       weightless `loss` and what `losses` yields, `gradient_norm` (before clipping),
       `update_norm`, `parameter_norm` (after the update: it is finite if the new parameters are),
-      `learning_rate` and `groups_in_use/stage_I`.
+      `learning_rate`, `text_overflow` (share of the images with a prompt that did not fit) and
+      `groups_in_use/stage_I`.
     """
 
     def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
@@ -55,7 +56,13 @@ def make_train_step(
         def loss_fn(params: PyTree) -> tuple[Float[Array, ""], tuple[PyTree, Metrics]]:
             variables = {"params": params, "batch_stats": state.batch_stats}
             output, updated = model.apply(
-                variables, images, batch["text"], train=True, rngs=keys, mutable=["batch_stats"]
+                variables,
+                images,
+                batch["text"],
+                batch["text_ends"],
+                train=True,
+                rngs=keys,
+                mutable=["batch_stats"],
             )
             # Else a sharded last layer draws the towers into its own sharding.
             image, text = (
@@ -67,6 +74,7 @@ def make_train_step(
 
         gradients, (batch_stats, metrics) = jax.grad(loss_fn, has_aux=True)(state.params)
         metrics["learning_rate"] = schedule(state.step)
+        metrics["text_overflow"] = (batch["text_overflow"] > 0).mean()
         state, norms = apply_gradients(state, optimizer, gradients, batch_stats)
         return state, jax.tree.map(jnp.float32, metrics | norms)
 

@@ -113,7 +113,7 @@ def test_epochs_cover_every_pair_once_without_a_remainder(tmp_path):
     batches = join(take(make_config(tmp_path), 25))
     for epoch in range(4):
         assert sorted(batches["index"][50 * epoch : 50 * (epoch + 1)]) == list(range(50))
-    np.testing.assert_array_equal(batches["text"][:, 0, 0], batches["index"])
+    np.testing.assert_array_equal(batches["text"][:, 0], batches["index"])
     assert np.abs(batches["image"][:, 0, 0, 0].astype(int) - batches["index"]).max() <= 1
 
 
@@ -149,7 +149,9 @@ def test_batch_of_the_real_transforms(tmp_path):
     [batch] = take(config, 1, image_transform=None, tokenizer=ClipTokenizer(77))
     assert {k: (v.shape, v.dtype.name) for k, v in batch.items()} == {
         "image": ((4, 32, 32, 3), "uint8"),
-        "text": ((4, 4, 77), "int32"),
+        "text": ((4, 80), "int32"),
+        "text_ends": ((4, 4), "int32"),
+        "text_overflow": ((4,), "int32"),
         "index": ((4,), "int32"),
         "broken": ((4,), "int32"),
     }
@@ -162,7 +164,7 @@ def test_a_caption_is_drawn_each_epoch(tmp_path):
     config.data.sources.x = dict(kind="webdataset", pattern=shard)
     config.data.num_nouns, config.data.num_workers, config.train.batch_size = 0, 0, 100
     [batch] = take(config, 1)
-    counts = np.bincount(batch["text"][:, 0, 0], minlength=3)
+    counts = np.bincount(batch["text"][:, 0], minlength=3)
     assert counts.sum() == 100
     assert counts.min() > 15
 
@@ -224,7 +226,7 @@ def test_broken_samples_are_replaced_named_and_flagged(tmp_path, caplog):
     assert batch["broken"].sum() == 4
     replaced = batch["index"][batch["broken"] == 1]
     assert set(replaced) <= {0, 1, 2, 7, 8, 9}, "replaced from the same source"
-    np.testing.assert_array_equal(batch["text"][:, 0, 0], batch["index"])
+    np.testing.assert_array_equal(batch["text"][:, 0], batch["index"])
     for key, reason in [("4", "empty caption"), ("5", "no caption"), ("6", "unknown image format")]:
         assert f"{shard}: {key}: {reason}" in caplog.text
     assert f"{shard}: 3: " in caplog.text

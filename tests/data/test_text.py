@@ -214,3 +214,60 @@ def test_training_a_vocabulary_that_cannot_be_says_why(captions, vocab_size, mes
 def test_training_on_a_sample_is_deterministic():
     models = {text.train_sentencepiece(CAPTIONS, 290, max_captions=300) for _ in range(2)}
     assert len(models) == 1
+
+
+def rows(*texts):
+    """Zero-padded rows that end with 9."""
+    return [np.array([*text, 9, *[0] * (7 - len(text))], np.int32) for text in texts]
+
+
+def test_texts_of_an_image_share_a_row():
+    row, ends, overflow = text.pack_texts(rows([1, 2], [3], [4, 5, 6]), 12, 9)
+    assert row.tolist() == [1, 2, 9, 3, 9, 4, 5, 6, 9, 0, 0, 0]
+    assert ends.tolist() == [2, 4, 8]
+    assert overflow == 0
+    assert (row.dtype, ends.dtype) == (np.int32, np.int32)
+
+
+def test_a_text_that_comes_twice_is_stored_once():
+    row, ends, overflow = text.pack_texts(rows([1, 2], [3], [1, 2], [3]), 5, 9)
+    assert row.tolist() == [1, 2, 9, 3, 9]
+    assert ends.tolist() == [2, 4, 2, 4]
+    assert overflow == 0
+
+
+def test_a_prompt_that_does_not_fit_becomes_the_caption():
+    row, ends, overflow = text.pack_texts(rows([1, 2], [3, 4, 5], [6], [3, 4, 5]), 6, 9)
+    assert row.tolist() == [1, 2, 9, 6, 9, 0]
+    assert ends.tolist() == [2, 2, 4, 2]
+    assert overflow == 2
+
+
+def test_a_caption_of_the_greatest_length_is_not_cut():
+    caption = np.array([1, 2, 3, 4, 5, 6, 7, 9], np.int32)
+    row, ends, overflow = text.pack_texts([caption, *rows([3])], 8, 9)
+    assert row.tolist() == caption.tolist()
+    assert (ends.tolist(), overflow) == ([7, 7], 1)
+
+
+@pytest.mark.parametrize("num_nouns", [0, 3])
+@pytest.mark.parametrize("name", ["clip", "sentencepiece"])
+def test_packed_rows_hold_what_the_tokenizer_gives(name, num_nouns, model_file):
+    tokenizer = (
+        text.ClipTokenizer(32) if name == "clip" else text.SentencePieceTokenizer(model_file, 32)
+    )
+    texts = tokenizer(["a red dog near a tree", "a photo of a dog", "", "a red dog near a tree"])[
+        : 1 + num_nouns
+    ]
+    row, ends, overflow = text.pack_texts(list(texts), 96, tokenizer.end_of_text_id)
+    assert overflow == 0
+    for expected, end in zip(texts, ends, strict=True):
+        ids = _unpadded(expected)
+        assert row[end + 1 - len(ids) : end + 1].tolist() == ids
+    assert len(set(ends.tolist())) == len({ids.tobytes() for ids in texts})
+
+
+def test_a_row_has_room_for_the_longest_caption():
+    text.check_packed_length(77, text.ClipTokenizer(77))
+    with pytest.raises(ValueError, match=r"config\.data\.packed_length: 76 found, .* = 77"):
+        text.check_packed_length(76, text.ClipTokenizer(77))

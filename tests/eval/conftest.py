@@ -25,8 +25,8 @@ def model():
 
 def random_variables(model):
     """Random leaves, so that groups differ and embeddings spread."""
-    images, text = jnp.zeros((2, 32, 32, 3)), jnp.full((2, 1, 32), 49407)
-    shapes = jax.eval_shape(model.init, jax.random.key(0), images, text)
+    images, text = jnp.zeros((2, 32, 32, 3)), jnp.full((2, 32), 49407)
+    shapes = jax.eval_shape(model.init, jax.random.key(0), images, text, text[:, :1])
     rng = np.random.default_rng(0)
 
     def draw(path, leaf):

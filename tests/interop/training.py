@@ -26,7 +26,8 @@ def _step_of(model):
             output, updates = model.apply(
                 {**variables, "params": params},
                 images,
-                tokens[:, None],
+                tokens,
+                (tokens == model.text_encoder.end_of_text_id).argmax(axis=1)[:, None],
                 train=True,
                 mutable=["batch_stats"],
                 rngs={"drop_path": jax.random.key(0)},

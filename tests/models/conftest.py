@@ -20,9 +20,10 @@ def model(config):
 def inputs(config):
     key = jax.random.key(1)
     images = jax.random.normal(key, (3, config.image.image_size, config.image.image_size, 3))
-    text = jax.random.randint(key, (3, 4, 16), 1, 400)
-    text = text.at[:, :, 9].set(config.text.end_of_text_id).at[:, :, 10:].set(0)
-    return images, text
+    text = jax.random.randint(key, (3, 40), 1, 400)
+    ends = jnp.array([9, 15, 20, 33])
+    text = text.at[:, ends].set(config.text.end_of_text_id).at[:, 34:].set(0)
+    return images, text, jnp.tile(ends, (3, 1))
 
 
 @pytest.fixture(scope="session")

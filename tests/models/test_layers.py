@@ -12,12 +12,13 @@ def test_quick_gelu_and_gelu_at_known_points():
     np.testing.assert_allclose(layers.gelu(x), [-0.158655, 0.0, 1.954500], rtol=1e-5)
 
 
-def test_causal_attention_ignores_what_follows():
-    attention = layers.SelfAttention(num_heads=2, causal=True)
+def test_attention_ignores_what_its_mask_hides():
+    attention = layers.SelfAttention(num_heads=2)
     x = jax.random.normal(jax.random.key(0), (1, 5, 8))
+    mask = jnp.tri(5, dtype=bool)[None]
     variables = attention.init(jax.random.key(1), x)
-    before = attention.apply(variables, x)
-    after = attention.apply(variables, x.at[:, 3:].add(1.0))
+    before = attention.apply(variables, x, mask)
+    after = attention.apply(variables, x.at[:, 3:].add(1.0), mask)
     np.testing.assert_array_equal(before[:, :3], after[:, :3])
     assert not np.allclose(before[:, 3:], after[:, 3:])
 

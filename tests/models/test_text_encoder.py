@@ -3,7 +3,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from groupvit_jax.models.text_encoder import TextEncoder
+from groupvit_jax.models.text_encoder import TextEncoder, separate_texts
 
 ENCODER = TextEncoder(
     vocab_size=50, context_length=8, width=64, num_layers=3, num_heads=2, end_of_text_id=40
@@ -17,7 +17,7 @@ def params():
 
 
 def encode(params, tokens):
-    return jax.jit(ENCODER.apply)({"params": params}, jnp.asarray(tokens, jnp.int32))
+    return jax.jit(ENCODER.apply)({"params": params}, jnp.asarray(tokens, jnp.int32))[:, 0]
 
 
 def test_feature_is_taken_at_the_first_end_of_text(params):
@@ -31,6 +31,33 @@ def test_feature_is_taken_at_the_first_end_of_text(params):
 
 def test_padding_length_does_not_matter(params):
     np.testing.assert_allclose(encode(params, TOKENS[:, :4]), encode(params, TOKENS), atol=1e-6)
+
+
+def pack(*texts, length=20):
+    row = np.zeros((1, length), np.int32)
+    row[0, : sum(map(len, texts))] = np.concatenate(texts)
+    return row
+
+
+FIRST, SECOND, LONGEST = [39, 5, 6, 40], [39, 5, 40], [39, 7, 8, 9, 10, 11, 12, 40]
+
+
+def test_a_text_has_the_same_feature_wherever_it_stands(params):
+    alone = [encode(params, [text])[0] for text in (FIRST, SECOND, LONGEST)]
+    rows = np.concatenate(
+        [pack(FIRST, LONGEST, SECOND, [45] * 5), pack(SECOND, FIRST, LONGEST)], axis=0
+    )
+    ends = np.array([[3, 14, 11, 3], [6, 2, 14, 6]])
+    found = jax.jit(ENCODER.apply)({"params": params}, rows, ends)
+    for row in found:
+        np.testing.assert_allclose(row, [*alone, alone[0]], atol=1e-5)
+
+
+def test_separate_texts():
+    starts, mask = separate_texts(jnp.array([[39, 5, 40, 39, 40, 0, 0]]), 40)
+    np.testing.assert_array_equal(starts, [[0, 0, 0, 3, 3, 5, 5]])
+    seen = [[0], [0, 1], [0, 1, 2], [3], [3, 4], [5], [5, 6]]
+    assert [list(np.flatnonzero(row)) for row in mask[0]] == seen
 
 
 def test_every_word_before_the_end_matters(params):

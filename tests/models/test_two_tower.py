@@ -16,7 +16,11 @@ def test_groupvit_small_has_the_published_number_of_parameters():
     model = build_model(config)
     size = config.image.image_size
     shapes = jax.eval_shape(
-        model.init, jax.random.key(0), jnp.zeros((1, size, size, 3)), jnp.zeros((1, 2, 77), int)
+        model.init,
+        jax.random.key(0),
+        jnp.zeros((1, size, size, 3)),
+        jnp.zeros((1, 80), int),
+        jnp.zeros((1, 2), int),
     )
     published = 55_726_609
     count = sum(np.prod(x.shape, dtype=int) for x in jax.tree.leaves(shapes["params"]))
@@ -38,15 +42,15 @@ def test_a_shared_temperature_is_one_parameter(config, inputs):
 
 
 def test_encoding_apart_equals_encoding_together(model, perturbed, inputs):
-    images, text = inputs
-    out = jax.jit(model.apply)(perturbed, images, text)
+    images, text, ends = inputs
+    out = jax.jit(model.apply)(perturbed, images, text, ends)
 
     def apply(method, x):
         return jax.jit(partial(model.apply, method=method))(perturbed, x)
 
     image, features = apply("encode_image", images)
     np.testing.assert_allclose(image, out.image, rtol=1e-4, atol=1e-5)
-    encoded = apply("encode_text", text[:, 2])
+    encoded = apply("encode_text", text[:, 16:24])
     np.testing.assert_allclose(encoded, out.text[:, 2], rtol=1e-4, atol=1e-5)
     groups = apply("project_groups", features.segments)
     assert groups.shape == (3, 4, image.shape[1])

@@ -49,7 +49,9 @@ def test_batch_shapes(setup):
     shapes = setup[3]
     assert {name: (s.shape, s.dtype) for name, s in shapes.items()} == {
         "image": ((16, 32, 32, 3), jnp.uint8),
-        "text": ((16, 4, 32), jnp.int32),
+        "text": ((16, 64), jnp.int32),
+        "text_ends": ((16, 4), jnp.int32),
+        "text_overflow": ((16,), jnp.int32),
         "index": ((16,), jnp.int32),
     }
 

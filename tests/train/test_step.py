@@ -1,3 +1,4 @@
+import functools
 import re
 
 import flax.linen as nn
@@ -8,6 +9,7 @@ import pytest
 
 from configs import tiny
 from groupvit_jax import optim, parallel
+from groupvit_jax.data.text import pack_texts
 from groupvit_jax.models.two_tower import build_model
 from groupvit_jax.train import state as state_lib
 from groupvit_jax.train import step as step_lib
@@ -27,6 +29,7 @@ def tiny_config():
     # One grouping stage and one text layer: a step is compiled for each mesh.
     config.model.image.update(depths=(1, 1), num_group_tokens=(8, 0), num_output_groups=(8,))
     config.model.text.update(vocab_size=64, end_of_text_id=63, context_length=8, num_layers=1)
+    config.data.packed_length = 24
     # At the published rate 20 steps of Adam on a batch of 16 blow rounding up, until a segment
     # goes to another group.
     config.optimizer.learning_rate = 4e-4
@@ -39,12 +42,20 @@ def host_batch(config, seed):
     shapes = state_lib.batch_shapes(config)
     colors = rng.integers(0, 256, size=(*shapes["index"].shape, 3), dtype=np.uint8)
     noise = rng.integers(0, 128, size=(len(colors), 4, 4, 3), dtype=np.uint8)
-    text = np.zeros(shapes["text"].shape, np.int32)
-    text[..., :3] = 1 + colors[:, None] // 8
-    text[..., 3] = rng.integers(33, 60, size=text.shape[:2])
-    text[..., 4] = 63
+    texts = np.zeros((*shapes["text_ends"].shape, config.model.text.context_length), np.int32)
+    texts[..., :3] = 1 + colors[:, None] // 8
+    texts[..., 3] = rng.integers(33, 60, size=texts.shape[:2])
+    texts[..., 4] = 63
+    texts[2::5, -1:] = texts[2::5, :1]  # a caption that stands in for a prompt
     image = colors[:, None, None] // 2 + noise.repeat(8, axis=1).repeat(8, axis=2)
-    return {"image": image, "text": text, "index": np.arange(len(image), dtype=np.int32)}
+    batch = {"image": image, "index": np.arange(len(image), dtype=np.int32)}
+    return batch | packed(texts, config)
+
+
+def packed(texts, config):
+    rows = [pack_texts(list(each), config.data.packed_length, 63) for each in texts]
+    fields = zip(("text", "text_ends", "text_overflow"), zip(*rows, strict=True), strict=True)
+    return {name: np.stack(values).astype(np.int32) for name, values in fields}
 
 
 class Run:
@@ -159,6 +170,7 @@ def test_metrics(runs):
         ),
         *("gradient_norm", "update_norm", "parameter_norm", "learning_rate"),
         "groups_in_use/stage_0",
+        "text_overflow",
     }
     assert run.state.step == NUM_STEPS
 
@@ -170,7 +182,7 @@ class StandIn(nn.Module):
     """Two linear towers with noise: what the step needs of a model, quick to compile."""
 
     @nn.compact
-    def __call__(self, images, text, *, train):
+    def __call__(self, images, text, ends, *, train):
         B = len(text)
         x = nn.Dense(4, name="image")(images.mean(axis=(1, 2)))
         if train:
@@ -180,7 +192,8 @@ class StandIn(nn.Module):
         count.value += train
         scales = [self.param(name, nn.initializers.zeros, ()) for name in SCALES]
         features = ImageFeatures(x, x[:, None], (jnp.ones((B, 2, 3)),))
-        y = nn.Dense(4, name="text")(text.astype(jnp.float32))
+        texts = jnp.take_along_axis(text, ends - 1, axis=1)[..., None]
+        y = nn.Dense(4, name="text")(texts.astype(jnp.float32))
         return TwoTowerOutput(x, y, *scales, features)
 
 
@@ -189,6 +202,77 @@ def stand_in(**changes):
     config.data.augment.random_erasing = 0.0
     config.update_from_flattened_dict(changes)
     return config, Run(config, MESHES["data"], StandIn())
+
+
+def padded_forward(model, images, texts):
+    """The model's training pass with each text in a row of its own."""
+    B, N, T = texts.shape
+    features = model.image_encoder(images, train=True)
+    text = model.text_encoder(texts.reshape(B * N, T))[:, 0]
+    return TwoTowerOutput(
+        model.image_projector(features.embedding, train=True),
+        model.text_projector(text, train=True).reshape(B, N, -1),
+        model.logit_scale,
+        model.multi_label_logit_scale,
+        features,
+    )
+
+
+@pytest.mark.parametrize("num_devices", [1, 8])
+@pytest.mark.parametrize("num_nouns", [0, 3])
+def test_packed_texts_give_the_loss_and_gradients_of_padded_ones(num_nouns, num_devices):
+    config = tiny_config()
+    config.data.num_nouns = num_nouns
+    config.model.text.num_layers = 2
+    model = build_model(config.model)
+    T, B = config.model.text.context_length, config.train.batch_size
+    rng = np.random.default_rng(0)
+    texts = rng.integers(1, 60, size=(B, 1 + num_nouns, T)).astype(np.int32)
+    ends = rng.integers(2, 6, size=texts.shape[:2])  # at most 4 x 6 tokens a row
+    ends[::4, 0] = T - 1  # captions of the greatest length
+    ends[::4, 1:] = 4
+    texts[np.arange(T) == ends[..., None]] = 63
+    texts[np.arange(T) > ends[..., None]] = 0
+    texts[1::3, 2:] = texts[1::3, :1]  # captions that stand in for prompts
+    batch = packed(texts, config)
+    assert not batch["text_overflow"].any()
+    images = rng.normal(size=(B, 32, 32, 3)).astype(np.float32)
+    shapes = state_lib.batch_shapes(config)
+    variables = jax.jit(lambda: state_lib.init_variables(model, jax.random.key(0), shapes))()
+    rngs = {"gumbel": jax.random.key(1), "drop_path": jax.random.key(2)}
+
+    @functools.partial(jax.jit, static_argnames="method")
+    def run(params, *inputs, method):
+        def loss(params):
+            given = {**variables, "params": params}
+            train = {} if method else {"train": True}
+            output, updated = model.apply(
+                given, *inputs, **train, method=method, rngs=rngs, mutable=["batch_stats"]
+            )
+            return step_lib.contrastive_loss(output, config.loss)[0], updated
+
+        (value, updated), gradients = jax.value_and_grad(loss, has_aux=True)(params)
+        return {"loss": value, "gradients": gradients, **updated}
+
+    mesh = parallel.make_mesh({"data": -1, "fsdp": 1, "tensor": 1}, jax.devices()[:num_devices])
+    inputs = {"images": images, "texts": texts, **batch}
+    inputs = parallel.to_global_batch(mesh, inputs)
+    params = jax.device_put(variables["params"], parallel.replicated(mesh))
+    expected = run(params, inputs["images"], inputs["texts"], method=padded_forward)
+    found = run(params, inputs["images"], inputs["text"], inputs["text_ends"], method=None)
+    largest = max(np.abs(g).max() for g in jax.tree.leaves(expected["gradients"]))
+    assert largest > 0.1
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5), found, expected
+    )
+
+
+def test_overflow_is_in_the_metrics():
+    config, run = stand_in()
+    batch = host_batch(config, 0)
+    assert run(batch)["text_overflow"] == 0
+    batch["text_overflow"][:4] = [1, 3, 0, 2]
+    assert run(batch)["text_overflow"] == 3 / 16
 
 
 def test_noise_is_a_function_of_key_and_step():
