@@ -218,8 +218,16 @@ def padded_forward(model, images, texts):
     )
 
 
-@pytest.mark.parametrize("num_devices", [1, 8])
-@pytest.mark.parametrize("num_nouns", [0, 3])
+def random_variables(model, shapes):
+    """Weights of the size of trained ones: fresh ones magnify rounding a hundred times."""
+    init = functools.partial(state_lib.init_variables, model, jax.random.key(0), shapes)
+    leaves, tree = jax.tree.flatten(jax.jit(init)())
+    rng = np.random.default_rng(1)
+    noise = [0.1 * rng.normal(size=leaf.shape).astype(np.float32) for leaf in leaves]
+    return tree.unflatten([leaf + n for leaf, n in zip(leaves, noise, strict=True)])
+
+
+@pytest.mark.parametrize(("num_nouns", "num_devices"), [(0, 1), (3, 8)])
 def test_packed_texts_give_the_loss_and_gradients_of_padded_ones(num_nouns, num_devices):
     config = tiny_config()
     config.data.num_nouns = num_nouns
@@ -237,8 +245,7 @@ def test_packed_texts_give_the_loss_and_gradients_of_padded_ones(num_nouns, num_
     batch = packed(texts, config)
     assert not batch["text_overflow"].any()
     images = rng.normal(size=(B, 32, 32, 3)).astype(np.float32)
-    shapes = state_lib.batch_shapes(config)
-    variables = jax.jit(lambda: state_lib.init_variables(model, jax.random.key(0), shapes))()
+    variables = random_variables(model, state_lib.batch_shapes(config))
     rngs = {"gumbel": jax.random.key(1), "drop_path": jax.random.key(2)}
 
     @functools.partial(jax.jit, static_argnames="method")
@@ -260,11 +267,13 @@ def test_packed_texts_give_the_loss_and_gradients_of_padded_ones(num_nouns, num_
     params = jax.device_put(variables["params"], parallel.replicated(mesh))
     expected = run(params, inputs["images"], inputs["texts"], method=padded_forward)
     found = run(params, inputs["images"], inputs["text"], inputs["text_ends"], method=None)
-    largest = max(np.abs(g).max() for g in jax.tree.leaves(expected["gradients"]))
-    assert largest > 0.1
-    jax.tree.map(
-        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5), found, expected
-    )
+    for (path, wanted), value in zip(
+        jax.tree_util.tree_leaves_with_path(expected), jax.tree.leaves(found), strict=True
+    ):
+        size = np.abs(wanted).max()
+        # What is zero but for rounding, such as a gradient before BatchNorm, has no size.
+        atol = 1e-5 * size if size > 1e-3 else 1e-5
+        np.testing.assert_allclose(value, wanted, rtol=0, atol=atol, err_msg=str(path))
 
 
 def test_overflow_is_in_the_metrics():
