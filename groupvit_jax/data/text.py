@@ -19,7 +19,7 @@ from ml_collections import ConfigDict
 
 __all__ = ["ClipTokenizer", "SentencePieceTokenizer", "Tokenizer"]
 __all__ += ["check_packed_length", "check_text_config", "clean_text", "make_tokenizer"]
-__all__ += ["pack_texts", "train_sentencepiece"]
+__all__ += ["pack_texts", "train_sentencepiece", "trim"]
 
 _CLIP_MARKER = re.compile(r"<(start|end)_of_text>", re.IGNORECASE)
 
@@ -214,6 +214,12 @@ def pack_texts(
         overflow += key not in stored
         ends[i] = stored.get(key, ends[0])
     return row, ends, overflow
+
+
+def trim(tokens: Int32[np.ndarray, "N T"]) -> Int32[np.ndarray, "N L"]:
+    """Cuts off the columns of padding, but keeps a multiple of 8, so that few lengths occur."""
+    longest = int(np.flatnonzero(tokens.any(axis=0)).max(initial=0)) + 1
+    return tokens[:, : -(-longest // 8) * 8]
 
 
 def train_sentencepiece(captions: Iterable[str], vocab_size: int, max_captions: int = 0) -> bytes:

@@ -11,7 +11,7 @@ from jax.sharding import Mesh
 
 from groupvit_jax import parallel
 from groupvit_jax.data.device_ops import normalize
-from groupvit_jax.data.text import Tokenizer
+from groupvit_jax.data.text import Tokenizer, trim
 from groupvit_jax.losses import l2_normalize
 from groupvit_jax.models.two_tower import TwoTower
 from groupvit_jax.typing import Array, Float, ImageFeatures, Int, Params, UInt8
@@ -75,10 +75,11 @@ class Encoder:
     def text_embeddings(self, variables: Params, texts: Sequence[str]) -> Float[np.ndarray, "N D"]:
         """Returns the joint embeddings of texts, not normalised; all processes pass the same."""
         size = min(_TEXTS_AT_ONCE, _round_up(len(texts), 8))
-        padded = [*texts, *[texts[-1]] * (-len(texts) % size)]
+        # Padding has no influence, and most texts take few of the tokens that there could be.
+        tokens = trim(self.tokenizer([*texts, *[texts[-1]] * (-len(texts) % size)]))
         parts = [
-            np.asarray(self.token_embeddings(variables, self.tokenizer(padded[i : i + size])))
-            for i in range(0, len(padded), size)
+            np.asarray(self.token_embeddings(variables, tokens[i : i + size]))
+            for i in range(0, len(tokens), size)
         ]
         return np.concatenate(parts)[: len(texts)]
 
