@@ -1,0 +1,33 @@
+"""Captions and their prompts as token ids, for the benchmarks."""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from groupvit_jax.data import nouns, shards
+from groupvit_jax.data.sources import WebDatasetSource
+from groupvit_jax.data.text import ClipTokenizer, pack_texts
+
+TOKENIZER = ClipTokenizer()
+
+
+def read(path: str) -> list[str]:
+    """Returns all captions of a set."""
+    if path.endswith(".tar"):
+        source = WebDatasetSource([path])
+        return [caption for i in range(len(source)) for caption in source[i]["captions"]]
+    return [caption for item in shards.read_captions(path) for caption in item.captions]
+
+
+def texts_of(captions: Sequence[str], num_nouns: int) -> np.ndarray:
+    """Returns the token ids [B, N, T] of each caption and its prompts."""
+    rngs = map(np.random.default_rng, range(len(captions)))
+    prompts = [nouns.make_prompts(c, num_nouns, r) for c, r in zip(captions, rngs, strict=True)]
+    return np.stack([TOKENIZER([c, *p]) for c, p in zip(captions, prompts, strict=True)])
+
+
+def pack(texts: np.ndarray, length: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Returns rows [B, L], ends [B, N] and how many prompts of each image did not fit [B]."""
+    rows = [pack_texts(list(each), length, TOKENIZER.end_of_text_id) for each in texts]
+    row, ends, overflow = (np.stack(values) for values in zip(*rows, strict=True))
+    return row, ends, overflow

@@ -1,0 +1,248 @@
+"""A whole training step of groupvit-small against Hugging Face's PyTorch model.
+
+    python -m benchmarks.train_step [--captions=FILE] [--batch_size=32] [--repeats=5]
+
+Both sides start from the same weights and see the same images and texts (a caption and 3 prompts an
+image). Without noise, both losses must agree to 1e-5 of their value. Then whole steps are timed in
+turns, with the published noise: forward, backward, clipping, AdamW; ours normalises and erases
+pixels beside. The reference pads its texts to 77 tokens, as the published training does, and, in
+another row, to the longest of the batch. The multi-label loss, which transformers lacks, is added
+here. On a CPU both compute in float32; on a GPU in bfloat16, the reference through torch.compile,
+and the share of --peak_tflops that the model's FLOPs take is printed.
+"""
+
+import copy
+import time
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import torch
+from absl import app, flags
+from ml_collections import ConfigDict
+
+from benchmarks.captions import pack, read, texts_of
+from benchmarks.tagger import GOLD, read_gold
+from configs.base import get_config
+from groupvit_jax import optim, parallel
+from groupvit_jax.data.device_ops import normalize
+from groupvit_jax.data.text import trim
+from groupvit_jax.interop.pretrained import Pretrained
+from groupvit_jax.models import build_model
+from groupvit_jax.train import state as state_lib
+from groupvit_jax.train.step import contrastive_loss, make_train_step
+from tests.interop import reference, weights
+
+_CAPTIONS = flags.DEFINE_string("captions", None, "CSV, TSV, JSON or tar; the tests' own if absent")
+_BATCH_SIZE = flags.DEFINE_integer("batch_size", 32, "images a step")
+_REPEATS = flags.DEFINE_integer("repeats", 5, "timed steps of each side")
+_THREADS = flags.DEFINE_integer("threads", 0, "of PyTorch on a CPU; 0: its default")
+_PEAK_TFLOPS = flags.DEFINE_float("peak_tflops", 989.0, "of the GPU in dense bfloat16")
+
+TOLERANCE = 1e-5
+Batch = dict[str, np.ndarray]
+Step = Callable[[], float]
+
+
+def make_config(batch_size: int, on_gpu: bool) -> ConfigDict:
+    config = get_config()
+    config.model.dtype = "bfloat16" if on_gpu else "float32"
+    config.train.batch_size = batch_size
+    return config
+
+
+def make_batch(config: ConfigDict) -> tuple[Batch, np.ndarray]:
+    """Returns a batch of random images with packed texts, and the texts padded, [B, N, T]."""
+    if _CAPTIONS.value:
+        captions = read(_CAPTIONS.value)
+    else:
+        captions = [" ".join(word for word, _ in caption) for caption in read_gold(GOLD)]
+    B, size = config.train.batch_size, config.model.image.image_size
+    captions = [captions[i] for i in np.random.default_rng(0).permutation(len(captions))]
+    texts = texts_of(captions, config.data.num_nouns)
+    fits = np.flatnonzero(pack(texts, config.data.packed_length)[2] == 0)
+    texts = texts[np.resize(fits, B)]
+    row, ends, overflow = pack(texts, config.data.packed_length)
+    image = np.random.default_rng(1).integers(0, 256, (B, size, size, 3), np.uint8)
+    batch = {"image": image, "text": row, "text_ends": ends, "index": np.arange(B, dtype=np.int32)}
+    return batch | {"text_overflow": overflow.astype(np.int32)}, texts
+
+
+def our_loss(pretrained: Pretrained, config: ConfigDict, batch: Batch) -> float:
+    """Returns the loss of the noiseless model in training mode, in float32."""
+    model = build_model(pretrained.model_config)
+
+    @jax.jit
+    def loss(variables, image, text, ends):
+        output, _ = model.apply(
+            variables,
+            normalize(image),
+            text,
+            ends,
+            train=True,
+            rngs={"drop_path": jax.random.key(0)},
+            mutable=["batch_stats"],
+        )
+        return contrastive_loss(output, config.loss)[0]
+
+    return float(loss(pretrained.variables, *(batch[n] for n in ("image", "text", "text_ends"))))
+
+
+def our_step(pretrained: Pretrained, config: ConfigDict, batch: Batch) -> tuple[Step, float]:
+    """Returns the training step and its FLOPs as XLA counts them."""
+    mesh = parallel.make_mesh({"data": 1, "fsdp": 1, "tensor": 1}, jax.devices()[:1])
+    model, shapes = build_model(config.model), state_lib.batch_shapes(config)
+    schedule = optim.make_schedule(config.optimizer, config.train.batch_size, 1000, 10)
+    optimizer = optim.make_optimizer(config.optimizer, schedule, pretrained.variables["params"])
+    state, shardings = state_lib.create_sharded_state(
+        model, optimizer, jax.random.key(0), shapes, mesh, config.parallel.rules
+    )
+    state = state.replace(**jax.tree.map(jnp.array, dict(pretrained.variables)))
+    step = make_train_step(model, optimizer, schedule, config, mesh, shardings)
+    lowered = step.lower(state, shapes)
+    compiled = lowered.compile()
+    on_device = parallel.to_global_batch(mesh, batch)
+
+    def run() -> float:
+        nonlocal state
+        state, metrics = compiled(state, on_device)
+        return float(metrics["loss"])
+
+    return run, lowered.cost_analysis()["flops"]
+
+
+class Reference:
+    """transformers' model with both losses and PyTorch's AdamW."""
+
+    def __init__(self, pretrained: Pretrained, config: ConfigDict, device: str):
+        self.device, self.config = device, config
+        self.model = reference.build(pretrained).train().to(device)
+        scale = np.array(pretrained.variables["params"]["multi_label_logit_scale"])
+        self.scale = torch.nn.Parameter(torch.tensor(scale, device=device))
+        values = config.optimizer
+        self.parameters = [*self.model.parameters(), self.scale]
+        self.optimizer = torch.optim.AdamW(
+            self.parameters,
+            lr=values.warmup_learning_rate,
+            betas=(values.b1, values.b2),
+            eps=values.eps,
+            weight_decay=values.weight_decay,
+        )
+
+    def without_noise(self) -> "Reference":
+        """Returns a copy whose assignment is hard and that drops no branch."""
+        other = copy.deepcopy(self)
+        for module in other.model.modules():
+            name = type(module).__name__
+            if name == "GroupViTAssignAttention" or "DropPath" in name:
+                module.eval()
+        return other
+
+    def loss(self, images: torch.Tensor, texts: torch.Tensor) -> torch.Tensor:
+        """Returns the sum of both losses of images [B, 3, H, W] and texts [B, N, T]."""
+        B, N, T = texts.shape
+        image = self.model.visual_projection(
+            self.model.vision_model(pixel_values=images).pooler_output
+        )
+        features = self.model.text_model(input_ids=texts.reshape(B * N, T)).pooler_output
+        text = self.model.text_projection(features).reshape(B, N, -1)
+        image, text = (
+            torch.nn.functional.normalize(image.float(), dim=-1),
+            torch.nn.functional.normalize(text.float(), dim=-1),
+        )
+        caption, prompts = text[:, :1], text[:, 1:]
+        return multi_label_loss(image, caption, self.model.logit_scale) + multi_label_loss(
+            image, prompts, self.scale
+        )
+
+    def step(self, images: np.ndarray, texts: np.ndarray) -> Step:
+        """Returns a function that trains on a batch of normalised images and texts [B, N, T]."""
+        pixels = torch.from_numpy(images).permute(0, 3, 1, 2).contiguous().to(self.device)
+        ids = torch.from_numpy(texts).long().to(self.device)
+        on_gpu = self.device == "cuda"
+        loss_of = torch.compile(self.loss) if on_gpu else self.loss
+
+        def run() -> float:
+            self.optimizer.zero_grad(set_to_none=True)
+            with torch.autocast("cuda", torch.bfloat16, enabled=on_gpu):
+                loss = loss_of(pixels, ids)
+            loss.backward()
+            torch.nn.utils.clip_grad_norm_(self.parameters, self.config.optimizer.clip_norm)
+            self.optimizer.step()
+            return loss.item()
+
+        return run
+
+
+def multi_label_loss(image: torch.Tensor, prompts: torch.Tensor, logit_scale: torch.Tensor):
+    """The loss of unit vectors [B, D] and [B, K, D]; with K = 1 the global loss."""
+    B, K, D = prompts.shape
+    logits = logit_scale.exp().clamp(max=100) * image @ prompts.reshape(B * K, D).T
+    owner = torch.arange(B, device=image.device).repeat_interleave(K)
+    target = torch.nn.functional.one_hot(owner, B).T / K
+    return (
+        torch.nn.functional.cross_entropy(logits, target)
+        + torch.nn.functional.cross_entropy(logits.T, owner)
+    ) / 2
+
+
+def seconds_in_turns(steps: dict[str, Step], repeats: int) -> dict[str, list[float]]:
+    """Returns the seconds of each step; the first, which compiles, is not among them."""
+    seconds: dict[str, list[float]] = {name: [] for name in steps}
+    for repeat in range(repeats + 1):
+        for name, step in steps.items():
+            start = time.perf_counter()
+            step()
+            if repeat:
+                seconds[name].append(time.perf_counter() - start)
+    return seconds
+
+
+def main(argv: list[str]) -> None:
+    del argv
+    on_gpu = jax.default_backend() == "gpu"
+    if on_gpu and not torch.cuda.is_available():
+        raise app.UsageError("JAX sees a GPU, PyTorch does not: install its CUDA build")
+    if _THREADS.value:
+        torch.set_num_threads(_THREADS.value)
+    config = make_config(_BATCH_SIZE.value, on_gpu)
+    batch, texts = make_batch(config)
+    images = np.array(normalize(batch["image"]))
+    pretrained = weights.random_pretrained(config.model)
+    theirs = Reference(pretrained, config, "cuda" if on_gpu else "cpu")
+    quiet = copy.deepcopy(pretrained.model_config)
+    quiet.dtype = "float32"
+    noiseless = Pretrained(
+        weights.training_config(quiet), pretrained.variables, pretrained.tokenizer
+    )
+    ours = our_loss(noiseless, config, batch)
+    expected = theirs.without_noise().step(images, texts)()
+    print(f"loss without noise: {ours:.6f}, reference {expected:.6f}")
+    if not on_gpu and abs(ours - expected) > TOLERANCE * abs(expected):
+        raise SystemExit("error: the losses differ, so there is nothing to compare")
+    step, flops = our_step(pretrained, config, batch)
+    trimmed = trim(texts.reshape(-1, texts.shape[-1])).reshape(*texts.shape[:2], -1)
+    padded, short = "reference, padded", f"reference, {trimmed.shape[-1]} tokens"
+    steps = {
+        "ours": step,
+        padded: theirs.step(images, texts),
+        short: theirs.step(images, trimmed),
+    }
+    seconds = seconds_in_turns(steps, _REPEATS.value)
+    print(
+        f"tokens an image: {(batch['text_ends'].max(1) + 1).mean():.1f}, "
+        f"{jax.devices()[0].device_kind}, {config.model.dtype}, batch {len(images)}"
+    )
+    print(f"{'':<24}{'s/step':>8} {'images/s':>9}  ours is faster by")
+    for name, times in seconds.items():
+        ratio = np.median(np.array(times) / np.array(seconds["ours"]))
+        median = np.median(times)
+        print(f"{name:<24}{median:>8.3f} {len(images) / median:>9.2f}  {ratio:.2f}")
+    rate = flops / np.median(seconds["ours"]) / 1e12
+    print(f"ours: {flops / len(images) / 1e9:.1f} GFLOP an image, {rate:.3f} TFLOP/s", end="")
+    print(f", {rate / _PEAK_TFLOPS.value:.1%} of the peak" if on_gpu else "")
+
+
+if __name__ == "__main__":
+    app.run(main)
