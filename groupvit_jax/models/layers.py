@@ -1,6 +1,7 @@
 """Building blocks of both towers: MLPs, attention, stochastic depth, BatchNorm."""
 
 from collections.abc import Callable
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -33,6 +34,39 @@ def layer_norm(dtype: Dtype, name: str) -> nn.LayerNorm:
     return nn.LayerNorm(epsilon=LAYER_NORM_EPS, use_fast_variance=False, dtype=dtype, name=name)
 
 
+@jax.custom_vjp
+def linear(x: Float[Array, "*B C"], kernel: Float[Array, "C O"]) -> Float[Array, "*B O"]:
+    """Returns `x @ kernel`.
+
+    JAX's own rule computes the kernel's gradient transposed, from a transposed copy of the gradient
+    of the output; to make that copy, XLA's CPU compiler computes anew what the gradient is a sum
+    of, through all later blocks.
+    """
+    return x @ kernel
+
+
+def _linear_forward(x: Array, kernel: Array) -> tuple[Array, tuple[Array, Array]]:
+    return x @ kernel, (x, kernel)
+
+
+def _linear_backward(inputs: tuple[Array, Array], gradient: Array) -> tuple[Array, Array]:
+    x, kernel = inputs
+    rows, gradient_rows = (y.reshape(-1, y.shape[-1]) for y in (x, gradient))
+    return gradient @ kernel.T, rows.T @ gradient_rows
+
+
+linear.defvjp(_linear_forward, _linear_backward)
+
+
+def dense(features: int, init: Initializer, dtype: Dtype, name: str) -> nn.Dense:
+    """Linear layer with a bias, over the last axis."""
+    return nn.Dense(features, kernel_init=init, dtype=dtype, dot_general=_dot, name=name)
+
+
+def _dot(x: Array, kernel: Array, *_: Any, **__: Any) -> Array:
+    return linear(x, kernel)
+
+
 class Mlp(nn.Module):
     """Two linear layers with an activation between, over the last axis."""
 
@@ -46,9 +80,8 @@ class Mlp(nn.Module):
     @nn.compact
     def __call__(self, x: Float[Array, "*B C"]) -> Float[Array, "*B O"]:
         """Maps the channels."""
-        x = nn.Dense(self.hidden_dim, kernel_init=self.fc1_init, dtype=self.dtype, name="fc1")(x)
-        x = self.activation(x)
-        return nn.Dense(self.out_dim, kernel_init=self.fc2_init, dtype=self.dtype, name="fc2")(x)
+        x = self.activation(dense(self.hidden_dim, self.fc1_init, self.dtype, "fc1")(x))
+        return dense(self.out_dim, self.fc2_init, self.dtype, "fc2")(x)
 
 
 class TokenMlp(nn.Module):
@@ -118,11 +151,11 @@ class SelfAttention(nn.Module):
           mask: [b, i, j] tells whether token i sees token j; None for all.
         """
         B, S, C = x.shape
-        qkv = nn.Dense(3 * C, kernel_init=self.qkv_init, dtype=self.dtype, name="qkv")(x)
+        qkv = dense(3 * C, self.qkv_init, self.dtype, "qkv")(x)
         qkv = qkv.reshape(B, S, 3, self.num_heads, C // self.num_heads)
         q, k, v = qkv.transpose(2, 0, 3, 1, 4)
         out = _join_heads(attend(q, k, v, None if mask is None else mask[:, None]))
-        return nn.Dense(C, kernel_init=self.proj_init, dtype=self.dtype, name="proj")(out)
+        return dense(C, self.proj_init, self.dtype, "proj")(out)
 
 
 class CrossAttention(nn.Module):
@@ -138,13 +171,13 @@ class CrossAttention(nn.Module):
         """Attends from `query` to `context`; the softmax is computed in float32."""
 
         def heads(x: Array, name: str) -> Array:
-            x = nn.Dense(C, kernel_init=vit_init, dtype=self.dtype, name=name)(x)
+            x = dense(C, vit_init, self.dtype, name)(x)
             return x.reshape(*x.shape[:2], self.num_heads, C // self.num_heads).swapaxes(1, 2)
 
         C = query.shape[-1]
         q, k, v = heads(query, "q_proj"), heads(context, "k_proj"), heads(context, "v_proj")
         out = _join_heads(attend(q, k, v))
-        return nn.Dense(C, kernel_init=vit_init, dtype=self.dtype, name="proj")(out)
+        return dense(C, vit_init, self.dtype, "proj")(out)
 
 
 class DropPath(nn.Module):

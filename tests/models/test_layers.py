@@ -23,6 +23,16 @@ def test_attention_ignores_what_its_mask_hides():
     assert not np.allclose(before[:, 3:], after[:, 3:])
 
 
+def test_linear_has_the_gradients_of_a_matrix_product():
+    x, kernel = (jax.random.normal(jax.random.key(i), s) for i, s in enumerate([(2, 5, 3), (3, 4)]))
+
+    def gradients(product):
+        return jax.jit(jax.grad(lambda x, k: jnp.sin(product(x, k)).sum(), (0, 1)))(x, kernel)
+
+    for found, expected in zip(gradients(layers.linear), gradients(jnp.matmul), strict=True):
+        np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-6)
+
+
 def test_drop_path_drops_whole_rows_at_its_rate_and_keeps_the_mean():
     x = jnp.ones((20_000, 2))
     drop = layers.DropPath(0.25)
