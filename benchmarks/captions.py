@@ -4,7 +4,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from groupvit_jax.data import nouns, shards
+from groupvit_jax.data import nouns
+from groupvit_jax.data.captions_table import read_texts
 from groupvit_jax.data.sources import WebDatasetSource
 from groupvit_jax.data.text import ClipTokenizer, pack_texts
 
@@ -16,7 +17,7 @@ def read(path: str) -> list[str]:
     if path.endswith(".tar"):
         source = WebDatasetSource([path])
         return [caption for i in range(len(source)) for caption in source[i]["captions"]]
-    return [caption for item in shards.read_captions(path) for caption in item.captions]
+    return list(read_texts(path))
 
 
 def texts_of(captions: Sequence[str], num_nouns: int) -> np.ndarray:
