@@ -1,5 +1,6 @@
 """Captions and their prompts as token ids, for the benchmarks."""
 
+import tempfile
 from collections.abc import Sequence
 
 import numpy as np
@@ -15,8 +16,9 @@ TOKENIZER = ClipTokenizer()
 def read(path: str) -> list[str]:
     """Returns all captions of a set."""
     if path.endswith(".tar"):
-        source = WebDatasetSource([path])
-        return [caption for i in range(len(source)) for caption in source[i]["captions"]]
+        with tempfile.TemporaryDirectory() as index_dir:  # nothing is left beside the data
+            source = WebDatasetSource([path], index_dir)
+            return [caption for i in range(len(source)) for caption in source[i]["captions"]]
     return list(read_texts(path))
 
 
