@@ -117,8 +117,8 @@ def _load():
     config = base.get_config()
     config.model.dtype = "float32"
     model = build_model(config.model)
-    shapes = jnp.zeros((1, 224, 224, 3)), jnp.zeros((1, 1, 77), jnp.int32)
-    variables = jax.jit(model.init)(jax.random.key(0), *shapes)
+    text = jnp.zeros((1, 77), jnp.int32), jnp.zeros((1, 1), jnp.int32)
+    variables = jax.jit(model.init)(jax.random.key(0), jnp.zeros((1, 224, 224, 3)), *text)
     return model, variables, config.data.tokenizer
 
 
