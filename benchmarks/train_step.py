@@ -239,17 +239,19 @@ def seconds_in_turns(repeats: int) -> tuple[dict[str, np.ndarray], float, int]:
     return arrays, told["ours"][0], told["trimmed"][1]
 
 
-def check_losses(config: ConfigDict, batch: Batch, texts: np.ndarray, on_gpu: bool) -> None:
+def check_losses(arguments: list[str]) -> None:
     """Compares both losses without noise, in float32; on a GPU the reference has bfloat16."""
-    pretrained = weights.random_pretrained(
-        weights.training_config(config.copy_and_resolve_references().model)
-    )
-    quiet = pretrained.model_config
+    flags.FLAGS(arguments)
+    on_gpu = jax.default_backend() == "gpu"
+    config = make_config(_BATCH_SIZE.value, on_gpu)
+    batch, texts = make_batch(config)
+    quiet = weights.training_config(config.copy_and_resolve_references().model)
     quiet.dtype = "float32"
+    pretrained = weights.random_pretrained(quiet)
     ours = our_loss(pretrained, config, batch)
     theirs = Reference(pretrained, config, "cuda" if on_gpu else "cpu").without_noise()
     expected = theirs.step(np.array(normalize(batch["image"])), texts)()
-    print(f"loss without noise: {ours:.6f}, reference {expected:.6f}")
+    print(f"loss without noise: {ours:.6f}, reference {expected:.6f}", flush=True)
     if abs(ours - expected) > (1e-2 if on_gpu else TOLERANCE) * abs(expected):
         raise SystemExit("error: the losses differ, so there is nothing to compare")
 
@@ -261,7 +263,12 @@ def main(argv: list[str]) -> None:
         raise app.UsageError("JAX sees a GPU, PyTorch does not: install its CUDA build")
     config = make_config(_BATCH_SIZE.value, on_gpu)
     batch, texts = make_batch(config)
-    check_losses(config, batch, texts, on_gpu)
+    # In a process of its own, which gives its memory back.
+    check = multiprocessing.get_context("spawn").Process(target=check_losses, args=(sys.argv,))
+    check.start()
+    check.join()
+    if check.exitcode:
+        raise SystemExit(check.exitcode)
     seconds, flops, trimmed = seconds_in_turns(_REPEATS.value)
     B = len(texts)
     print(
