@@ -4,6 +4,7 @@ from configs import tiny
 from groupvit_jax.data import scenes
 from groupvit_jax.data.text import ClipTokenizer
 from groupvit_jax.eval.evaluators import make_evaluators
+from tests.eval.benchmarks import miniatures
 from tests.eval.conftest import make_mesh
 
 
@@ -42,10 +43,22 @@ def test_evaluators_of_a_configuration_measure(model, variables, data_dir):
     assert 0 <= results["masks"]["miou"] <= 1
 
 
+def test_benchmarks_are_evaluated_while_training(model, variables, tmp_path):
+    miniatures.voc(tmp_path)
+    options = dict(kind="benchmark", data_dir=str(tmp_path), every_steps=5)
+    made = make(model, voc=options, plain=dict(options, benchmark="voc20", stride=16))
+    (voc, _), (plain, every_steps) = sorted(made, key=lambda pair: pair[0].name, reverse=True)
+    assert (voc.name, plain.name, every_steps) == ("voc", "plain", 5)
+    assert (voc.protocol.background_threshold, plain.protocol.stride) == (0.95, 16)
+    assert voc.protocol.window == 64  # twice the training's side, as published
+    assert 0 <= voc(variables)["miou"] <= 1
+
+
 @pytest.mark.parametrize(
     ("entry", "message"),
     [
         (dict(kind="magic"), r"evaluators\.x\.kind: 'magic'"),
+        (dict(kind="benchmark"), r"evaluators\.x: benchmark 'x' found, expected one of"),
         (dict(kind="classification", folder="", colour=3), r"evaluators\.x.*colour"),
         (dict(kind="segmentation", source=dict(name="a", split="b"), classes=("c",)), "data_dir"),
         (
