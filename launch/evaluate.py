@@ -156,18 +156,18 @@ class Evaluation:
                 self._measure(evaluator, variables)
             except (ValueError, FileNotFoundError) as error:  # in this set's files
                 failed.append(evaluator.name)
-                print(f"error: {evaluator.name}: {error}", flush=True)
+                _say(f"error: {evaluator.name}: {error}")
             else:
                 self._write()
-        print(results.markdown(self._results))
-        print(f"Report: {self._output / 'report.html'}")
+        _say(results.markdown(self._results))
+        _say(f"Report: {self._output / 'report.html'}")
         return common.FAILED if failed else 0
 
     def _measure(self, evaluator: Any, variables: Params) -> None:
         name, settings = evaluator.name, _settings(evaluator)
         before = self._results["benchmarks"].get(name, {})
         if before.get("settings") == settings:
-            print(f"{name}: measured before with the same settings")
+            _say(f"{name}: measured before with the same settings")
         else:
             start = time.monotonic()
             metrics = _metrics(evaluator, variables)
@@ -205,6 +205,12 @@ class Evaluation:
             class_iou={name: values for name, values in classes.items() if values},
             examples=self._examples,
         )
+
+
+def _say(text: str) -> None:
+    """Prints on one of the processes."""
+    if jax.process_index() == 0:
+        print(text, flush=True)
 
 
 def _settings(evaluator: Any) -> dict[str, Any]:
