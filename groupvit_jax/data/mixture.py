@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from groupvit_jax.data.sources import Sample, Source
+from groupvit_jax.data.sources import BatchSource, BrokenSampleError, Sample, Source
 
 _NUM_ROUNDS = 6
 _UINT64 = 2**64 - 1
@@ -29,6 +29,15 @@ class MixedSource:
         source, row = self.find(index)
         return self._sources[source][row]
 
+    def read_many(self, indices: Sequence[int]) -> "list[Sample | BrokenSampleError]":
+        """Reads samples, those of one source at once where it can."""
+        found = [self.find(index) for index in indices]
+        rows: dict[int, list[int]] = {}
+        for source, row in found:
+            rows.setdefault(source, []).append(row)
+        samples = {source: iter(_read(self._sources[source], rows[source])) for source in rows}
+        return [next(samples[source]) for source, _ in found]
+
     def locate(self, index: int) -> str:
         """Says where the sample lies, for messages."""
         source, row = self.find(index)
@@ -42,6 +51,18 @@ class MixedSource:
     def start(self, source: int) -> int:
         """Returns the index of a source's first sample."""
         return self._ends[source] - self.sizes[source]
+
+
+def _read(source: Source, rows: Sequence[int]) -> "list[Sample | BrokenSampleError]":
+    if isinstance(source, BatchSource):
+        return source.read_many(rows)
+    samples: list[Sample | BrokenSampleError] = []
+    for row in rows:
+        try:
+            samples.append(source[row])
+        except BrokenSampleError as error:
+            samples.append(error)
+    return samples
 
 
 class ExampleOrder:

@@ -24,6 +24,7 @@ from ml_collections import ConfigDict
 from groupvit_jax.data import image_ops, nouns, prepare_text
 from groupvit_jax.data.decode import BrokenImageError, decode
 from groupvit_jax.data.mixture import ExampleOrder, MixedSource
+from groupvit_jax.data.object_cache import make_cache
 from groupvit_jax.data.sources import BrokenSampleError, Sample, Source, make_source
 from groupvit_jax.data.text import Tokenizer, check_packed_length, pack_texts
 
@@ -61,17 +62,30 @@ class TrainExamples:
         self._seed = seed
         self._transform = transform
 
-    def __getitem__(self, position: int) -> dict[str, np.ndarray]:
-        """Returns the transform's arrays, "index" (of the sample) and "broken" (1: replaced)."""
+    def read(self, positions: Sequence[int]) -> list[dict[str, np.ndarray]]:
+        """Returns examples, whose samples are read at once: a store answers late, but in parallel.
+
+        Returns:
+          The transform's arrays, "index" (of the sample) and "broken" (1: replaced) of each.
+        """
+        indices = [self._order[position] for position in positions]
+        samples = self._source.read_many(indices)
+        return [self._make(*item) for item in zip(positions, indices, samples, strict=True)]
+
+    def _make(
+        self, position: int, index: int, sample: Sample | BrokenSampleError
+    ) -> dict[str, np.ndarray]:
         rng = np.random.default_rng((self._seed, position))
-        index = self._order[position]
         for attempt in range(_MAX_REPLACEMENTS):
             try:
-                example = self._transform(self._source[index], rng)
+                if isinstance(sample, BrokenSampleError):
+                    raise sample
+                example = self._transform(sample, rng)
             except (BrokenSampleError, BrokenImageError) as error:
                 named = f"{self._source.locate(index)}: {error}"
                 logging.warning("Broken sample replaced: %s", named)
                 index = self._replacement(index, rng)
+                [sample] = self._source.read_many([index])
             else:
                 broken = np.asarray(attempt > 0, np.int32)
                 return example | {"index": np.asarray(index, np.int32), "broken": broken}
@@ -114,8 +128,8 @@ def transform_pair(
 
 
 @dataclass(frozen=True)
-class _HostRows:
-    """The examples of one host, from its first row of the first step on."""
+class _HostChunks:
+    """The examples of one host, from its first row of the first step on, `chunk` at a time."""
 
     examples: TrainExamples
     start_step: int
@@ -127,13 +141,21 @@ class _HostRows:
     def rows_per_step(self) -> int:
         return self.batch_size // self.host_count
 
-    def __len__(self) -> int:
-        return self.rows_per_step * _NUM_STEPS
+    @property
+    def chunk(self) -> int:
+        """A step comes in parts: the first comes sooner, and less memory is held."""
+        rows = self.rows_per_step
+        return max(size for size in range(1, min(rows, _MAX_CHUNK) + 1) if rows % size == 0)
 
-    def __getitem__(self, row: int) -> dict[str, np.ndarray]:
-        step, row_of_step = divmod(row, self.rows_per_step)
-        first_row = self.host_index * self.rows_per_step
-        return self.examples[(self.start_step + step) * self.batch_size + first_row + row_of_step]
+    def __len__(self) -> int:
+        return self.rows_per_step // self.chunk * _NUM_STEPS
+
+    def __getitem__(self, index: int) -> dict[str, np.ndarray]:
+        step, row_of_step = divmod(index * self.chunk, self.rows_per_step)
+        first_row = self.host_index * self.rows_per_step + row_of_step
+        start = (self.start_step + step) * self.batch_size + first_row
+        examples = self.examples.read(range(start, start + self.chunk))
+        return {name: np.stack([example[name] for example in examples]) for name in examples[0]}
 
 
 class TrainLoader(Iterator[dict[str, np.ndarray]]):
@@ -170,8 +192,8 @@ class TrainLoader(Iterator[dict[str, np.ndarray]]):
             raise ValueError(
                 f"config.train.batch_size={batch_size} can't be divided by {host_count} hosts"
             )
-        host_rows = _HostRows(examples, start_step, batch_size, host_index, host_count)
-        batches = _batched(host_rows, num_workers)
+        host_chunks = _HostChunks(examples, start_step, batch_size, host_index, host_count)
+        batches = _batched(host_chunks, num_workers)
         self._batches: grain.DatasetIterator[dict[str, np.ndarray]] | None = iter(batches)
 
     def __next__(self) -> dict[str, np.ndarray]:
@@ -211,7 +233,10 @@ def make_train_examples(
         packed_length=data.packed_length,
     )
     sources = _named_sources(data)
-    source = MixedSource([make_source(name, fields, data.index_dir) for name, fields in sources])
+    cache = make_cache(data.cache_dir, data.cache_gib)
+    source = MixedSource(
+        [make_source(name, fields, data.index_dir, cache) for name, fields in sources]
+    )
     order = ExampleOrder(source.sizes, _weights(data), config.seed)
     return TrainExamples(source, order, config.seed, transform)
 
@@ -238,16 +263,14 @@ def _weights(data_config: ConfigDict) -> list[float] | None:
     return [float(weight) for weight in given.values()]
 
 
-def _batched(host_rows: _HostRows, num_workers: int) -> grain.IterDataset[dict[str, np.ndarray]]:
+def _batched(
+    host_chunks: _HostChunks, num_workers: int
+) -> grain.IterDataset[dict[str, np.ndarray]]:
     """Batches on worker processes, or on threads without any; the result is the same."""
-    rows = host_rows.rows_per_step
-    # Workers deliver parts of a large batch: the first comes sooner, and less memory is held.
-    chunk = max(size for size in range(1, min(rows, _MAX_CHUNK) + 1) if rows % size == 0)
+    rows, chunk = host_chunks.rows_per_step, host_chunks.chunk
     num_threads = 2 if num_workers else _num_threads()
-    chunks = (
-        grain.MapDataset.source(host_rows)
-        .batch(chunk)
-        .to_iter_dataset(grain.ReadOptions(num_threads, prefetch_buffer_size=2 * num_threads))
+    chunks = grain.MapDataset.source(host_chunks).to_iter_dataset(
+        grain.ReadOptions(num_threads, prefetch_buffer_size=2 * num_threads)
     )
     if num_workers:
         if not flags.FLAGS.is_parsed():  # Grain defines and reads some, also outside of a command

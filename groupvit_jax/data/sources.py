@@ -15,9 +15,13 @@ import cv2
 import numpy as np
 import tensorflow_datasets as tfds
 from absl import logging
+from jaxtyping import Int
 from ml_collections import ConfigDict
 
-from groupvit_jax.data import tar_index
+from groupvit_jax.data import storage, tar_index, tfds_copy
+from groupvit_jax.data.object_cache import HeldFolder, ObjectCache
+from groupvit_jax.data.shard_reader import Span, read_spans, span_of
+from groupvit_jax.data.storage import StoredObject
 
 # More than a 16-bit RGB image of 40 megapixels takes, far less than would exhaust a worker.
 MAX_SAMPLE_BYTES = 2**28
@@ -59,8 +63,19 @@ class Source(Protocol):
         """Says where the sample lies, for messages."""
 
 
+@runtime_checkable
+class BatchSource(Source, Protocol):
+    """A source that reads many samples sooner at once than one after the other."""
+
+    def read_many(self, indices: Sequence[int]) -> "list[Sample | BrokenSampleError]":
+        """Reads samples; those that can't be used give the error that says why."""
+
+
 def make_source(
-    name: str, source_config: ConfigDict | Mapping[str, Any], index_dir: str = ""
+    name: str,
+    source_config: ConfigDict | Mapping[str, Any],
+    index_dir: str = "",
+    cache: ObjectCache | None = None,
 ) -> Source:
     """Opens the set `config.data.sources.NAME`.
 
@@ -69,9 +84,10 @@ def make_source(
       source_config: `kind` and the fields of that kind: "webdataset" has `pattern`; "tfds" has
         `name`, `split` and `data_dir`. `weight` is the mixture's.
       index_dir: where indices of tar shards are cached; beside the shards by default.
+      cache: of objects on stores; a TFDS set there needs one.
 
     Raises:
-      ValueError: an unknown kind or field, or a TFDS set that can't be read.
+      ValueError: an unknown kind or field, or a set that can't be read.
       FileNotFoundError: a pattern that matches nothing.
     """
     field = f"config.data.sources.{name}"
@@ -84,12 +100,13 @@ def make_source(
     if kind == "webdataset":
         field += ".pattern"
         shards = tar_index.expand_pattern(source_config.get("pattern", ""), field)
-        return WebDatasetSource(shards, index_dir, field)
+        return WebDatasetSource(shards, index_dir, field, cache)
     return TfdsSource(
         source_config.get("name", ""),
         source_config.get("split", "train"),
         source_config.get("data_dir", ""),
         field,
+        cache,
     )
 
 
@@ -100,28 +117,38 @@ class WebDatasetSource:
     "caption". Members are read in place; nothing is extracted and no path in a shard is trusted.
     """
 
-    def __init__(self, shards: Sequence[str], index_dir: str = "", field: str = "pattern"):
+    def __init__(
+        self,
+        shards: Sequence[str],
+        index_dir: str = "",
+        field: str = "pattern",
+        cache: ObjectCache | None = None,
+    ):
         """Indexes the shards, or loads their cached indices.
 
         Args:
-          shards: paths of tar files; their order is the samples' order.
+          shards: paths or URLs of tar files; their order is the samples' order.
           index_dir: see `tar_index.load_indices`.
           field: the configuration field that named the shards, for messages.
+          cache: of shards on stores; without one, samples are read by range.
 
         Raises:
-          ValueError: there is no sample in any shard.
+          ValueError: there is no sample in any shard, or a store can't be read.
+          FileNotFoundError: a shard isn't on its store.
         """
-        self._shards = list(shards)
-        self._index_files = tar_index.load_indices(self._shards, index_dir)
+        self._shards = tar_index.describe_shards(shards, field)
+        self._cache = cache
+        self._index_files = tar_index.load_indices(self._shards, index_dir, cache)
         self._ends: list[int] = []
         for shard, file in zip(self._shards, self._index_files, strict=True):
             index = _open_index(file)
             self._ends.append(len(index) + (self._ends[-1] if self._ends else 0))
             break_at = tar_index.break_of(index)
             if break_at is not None:
-                kept, size = tar_index.num_complete(index), os.path.getsize(shard)
+                kept = tar_index.num_complete(index)
+                size = os.path.getsize(shard) if isinstance(shard, str) else shard.size
                 message = "%s: the tar breaks off at byte %d of %d; samples kept before it: %d"
-                logging.warning(message, shard, break_at, size, kept)
+                logging.warning(message, _name(shard), break_at, size, kept)
         if not any(tar_index.num_complete(_open_index(file)) for file in self._index_files):
             raise ValueError(f"{field}: no sample in {len(shards)} shards, e.g. {shards[0]}")
 
@@ -129,25 +156,36 @@ class WebDatasetSource:
         return self._ends[-1]
 
     def __getitem__(self, index: int) -> Sample:
-        shard, row = self._find(index)
-        entry = _open_index(self._index_files[shard])[row]
-        handle = _open_shard(self._shards[shard])  # held: the cache may let go of it meanwhile
-        image, text, metadata = read_parts(handle.fd, entry["offset"], entry["size"])
-        if image is None:
-            raise BrokenSampleError(f"no image ({', '.join(tar_index.IMAGE_EXTENSIONS)})")
-        fields = read_fields(metadata)
-        return _sample(image, texts_of(text, fields), _decode_key(entry), fields)
+        [sample] = self.read_many([index])
+        if isinstance(sample, BrokenSampleError):
+            raise sample
+        return sample
+
+    def read_many(self, indices: Sequence[int]) -> "list[Sample | BrokenSampleError]":
+        """Reads samples, those of shards on stores all at once."""
+        found = [self._find(index) for index in indices]
+        entries = [_open_index(self._index_files[shard])[row] for shard, row in found]
+        spans = [span_of(entry["offset"], entry["size"]) for entry in entries]
+        shards = [self._shards[shard] for shard, _ in found]
+        allowed = [s if s.num_bytes <= MAX_SAMPLE_BYTES else Span(0, 0) for s in spans]
+        data = read_spans(shards, allowed, self._cache)
+        return [_sample_or_error(*parts) for parts in zip(entries, spans, data, strict=True)]
 
     def locate(self, index: int) -> str:
         """Returns "SHARD: KEY"."""
         shard, row = self._find(index)
-        return f"{self._shards[shard]}: {_decode_key(_open_index(self._index_files[shard])[row])}"
+        key = _decode_key(_open_index(self._index_files[shard])[row])
+        return f"{_name(self._shards[shard])}: {key}"
 
     def _find(self, index: int) -> tuple[int, int]:
         if not 0 <= index < len(self):
             raise IndexError(f"sample {index} of {len(self)}")
         shard = bisect.bisect_right(self._ends, index)
         return shard, index - (self._ends[shard - 1] if shard else 0)
+
+
+def _name(shard: str | StoredObject) -> str:
+    return shard if isinstance(shard, str) else shard.url
 
 
 def _decode_key(entry: np.void) -> str:
@@ -159,22 +197,9 @@ def _open_index(file: Path) -> np.ndarray:
     return np.load(file, mmap_mode="r")
 
 
-class _ShardHandle:
-    """A file descriptor that closes when its last reader lets go of it."""
-
-    def __init__(self, shard: str):
-        self.fd = os.open(shard, os.O_RDONLY)
-
-    def __del__(self):
-        if hasattr(self, "fd"):
-            os.close(self.fd)
-
-
-# Each process opens its own; below the usual limit of 1,024 open files.
-_open_shard = functools.lru_cache(maxsize=256)(_ShardHandle)
-
-
-def read_parts(fd: int, offsets: np.ndarray, sizes: np.ndarray) -> list[bytes | None]:
+def read_parts(
+    fd: int, offsets: Int[np.ndarray, " P"], sizes: Int[np.ndarray, " P"]
+) -> list[bytes | None]:
     """Reads a sample's members, which are neighbours, at once.
 
     Args:
@@ -188,20 +213,34 @@ def read_parts(fd: int, offsets: np.ndarray, sizes: np.ndarray) -> list[bytes | 
     Raises:
       BrokenSampleError: larger than `MAX_SAMPLE_BYTES`, or the file ends before.
     """
-    present = sizes >= 0
-    if not present.any():
-        return [None] * len(sizes)
-    start = int(offsets[present].min())
-    num_bytes = int((offsets + sizes)[present].max()) - start
+    span = span_of(offsets, sizes)
+    allowed = span.num_bytes <= MAX_SAMPLE_BYTES
+    return _split(
+        offsets, sizes, span, os.pread(fd, span.num_bytes, span.start) if allowed else b""
+    )
+
+
+def _split(offsets: np.ndarray, sizes: np.ndarray, span: Span, data: bytes) -> list[bytes | None]:
+    start, num_bytes = span
     if num_bytes > MAX_SAMPLE_BYTES:
         raise BrokenSampleError(f"{num_bytes} bytes, more than the limit of {MAX_SAMPLE_BYTES}")
-    data = os.pread(fd, num_bytes, start)
     if len(data) < num_bytes:
         raise BrokenSampleError("the shard has become shorter since it was indexed")
     return [
         data[offset - start : offset - start + size] if size >= 0 else None
         for offset, size in zip(offsets.tolist(), sizes.tolist(), strict=True)
     ]
+
+
+def _sample_or_error(entry: np.void, span: Span, data: bytes) -> "Sample | BrokenSampleError":
+    try:
+        image, text, metadata = _split(entry["offset"], entry["size"], span, data)
+        if image is None:
+            raise BrokenSampleError(f"no image ({', '.join(tar_index.IMAGE_EXTENSIONS)})")
+        fields = read_fields(metadata)
+        return _sample(image, texts_of(text, fields), _decode_key(entry), fields)
+    except BrokenSampleError as error:
+        return error
 
 
 def read_fields(metadata: bytes | None) -> dict[str, Any]:
@@ -268,18 +307,31 @@ class TfdsSource:
     `caption`, and maybe `key` or `id`.
     """
 
-    def __init__(self, name: str, split: str, data_dir: str, field: str = "tfds"):
+    def __init__(
+        self,
+        name: str,
+        split: str,
+        data_dir: str,
+        field: str = "tfds",
+        cache: ObjectCache | None = None,
+    ):
         """Opens the set.
 
         Args:
           name: the set's name, e.g. "coco_captions"; not needed if `data_dir` is its own folder.
           split: e.g. "train" or "train[:1%]".
-          data_dir: the folder that holds TFDS sets, or the one of the set's version.
+          data_dir: the folder that holds TFDS sets, or the one of the set's version; on a store,
+            the latter.
           field: the configuration field, for messages.
+          cache: where the files of a set on a store are copied to and kept while this is open.
 
         Raises:
           ValueError: the set can't be found or read, or lacks an image or captions.
         """
+        self._copy: HeldFolder | None = None
+        if storage.is_remote(data_dir):
+            self._copy = tfds_copy.copy_to_cache(data_dir, split, f"{field}.data_dir", cache)
+            data_dir = str(self._copy.path)
         data_dir = os.path.expanduser(data_dir)
         try:
             if os.path.exists(os.path.join(data_dir, "features.json")):
@@ -301,6 +353,9 @@ class TfdsSource:
             found = sorted(features)
             raise ValueError(f"{field}: expected features image and caption(s), found {found}")
         self._name = f"{builder.info.full_name}/{split}"
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"_copy": None}  # the process that opened it holds the copy
 
     def __len__(self) -> int:
         return len(self._examples)

@@ -1,5 +1,6 @@
 """Where the members of WebDataset tar shards lie: scanned once per shard, cached, memory-mapped.
 
+A shard is a local file or an object on a store.
 A shard's index is a structured array with one entry per sample: its key and, for each of `PARTS`,
 the byte offset and size of that member (size -1 where the sample has none). It is cached as a plain
 .npy file whose name holds the shard's size and modification time, so a changed shard is scanned
@@ -8,6 +9,7 @@ anew; readers map it into memory, where all worker processes share it.
 
 import glob
 import hashlib
+import io
 import multiprocessing
 import os
 import re
@@ -21,6 +23,10 @@ from typing import BinaryIO
 import numpy as np
 from absl import logging
 
+from groupvit_jax.data import storage
+from groupvit_jax.data.object_cache import ObjectCache
+from groupvit_jax.data.storage import StoredObject
+
 PARTS = ("image", "txt", "json")
 IMAGE_EXTENSIONS = ("jpg", "jpeg", "png", "webp")
 _PART_OF_EXTENSION = dict.fromkeys(IMAGE_EXTENSIONS, 0) | {"txt": 1, "json": 2}
@@ -33,17 +39,22 @@ def expand_pattern(pattern: str, field: str) -> list[str]:
     """Returns the paths that a comma list of brace ({0000..0331}, {a,b}) and glob patterns names.
 
     Args:
-      pattern: e.g. "cc3m/{0000..0331}.tar,cc12m/*.tar".
+      pattern: e.g. "cc3m/{0000..0331}.tar,s3://bucket/cc12m/*.tar".
       field: the configuration field that it comes from, for messages.
 
     Raises:
-      FileNotFoundError: a pattern matches nothing or a listed shard does not exist.
+      FileNotFoundError: a pattern matches nothing or a listed local shard does not exist; objects
+        that are listed are looked up by `describe_shards`.
+      ValueError: a store can't be listed.
     """
     paths = []
     for item in re.split(r",(?![^{]*\})", pattern):
         expanded = [os.path.expanduser(path) for path in _expand_braces(item.strip()) if path]
-        matches = [match for path in expanded for match in _expand_glob(path)]
-        missing = [path for path in matches if not os.path.isfile(path)]
+        try:
+            matches = [match for path in expanded for match in _expand_glob(path)]
+        except storage.StorageError as error:
+            raise ValueError(f"{field}: {error}") from error
+        missing = [p for p in matches if not (storage.is_remote(p) or os.path.isfile(p))]
         if not matches or missing:
             raise FileNotFoundError(
                 f"{field}={pattern!r}: {item.strip()!r} should name tar shards, but "
@@ -69,19 +80,44 @@ def _expand_braces(pattern: str) -> list[str]:
 
 
 def _expand_glob(path: str) -> list[str]:
+    if storage.is_remote(path):
+        return storage.expand_glob(path) if glob.has_magic(path) else [path]
     # A file whose own name has brackets is itself, not a pattern.
     if glob.has_magic(path) and not os.path.exists(path):
         return sorted(glob.glob(path))
     return [path]
 
 
-def load_indices(shards: Sequence[str], index_dir: str = "") -> list[Path]:
+def describe_shards(paths: Sequence[str], field: str) -> list[str | StoredObject]:
+    """Returns the shards of which those with a URL are looked up on their store.
+
+    Raises:
+      FileNotFoundError: there is no such object.
+      ValueError: it can't be looked up.
+    """
+    urls = [path for path in paths if storage.is_remote(path)]
+    try:
+        objects = iter(storage.describe(urls))
+    except storage.StorageError as error:
+        kind = FileNotFoundError if isinstance(error.__cause__, FileNotFoundError) else ValueError
+        raise kind(f"{field}: {error}") from error
+    return [next(objects) if storage.is_remote(path) else path for path in paths]
+
+
+def load_indices(
+    shards: Sequence[str | StoredObject], index_dir: str = "", cache: ObjectCache | None = None
+) -> list[Path]:
     """Returns the index file of each shard, scanning in parallel those that have none yet.
 
     Args:
-      shards: paths of tar files.
+      shards: paths of tar files, or objects.
       index_dir: folder of the cache; by default a hidden folder beside the shards. Where it can't
-        be written, the user's cache folder takes its place, with a log line.
+        be written, the user's cache folder takes its place, with a log line; for objects this is
+        the default.
+      cache: keeps the objects that are scanned, so that they are downloaded once.
+
+    Raises:
+      StorageError: an object can't be read.
     """
     index_files = [_find_cached(shard, index_dir) for shard in shards]
     missing = [i for i, file in enumerate(index_files) if file is None]
@@ -89,26 +125,29 @@ def load_indices(shards: Sequence[str], index_dir: str = "") -> list[Path]:
         logging.info("Indexing %d of %d tar shards (once)", len(missing), len(shards))
         writable: dict[Path, Path] = {}
         targets = [_writable_target(shards[i], index_dir, writable) for i in missing]
-        _build_all([shards[i] for i in missing], targets)
+        _build_all([shards[i] for i in missing], targets, cache)
         for i, target in zip(missing, targets, strict=True):
             index_files[i] = target
     return [file for file in index_files if file is not None]
 
 
-def _build_all(shards: Sequence[str], targets: Sequence[Path]) -> None:
+def _build_all(
+    shards: Sequence[str | StoredObject], targets: Sequence[Path], cache: ObjectCache | None
+) -> None:
     num_processes = min(os.cpu_count() or 1, len(shards) // _SHARDS_WORTH_A_PROCESS)
     if num_processes <= 1:
         for shard, target in zip(shards, targets, strict=True):
-            _build(shard, target)
+            _build(shard, target, cache)
         return
     # Not forked: JAX's threads may hold locks that a fork would copy.
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(num_processes, mp_context=context) as pool:
-        list(pool.map(_build, shards, targets, chunksize=1))
+        list(pool.map(_build, shards, targets, [cache] * len(shards), chunksize=1))
 
 
-def _build(shard: str, target: Path) -> None:
-    index = scan(shard)
+def _build(shard: str | StoredObject, target: Path, cache: ObjectCache | None) -> None:
+    local = cache.fetch(shard) if cache and isinstance(shard, StoredObject) else None
+    index = scan(str(local) if local else shard)
     for stale in target.parent.glob(glob.escape(_cache_prefix(shard)) + "*.npy"):
         stale.unlink(missing_ok=True)
     with tempfile.NamedTemporaryFile(dir=target.parent, delete=False) as file:
@@ -117,25 +156,39 @@ def _build(shard: str, target: Path) -> None:
     os.replace(file.name, target)
 
 
-def _cache_prefix(shard: str) -> str:
+def _cache_prefix(shard: str | StoredObject) -> str:
+    if isinstance(shard, StoredObject):  # its name could be anything
+        return _hash(shard.url) + "."
     return os.path.basename(shard) + "."
 
 
-def _cache_name(shard: str) -> str:
+def _hash(text: str) -> str:
+    return hashlib.sha256(text.encode("utf-8", "surrogateescape")).hexdigest()[:16]
+
+
+def _cache_name(shard: str | StoredObject) -> str:
+    if isinstance(shard, StoredObject):
+        return f"{_cache_prefix(shard)}{shard.size}-{_hash(shard.version)}.npy"
     stat = os.stat(shard)
     return f"{_cache_prefix(shard)}{stat.st_size}-{stat.st_mtime_ns}.npy"
 
 
-def _cache_folders(shard: str, index_dir: str) -> tuple[Path, Path]:
+def _cache_folders(shard: str | StoredObject, index_dir: str) -> tuple[Path, Path]:
     """Returns the folder asked for and the one to fall back to."""
-    parent = Path(shard).resolve().parent
-    folder_id = hashlib.sha256(str(parent).encode()).hexdigest()[:16]
+    if isinstance(shard, StoredObject):
+        parent = shard.url.rpartition("/")[0]
+    else:
+        parent = str(Path(shard).resolve().parent)
+    folder_id = _hash(parent)
     user_cache = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser()
-    wanted = Path(index_dir).expanduser() / folder_id if index_dir else parent / ".groupvit_index"
-    return wanted, user_cache / "groupvit_jax" / "index" / folder_id
+    fallback = user_cache / "groupvit_jax" / "index" / folder_id
+    if index_dir:
+        return Path(index_dir).expanduser() / folder_id, fallback
+    beside = fallback if isinstance(shard, StoredObject) else Path(parent) / ".groupvit_index"
+    return beside, fallback
 
 
-def _find_cached(shard: str, index_dir: str) -> Path | None:
+def _find_cached(shard: str | StoredObject, index_dir: str) -> Path | None:
     files = [folder / _cache_name(shard) for folder in _cache_folders(shard, index_dir)]
     return next((file for file in files if _is_readable_index(file)), None)
 
@@ -151,7 +204,7 @@ def _is_readable_index(file: Path) -> bool:
     return True
 
 
-def _writable_target(shard: str, index_dir: str, writable: dict[Path, Path]) -> Path:
+def _writable_target(shard: str | StoredObject, index_dir: str, writable: dict[Path, Path]) -> Path:
     """Returns where to write the index; `writable` remembers the choice for each folder."""
     wanted, fallback = _cache_folders(shard, index_dir)
     if wanted not in writable:
@@ -171,15 +224,18 @@ def _check_writable(folder: Path) -> None:
         pass
 
 
-def scan(shard: str) -> np.ndarray:
+def scan(shard: str | StoredObject) -> np.ndarray:
     """Scans a tar file's headers and returns its index (see the module's docstring).
+
+    An object is streamed: three small headers for every sample, one after the other, would take
+    many times as long as the bytes between them.
 
     Members are grouped as WebDataset does: neighbours whose path agrees up to the first dot of the
     file name are one sample. Of an archive that breaks off, the complete members before the break
     are kept, and one entry without members stands for what was lost, so that it is counted.
     """
-    with open(shard, "rb") as file:
-        members, break_at = _complete_members(file, os.path.getsize(shard))
+    with _open(shard) as file:
+        members, break_at = _complete_members(file, file.seek(0, os.SEEK_END))
     samples = list(_group(members))
     if break_at is not None:
         samples.append((_break_key(break_at), np.zeros(3, np.int64), np.full(3, -1, np.int64)))
@@ -188,10 +244,17 @@ def scan(shard: str) -> np.ndarray:
     return np.array(samples, dtype)
 
 
+def _open(shard: str | StoredObject) -> BinaryIO:
+    if isinstance(shard, StoredObject):
+        return io.BufferedReader(storage.ObjectReader(shard), _BLOCK)
+    return open(shard, "rb")
+
+
 def _complete_members(file: BinaryIO, file_size: int) -> tuple[list[tarfile.TarInfo], int | None]:
     """Returns the whole members and the byte at which the archive breaks off, if it does."""
     members: list[tarfile.TarInfo] = []
     end = 0  # of the last whole member, where the next header or the closing zeros should stand
+    file.seek(0)
     try:
         with tarfile.open(fileobj=file, mode="r:") as archive:
             for member in archive:

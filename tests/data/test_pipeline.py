@@ -174,8 +174,8 @@ import os, signal, sys
 from groupvit_jax.data.pipeline import TrainLoader
 
 class Examples:
-    def __getitem__(self, position):
-        return {"pid": os.getpid()}
+    def read(self, positions):
+        return [{"pid": os.getpid()} for _ in positions]
 
 if __name__ == "__main__":
     loader = TrainLoader(Examples(), 1, num_workers=1)
