@@ -226,7 +226,7 @@ class ObjectCache:
         try:
             for name, stored in files.items():
                 _copy(stored, partial / name)
-            now = storage.describe([stored.url for stored in files.values()], fresh=True)
+            now = storage.describe([stored.url for stored in files.values()])
             for before, after in zip(files.values(), now, strict=True):
                 if before != after:
                     raise StorageError(f"{before.url}: changed while it was downloaded")

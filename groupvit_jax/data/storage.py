@@ -20,6 +20,7 @@ from absl import logging
 T = TypeVar("T")
 
 _LISTING_THREADS = 16
+_BUCKET_SCHEMES = ("s3", "s3a", "gs", "gcs", "az", "abfs")
 _CONNECTIONS = 64  # of a process to an S3 store; botocore's default of 10 would be the limit
 _READER_BLOCK = 2**23
 _READER_BLOCKS = 4  # on their way at once
@@ -114,15 +115,19 @@ def expand_glob(url: str) -> list[str]:
     """Returns the URLs of the objects that match, sorted.
 
     Raises:
-      StorageError: the store can't be listed.
+      StorageError: the store can't be listed, or has no such bucket.
     """
 
     def list_matches() -> list[str]:
         filesystem, path = _split(url)
-        filesystem.invalidate_cache()
         return [filesystem.unstrip_protocol(match) for match in sorted(filesystem.glob(path))]
 
-    return _retried(list_matches, url)
+    matches = _retried(list_matches, url)
+    scheme, _, path = url.partition("://")
+    if not matches and scheme in _BUCKET_SCHEMES:  # a missing bucket looks like an empty one
+        bucket = f"{scheme}://{path.partition('/')[0]}"
+        _retried(lambda: _split(bucket)[0].info(bucket), bucket)
+    return matches
 
 
 def list_folder(url: str) -> dict[str, StoredObject]:
@@ -134,7 +139,6 @@ def list_folder(url: str) -> dict[str, StoredObject]:
 
     def list_objects() -> dict[str, StoredObject]:
         filesystem, path = _split(url.rstrip("/"))
-        filesystem.invalidate_cache()
         infos = [info for info in filesystem.ls(path, detail=True) if info["type"] == "file"]
         return {
             info["name"].rpartition("/")[2]: _described(
@@ -146,12 +150,8 @@ def list_folder(url: str) -> dict[str, StoredObject]:
     return _retried(list_objects, url)
 
 
-def describe(urls: Sequence[str], *, fresh: bool = False) -> list[StoredObject]:
+def describe(urls: Sequence[str]) -> list[StoredObject]:
     """Returns size and version of each object.
-
-    Args:
-      urls: of objects.
-      fresh: ask the store even where a listing has told.
 
     Raises:
       StorageError: one of them can't be looked up; its cause says whether it is missing.
@@ -159,8 +159,6 @@ def describe(urls: Sequence[str], *, fresh: bool = False) -> list[StoredObject]:
 
     def look_up(url: str) -> StoredObject:
         filesystem, path = _split(url)
-        if fresh:
-            filesystem.invalidate_cache()
         return _described(url, filesystem.info(path))
 
     with ThreadPoolExecutor(_LISTING_THREADS) as pool:
@@ -220,16 +218,15 @@ def _request_from(filesystem: Any, parts: Sequence[Range]) -> Sequence[bytes | E
 
 def _split(url: str) -> tuple[Any, str]:
     """Returns the file system, one per process and store, and the path in it."""
-    options: dict[str, Any] = {}
-    if url.startswith(("s3://", "s3a://")):
+    options: dict[str, Any] = {"use_listings_cache": False}  # an old listing is an old version
+    is_s3 = url.startswith(("s3://", "s3a://"))
+    if is_s3:
         given = fsspec.config.conf.get("s3", {}).get("config_kwargs", {})
-        # One place retries: ours, which waits longer and says so.
-        retries = {"total_max_attempts": 1}
-        options["config_kwargs"] = {
-            "max_pool_connections": _CONNECTIONS, **given, "retries": retries
-        }  # fmt: skip
+        config = {"max_pool_connections": _CONNECTIONS, **given}
+        # One place retries: `Retry`, which waits longer and says so.
+        options["config_kwargs"] = config | {"retries": {"total_max_attempts": 1}}
     filesystem, path = fsspec.core.url_to_fs(url, **options)
-    if options:
+    if is_s3:
         filesystem.retries = 1
     return filesystem, path
 

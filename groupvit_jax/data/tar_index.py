@@ -18,7 +18,6 @@ import tempfile
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
-from typing import BinaryIO
 
 import numpy as np
 from absl import logging
@@ -43,8 +42,8 @@ def expand_pattern(pattern: str, field: str) -> list[str]:
       field: the configuration field that it comes from, for messages.
 
     Raises:
-      FileNotFoundError: a pattern matches nothing or a listed local shard does not exist; objects
-        that are listed are looked up by `describe_shards`.
+      FileNotFoundError: a pattern matches nothing, a bucket or a listed local shard does not
+        exist; objects that are listed are looked up by `describe_shards`.
       ValueError: a store can't be listed.
     """
     paths = []
@@ -53,7 +52,7 @@ def expand_pattern(pattern: str, field: str) -> list[str]:
         try:
             matches = [match for path in expanded for match in _expand_glob(path)]
         except storage.StorageError as error:
-            raise ValueError(f"{field}: {error}") from error
+            raise _as_input_error(field, error) from error
         missing = [p for p in matches if not (storage.is_remote(p) or os.path.isfile(p))]
         if not matches or missing:
             raise FileNotFoundError(
@@ -99,9 +98,13 @@ def describe_shards(paths: Sequence[str], field: str) -> list[str | StoredObject
     try:
         objects = iter(storage.describe(urls))
     except storage.StorageError as error:
-        kind = FileNotFoundError if isinstance(error.__cause__, FileNotFoundError) else ValueError
-        raise kind(f"{field}: {error}") from error
+        raise _as_input_error(field, error) from error
     return [next(objects) if storage.is_remote(path) else path for path in paths]
+
+
+def _as_input_error(field: str, error: storage.StorageError) -> Exception:
+    kind = FileNotFoundError if isinstance(error.__cause__, FileNotFoundError) else ValueError
+    return kind(f"{field}: {error}")
 
 
 def load_indices(
@@ -244,13 +247,15 @@ def scan(shard: str | StoredObject) -> np.ndarray:
     return np.array(samples, dtype)
 
 
-def _open(shard: str | StoredObject) -> BinaryIO:
+def _open(shard: str | StoredObject) -> io.BufferedReader:
     if isinstance(shard, StoredObject):
         return io.BufferedReader(storage.ObjectReader(shard), _BLOCK)
     return open(shard, "rb")
 
 
-def _complete_members(file: BinaryIO, file_size: int) -> tuple[list[tarfile.TarInfo], int | None]:
+def _complete_members(
+    file: io.BufferedReader, file_size: int
+) -> tuple[list[tarfile.TarInfo], int | None]:
     """Returns the whole members and the byte at which the archive breaks off, if it does."""
     members: list[tarfile.TarInfo] = []
     end = 0  # of the last whole member, where the next header or the closing zeros should stand
