@@ -17,6 +17,7 @@ from pathlib import Path
 from absl import app
 
 from groupvit_jax.data.pipeline import TooManyBrokenSamplesError
+from groupvit_jax.data.storage import StorageError
 from groupvit_jax.eval.evaluators import Evaluator, make_evaluators
 from groupvit_jax.interop.initialise import initialise_from
 from groupvit_jax.train.hooks import NonFiniteError
@@ -48,7 +49,7 @@ def main(argv: list[str]) -> int:
                 initialise_from=initialise_from,
                 show=show,
             )
-    except (NonFiniteError, TooManyBrokenSamplesError) as error:
+    except (NonFiniteError, TooManyBrokenSamplesError, StorageError) as error:
         common.fail(common.FAILED, error)
     except (ValueError, FileNotFoundError) as error:
         if not common.is_own(error):

@@ -1,11 +1,13 @@
 """Makes the evaluators that a configuration names."""
 
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any, Protocol, runtime_checkable
 
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
+from groupvit_jax.data.object_cache import make_cache
 from groupvit_jax.data.sources import make_source
 from groupvit_jax.data.text import Tokenizer
 from groupvit_jax.eval.benchmarks import ClassificationSet, RetrievalSet, open_benchmark
@@ -48,6 +50,7 @@ def make_evaluators(
       FileNotFoundError: a set's files aren't there.
     """
     encoder = Encoder(model, tokenizer, mesh)
+    cache = make_cache(config.data.cache_dir, config.data.cache_gib)
     evaluators = []
     for name, entry in config.evaluators.items():
         options = entry.to_dict()
@@ -55,6 +58,10 @@ def make_evaluators(
         if kind not in _KINDS:
             raise ValueError(
                 f"config.evaluators.{name}.kind: {kind!r} found, expected one of {list(_KINDS)}"
+            )
+        if kind == "retrieval":
+            options["open_source"] = partial(
+                make_source, name, index_dir=config.data.index_dir, cache=cache
             )
         try:
             evaluators.append((_KINDS[kind](encoder, name, options), every_steps))
@@ -122,7 +129,7 @@ def _benchmark(encoder: Encoder, name: str, options: dict[str, Any]) -> Evaluato
 
 
 def _retrieval(encoder: Encoder, name: str, options: dict[str, Any]) -> Evaluator:
-    source = make_source(name, options.pop("source", {}))
+    source = options.pop("open_source")(options.pop("source", {}))
     return Retrieval(encoder, source, name=name, **options)
 
 

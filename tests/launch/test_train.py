@@ -14,6 +14,7 @@ from absl import flags
 
 from configs import tiny
 from groupvit_jax.data.pipeline import TooManyBrokenSamplesError
+from groupvit_jax.data.storage import StorageError
 from groupvit_jax.interop.initialise import initialise_from
 from groupvit_jax.interop.load import load_pretrained
 from groupvit_jax.train import setup
@@ -269,6 +270,7 @@ def test_too_many_broken_samples_stop_the_run(config, tmp_path):
     [
         (NonFiniteError("step 7: loss is nan"), 1),
         (TooManyBrokenSamplesError("90 of 100 samples were broken"), 1),
+        (StorageError("s3://pairs/0.tar: PermissionError: Forbidden"), 1),
     ],
 )
 def test_a_failed_training_ends_with_one_line(monkeypatch, capsys, tmp_path, error, code):
