@@ -17,7 +17,7 @@ from pathlib import Path
 from absl import app
 
 from groupvit_jax.data.pipeline import TooManyBrokenSamplesError
-from groupvit_jax.data.storage import StorageError
+from groupvit_jax.data.retries import StorageError
 from groupvit_jax.eval.evaluators import Evaluator, make_evaluators
 from groupvit_jax.interop.initialise import initialise_from
 from groupvit_jax.train.hooks import NonFiniteError

@@ -25,7 +25,8 @@ from typing import Any, NamedTuple
 from absl import logging
 
 from groupvit_jax.data import storage
-from groupvit_jax.data.storage import StorageError, StoredObject
+from groupvit_jax.data.retries import StorageError
+from groupvit_jax.data.storage import StoredObject
 
 # What was used so recently is not evicted. A shuffled epoch uses all of its shards all the time:
 # if one could push out another, a set larger than the folder would be downloaded without end.

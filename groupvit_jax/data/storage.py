@@ -4,61 +4,27 @@ Nothing here holds a connection or an event loop of its own: fsspec keeps one of
 so what refers to objects can be pickled to worker processes, spawned or forked.
 """
 
-import errno
+import functools
 import io
-import random
-import threading
-import time
-from collections.abc import Callable, Sequence
+import os
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple
 
 import fsspec
-from absl import logging
 
-T = TypeVar("T")
+from groupvit_jax.data.retries import METER, retried, retried_each
 
 _LISTING_THREADS = 16
 _BUCKET_SCHEMES = ("s3", "s3a", "gs", "gcs", "az", "abfs")
 _CONNECTIONS = 64  # of a process to an S3 store; botocore's default of 10 would be the limit
 _READER_BLOCK = 2**23
 _READER_BLOCKS = 4  # on their way at once
-_LONGEST_MESSAGE = 300
-_SECONDS_BETWEEN_REPORTS = 60.0
 # What identifies an object's content, the best first; stores report different ones.
 _VERSION_FIELDS = (
     "generation", "ETag", "etag", "md5Hash", "content_md5", "crc32c",
     "LastModified", "last_modified", "updated", "mtime", "created",
 )  # fmt: skip
-_PERMANENT_TYPES = (
-    FileNotFoundError,
-    PermissionError,
-    IsADirectoryError,
-    NotADirectoryError,
-    FileExistsError,
-    ImportError,
-    ValueError,
-    TypeError,
-    LookupError,
-    AttributeError,
-    NotImplementedError,
-)
-_PERMANENT_ERRNOS = {
-    errno.EINVAL,
-    errno.EPERM,
-    errno.EACCES,
-    errno.ENOENT,
-    errno.ENOSYS,
-    errno.ENAMETOOLONG,
-    errno.EMSGSIZE,
-    getattr(errno, "EREMCHG", errno.ENOENT),  # s3fs: the bucket is in another region
-}
-_TRANSIENT_STATUS = (408, 425, 429)  # of 400 to 499
-
-
-class StorageError(RuntimeError):
-    """An object can't be read; the message names it and says what the store answered."""
 
 
 class StoredObject(NamedTuple):
@@ -83,29 +49,6 @@ class Range(NamedTuple):
     size: int
 
 
-@dataclass(frozen=True)
-class Retry:
-    """How often a transient error is met with another attempt, and how long after.
-
-    The wait before attempt n + 1 is drawn from [0, min(longest, first 2^(n-1))], so that many
-    readers that failed together don't come back together ("full jitter", Brooker 2015).
-    """
-
-    attempts: int = 8
-    first_seconds: float = 1.0
-    longest_seconds: float = 30.0
-    sleep: Callable[[float], None] = time.sleep
-    draw: Callable[[], float] = random.random
-
-    def wait(self, attempt: int) -> None:
-        """Sleeps after the failed attempt number `attempt`, counted from 1."""
-        bound = min(self.longest_seconds, self.first_seconds * 2 ** (attempt - 1))
-        self.sleep(self.draw() * bound)
-
-
-RETRY = Retry()
-
-
 def is_remote(path: str) -> bool:
     """Returns whether a path is a URL."""
     return "://" in path
@@ -122,11 +65,11 @@ def expand_glob(url: str) -> list[str]:
         filesystem, path = _split(url)
         return [filesystem.unstrip_protocol(match) for match in sorted(filesystem.glob(path))]
 
-    matches = _retried(list_matches, url)
+    matches = retried(list_matches, url)
     scheme, _, path = url.partition("://")
     if not matches and scheme in _BUCKET_SCHEMES:  # a missing bucket looks like an empty one
         bucket = f"{scheme}://{path.partition('/')[0]}"
-        _retried(lambda: _split(bucket)[0].info(bucket), bucket)
+        retried(lambda: _split(bucket)[0].info(bucket), bucket)
     return matches
 
 
@@ -147,7 +90,7 @@ def list_folder(url: str) -> dict[str, StoredObject]:
             for info in infos
         }
 
-    return _retried(list_objects, url)
+    return retried(list_objects, url)
 
 
 def describe(urls: Sequence[str]) -> list[StoredObject]:
@@ -162,7 +105,7 @@ def describe(urls: Sequence[str]) -> list[StoredObject]:
         return _described(url, filesystem.info(path))
 
     with ThreadPoolExecutor(_LISTING_THREADS) as pool:
-        return list(pool.map(lambda url: _retried(lambda: look_up(url), url), urls))
+        return list(pool.map(lambda url: retried(lambda: look_up(url), url), urls))
 
 
 def _described(url: str, info: dict[str, Any]) -> StoredObject:
@@ -172,17 +115,49 @@ def _described(url: str, info: dict[str, Any]) -> StoredObject:
     return StoredObject(url, info["size"], version)
 
 
+def read_objects(urls: Sequence[str]) -> list[bytes | None]:
+    """Reads small objects as wholes; None stands for one that doesn't exist.
+
+    Raises:
+      StorageError: an object can't be read.
+    """
+
+    def read(url: str) -> bytes | None:
+        filesystem, path = _split(url)
+        try:
+            return filesystem.cat_file(path)
+        except FileNotFoundError:
+            return None
+
+    with ThreadPoolExecutor(_LISTING_THREADS) as pool:
+        return list(pool.map(lambda url: retried(lambda: read(url), url), urls))
+
+
+def write_object(url: str, content: bytes) -> None:
+    """Writes a whole object.
+
+    Raises:
+      StorageError: it can't be written.
+    """
+
+    def write() -> None:
+        filesystem, path = _split(url)
+        filesystem.pipe_file(path, content)
+
+    retried(write, url)
+
+
 def read_ranges(ranges: Sequence[Range]) -> list[bytes]:
     """Reads parts of objects, all of them on their way at once.
 
     Raises:
-      StorageError: a part can't be read, or not after `RETRY.attempts` attempts.
+      StorageError: a part can't be read, or not after `retries.RETRY.attempts` attempts.
     """
-    parts = _retried_each(
+    parts = retried_each(
         lambda wanted: _request([ranges[i] for i in wanted]),
         [part.stored.url for part in ranges],
     )
-    _meter.add(num_ranges=len(parts), num_bytes=sum(map(len, parts)))
+    METER.add(num_ranges=len(parts), num_bytes=sum(map(len, parts)))
     return parts
 
 
@@ -218,6 +193,12 @@ def _request_from(filesystem: Any, parts: Sequence[Range]) -> Sequence[bytes | E
 
 def _split(url: str) -> tuple[Any, str]:
     """Returns the file system, one per process and store, and the path in it."""
+    return _split_in(os.getpid(), url)
+
+
+@functools.lru_cache(maxsize=2**14)
+def _split_in(process: int, url: str) -> tuple[Any, str]:
+    del process  # a forked one must not use its parent's connections
     options: dict[str, Any] = {"use_listings_cache": False}  # an old listing is an old version
     is_s3 = url.startswith(("s3://", "s3a://"))
     if is_s3:
@@ -229,108 +210,6 @@ def _split(url: str) -> tuple[Any, str]:
     if is_s3:
         filesystem.retries = 1
     return filesystem, path
-
-
-def _retried(function: Callable[[], T], url: str) -> T:
-    def attempt(wanted: Sequence[int]) -> list[T | Exception]:
-        del wanted
-        try:
-            return [function()]
-        except Exception as error:  # `is_transient` tells them apart
-            return [error]
-
-    return _retried_each(attempt, [url])[0]
-
-
-def _retried_each(
-    request: Callable[[Sequence[int]], Sequence[T | Exception]], urls: Sequence[str]
-) -> list[T]:
-    """Repeats `request` with those of the places 0, 1, ... that failed for a while.
-
-    Raises:
-      StorageError: a permanent error, or a transient one at the last attempt.
-    """
-    found: dict[int, T] = {}
-    missing = list(range(len(urls)))
-    for attempt in range(1, RETRY.attempts + 1):
-        errors: dict[int, Exception] = {}
-        for place, result in zip(missing, request(missing), strict=True):
-            if not isinstance(result, Exception):
-                found[place] = result
-            elif is_transient(result):
-                errors[place] = result
-            else:
-                raise StorageError(f"{urls[place]}: {_message(result)}") from result
-        missing = list(errors)
-        if not missing:
-            break
-        url, error = urls[missing[0]], errors[missing[0]]
-        if attempt == RETRY.attempts:
-            raise StorageError(
-                f"{url}: {_message(error)} (the last of {attempt} attempts)"
-            ) from error
-        message = "%s: %s; attempt %d of %d failed for %d of %d reads"
-        counts = (attempt, RETRY.attempts, len(missing), len(urls))
-        logging.warning(message, url, _message(error), *counts)
-        _meter.add(num_retries=len(missing))
-        RETRY.wait(attempt)
-    return [found[place] for place in range(len(urls))]
-
-
-def is_transient(error: BaseException) -> bool:
-    """Returns whether the same request may succeed later.
-
-    Stores' libraries raise errors of their own beside Python's: what isn't known to be permanent
-    (missing, forbidden, refused as wrong) is worth another attempt.
-    """
-    if isinstance(error, _PERMANENT_TYPES) or "Credentials" in type(error).__name__:
-        return False
-    if isinstance(error, OSError) and error.errno in _PERMANENT_ERRNOS:
-        return False
-    if str(error).startswith("Forbidden"):  # gcsfs has no type for it
-        return False
-    status = _http_status(error)
-    return status is None or not 400 <= status < 500 or status in _TRANSIENT_STATUS
-
-
-def _http_status(error: BaseException) -> int | None:
-    for name in ("status", "code", "status_code"):
-        value = str(getattr(error, name, ""))
-        if value.isdecimal():
-            return int(value)
-    return None
-
-
-def _message(error: BaseException) -> str:
-    """Returns what an error says, in one line."""
-    text = " ".join((getattr(error, "strerror", None) or str(error)).split())
-    kind = type(error).__name__
-    return f"{kind}: {text}"[:_LONGEST_MESSAGE] if text else kind
-
-
-class _Meter:
-    """Counts what this process has read from stores and tells the log now and then."""
-
-    def __init__(self, clock: Callable[[], float] = time.monotonic):
-        self._clock = clock
-        self._last_report = clock()
-        self._lock = threading.Lock()
-        self.num_bytes = self.num_ranges = self.num_retries = 0
-
-    def add(self, num_bytes: int = 0, num_ranges: int = 0, num_retries: int = 0) -> None:
-        with self._lock:
-            self.num_bytes += num_bytes
-            self.num_ranges += num_ranges
-            self.num_retries += num_retries
-            due = self._clock() - self._last_report >= _SECONDS_BETWEEN_REPORTS
-            if due:
-                self._last_report = self._clock()
-        if due:
-            message = "Read from object stores so far: %.2f GiB in %d ranges, %d retries"
-            logging.info(message, self.num_bytes / 2**30, self.num_ranges, self.num_retries)
-
-
-_meter = _Meter()
 
 
 class ObjectReader(io.RawIOBase):

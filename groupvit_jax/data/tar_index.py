@@ -15,15 +15,18 @@ import os
 import re
 import tarfile
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from absl import logging
 
 from groupvit_jax.data import storage
 from groupvit_jax.data.object_cache import ObjectCache
+from groupvit_jax.data.retries import StorageError
 from groupvit_jax.data.storage import StoredObject
 
 PARTS = ("image", "txt", "json")
@@ -51,7 +54,7 @@ def expand_pattern(pattern: str, field: str) -> list[str]:
         expanded = [os.path.expanduser(path) for path in _expand_braces(item.strip()) if path]
         try:
             matches = [match for path in expanded for match in _expand_glob(path)]
-        except storage.StorageError as error:
+        except StorageError as error:
             raise _as_input_error(field, error) from error
         missing = [p for p in matches if not (storage.is_remote(p) or os.path.isfile(p))]
         if not matches or missing:
@@ -97,12 +100,12 @@ def describe_shards(paths: Sequence[str], field: str) -> list[str | StoredObject
     urls = [path for path in paths if storage.is_remote(path)]
     try:
         objects = iter(storage.describe(urls))
-    except storage.StorageError as error:
+    except StorageError as error:
         raise _as_input_error(field, error) from error
     return [next(objects) if storage.is_remote(path) else path for path in paths]
 
 
-def _as_input_error(field: str, error: storage.StorageError) -> Exception:
+def _as_input_error(field: str, error: StorageError) -> Exception:
     kind = FileNotFoundError if isinstance(error.__cause__, FileNotFoundError) else ValueError
     return kind(f"{field}: {error}")
 
@@ -116,12 +119,16 @@ def load_indices(
       shards: paths of tar files, or objects.
       index_dir: folder of the cache; by default a hidden folder beside the shards. Where it can't
         be written, the user's cache folder takes its place, with a log line; for objects this is
-        the default.
+        the default. A URL is a folder on a store that other machines take the indices from.
       cache: keeps the objects that are scanned, so that they are downloaded once.
 
     Raises:
       StorageError: an object can't be read.
     """
+    shared = index_dir if storage.is_remote(index_dir) else ""
+    if shared:
+        index_dir = ""
+        _fetch_indices(shards, shared)
     index_files = [_find_cached(shard, index_dir) for shard in shards]
     missing = [i for i, file in enumerate(index_files) if file is None]
     if missing:
@@ -131,7 +138,28 @@ def load_indices(
         _build_all([shards[i] for i in missing], targets, cache)
         for i, target in zip(missing, targets, strict=True):
             index_files[i] = target
+            if shared:
+                storage.write_object(_shared_url(shards[i], shared), target.read_bytes())
     return [file for file in index_files if file is not None]
+
+
+def _fetch_indices(shards: Sequence[str | StoredObject], shared: str) -> None:
+    """Copies the indices that lie on a store and not yet in the user's cache."""
+    missing = [shard for shard in shards if _find_cached(shard, "") is None]
+    contents = storage.read_objects([_shared_url(shard, shared) for shard in missing])
+    writable: dict[Path, Path] = {}
+    for shard, content in zip(missing, contents, strict=True):
+        if content is not None:
+            _write(_writable_target(shard, "", writable), partial(_save_bytes, content))
+
+
+def _save_bytes(content: bytes, file: Any) -> None:
+    file.write(content)
+
+
+def _shared_url(shard: str | StoredObject, shared: str) -> str:
+    parent, _ = _cache_folders(shard, "/")
+    return f"{shared.rstrip('/')}/{parent.name}/{_cache_name(shard)}"
 
 
 def _build_all(
@@ -153,8 +181,12 @@ def _build(shard: str | StoredObject, target: Path, cache: ObjectCache | None) -
     index = scan(str(local) if local else shard)
     for stale in target.parent.glob(glob.escape(_cache_prefix(shard)) + "*.npy"):
         stale.unlink(missing_ok=True)
+    _write(target, lambda file: np.save(file, index))
+
+
+def _write(target: Path, save: Callable[[Any], Any]) -> None:
     with tempfile.NamedTemporaryFile(dir=target.parent, delete=False) as file:
-        np.save(file, index)
+        save(file)
     os.chmod(file.name, 0o644)  # readable for others who share the shards
     os.replace(file.name, target)
 

@@ -1,6 +1,6 @@
 import pytest
 
-from groupvit_jax.data import storage
+from groupvit_jax.data import retries
 from tests.data import object_store
 
 
@@ -20,7 +20,7 @@ def slept():
 def store(_served_store, slept, tmp_path, monkeypatch):
     """An empty store; the waits between attempts are drawn at their longest and not slept."""
     _served_store.clear()
-    retry = storage.Retry(attempts=4, sleep=slept.append, draw=lambda: 1.0)
-    monkeypatch.setattr(storage, "RETRY", retry)
+    retry = retries.Retry(attempts=4, sleep=slept.append, draw=lambda: 1.0)
+    monkeypatch.setattr(retries, "RETRY", retry)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "user_cache"))
     return _served_store

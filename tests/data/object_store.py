@@ -10,7 +10,10 @@ from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import boto3
+import fsspec
 from moto.server import ThreadedMotoServer
+
+from groupvit_jax.data import storage
 
 BUCKET = "pairs"
 # Called with method and path (with its query) of each request; returns what goes wrong with it:
@@ -133,6 +136,9 @@ def serve():
     stores.append(FaultyStore(server.server_address[1], moto_port))
     os.environ["AWS_ENDPOINT_URL"] = stores[0].endpoint
     threading.Thread(target=server.serve_forever, daemon=True).start()
+    # fsspec keeps a store's instance, and with it the address of an earlier server.
+    fsspec.get_filesystem_class("s3").clear_instance_cache()
+    storage._split_in.cache_clear()
     stores[0].s3.create_bucket(Bucket=BUCKET)
     yield stores[0]
     server.shutdown()

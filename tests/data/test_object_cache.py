@@ -9,8 +9,8 @@ import pytest
 
 from groupvit_jax.data import object_cache, storage
 from groupvit_jax.data.object_cache import KEEP_SECONDS, ObjectCache, make_cache
+from groupvit_jax.data.retries import StorageError
 from groupvit_jax.data.sources import WebDatasetSource, make_source
-from groupvit_jax.data.storage import StorageError
 from tests.data.test_storage import open_source, put_shards, samples_of
 
 SIZE = 1000

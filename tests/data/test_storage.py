@@ -10,8 +10,9 @@ import pytest
 from configs import base
 from groupvit_jax.data import storage, tar_index
 from groupvit_jax.data.pipeline import TrainLoader, make_train_examples
+from groupvit_jax.data.retries import StorageError
 from groupvit_jax.data.sources import WebDatasetSource, make_source
-from groupvit_jax.data.storage import Range, Retry, StorageError, StoredObject
+from groupvit_jax.data.storage import Range, StoredObject
 from tests.data.shard_files import encode, write_pairs, write_tar
 from tests.data.test_pipeline import NumberTokenizer, small_transform
 
@@ -104,6 +105,24 @@ def test_a_changed_object_is_indexed_anew(store, tmp_path):
     assert len(list((tmp_path / "user_cache").rglob("*.npy"))) == 1
 
 
+def test_machines_share_indices_through_a_store(store, tmp_path, monkeypatch):
+    local = WebDatasetSource(put_shards(store, tmp_path))
+    config = {"kind": "webdataset", "pattern": "s3://pairs/sets/*.tar"}
+    make_source("x", config, "s3://pairs/index/")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "another_machine"))
+    store.requests.clear()
+    source = make_source("x", config, "s3://pairs/index")
+    assert store.reads("sets") == 0
+    assert samples_of(source) == samples_of(local)
+
+
+def test_an_index_folder_that_cannot_be_written_is_an_error(store, tmp_path):
+    put_shards(store, tmp_path)
+    config = {"kind": "webdataset", "pattern": "s3://pairs/sets/*.tar"}
+    with pytest.raises(StorageError, match=r"^s3://none/index/\w+/\w+\.[\w-]+\.npy: File"):
+        make_source("x", config, "s3://none/index")
+
+
 @pytest.mark.parametrize(
     "url", ["s3://b/..", "s3://b/a/../../../../evil.tar", "s3://b/" + "x" * 999]
 )
@@ -167,15 +186,6 @@ def test_the_last_attempt_ends_in_one_line(store, tmp_path, slept, what):
     assert slept == [1.0, 2.0, 4.0]
 
 
-def test_waits_are_bounded_and_jittered():
-    slept = []
-    draws = iter([0.5, 1.0, 0.0, 1.0])
-    retry = Retry(longest_seconds=5.0, sleep=slept.append, draw=lambda: next(draws))
-    for attempt in (1, 2, 3, 9):
-        retry.wait(attempt)
-    assert slept == [0.5, 2.0, 0.0, 5.0]
-
-
 def test_permanent_errors_are_not_retried(store, tmp_path, slept):
     put_shards(store, tmp_path)
     source = open_source()
@@ -215,26 +225,6 @@ def test_an_unknown_protocol_is_named():
         open_source("foo://a/b.tar")
 
 
-class HttpError(Exception):
-    """As gcsfs raises it."""
-
-    def __init__(self, code):
-        super().__init__(f"answer, {code}")
-        self.code = code
-
-
-@pytest.mark.parametrize("error", [OSError("Forbidden: b/k"), HttpError(400), HttpError("401")])
-def test_permanent_errors_of_google(error):
-    assert not storage.is_transient(error)
-
-
-@pytest.mark.parametrize(
-    "error", [HttpError(503), HttpError("429"), HttpError(None), TimeoutError(), OSError("cut")]
-)
-def test_transient_errors_of_google(error):
-    assert storage.is_transient(error)
-
-
 def test_declared_sizes_are_not_believed(store, slept):
     url = store.put("a.tar", bytes(1000))
     [real] = storage.describe([url])
@@ -244,19 +234,6 @@ def test_declared_sizes_are_not_believed(store, slept):
         storage.read_ranges([Range(vast, 900, 200)])
     with pytest.raises(StorageError, match=r"a\.tar"):
         storage.read_ranges([Range(vast, 10**14, 1)])
-
-
-def test_bytes_and_retries_are_counted(store):
-    [stored] = storage.describe([store.put("a", bytes(100))])
-    clock = iter([0.0, 61.0, 61.0, 62.0, 62.0])
-    meter = storage._Meter(lambda: next(clock))
-    messages = []
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(storage, "_meter", meter)
-        patch.setattr(storage.logging, "info", lambda text, *values: messages.append(text % values))
-        storage.read_ranges([Range(stored, 0, 60), Range(stored, 60, 40)])
-    assert messages == ["Read from object stores so far: 0.00 GiB in 2 ranges, 0 retries"]
-    assert (meter.num_bytes, meter.num_ranges) == (100, 2)
 
 
 # Processes

@@ -14,7 +14,7 @@ from absl import flags
 
 from configs import tiny
 from groupvit_jax.data.pipeline import TooManyBrokenSamplesError
-from groupvit_jax.data.storage import StorageError
+from groupvit_jax.data.retries import StorageError
 from groupvit_jax.interop.initialise import initialise_from
 from groupvit_jax.interop.load import load_pretrained
 from groupvit_jax.train import setup

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from configs import tiny
-from groupvit_jax.data import storage
+from groupvit_jax.data import retries
 from groupvit_jax.train.loop import train
 from tests.data import object_store
 from tests.data.shard_files import write_pairs
@@ -40,7 +40,7 @@ def test_training_from_a_store_that_fails_now_and_then_has_the_same_losses(tmp_p
     expected = losses_of(small_config(f"{tmp_path}/*.tar"), tmp_path / "local")
     assert len(expected) == 4
     waits = []
-    monkeypatch.setattr(storage, "RETRY", storage.Retry(sleep=waits.append))
+    monkeypatch.setattr(retries, "RETRY", retries.Retry(sleep=waits.append))
     with object_store.serve() as store:
         for i in range(2):
             store.put(f"{i}.tar", Path(tmp_path / f"{i}.tar").read_bytes())

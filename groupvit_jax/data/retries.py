@@ -1,0 +1,173 @@
+"""Errors of object stores: which are worth another attempt, how long after, and what to say."""
+
+import errno
+import random
+import threading
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TypeVar
+
+from absl import logging
+
+T = TypeVar("T")
+
+_LONGEST_MESSAGE = 300
+_SECONDS_BETWEEN_REPORTS = 60.0
+_PERMANENT_TYPES = (
+    FileNotFoundError,
+    PermissionError,
+    IsADirectoryError,
+    NotADirectoryError,
+    FileExistsError,
+    ImportError,
+    ValueError,
+    TypeError,
+    LookupError,
+    AttributeError,
+    NotImplementedError,
+)
+_PERMANENT_ERRNOS = {
+    errno.EINVAL,
+    errno.EPERM,
+    errno.EACCES,
+    errno.ENOENT,
+    errno.ENOSYS,
+    errno.ENAMETOOLONG,
+    errno.EMSGSIZE,
+    getattr(errno, "EREMCHG", errno.ENOENT),  # s3fs: the bucket is in another region
+}
+_TRANSIENT_STATUS = (408, 425, 429)  # of 400 to 499
+
+
+class StorageError(RuntimeError):
+    """An object can't be read; the message names it and says what the store answered."""
+
+
+@dataclass(frozen=True)
+class Retry:
+    """How often a transient error is met with another attempt, and how long after.
+
+    The wait before attempt n + 1 is drawn from [0, min(longest, first 2^(n-1))], so that many
+    readers that failed together don't come back together ("full jitter", Brooker 2015).
+    """
+
+    attempts: int = 8
+    first_seconds: float = 1.0
+    longest_seconds: float = 30.0
+    sleep: Callable[[float], None] = time.sleep
+    draw: Callable[[], float] = random.random
+
+    def wait(self, attempt: int) -> None:
+        """Sleeps after the failed attempt number `attempt`, counted from 1."""
+        bound = min(self.longest_seconds, self.first_seconds * 2 ** (attempt - 1))
+        self.sleep(self.draw() * bound)
+
+
+RETRY = Retry()
+
+
+def retried(function: Callable[[], T], url: str) -> T:
+    """Calls a function that concerns one URL; see `retried_each`."""
+
+    def attempt(wanted: Sequence[int]) -> list[T | Exception]:
+        del wanted
+        try:
+            return [function()]
+        except Exception as error:  # `is_transient` tells them apart
+            return [error]
+
+    return retried_each(attempt, [url])[0]
+
+
+def retried_each(
+    request: Callable[[Sequence[int]], Sequence[T | Exception]], urls: Sequence[str]
+) -> list[T]:
+    """Repeats `request` with those of the places 0, 1, ... that failed for a while.
+
+    Raises:
+      StorageError: a permanent error, or a transient one at the last attempt.
+    """
+    found: dict[int, T] = {}
+    missing = list(range(len(urls)))
+    for attempt in range(1, RETRY.attempts + 1):
+        errors: dict[int, Exception] = {}
+        for place, result in zip(missing, request(missing), strict=True):
+            if not isinstance(result, Exception):
+                found[place] = result
+            elif is_transient(result):
+                errors[place] = result
+            else:
+                raise StorageError(f"{urls[place]}: {_message(result)}") from result
+        missing = list(errors)
+        if not missing:
+            break
+        url, error = urls[missing[0]], errors[missing[0]]
+        if attempt == RETRY.attempts:
+            raise StorageError(
+                f"{url}: {_message(error)} (the last of {attempt} attempts)"
+            ) from error
+        message = "%s: %s; attempt %d of %d failed for %d of %d reads"
+        counts = (attempt, RETRY.attempts, len(missing), len(urls))
+        logging.warning(message, url, _message(error), *counts)
+        METER.add(num_retries=len(missing))
+        RETRY.wait(attempt)
+    return [found[place] for place in range(len(urls))]
+
+
+def is_transient(error: BaseException) -> bool:
+    """Returns whether the same request may succeed later.
+
+    Stores' libraries raise errors of their own beside Python's: what isn't known to be permanent
+    (missing, forbidden, refused as wrong) is worth another attempt.
+    """
+    if isinstance(error, _PERMANENT_TYPES) or "Credentials" in type(error).__name__:
+        return False
+    if isinstance(error, OSError) and error.errno in _PERMANENT_ERRNOS:
+        return False
+    if str(error).startswith("Forbidden"):  # gcsfs has no type for it
+        return False
+    status = _http_status(error)
+    return status is None or not 400 <= status < 500 or status in _TRANSIENT_STATUS
+
+
+def _http_status(error: BaseException) -> int | None:
+    for name in ("status", "code", "status_code"):
+        value = str(getattr(error, name, ""))
+        if value.isdecimal():
+            return int(value)
+    return None
+
+
+def _message(error: BaseException) -> str:
+    """Returns what an error says, in one line."""
+    text = " ".join((getattr(error, "strerror", None) or str(error)).split())
+    kind = type(error).__name__
+    return f"{kind}: {text}"[:_LONGEST_MESSAGE] if text else kind
+
+
+class Meter:
+    """Counts what this process has read from stores and tells the log now and then."""
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic):
+        """Starts at zero."""
+        self._clock = clock
+        self._last_report = clock()
+        self._lock = threading.Lock()
+        self.num_bytes = self.num_ranges = self.num_retries = 0
+
+    def add(self, num_bytes: int = 0, num_ranges: int = 0, num_retries: int = 0) -> None:
+        """Counts, and logs once a minute."""
+        with self._lock:
+            self.num_bytes += num_bytes
+            self.num_ranges += num_ranges
+            self.num_retries += num_retries
+            due = self._clock() - self._last_report >= _SECONDS_BETWEEN_REPORTS
+            if due:
+                self._last_report = self._clock()
+        if due:
+            message = "Read from object stores so far: %.2f GiB in %d ranges, %d retries"
+            logging.info(message, self.num_bytes / 2**30, self.num_ranges, self.num_retries)
+
+
+METER = Meter()
