@@ -67,9 +67,8 @@ def get_config() -> ConfigDict:
     config.data.num_workers = 8
     config.data.prefetch = 2  # batches kept ready on the device
     config.data.max_broken_fraction = 0.01
-    config.data.index_dir = (
-        ""  # where tar indices are cached; beside the shards by default; or a URL
-    )
+    # Where tar indices are cached, a folder or a URL; beside the shards by default.
+    config.data.index_dir = ""
     # Shards and sets on object stores are kept here whole as far as they fit, docs/storage.md.
     config.data.cache_dir = ""
     config.data.cache_gib = 100.0
