@@ -4,7 +4,7 @@ python -m benchmarks.object_store [LATENCY_MS]
 
 Serves shards over S3's protocol on the loopback, every answer delayed, and prints samples a second:
 from local files, by range (64 at once from two threads, as a worker reads), by range one after the
-other, and by whole shards where a tenth of the set is kept, each against the local files.
+other, and by whole shards (6.4 MB) where a tenth of the set is kept, each against the local files.
 """
 
 import io
@@ -22,7 +22,7 @@ from pathlib import Path
 
 import numpy as np
 
-from groupvit_jax.data import storage
+from groupvit_jax.data import storage, tar_index
 from groupvit_jax.data.sources import WebDatasetSource
 
 NUM_SHARDS, PER_SHARD, SAMPLE_BYTES = 10, 64, 100_000
@@ -74,12 +74,16 @@ def serve(folder: str, latency: float, ports: multiprocessing.Queue) -> None:
     server.serve_forever()
 
 
-def rate(read: Callable[[Sequence[int]], object], chunks: Sequence[Sequence[int]]) -> float:
+def rate(
+    read: Callable[[Sequence[int]], object], chunks: Sequence[Sequence[int]]
+) -> tuple[float, float]:
     with ThreadPoolExecutor(2) as threads:
         list(threads.map(read, chunks[:2]))
-        start = time.perf_counter()
+        start, cpu_start = time.perf_counter(), time.process_time()
         list(threads.map(read, chunks[2:]))
-    return sum(map(len, chunks[2:])) / (time.perf_counter() - start)
+        seconds, cpu_seconds = time.perf_counter() - start, time.process_time() - cpu_start
+    num_samples = sum(map(len, chunks[2:]))
+    return num_samples / seconds, 1000 * cpu_seconds / num_samples
 
 
 def read_whole_shards(source: WebDatasetSource, indices: Sequence[int]) -> None:
@@ -109,25 +113,28 @@ def main() -> None:
             "AWS_REGION": "us-east-1",
         }
         local = WebDatasetSource([str(path) for path in paths], folder + "/index")
-        start = time.perf_counter()
         urls = [f"s3://bucket/{path.name}" for path in paths]
         remote = WebDatasetSource(urls, folder + "/index")
+        start = time.perf_counter()
+        for stored in storage.describe(urls):
+            tar_index.scan(stored)
         seconds = time.perf_counter() - start
         megabytes = NUM_SHARDS * paths[0].stat().st_size / 1e6
         order = np.random.default_rng(0).permutation(len(local)).tolist()
         chunks = [order[i : i + CHUNK] for i in range(0, len(order), CHUNK)]
+        few = [chunk[:4] for chunk in chunks[:6]]
         print(f"answers after {1000 * latency:.0f} ms, {SAMPLE_BYTES // 1000} KB a sample")
-        print(f"indexing: {megabytes / seconds:.0f} MB/s")
-        reference = rate(local.read_many, chunks)
+        print(f"indexing: {megabytes / seconds:.0f} MB/s of one process")
+        reference, _ = rate(local.read_many, chunks)
         for name, read, some in (
             ("local files", local.read_many, chunks),
             ("ranges, 64 at once", remote.read_many, chunks),
-            ("ranges, one by one", lambda c: [remote[i] for i in c], chunks[:4]),
-            ("whole shards", lambda c: read_whole_shards(remote, c[:2]), chunks[:4]),
+            ("ranges, one by one", lambda c: [remote[i] for i in c], few),
+            ("whole shards", lambda c: read_whole_shards(remote, c), few),
         ):
-            scale = 2 / CHUNK if name == "whole shards" else 1
-            found = rate(read, some) * scale
-            print(f"{name:20s} {found:8.0f} samples/s  {found / reference:6.3f} x local")
+            found, cpu_ms = rate(read, some)
+            line = f"{name:20s} {found:8.0f} samples/s  {found / reference:6.3f} x local"
+            print(f"{line}  {cpu_ms:6.2f} ms of CPU a sample")
         server.terminate()
 
 
