@@ -32,7 +32,7 @@ from groupvit_jax.data.storage import StoredObject
 # if one could push out another, a set larger than the folder would be downloaded without end.
 KEEP_SECONDS = 3600.0
 _TOUCH_SECONDS = 60.0
-_BYTES_AT_ONCE = 2**26
+_BYTES_AT_ONCE = 2**25
 _ENTRY = re.compile(r"[0-9a-f]{64}")
 _PARTIAL = ".partial"
 _SHARD = "object"
@@ -155,7 +155,7 @@ class ObjectCache:
         """
         try:
             entry = self._fetch({_SHARD: stored}, wait=False)
-        except (StorageError, OSError) as error:
+        except OSError as error:  # StorageError, or a full disk
             logging.warning("Not kept in %s: %s", self._root, error)
             return None
         return entry and entry / _SHARD

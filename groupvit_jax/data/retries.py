@@ -40,7 +40,7 @@ _PERMANENT_ERRNOS = {
 _TRANSIENT_STATUS = (408, 425, 429)  # of 400 to 499
 
 
-class StorageError(RuntimeError):
+class StorageError(OSError):
     """An object can't be read; the message names it and says what the store answered."""
 
 

@@ -12,7 +12,6 @@ import tensorflow_datasets as tfds
 
 from groupvit_jax.data import storage
 from groupvit_jax.data.object_cache import HeldFolder, ObjectCache
-from groupvit_jax.data.retries import StorageError
 from groupvit_jax.data.storage import StoredObject
 
 _METADATA = (".json", ".txt")
@@ -46,7 +45,7 @@ def copy_to_cache(url: str, split: str, field: str, cache: ObjectCache | None) -
         if missing:
             raise ValueError(f"{missing[0]} is missing ({len(missing)} of {len(names)} files)")
         return cache.fetch_folder(metadata | {name: found[name] for name in names})
-    except (StorageError, ValueError, AssertionError, OSError) as error:
+    except (OSError, ValueError, AssertionError) as error:
         raise ValueError(f"{field}={url!r}: {error}") from error
 
 

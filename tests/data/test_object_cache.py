@@ -1,3 +1,4 @@
+import errno
 import os
 import pickle
 import subprocess
@@ -89,6 +90,17 @@ def test_samples_are_read_by_range_until_their_shard_is_there(store, tmp_path):
     store.requests.clear()
     assert samples_of(source) == samples_of(local)
     assert not store.requests
+
+
+def test_a_set_that_does_not_fit_is_read_by_range(store, tmp_path):
+    local = WebDatasetSource(put_shards(store, tmp_path))
+    size = (tmp_path / "00.tar").stat().st_size
+    source = open_source(cache=make_cache(str(tmp_path / "cache"), 1.5 * size / 2**30))
+    for _ in range(2):
+        store.requests.clear()
+        assert samples_of(source) == samples_of(local)
+        assert (store.reads("sets/00.tar"), store.reads("sets/01.tar")) == (0, 5)
+    assert num_bytes(tmp_path) == size
 
 
 # Bound
@@ -184,6 +196,17 @@ def test_a_failed_download_leaves_nothing(store, tmp_path, clock, caplog):
     assert folders(tmp_path) == []
     store.fault = lambda method, path: None
     assert cache.fetch(stored) is not None
+
+
+def test_a_full_disk_leaves_nothing(store, tmp_path, clock, caplog, monkeypatch):
+    def fail(fd):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", fail)
+    [stored] = put(store, "a")
+    assert make(tmp_path, clock).fetch(stored) is None
+    assert "No space left" in caplog.text
+    assert folders(tmp_path) == []
 
 
 def test_an_object_that_changes_meanwhile_is_not_kept(store, tmp_path, clock, caplog):
