@@ -1,6 +1,6 @@
 """A bounded folder of whole objects, shared by processes and jobs of a machine.
 
-    FOLDER/groupvit_objects/lock              held while entries are claimed or removed
+    FOLDER/groupvit_objects/lock              held while entries appear, change or go
                             SHA256/           an entry: complete, never written again
                             SHA256.partial/   being downloaded by the process that holds its lock
 
@@ -231,9 +231,11 @@ class ObjectCache:
             for before, after in zip(files.values(), now, strict=True):
                 if before != after:
                     raise StorageError(f"{before.url}: changed while it was downloaded")
-            os.replace(partial, entry)
+            with self._locked():  # whoever measures the folder sees it under one of its names
+                os.replace(partial, entry)
         except BaseException:
-            _unlink(partial)
+            with self._locked():
+                _unlink(partial)
             raise
         finally:
             lock.release()

@@ -17,7 +17,7 @@ from groupvit_jax.data.retries import METER, retried, retried_each
 
 _LISTING_THREADS = 16
 _BUCKET_SCHEMES = ("s3", "s3a", "gs", "gcs", "az", "abfs")
-_CONNECTIONS = 64  # of a process to an S3 store; botocore's default of 10 would be the limit
+_CONNECTIONS = 128  # of a process to an S3 store; botocore's default of 10 would be the limit
 _READER_BLOCK = 2**23
 _READER_BLOCKS = 4  # on their way at once
 # What identifies an object's content, the best first; stores report different ones.

@@ -133,6 +133,7 @@ def serve():
     stores: list[FaultyStore] = []
     server = ThreadingHTTPServer(("127.0.0.1", 0), _handler(lambda: stores[0], moto_port))
     server.daemon_threads = True
+    server.handle_error = lambda request, address: None  # clients that went away
     stores.append(FaultyStore(server.server_address[1], moto_port))
     os.environ["AWS_ENDPOINT_URL"] = stores[0].endpoint
     threading.Thread(target=server.serve_forever, daemon=True).start()
