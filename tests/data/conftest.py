@@ -1,11 +1,12 @@
 import pytest
 
 from groupvit_jax.data import retries
-from tests.data import object_store
 
 
 @pytest.fixture(scope="session")
 def _served_store():
+    from tests.data import object_store  # slow to import, for few tests
+
     with object_store.serve() as store:
         yield store
 
