@@ -140,7 +140,7 @@ def test_a_tfds_set_is_cut_into_chunks(tmp_path):
 def test_coco_captions_of_tfds_are_texts_with_ids(tmp_path):
     import tensorflow_datasets as tfds
 
-    class Coco(tfds.core.GeneratorBasedBuilder):
+    class TextsWithIds(tfds.core.GeneratorBasedBuilder):
         VERSION = tfds.core.Version("1.0.0")
 
         def _info(self):
@@ -157,7 +157,7 @@ def test_coco_captions_of_tfds_are_texts_with_ids(tmp_path):
             captions = [{"id": 1, "text": "one"}, {"id": 2, "text": "two"}]
             yield 0, {"image": io.BytesIO(encode(".png")), "captions": captions}
 
-    builder = Coco(data_dir=str(tmp_path / "data"), file_format="array_record")
+    builder = TextsWithIds(data_dir=str(tmp_path / "data"), file_format="array_record")
     builder.download_and_prepare()
     [[item]] = read_all(tmp_path, f"tfds:{builder.data_dir}/train")
     assert item.captions == ["one", "two"]
