@@ -1,0 +1,131 @@
+"""The input pipeline against the usual one (WebDataset, PIL, NumPy), in images/s of one core.
+
+    python -m benchmarks.input --shards='raw/*.tar' [--shards='prepared/*.tar'] [--profile]
+
+Both read the same shards and make batches of augmented 224-pixel images with four texts each, all
+in one process, in turns. Figures are medians over the rounds of CPU time, threads included, for
+the same number of images; other processes on the machine disturb it less than wall time. Ours is
+what training calls, `TrainLoader` of `make_train_examples`; normalisation and erasing are the
+accelerator's there. What worker processes cost on top (one copy of a batch, either way) is in
+neither.
+"""
+
+import itertools
+import time
+from collections.abc import Callable, Iterator, Sequence
+
+import numpy as np
+from absl import app, flags
+from ml_collections import ConfigDict
+
+from benchmarks import input_profile, webdataset_pipeline
+from configs.base import get_config
+from groupvit_jax.data import image_ops, tar_index
+from groupvit_jax.data.decode import read_header
+from groupvit_jax.data.pipeline import TrainExamples, TrainLoader, make_train_examples
+from groupvit_jax.data.sources import WebDatasetSource
+from groupvit_jax.data.text import ClipTokenizer
+
+_SHARDS = flags.DEFINE_multi_string("shards", None, "pattern of tar shards", required=True)
+_BATCH_SIZE = flags.DEFINE_integer("batch_size", 128, "images in a batch")
+_BATCHES = flags.DEFINE_integer("batches", 4, "batches in a round")
+_ROUNDS = flags.DEFINE_integer("rounds", 5, "rounds of both pipelines")
+_PROFILE = flags.DEFINE_bool("profile", False, "print where our time goes, too")
+
+_IDLE_SECONDS = 0.05
+
+
+def _config(pattern: str) -> ConfigDict:
+    config = get_config()
+    config.data.sources.pairs = dict(kind="webdataset", pattern=pattern)
+    return config
+
+
+def _wait_until_idle() -> float:
+    """Returns the CPU time once the threads that read ahead have filled their buffers."""
+    before = time.process_time()
+    while True:
+        time.sleep(_IDLE_SECONDS)
+        now = time.process_time()
+        if now - before < _IDLE_SECONDS / 10:
+            return now
+        before = now
+
+
+def _seconds(batches: Iterator[object], count: int) -> float:
+    start = _wait_until_idle()
+    for _ in range(count):
+        next(batches)
+    # As much is read ahead as was before: the time of `count` batches exactly.
+    return _wait_until_idle() - start - 2 * _idle_cost()
+
+
+def _idle_cost() -> float:
+    return 0.0
+
+
+def _compare(shards: Sequence[str], examples: TrainExamples, config: ConfigDict) -> list[float]:
+    """Times both in turns; returns the medians of images/s, ours first, and of their ratio."""
+    size, batch_size = config.model.image.image_size, _BATCH_SIZE.value
+    ours = TrainLoader(examples, batch_size)
+    usual = webdataset_pipeline.batches(shards, size, batch_size, config, seed=0)
+    _check(next(ours), next(usual), size)
+    times = [
+        [_seconds(batches, _BATCHES.value) for batches in (ours, usual)]
+        for _ in range(_ROUNDS.value)
+    ]
+    ours.close()
+    images = batch_size * _BATCHES.value
+    rates = images / np.array(times)
+    return [*np.median(rates, axis=0), np.median(rates[:, 0] / rates[:, 1])]
+
+
+def _check(ours: dict[str, np.ndarray], usual: tuple[np.ndarray, np.ndarray], size: int) -> None:
+    """Both make batches of the same kind: uint8 to be normalised there, floats here."""
+    images, texts = usual
+    assert ours["image"].shape == (len(images), size, size, 3), ours["image"].shape
+    assert ours["text"].shape == texts.shape, (ours["text"].shape, texts.shape)
+    assert images.shape == (len(images), 3, size, size), images.shape
+
+
+def _check_texts(source: WebDatasetSource, tokenizer: Callable, context_length: int) -> None:
+    captions = list(itertools.islice((source[i]["captions"][0] for i in range(len(source))), 200))
+    encoder = webdataset_pipeline.BytePairEncoder(context_length)
+    np.testing.assert_array_equal(tokenizer(captions), encoder(captions))
+
+
+def _describe(source: WebDatasetSource) -> str:
+    images = [source[i]["image"] for i in range(min(len(source), 1000))]
+    headers = [read_header(data) for data in images]
+    long = np.median([max(h.height, h.width) for h in headers])
+    short = np.median([min(h.height, h.width) for h in headers])
+    kilopixels = np.mean([h.height * h.width for h in headers]) / 1e3
+    kilobytes = np.mean([len(data) for data in images]) / 1e3
+    return (
+        f"{len(source)} images, median {long:.0f} x {short:.0f} pixels, mean {kilopixels:.0f} "
+        f"kilopixels, {kilobytes:.0f} kB"
+    )
+
+
+def main(argv: list[str]) -> None:
+    del argv
+    image_ops.init_worker()
+    rows = []
+    for pattern in _SHARDS.value:
+        config = _config(pattern)
+        shards = tar_index.expand_pattern(pattern, "--shards")
+        source = WebDatasetSource(shards)
+        tokenizer = ClipTokenizer(config.model.text.context_length)
+        print(f"{pattern}: {_describe(source)}", flush=True)
+        _check_texts(source, tokenizer, config.model.text.context_length)
+        examples = make_train_examples(config, tokenizer)
+        ours, usual, ratio = _compare(shards, examples, config)
+        rows.append(f"| `{pattern}` | {ours:.0f} | {usual:.0f} | {ratio:.2f} |")
+        if _PROFILE.value:
+            print(input_profile.table(source, examples, config, tokenizer, 1 / ours))
+    print("| shards | ours, images/s/core | WebDataset and PIL | ratio |\n|---|---|---|---|")
+    print("\n".join(rows))
+
+
+if __name__ == "__main__":
+    app.run(main)
