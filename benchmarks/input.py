@@ -10,7 +10,6 @@ accelerator's there. What worker processes cost on top (one copy of a batch, eit
 neither.
 """
 
-import itertools
 import time
 from collections.abc import Callable, Iterator, Sequence
 
@@ -57,11 +56,7 @@ def _seconds(batches: Iterator[object], count: int) -> float:
     for _ in range(count):
         next(batches)
     # As much is read ahead as was before: the time of `count` batches exactly.
-    return _wait_until_idle() - start - 2 * _idle_cost()
-
-
-def _idle_cost() -> float:
-    return 0.0
+    return _wait_until_idle() - start
 
 
 def _compare(shards: Sequence[str], examples: TrainExamples, config: ConfigDict) -> list[float]:
@@ -81,15 +76,15 @@ def _compare(shards: Sequence[str], examples: TrainExamples, config: ConfigDict)
 
 
 def _check(ours: dict[str, np.ndarray], usual: tuple[np.ndarray, np.ndarray], size: int) -> None:
-    """Both make batches of the same kind: uint8 to be normalised there, floats here."""
+    """Makes sure that both make batches of the same size, uint8 to be normalised later or floats."""
     images, texts = usual
     assert ours["image"].shape == (len(images), size, size, 3), ours["image"].shape
     assert ours["text"].shape == texts.shape, (ours["text"].shape, texts.shape)
     assert images.shape == (len(images), 3, size, size), images.shape
 
 
-def _check_texts(source: WebDatasetSource, tokenizer: Callable, context_length: int) -> None:
-    captions = list(itertools.islice((source[i]["captions"][0] for i in range(len(source))), 200))
+def _check_token_ids(source: WebDatasetSource, tokenizer: Callable, context_length: int) -> None:
+    captions = [source[i]["captions"][0] for i in range(min(len(source), 200))]
     encoder = webdataset_pipeline.BytePairEncoder(context_length)
     np.testing.assert_array_equal(tokenizer(captions), encoder(captions))
 
@@ -117,7 +112,7 @@ def main(argv: list[str]) -> None:
         source = WebDatasetSource(shards)
         tokenizer = ClipTokenizer(config.model.text.context_length)
         print(f"{pattern}: {_describe(source)}", flush=True)
-        _check_texts(source, tokenizer, config.model.text.context_length)
+        _check_token_ids(source, tokenizer, config.model.text.context_length)
         examples = make_train_examples(config, tokenizer)
         ours, usual, ratio = _compare(shards, examples, config)
         rows.append(f"| `{pattern}` | {ours:.0f} | {usual:.0f} | {ratio:.2f} |")
