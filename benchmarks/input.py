@@ -76,7 +76,7 @@ def _compare(shards: Sequence[str], examples: TrainExamples, config: ConfigDict)
 
 
 def _check(ours: dict[str, np.ndarray], usual: tuple[np.ndarray, np.ndarray], size: int) -> None:
-    """Makes sure that both make batches of the same size, uint8 to be normalised later or floats."""
+    """Makes sure that both make batches of the same size, as uint8 and as floats."""
     images, texts = usual
     assert ours["image"].shape == (len(images), size, size, 3), ours["image"].shape
     assert ours["text"].shape == texts.shape, (ours["text"].shape, texts.shape)

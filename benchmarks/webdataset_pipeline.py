@@ -31,6 +31,7 @@ __all__ = ["BytePairEncoder", "batches"]
 
 _USABLE = frozenset(["NN", "NNS", "NNP", "VB", "VBD", "VBG", "VBN", "VBP", "VBZ"])
 _END_OF_WORD = "</w>"
+_MOST_PASSES = 100_000
 _MEAN = np.array(IMAGENET_MEAN, np.float32).reshape(3, 1, 1)
 _STD = np.array(IMAGENET_STD, np.float32).reshape(3, 1, 1)
 
@@ -54,6 +55,7 @@ class BytePairEncoder:
         self._context_length = context_length
 
     def __call__(self, texts: Sequence[str]) -> np.ndarray:
+        """Returns int32 "N T": start, text, end and zeros."""
         rows = np.zeros((len(texts), self._context_length), np.int32)
         for row, text in zip(rows, texts, strict=True):
             ids = [self._ids[START], *self._encode(text), self._ids[END]]
@@ -103,8 +105,9 @@ def batches(
         caption = captions[rng.integers(len(captions))]
         return pixels, encoder([caption, *_prompts(caption, config.data.num_nouns, rng)])
 
-    shards = list(shards)
-    data = webdataset.WebDataset(shards, shardshuffle=len(shards), seed=seed).repeat()
+    # As often as ever needed: WebDataset's own `repeat` ends each pass with a part of a batch.
+    endless = list(shards) * (_MOST_PASSES // len(shards))
+    data = webdataset.WebDataset(endless, shardshuffle=False, seed=seed)
     data = data.shuffle(1000).map(example).batched(batch_size, collation_fn=_collate)
     return iter(data)
 
