@@ -12,6 +12,7 @@ neither.
 
 import time
 from collections.abc import Callable, Iterator, Sequence
+from typing import cast
 
 import numpy as np
 from absl import app, flags
@@ -31,7 +32,7 @@ _BATCHES = flags.DEFINE_integer("batches", 4, "batches in a round")
 _ROUNDS = flags.DEFINE_integer("rounds", 5, "rounds of both pipelines")
 _PROFILE = flags.DEFINE_bool("profile", False, "print where our time goes, too")
 
-_IDLE_SECONDS = 0.05
+_IDLE_SECONDS = 0.5
 
 
 def _config(pattern: str) -> ConfigDict:
@@ -40,38 +41,60 @@ def _config(pattern: str) -> ConfigDict:
     return config
 
 
-def _wait_until_idle() -> float:
-    """Returns the CPU time once the threads that read ahead have filled their buffers."""
-    before = time.process_time()
-    while True:
-        time.sleep(_IDLE_SECONDS)
-        now = time.process_time()
-        if now - before < _IDLE_SECONDS / 10:
-            return now
-        before = now
+class _Counted:
+    """Examples that count how many were made, also those that a thread makes ahead."""
+
+    def __init__(self, examples: TrainExamples):
+        self._examples = examples
+        self.made = 0
+
+    def __getitem__(self, position: int) -> dict[str, np.ndarray]:
+        example = self._examples[position]
+        self.made += 1
+        return example
 
 
-def _seconds(batches: Iterator[object], count: int) -> float:
-    start = _wait_until_idle()
+def _wait_until_idle(examples: _Counted) -> int:
+    """Returns the number of images made once the threads that read ahead have no more to do."""
+    made, since = examples.made, time.monotonic()
+    while time.monotonic() < since + _IDLE_SECONDS:
+        time.sleep(_IDLE_SECONDS / 20)
+        if examples.made > made:
+            made, since = examples.made, time.monotonic()
+    return made
+
+
+def _our_rate(batches: Iterator[object], examples: _Counted, count: int) -> float:
+    """Images per second of CPU time, in all threads."""
+    before, start = _wait_until_idle(examples), time.process_time()
     for _ in range(count):
         next(batches)
-    # As much is read ahead as was before: the time of `count` batches exactly.
-    return _wait_until_idle() - start
+    made = _wait_until_idle(examples) - before
+    return made / (time.process_time() - start)
+
+
+def _usual_rate(batches: Iterator[object], count: int, batch_size: int) -> float:
+    start = time.process_time()
+    for _ in range(count):
+        next(batches)
+    return count * batch_size / (time.process_time() - start)
 
 
 def _compare(shards: Sequence[str], examples: TrainExamples, config: ConfigDict) -> list[float]:
     """Times both in turns; returns the medians of images/s, ours first, and of their ratio."""
     size, batch_size = config.model.image.image_size, _BATCH_SIZE.value
-    ours = TrainLoader(examples, batch_size)
+    counted = _Counted(examples)
+    ours = TrainLoader(cast(TrainExamples, counted), batch_size)
     usual = webdataset_pipeline.batches(shards, size, batch_size, config, seed=0)
     _check(next(ours), next(usual), size)
-    times = [
-        [_seconds(batches, _BATCHES.value) for batches in (ours, usual)]
-        for _ in range(_ROUNDS.value)
-    ]
+    count = _BATCHES.value
+    rates = np.array(
+        [
+            (_our_rate(ours, counted, count), _usual_rate(usual, count, batch_size))
+            for _ in range(_ROUNDS.value)
+        ]
+    )
     ours.close()
-    images = batch_size * _BATCHES.value
-    rates = images / np.array(times)
     return [*np.median(rates, axis=0), np.median(rates[:, 0] / rates[:, 1])]
 
 

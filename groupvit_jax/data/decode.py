@@ -5,6 +5,7 @@ as PIL), the other formats through OpenCV. Nothing is allocated before the size 
 declares has been checked.
 """
 
+import dataclasses
 import struct
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -13,6 +14,8 @@ import cv2
 import numpy as np
 import simplejpeg
 from jaxtyping import Shaped, UInt8
+
+from groupvit_jax.data.jpeg_crop import JpegTiles, cut
 
 __all__ = ["MAX_PIXELS", "Box", "BrokenImageError", "ImageHeader"]
 __all__ += ["decode", "decode_box", "lay_on_white", "orient", "read_header"]
@@ -25,7 +28,7 @@ MAX_PIXELS = 50_000_000  # 150 MB of RGB, the largest thing that one worker may 
 _JPEG_MARGIN = 32
 _JPEG_FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
 _JPEG_BARE = frozenset((0x00, 0x01, *range(0xD0, 0xD9), 0xFF))  # filling and markers alone
-_JPEG_APP1, _JPEG_SCAN = 0xE1, 0xDA
+_JPEG_APP1, _JPEG_SCAN, _JPEG_RESTART_INTERVAL = 0xE1, 0xDA, 0xDD
 # Warnings after which every pixel asked for is there. The first also ends a decode that stops at
 # the crop's last row; the others are habits of encoders that all readers accept.
 _HARMLESS = ("extraneous bytes before marker", "Invalid SOS parameters", "Adobe color transform")
@@ -55,6 +58,7 @@ class ImageHeader:
       orientation: EXIF's orientation of a JPEG, 1 (upright) to 8.
       height_offset: where a JPEG whose rows can be decoded one after the other stores its height;
         0 for all others (a progressive JPEG needs memory for the whole image at any scale).
+      tiles: parts of such a JPEG that can be decoded by themselves.
     """
 
     kind: str
@@ -62,6 +66,7 @@ class ImageHeader:
     width: int
     orientation: int = 1
     height_offset: int = 0
+    tiles: JpegTiles | None = None
 
 
 def decode(data: bytes, *, min_size: int = 0, max_pixels: int = MAX_PIXELS) -> Image:
@@ -95,7 +100,8 @@ def decode_box(
     """Decodes a rectangle of an image as stored (see `orient`), reduced if that is enough.
 
     Baseline JPEGs are decoded from the first row to the last of the box, at 1/1, 1/2, 1/4 or 1/8
-    of the size. Every other image is decoded whole, within `max_pixels`.
+    of the size; of those with suitable restart markers only the tiles that cover the box. Every
+    other image is decoded whole, within `max_pixels`.
 
     Args:
       data: the encoded file.
@@ -120,6 +126,8 @@ def decode_box(
         reduction = 1
     else:
         reduction = _reduction(box, min_size)
+        if reduction == 1 and header.tiles is not None:
+            data, header, box = _cut(data, header, header.tiles, box)
         pixels = _decode_jpeg(data, header, box.top + box.height, reduction, max_pixels)
     bottom, right = box.top + box.height, box.left + box.width
     rows = slice(box.top // reduction, -(-bottom // reduction))
@@ -199,7 +207,7 @@ def _webp_header(data: bytes) -> ImageHeader:
 
 def _jpeg_header(data: bytes) -> ImageHeader:
     """Walks the segments up to the first scan."""
-    position, orientation, frame = 2, 1, None
+    position, orientation, frame, interval = 2, 1, None, 0
     while True:
         position = data.find(b"\xff", position)
         if position < 0:
@@ -215,6 +223,8 @@ def _jpeg_header(data: bytes) -> ImageHeader:
             frame = (marker, height, width, components, body + 1)
         elif marker == _JPEG_APP1 and data[body : body + 6] == b"Exif\0\0":
             orientation = _exif_orientation(data[body + 6 : position + 2 + length])
+        elif marker == _JPEG_RESTART_INTERVAL:
+            (interval,) = struct.unpack_from(">H", data, body)
         elif marker == _JPEG_SCAN:
             break
         position += 2 + length
@@ -222,7 +232,27 @@ def _jpeg_header(data: bytes) -> ImageHeader:
         raise BrokenImageError("corrupt JPEG: a scan before its frame header")
     marker, height, width, components, offset = frame
     sequential = marker in (0xC0, 0xC1) and data[body] == components  # one scan holds everything
-    return ImageHeader("jpeg", height, width, orientation, offset if sequential else 0)
+    if not sequential:
+        return ImageHeader("jpeg", height, width, orientation)
+    tiles = _tiles(data, offset, width, components, interval, position + 2 + length)
+    return ImageHeader("jpeg", height, width, orientation, offset, tiles)
+
+
+def _tiles(
+    data: bytes, offset: int, width: int, components: int, interval: int, scan: int
+) -> JpegTiles | None:
+    """Tiles of a JPEG whose restart interval, in blocks of all components, divides its rows."""
+    if interval == 0 or width == 0:
+        return None
+    sampling = [data[offset + 6 + 3 * i] for i in range(components)]
+    # The blocks of one component alone are not interleaved: 8 pixels, whatever it declares.
+    across, down = (max(f >> 4 for f in sampling), max(f & 15 for f in sampling))
+    if components == 1:
+        across = down = 1
+    per_row = -(-width // (8 * across)) if across else 0
+    if per_row % interval or down == 0:
+        return None
+    return JpegTiles(8 * down, 8 * across * interval, offset, scan)
 
 
 def _exif_orientation(tiff: bytes) -> int:
@@ -282,6 +312,19 @@ def _decode_jpeg(
         if not any(harmless in str(error) for harmless in _HARMLESS):
             raise BrokenImageError(f"corrupt JPEG: {error}") from None
     return pixels
+
+
+def _cut(
+    data: bytes, header: ImageHeader, tiles: JpegTiles, box: Box
+) -> tuple[bytes, ImageHeader, Box]:
+    """Reduces a JPEG to the tiles that cover a box; a damaged one stays, to be reported."""
+    rows = range(box.top, box.top + box.height)
+    columns = range(box.left, box.left + box.width)
+    part = cut(data, tiles, (header.height, header.width), rows, columns)
+    if part is None:
+        return data, header, box
+    header = dataclasses.replace(header, height=part.height, width=part.width, tiles=None)
+    return part.data, header, Box(box.top - part.top, box.left - part.left, box.height, box.width)
 
 
 def _imdecode(data: bytes) -> np.ndarray:

@@ -1,20 +1,22 @@
-"""Cutting a JPEG down to a part of it without decoding, where its restart markers allow.
+"""Cutting a part out of a JPEG without decoding, where its restart markers allow.
 
-The entropy-coded data of a JPEG can be entered at restart markers only (ITU-T T.81, F.1.1.5 and
-B.2.4.4). Where they stand at the same columns in every row of blocks, the pieces between them are
-tiles: those that cover a box make a smaller JPEG, whose pixels are exactly the large one's. Most of
-the time of decoding is that of Huffman codes, which tiles outside of the box are spared.
+Entropy-coded data can be entered at restart markers only (ITU-T T.81, B.1.1.5 and E.2.4). Where
+these stand at the same columns in every row of blocks, the data between them are tiles, and the
+tiles that cover a box make a smaller JPEG with exactly the pixels of the large one. Most of the
+time of decoding goes into Huffman codes; those of the tiles outside are never looked at.
 """
 
 import struct
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
+from jaxtyping import Int
 
-__all__ = ["JpegTiles", "cut"]
+__all__ = ["JpegPart", "JpegTiles", "cut"]
 
-# Neighbours that libjpeg's interpolation of the colours looks at.
-_CONTEXT = 2
+_CONTEXT = 2  # pixels around that the interpolation of the colours looks at
+_RESTART, _END = 0xD0, 0xD9
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,86 +24,92 @@ class JpegTiles:
     """How the restart markers of a JPEG with one sequential scan divide it.
 
     Attributes:
-      height: rows of the image.
-      width: its columns.
-      tile_height: rows of a tile; the last ones may reach over the image's end.
-      tile_width: its columns, likewise.
-      size_offset: where the file stores height and width, 2 bytes each.
+      height: of a tile in pixels; the last tiles may reach over the end of the image.
+      width: likewise.
+      size_offset: where the file stores its height and width, two bytes each.
       scan_offset: where its entropy-coded data begin.
     """
 
     height: int
     width: int
-    tile_height: int
-    tile_width: int
     size_offset: int
     scan_offset: int
 
-    @property
-    def rows(self) -> int:
-        """Number of tiles from top to bottom."""
-        return -(-self.height // self.tile_height)
 
-    @property
-    def columns(self) -> int:
-        """Number of tiles from left to right."""
-        return -(-self.width // self.tile_width)
+class JpegPart(NamedTuple):
+    """A JPEG of rows `top .. top + height` and columns `left .. left + width` of a larger one."""
+
+    data: bytes
+    top: int
+    left: int
+    height: int
+    width: int
 
 
 def cut(
-    data: bytes, tiles: JpegTiles, top: int, left: int, bottom: int, right: int
-) -> tuple[bytes, int, int, int, int] | None:
-    """Makes a JPEG of the tiles that cover rows top .. bottom and columns left .. right.
+    data: bytes, tiles: JpegTiles, size: tuple[int, int], rows: range, columns: range
+) -> JpegPart | None:
+    """Makes a JPEG of the tiles that cover a box.
 
     Args:
       data: the encoded file.
-      tiles: of the file.
-      top: first row in pixels.
-      left: first column.
-      bottom: one after the last row.
-      right: one after the last column.
+      tiles: how it is divided.
+      size: its height and width in pixels.
+      rows: of the box, in pixels.
+      columns: likewise.
 
     Returns:
-      The smaller JPEG, and its top, left, height and width in pixels; None where markers are
-      missing or too many, or their numbers are wrong: the file is damaged or not what it says.
+      The smaller JPEG; None where the markers are not those of such a file: it is damaged.
     """
-    # Where each tile begins: after the header, or after the marker before it.
-    coded = np.frombuffer(data, np.uint8, offset=tiles.scan_offset)
-    first = coded[1:]
-    markers = np.flatnonzero((coded[:-1] == 0xFF) & (first >= 0xD0) & (first <= 0xD9))
-    count = tiles.rows * tiles.columns
-    codes = first[markers]
-    if len(markers) != count or codes[-1] != 0xD9:
+    num_rows, num_columns = -(-size[0] // tiles.height), -(-size[1] // tiles.width)
+    ends = _tile_ends(data, tiles.scan_offset, num_rows * num_columns)
+    if ends is None:
         return None
-    if (codes[:-1] != 0xD0 + np.arange(count - 1) % 8).any():
-        return None
-    ends = (markers + tiles.scan_offset).tolist()
-    first_row, end_row = _covering(top, bottom, tiles.tile_height, tiles.height)
-    first_column, end_column = _covering(left, right, tiles.tile_width, tiles.width)
-    height = min(end_row * tiles.tile_height, tiles.height) - first_row * tiles.tile_height
-    width = min(end_column * tiles.tile_width, tiles.width) - first_column * tiles.tile_width
+    tile_rows = _covering(rows, tiles.height, num_rows)
+    tile_columns = _covering(columns, tiles.width, num_columns)
+    top, left = tiles.height * tile_rows.start, tiles.width * tile_columns.start
+    height = min(tiles.height * tile_rows.stop, size[0]) - top
+    width = min(tiles.width * tile_columns.stop, size[1]) - left
     header = bytearray(data[: tiles.scan_offset])
     struct.pack_into(">HH", header, tiles.size_offset, height, width)
-    pieces = [bytes(header)]
-    number = 0
-    for row in range(first_row, end_row):
-        for tile in range(row * tiles.columns + first_column, row * tiles.columns + end_column):
-            start = ends[tile - 1] + 2 if tile else tiles.scan_offset
-            pieces += (data[start : ends[tile]], _MARKERS[number % 8])
-            number += 1
-    pieces[-1] = b"\xff\xd9"
-    return (
-        b"".join(pieces),
-        first_row * tiles.tile_height,
-        first_column * tiles.tile_width,
-        height,
-        width,
-    )
+    starts = np.concatenate([[tiles.scan_offset], ends[:-1] + 2]).reshape(num_rows, num_columns)
+    starts = starts[tile_rows.start : tile_rows.stop, tile_columns.start]
+    ends = ends.reshape(num_rows, num_columns)[tile_rows.start : tile_rows.stop]
+    ends = ends[:, tile_columns.start : tile_columns.stop]
+    part = _join(data, bytes(header), starts, ends)
+    return JpegPart(part, top, left, height, width)
 
 
-_MARKERS = [bytes((0xFF, 0xD0 + number)) for number in range(8)]
+def _join(
+    data: bytes, header: bytes, starts: Int[np.ndarray, " R"], ends: Int[np.ndarray, "R C"]
+) -> bytes:
+    """Puts rows of tiles together and numbers their markers anew."""
+    stops = ends[:, -1] + 2
+    pieces = [data[start:stop] for start, stop in zip(starts.tolist(), stops.tolist(), strict=True)]
+    joined = bytearray(b"".join([header, *pieces]))
+    lengths = stops - starts
+    moved_by = len(header) + np.cumsum(lengths) - lengths - starts
+    codes = (_RESTART + np.arange(ends.size) % 8).astype(np.uint8)
+    codes[-1] = _END
+    np.frombuffer(joined, np.uint8)[(ends + moved_by[:, None] + 1).ravel()] = codes
+    return bytes(joined)
 
 
-def _covering(start: int, end: int, tile: int, size: int) -> tuple[int, int]:
-    """The first tile, and one after the last, that hold start .. end with their context."""
-    return max(start - _CONTEXT, 0) // tile, -(-min(end + _CONTEXT, size) // tile)
+def _tile_ends(data: bytes, start: int, count: int) -> Int[np.ndarray, " N"] | None:
+    """Where the marker after each tile is, if the markers are numbered as they must be."""
+    coded = np.frombuffer(data, np.uint8, offset=start)
+    escapes = np.flatnonzero(coded[:-1] == 0xFF)
+    codes = coded[escapes + 1]
+    is_marker = codes != 0  # 0xFF 0x00 is the byte 0xFF of the codes
+    codes = codes[is_marker][:count]
+    if len(codes) < count or codes[-1] != _END:
+        return None
+    if (codes[:-1] != _RESTART + np.arange(count - 1) % 8).any():
+        return None
+    return escapes[is_marker][:count] + start
+
+
+def _covering(pixels: range, tile: int, count: int) -> range:
+    """The tiles that hold these pixels with their context."""
+    first = max(pixels.start - _CONTEXT, 0) // tile
+    return range(first, min(-(-(pixels.stop + _CONTEXT) // tile), count))
