@@ -140,7 +140,7 @@ def main(argv: list[str]) -> None:
         ours, usual, ratio = _compare(shards, examples, config)
         rows.append(f"| `{pattern}` | {ours:.0f} | {usual:.0f} | {ratio:.2f} |")
         if _PROFILE.value:
-            print(input_profile.table(source, examples, config, tokenizer, 1 / ours))
+            print(input_profile.table(source, examples, config, tokenizer), flush=True)
     print("| shards | ours, images/s/core | WebDataset and PIL | ratio |\n|---|---|---|---|")
     print("\n".join(rows))
 
