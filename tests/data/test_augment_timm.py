@@ -42,8 +42,8 @@ def _timms(module: ModuleType, image: np.ndarray) -> np.ndarray:
     while len(results) < COUNT:
         try:
             results.append(np.asarray(augment(PIL.Image.fromarray(image))))
-        except ValueError as error:  # 0 bits, at level 10, which Pillow refuses since 12
-            assert "bits" in str(error)
+        except ValueError:  # PosterizeIncreasing's 0 bits at level 10, which today's PIL refuses
+            continue
     return np.stack(results).astype(int)
 
 
