@@ -46,18 +46,20 @@ class _Counted:
 
     def __init__(self, examples: TrainExamples):
         self._examples = examples
+        self.begun = 0
         self.made = 0
 
-    def __getitem__(self, position: int) -> dict[str, np.ndarray]:
-        example = self._examples[position]
-        self.made += 1
-        return example
+    def read(self, positions: Sequence[int]) -> list[dict[str, np.ndarray]]:
+        self.begun += len(positions)
+        examples = self._examples.read(positions)
+        self.made += len(positions)
+        return examples
 
 
 def _wait_until_idle(examples: _Counted) -> int:
     """Returns the number of images made once the threads that read ahead have no more to do."""
     made, since = examples.made, time.monotonic()
-    while time.monotonic() < since + _IDLE_SECONDS:
+    while examples.begun > examples.made or time.monotonic() < since + _IDLE_SECONDS:
         time.sleep(_IDLE_SECONDS / 20)
         if examples.made > made:
             made, since = examples.made, time.monotonic()
@@ -102,7 +104,7 @@ def _check(ours: dict[str, np.ndarray], usual: tuple[np.ndarray, np.ndarray], si
     """Makes sure that both make batches of the same size, as uint8 and as floats."""
     images, texts = usual
     assert ours["image"].shape == (len(images), size, size, 3), ours["image"].shape
-    assert ours["text"].shape == texts.shape, (ours["text"].shape, texts.shape)
+    assert ours["text_ends"].shape == texts.shape[:2], (ours["text_ends"].shape, texts.shape)
     assert images.shape == (len(images), 3, size, size), images.shape
 
 

@@ -2,7 +2,7 @@
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import cast
 
 import numpy as np
@@ -13,7 +13,7 @@ from groupvit_jax.data import decode, image_ops, nouns, prepare_text
 from groupvit_jax.data.augment import rand_augment
 from groupvit_jax.data.pipeline import TrainExamples, TrainLoader
 from groupvit_jax.data.sources import Sample, WebDatasetSource
-from groupvit_jax.data.text import Tokenizer
+from groupvit_jax.data.text import Tokenizer, pack_texts
 
 __all__ = ["table"]
 
@@ -28,8 +28,8 @@ class _SameExample:
     def __init__(self, example: dict[str, np.ndarray]):
         self._example = example
 
-    def __getitem__(self, position: int) -> dict[str, np.ndarray]:
-        return self._example
+    def read(self, positions: Sequence[int]) -> list[dict[str, np.ndarray]]:
+        return [self._example] * len(positions)
 
 
 def table(
@@ -40,13 +40,13 @@ def table(
     whole, times = [], dict[str, list[float]]({name: [] for name in stages})
     for round_number in range(_ROUNDS):  # one after the other: drifts of the clock hit all alike
         first = round_number * _SAMPLES
-        whole.append(_seconds(lambda i, first=first: examples[first + i]))
+        whole.append(_seconds(lambda i, first=first: examples.read([first + i])))
         for name, function in stages.items():
             times[name].append(_seconds(function))
     medians = {name: float(np.median(values)) for name, values in times.items()}
     named = sum(value for name, value in medians.items() if not name.startswith(_PART))
     medians["all stages in turns, not one by one (caches)"] = float(np.median(whole)) - named
-    medians["batches (threads, copies)"] = _batching(examples[0])
+    medians["batches (threads, copies)"] = _batching(*examples.read([0]))
     total = float(np.median(whole)) + medians["batches (threads, copies)"]
     medians["all"] = total
     rows = [f"| {name} | {1e6 * t:.0f} | {t / total:.0%} |" for name, t in medians.items()]
@@ -96,6 +96,10 @@ def _stages(
     def huffman(i: int) -> None:
         simplejpeg.decode_jpeg(samples[i]["image"], "GRAY", min_factor=8, min_width=1, min_height=1)
 
+    def pack(i: int) -> None:
+        texts = prepare_text.tokenize(samples[i], 0, prompts[i], tokenizer)
+        pack_texts(list(texts), config.data.packed_length, tokenizer.end_of_text_id)
+
     return {
         "generator of the example": lambda i: np.random.default_rng((0, i)),
         "reading": lambda i: source[i % len(source)],
@@ -105,7 +109,7 @@ def _stages(
         "resizing": lambda i: image_ops.resize(crops[i], size, size),
         "RandAugment": lambda i: rand_augment(images[i], rng, magnitude=augment.magnitude),
         "nouns and prompts": lambda i: _prompts(samples[i], config, rng),
-        "token ids": lambda i: prepare_text.tokenize(samples[i], 0, prompts[i], tokenizer),
+        "token ids, packed": pack,
     }
 
 
