@@ -9,6 +9,7 @@ import numpy as np
 
 DeviceBatch = dict[str, jax.Array]
 _POLL_SECONDS = 0.5
+_PATIENCE_SECONDS = 10.0
 
 
 class DevicePrefetcher:
@@ -59,11 +60,14 @@ class DevicePrefetcher:
             return item
 
     def close(self) -> None:
-        """Ends the reading; a read that is under way is not waited for long."""
+        """Ends the reading; a read that is under way is waited for, but not for ever.
+
+        A thread that is still inside a library when the program ends makes it abort.
+        """
         self._closed.set()
         while not self._queue.empty():
             self._queue.get_nowait()
-        self._thread.join(timeout=2 * _POLL_SECONDS)
+        self._thread.join(timeout=_PATIENCE_SECONDS)
 
     def _read(
         self,
