@@ -22,13 +22,13 @@ def test_training_takes_what_is_stored_in_place_of_tagging(tmp_path, monkeypatch
         config.data.noun_kind = kind
         config.data.sources.pairs = dict(kind="webdataset", pattern=raw)
         tagged = make_train_examples(config, ClipTokenizer())
-        expected = [tagged[i] for i in range(8)]
+        expected = tagged.read(range(8))
         config.data.sources.pairs.pattern = f"{options.output}/*.tar"
         stored = make_train_examples(config, ClipTokenizer())
         with monkeypatch.context() as patch:
             patch.setattr(nouns, "tag", None)
             for i in range(8):
-                example = stored[i]
+                [example] = stored.read([i])
                 assert example.keys() == expected[i].keys()
                 for name in example:
                     np.testing.assert_array_equal(example[name], expected[i][name])
