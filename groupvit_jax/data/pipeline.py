@@ -9,8 +9,6 @@ without a remainder; each is a new shuffle in which every sample occurs once.
 
 import functools
 import os
-import threading
-import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -27,6 +25,7 @@ from groupvit_jax.data.mixture import ExampleOrder, MixedSource
 from groupvit_jax.data.object_cache import make_cache
 from groupvit_jax.data.sources import BrokenSampleError, Sample, Source, make_source
 from groupvit_jax.data.text import Tokenizer, check_packed_length, pack_texts
+from groupvit_jax.data.worker_processes import end_with_parent
 
 _MAX_CHUNK = 64  # rows that a worker delivers at once
 _MAX_THREADS = 16
@@ -287,14 +286,7 @@ def _num_threads() -> int:
 def _init_worker(index: int, count: int) -> None:
     del index, count
     image_ops.init_worker()
-    parent = os.getppid()
-
-    def end_with_parent() -> None:
-        while os.getppid() == parent:
-            time.sleep(1)
-        os._exit(1)  # a killed parent can't end its workers
-
-    threading.Thread(target=end_with_parent, daemon=True).start()
+    end_with_parent()
 
 
 def _concatenate(chunks: Sequence[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:

@@ -4,15 +4,14 @@ Both do nothing but call a function once for every task; the tasks share nothing
 """
 
 import multiprocessing
-import os
-import threading
-import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from typing import Any
 
 from absl import logging
+
+from groupvit_jax.data.worker_processes import end_with_parent
 
 __all__ = ["Runner", "WorkerDiedError", "beam_runner", "local_runner"]
 
@@ -43,7 +42,7 @@ def _run_processes(
 ) -> None:
     # Not forked: threads of this process may hold locks that a fork would copy.
     context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(num_processes, context, _watch_parent) as pool:
+    with ProcessPoolExecutor(num_processes, context, end_with_parent) as pool:
         futures = [pool.submit(function, task) for task in tasks]
         try:
             for number, future in enumerate(as_completed(futures), 1):
@@ -53,17 +52,6 @@ def _run_processes(
             raise WorkerDiedError(f"{message}; the same command goes on from here") from error
         finally:
             pool.shutdown(cancel_futures=True)
-
-
-def _watch_parent() -> None:
-    parent = os.getppid()
-
-    def end_with_parent() -> None:
-        while os.getppid() == parent:
-            time.sleep(0.5)
-        os._exit(1)  # a killed parent can't end its workers
-
-    threading.Thread(target=end_with_parent, daemon=True).start()
 
 
 def beam_runner(name: str, arguments: Sequence[str]) -> Runner:

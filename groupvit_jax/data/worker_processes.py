@@ -1,0 +1,17 @@
+"""What every worker process needs, whatever it works on."""
+
+import os
+import threading
+import time
+
+
+def end_with_parent() -> None:
+    """Ends this process soon after its parent: a killed parent can't end its workers."""
+    parent = os.getppid()
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(0.5)
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
