@@ -64,12 +64,7 @@ def make_train_step(
                 rngs=keys,
                 mutable=["batch_stats"],
             )
-            # Else a sharded last layer draws the towers into its own sharding.
-            image, text = (
-                jax.lax.with_sharding_constraint(x, parallel.batch_sharding(mesh))
-                for x in (output.image, output.text)
-            )
-            loss, metrics = contrastive_loss(output._replace(image=image, text=text), config.loss)
+            loss, metrics = contrastive_loss(_shard_by_example(output, mesh), config.loss)
             return loss, (updated["batch_stats"], metrics | groups_in_use(output.image_features))
 
         gradients, (batch_stats, metrics) = jax.grad(loss_fn, has_aux=True)(state.params)
@@ -84,6 +79,15 @@ def make_train_step(
         out_shardings=(state_shardings, parallel.replicated(mesh)),
         donate_argnums=0,
     )
+
+
+def _shard_by_example(output: TwoTowerOutput, mesh: Mesh) -> TwoTowerOutput:
+    """Keeps a sharded last layer from drawing the towers into its own sharding."""
+    image, text = (
+        jax.lax.with_sharding_constraint(embedding, parallel.batch_sharding(mesh))
+        for embedding in (output.image, output.text)
+    )
+    return output._replace(image=image, text=text)
 
 
 def apply_gradients(
