@@ -24,6 +24,7 @@ from groupvit_jax.data.decode import decode
 from groupvit_jax.data.device_ops import normalize
 from groupvit_jax.data.text import make_tokenizer
 from groupvit_jax.eval.encoding import Encoder, encode_images, project_groups
+from groupvit_jax.eval.inference import WindowEncoder
 from groupvit_jax.eval.protocol import make_protocol
 from groupvit_jax.eval.segment_images import ImageSegmenter
 from groupvit_jax.eval.windows import resize_to_fit, window_starts
@@ -136,7 +137,7 @@ def main(argv: Sequence[str]) -> None:
     variables = jax.device_put(variables, parallel.replicated(mesh))
     text = encoder.class_embeddings(variables, _CLASSES, protocol.prompts)
     published = PublishedProcedure(model, on_first, text, protocol)
-    ours = ImageSegmenter(encoder, protocol, views=False, windows_at_once=_WINDOWS.value)
+    ours = ImageSegmenter(WindowEncoder(encoder, protocol, windows_at_once=_WINDOWS.value))
     sides = {
         "published": lambda images: [published(image) for image in images],
         "ours": lambda images: [found.mask for found in ours(variables, text, images)],

@@ -20,6 +20,7 @@ from groupvit_jax.data.photo import read_photo
 from groupvit_jax.data.text import make_tokenizer
 from groupvit_jax.eval import visualize
 from groupvit_jax.eval.encoding import Encoder
+from groupvit_jax.eval.inference import WindowEncoder
 from groupvit_jax.eval.protocol import Protocol, make_protocol
 from groupvit_jax.eval.segment_images import ImageSegmenter
 from groupvit_jax.interop.load import load_pretrained
@@ -146,7 +147,7 @@ class Segmenter:
         self._encoder = Encoder(build_model(config), tokenizer, mesh)
         self._variables = jax.device_put(pretrained.variables, parallel.replicated(mesh))
         self._segment = ImageSegmenter(
-            self._encoder, self.protocol, windows_at_once=windows_at_once
+            WindowEncoder(self._encoder, self.protocol, views=True, windows_at_once=windows_at_once)
         )
         self._embed = functools.lru_cache(_LABEL_LISTS_KEPT)(self._class_embeddings)
 

@@ -21,6 +21,7 @@ from groupvit_jax.data.sources import TfdsSource
 from groupvit_jax.eval import report, visualize
 from groupvit_jax.eval.encoding import Encoder
 from groupvit_jax.eval.evaluators import Evaluator, make_evaluators
+from groupvit_jax.eval.inference import WindowEncoder
 from groupvit_jax.eval.masks import TfdsMasks
 from groupvit_jax.eval.protocol import Protocol
 from groupvit_jax.eval.segment_images import ImageSegmenter
@@ -140,7 +141,7 @@ def segment_examples(encoder: Encoder, variables: Params, config: ConfigDict) ->
     pairs = [masked[i] for i in range(min(CANDIDATES, len(masked)))]
     protocol = _protocol(config)
     text = encoder.class_embeddings(variables, scenes.CLASS_NAMES, protocol.prompts)
-    segment = ImageSegmenter(encoder, protocol, windows_at_once=64)
+    segment = ImageSegmenter(WindowEncoder(encoder, protocol, views=True, windows_at_once=64))
     segmented = segment(variables, text, [image for image, _ in pairs])
     return [
         Example(image, captions[i]["captions"][0], mask, found.mask, found.groups[-1])

@@ -15,7 +15,7 @@ from groupvit_jax.eval.encoding import Encoder
 from groupvit_jax.eval.masks import TfdsMasks
 from groupvit_jax.eval.protocol import make_protocol
 from groupvit_jax.eval.segmentation_evaluator import Segmentation
-from groupvit_jax.eval.zero_shot import Classification, FolderClassification, Retrieval
+from groupvit_jax.eval.zero_shot import Classification, ImageFolder, Retrieval
 from groupvit_jax.models.two_tower import TwoTower
 from groupvit_jax.typing import Params
 
@@ -41,7 +41,7 @@ def make_evaluators(
     - "benchmark": `benchmark` (by default what the entry is called), `data_dir` and the options of
       `benchmark_evaluator`;
     - "retrieval": `source` (as in `config.data.sources`) and the options of `Retrieval`;
-    - "classification": `folder` and the options of `FolderClassification`;
+    - "classification": `folder` (see `ImageFolder`) and the options of `Classification`;
     - "segmentation": `source` (`name`, `split`, `data_dir` of a TFDS set), `classes`, `protocol`
       and its knobs (`Protocol`), `windows_at_once` and `background_name`.
 
@@ -134,7 +134,8 @@ def _retrieval(encoder: Encoder, name: str, options: dict[str, Any]) -> Evaluato
 
 
 def _classification(encoder: Encoder, name: str, options: dict[str, Any]) -> Evaluator:
-    return FolderClassification(encoder, options.pop("folder", ""), name=name, **options)
+    images = ImageFolder(options.pop("folder", ""))
+    return Classification(encoder, images, images.class_names, name=name, **options)
 
 
 def _segmentation(encoder: Encoder, name: str, options: dict[str, Any]) -> Evaluator:

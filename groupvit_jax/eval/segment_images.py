@@ -7,9 +7,7 @@ import jax
 import numpy as np
 
 from groupvit_jax.eval import segmentation
-from groupvit_jax.eval.encoding import Encoder
 from groupvit_jax.eval.inference import ImageOutput, WindowEncoder
-from groupvit_jax.eval.protocol import Protocol
 from groupvit_jax.eval.windows import Resampling, resampling, round_up_size
 from groupvit_jax.typing import Array, Float, Int, Params, UInt8
 
@@ -22,7 +20,7 @@ class SegmentedImage(NamedTuple):
       scores: of those K classes that any window of the image kept, for every pixel.
       classes: which these are, ascending, numbered as in `mask`; all others score 0.
       groups: for each grouping stage, the group of every pixel, in a view of the whole image as
-        one window; none if the segmenter makes no views.
+        one window; none without views.
     """
 
     mask: Int[np.ndarray, "H W"]
@@ -34,20 +32,10 @@ class SegmentedImage(NamedTuple):
 class ImageSegmenter:
     """Segments images one after another; their windows share the batches of the towers."""
 
-    def __init__(
-        self,
-        encoder: Encoder,
-        protocol: Protocol,
-        *,
-        views: bool = True,
-        windows_at_once: int | None = None,
-    ) -> None:
-        """Compiles nothing yet; the arguments are those of `WindowEncoder`."""
-        self.protocol = protocol
-        self._windows = WindowEncoder(
-            encoder, protocol, views=views, windows_at_once=windows_at_once
-        )
-        self._patch_size = encoder.model.image_encoder.patch_size
+    def __init__(self, windows: WindowEncoder) -> None:
+        """Takes what encodes windows; it makes views where the groups are wanted too."""
+        self.protocol, self._windows = windows.protocol, windows
+        self._patch_size = windows.encoder.model.image_encoder.patch_size
         self._scores = jax.jit(
             segmentation.segment, static_argnames=("window", "canvas", "patch_size", "protocol")
         )

@@ -106,10 +106,7 @@ class Segmentation:
         indices = np.linspace(0, len(self.source) - 1, count).round().astype(int).tolist()
         pairs = [self.source[i] for i in indices]
         text = self._encoder.class_embeddings(variables, self._class_names, self.protocol.prompts)
-        segment = ImageSegmenter(
-            self._encoder, self.protocol, views=False, windows_at_once=self._windows.batch_size
-        )
-        segmented = segment(variables, text, [image for image, _ in pairs])
+        segmented = ImageSegmenter(self._windows)(variables, text, [image for image, _ in pairs])
         has_background = self.protocol.has_background
         return [
             Example(image, found.mask, mask, self.all_names, has_background, self.source.locate(i))

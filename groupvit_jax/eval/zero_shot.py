@@ -1,6 +1,5 @@
 """Zero-shot retrieval and classification."""
 
-import inspect
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -168,17 +167,6 @@ class Classification:
             "top5": metrics.recall(rank, 5),
             "images": float(len(rank)),
         }
-
-
-class FolderClassification(Classification):
-    """Chooses a class for every image of a tree ROOT/CLASS NAME/IMAGE."""
-
-    def __init__(self, encoder: Encoder, folder: str, **options: Any) -> None:
-        """Takes ROOT (see `ImageFolder`, also for errors) and the options of `Classification`."""
-        # A wrong option is a TypeError before the files are looked for.
-        inspect.signature(Classification).bind(encoder, None, (), **options)
-        source = ImageFolder(folder)
-        super().__init__(encoder, source, source.class_names, **options)
 
 
 class LabelledFiles:

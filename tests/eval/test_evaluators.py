@@ -59,7 +59,6 @@ def test_benchmarks_are_evaluated_while_training(model, variables, tmp_path):
     [
         (dict(kind="magic"), r"evaluators\.x\.kind: 'magic'"),
         (dict(kind="benchmark"), r"evaluators\.x: benchmark 'x' found, expected one of"),
-        (dict(kind="classification", folder="", colour=3), r"evaluators\.x.*colour"),
         (dict(kind="segmentation", source=dict(name="a", split="b"), classes=("c",)), "data_dir"),
         (
             dict(kind="segmentation", source=dict(name="no", split="b", data_dir="/n")),
@@ -69,4 +68,11 @@ def test_benchmarks_are_evaluated_while_training(model, variables, tmp_path):
 )
 def test_wrong_entry_is_named(model, entry, message):
     with pytest.raises(ValueError, match=message):
+        make(model, x=entry)
+
+
+def test_unknown_option_is_named(model, tmp_path):
+    miniatures.image_folder(tmp_path)
+    entry = dict(kind="classification", folder=str(tmp_path / "image_folder"), colour=3)
+    with pytest.raises(ValueError, match=r"evaluators\.x.*colour"):
         make(model, x=entry)

@@ -2,6 +2,7 @@ import numpy as np
 import pytest
 
 from groupvit_jax.eval import metrics
+from groupvit_jax.eval.inference import WindowEncoder
 from groupvit_jax.eval.protocol import Protocol
 from groupvit_jax.eval.segment_images import ImageSegmenter
 from tests.eval.photos import NAMES, Photos, slow_labels, spread_text, with_highest_scale
@@ -32,7 +33,9 @@ def text(encoder, variables):
 
 
 def segment(encoder, variables, text, protocol, images):
-    return list(ImageSegmenter(encoder, protocol)(variables, text, images))
+    return list(
+        ImageSegmenter(WindowEncoder(encoder, protocol, views=True))(variables, text, images)
+    )
 
 
 @pytest.mark.parametrize("name", PROTOCOLS)

@@ -11,11 +11,12 @@ from groupvit_jax import parallel
 from groupvit_jax.data.text import ClipTokenizer
 from groupvit_jax.eval import metrics, segmentation_evaluator
 from groupvit_jax.eval.encoding import Encoder
+from groupvit_jax.eval.inference import WindowEncoder
 from groupvit_jax.eval.protocol import Protocol
 from groupvit_jax.eval.segment_images import ImageSegmenter
 from groupvit_jax.eval.segmentation_evaluator import Segmentation
 from groupvit_jax.eval.visualize import png
-from groupvit_jax.eval.zero_shot import FolderClassification, Retrieval
+from groupvit_jax.eval.zero_shot import Classification, ImageFolder, Retrieval
 from tests.eval.conftest import make_mesh
 from tests.eval.photos import NAMES, Photos, spread_text, with_highest_scale
 
@@ -46,7 +47,9 @@ def expected(encoder, variables):
     """Counted on the host from the masks of single images."""
     photos, total = Photos(SIZES), np.zeros((9, 9), int)
     text = spread_text(encoder, variables)
-    segmented = ImageSegmenter(encoder, PROTOCOL)(variables, text, [p.image for p in photos])
+    segmented = ImageSegmenter(WindowEncoder(encoder, PROTOCOL))(
+        variables, text, [p.image for p in photos]
+    )
     for (_, mask), found in zip(photos, segmented, strict=True):
         np.add.at(total, (mask[mask != 255], found.mask[mask != 255]), 1)
     return total
@@ -81,9 +84,9 @@ def test_sums_over_processes_are_exact_beyond_int32():
 def other_metrics(model, variables, num_devices, folder):
     """Of classification and retrieval on the images that lie in the folder."""
     encoder = Encoder(model, ClipTokenizer(32), make_mesh(num_devices))
-    images = FolderClassification(encoder, str(folder / "images"), batch_size=4, resize=32, crop=32)
-    pairs = Retrieval(encoder, images.source, batch_size=4, resize=32, crop=32)
-    return [images(variables), pairs(variables)]
+    images, options = ImageFolder(folder / "images"), dict(batch_size=4, resize=32, crop=32)
+    classification = Classification(encoder, images, images.class_names, **options)
+    return [classification(variables), Retrieval(encoder, images, **options)(variables)]
 
 
 @pytest.mark.slow

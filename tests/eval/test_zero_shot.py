@@ -11,7 +11,6 @@ from groupvit_jax.data.text import ClipTokenizer
 from groupvit_jax.eval.encoding import IMAGENET_PROMPTS, Encoder
 from groupvit_jax.eval.zero_shot import (
     Classification,
-    FolderClassification,
     ImageFolder,
     LabelledFiles,
     Retrieval,
@@ -144,8 +143,9 @@ def test_classification_counts_every_image_once(
     model, variables, embed, folder, num_devices, batch_size
 ):
     encoder = Encoder(model, ClipTokenizer(32), make_mesh(num_devices))
-    evaluator = FolderClassification(
-        encoder, str(folder), batch_size=batch_size, resize=32, crop=32
+    images = ImageFolder(folder)
+    evaluator = Classification(
+        encoder, images, images.class_names, batch_size=batch_size, resize=32, crop=32
     )
     names = ["dog", "red house", "tree"]
     texts = [np.mean([embed(p.format(n)) for p in IMAGENET_PROMPTS], 0) for n in names]
