@@ -8,6 +8,7 @@ import threading
 from collections.abc import Callable
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from unittest import mock
 
 import boto3
 import fsspec
@@ -34,7 +35,13 @@ class FaultyStore:
         self.requests: list[tuple[str, str]] = []
         self.endpoint = f"http://127.0.0.1:{port}"
         self.moto = f"http://127.0.0.1:{moto_port}"
-        self.s3 = boto3.client("s3", endpoint_url=self.moto, region_name="us-east-1")
+        self.s3 = boto3.client(
+            "s3",
+            endpoint_url=self.moto,
+            region_name="us-east-1",
+            aws_access_key_id="k",
+            aws_secret_access_key="s",
+        )
 
     def put(self, key: str, content: bytes) -> str:
         """Stores an object and returns its URL."""
@@ -120,12 +127,6 @@ def _handler(store_of: Callable[[], FaultyStore], moto_port: int) -> type[BaseHT
 @contextmanager
 def serve():
     """Yields a store, for which the environment holds address and keys."""
-    environment = {
-        "AWS_ACCESS_KEY_ID": "k",
-        "AWS_SECRET_ACCESS_KEY": "s",
-        "AWS_REGION": "us-east-1",
-    }
-    os.environ.update(environment)
     logging.getLogger("werkzeug").setLevel(logging.ERROR)
     moto = ThreadedMotoServer("127.0.0.1", 0, verbose=False)
     moto.start()
@@ -135,15 +136,26 @@ def serve():
     server.daemon_threads = True
     server.handle_error = lambda request, address: None  # clients that went away
     stores.append(FaultyStore(server.server_address[1], moto_port))
-    os.environ["AWS_ENDPOINT_URL"] = stores[0].endpoint
     threading.Thread(target=server.serve_forever, daemon=True).start()
-    # fsspec keeps a store's instance, and with it the address of an earlier server.
+    environment = {
+        "AWS_ACCESS_KEY_ID": "k",
+        "AWS_SECRET_ACCESS_KEY": "s",
+        "AWS_REGION": "us-east-1",
+        "AWS_ENDPOINT_URL": stores[0].endpoint,
+    }
+    try:
+        with mock.patch.dict(os.environ, environment):
+            _forget_stores()
+            stores[0].s3.create_bucket(Bucket=BUCKET)
+            yield stores[0]
+    finally:
+        _forget_stores()
+        server.shutdown()
+        server.server_close()
+        moto.stop()
+
+
+def _forget_stores() -> None:
+    """fsspec keeps a store's instance, and with it the address of another server."""
     fsspec.get_filesystem_class("s3").clear_instance_cache()
     storage._split_in.cache_clear()
-    stores[0].s3.create_bucket(Bucket=BUCKET)
-    yield stores[0]
-    server.shutdown()
-    server.server_close()
-    moto.stop()
-    for name in (*environment, "AWS_ENDPOINT_URL"):
-        del os.environ[name]
