@@ -1,13 +1,14 @@
 """The input pipeline against the usual one (WebDataset, PIL, NumPy), in images/s of one core.
 
     python -m benchmarks.input --shards='raw/*.tar' [--shards='prepared/*.tar'] [--profile]
+        [--usual_shards='raw/*.tar' --usual_shards='raw/*.tar']
 
-Both read the same shards and make batches of augmented 224-pixel images with four texts each, all
-in one process, in turns. Figures are medians over the rounds of CPU time, threads included, for
-the same number of images; other processes on the machine disturb it less than wall time. Ours is
-what training calls, `TrainLoader` of `make_train_examples`; normalisation and erasing are the
-accelerator's there. What worker processes cost on top (one copy of a batch, either way) is in
-neither.
+Both read the same shards, or with --usual_shards others of the same photos, and make batches of
+augmented 224-pixel images with four texts each, all in one process, in turns. Figures are medians
+over the rounds of CPU time, threads included, for the same number of images; other processes on
+the machine disturb it less than wall time. Ours is what training calls, `TrainLoader` of
+`make_train_examples`; normalisation and erasing are the accelerator's there. What worker processes
+cost on top (one copy of a batch, either way) is in neither.
 """
 
 import time
@@ -27,6 +28,9 @@ from groupvit_jax.data.sources import WebDatasetSource
 from groupvit_jax.data.text import ClipTokenizer
 
 _SHARDS = flags.DEFINE_multi_string("shards", None, "pattern of tar shards", required=True)
+_USUAL = flags.DEFINE_multi_string(
+    "usual_shards", [], "for each --shards, what the usual pipeline reads in their place"
+)
 _BATCH_SIZE = flags.DEFINE_integer("batch_size", 128, "images in a batch")
 _BATCHES = flags.DEFINE_integer("batches", 4, "batches in a round")
 _ROUNDS = flags.DEFINE_integer("rounds", 5, "rounds of both pipelines")
@@ -49,11 +53,10 @@ class _Counted:
         self.begun = 0
         self.made = 0
 
-    def read(self, positions: Sequence[int]) -> list[dict[str, np.ndarray]]:
+    def read(self, positions: Sequence[int]) -> Iterator[dict[str, np.ndarray]]:
         self.begun += len(positions)
-        examples = self._examples.read(positions)
+        yield from self._examples.read(positions)
         self.made += len(positions)
-        return examples
 
 
 def _wait_until_idle(examples: _Counted) -> int:
@@ -82,12 +85,14 @@ def _usual_rate(batches: Iterator[object], count: int, batch_size: int) -> float
     return count * batch_size / (time.process_time() - start)
 
 
-def _compare(shards: Sequence[str], examples: TrainExamples, config: ConfigDict) -> list[float]:
+def _compare(
+    usual_shards: Sequence[str], examples: TrainExamples, config: ConfigDict
+) -> list[float]:
     """Times both in turns; returns the medians of images/s, ours first, and of their ratio."""
     size, batch_size = config.model.image.image_size, _BATCH_SIZE.value
     counted = _Counted(examples)
     ours = TrainLoader(cast(TrainExamples, counted), batch_size)
-    usual = webdataset_pipeline.batches(shards, size, batch_size, config, seed=0)
+    usual = webdataset_pipeline.batches(usual_shards, size, batch_size, config, seed=0)
     _check(next(ours), next(usual), size)
     count = _BATCHES.value
     rates = np.array(
@@ -130,8 +135,8 @@ def _describe(source: WebDatasetSource) -> str:
 def main(argv: list[str]) -> None:
     del argv
     image_ops.init_worker()
-    rows = []
-    for pattern in _SHARDS.value:
+    rows, usual_patterns = [], _USUAL.value or _SHARDS.value
+    for pattern, usual_pattern in zip(_SHARDS.value, usual_patterns, strict=True):
         config = _config(pattern)
         shards = tar_index.expand_pattern(pattern, "--shards")
         source = WebDatasetSource(shards)
@@ -139,11 +144,15 @@ def main(argv: list[str]) -> None:
         print(f"{pattern}: {_describe(source)}", flush=True)
         _check_token_ids(source, tokenizer, config.model.text.context_length)
         examples = make_train_examples(config, tokenizer)
-        ours, usual, ratio = _compare(shards, examples, config)
-        rows.append(f"| `{pattern}` | {ours:.0f} | {usual:.0f} | {ratio:.2f} |")
+        usual_shards = tar_index.expand_pattern(usual_pattern, "--usual_shards")
+        num_usual = len(WebDatasetSource(usual_shards))
+        assert num_usual == len(source), f"{usual_pattern}: {num_usual} images"
+        ours, usual, ratio = _compare(usual_shards, examples, config)
+        rows.append(f"| {pattern} | {ours:.0f} | {usual_pattern} | {usual:.0f} | {ratio:.2f} |")
         if _PROFILE.value:
             print(input_profile.table(source, examples, config, tokenizer), flush=True)
-    print("| shards | ours, images/s/core | WebDataset and PIL | ratio |\n|---|---|---|---|")
+    print("| ours | images/s/core | WebDataset and PIL | images/s/core | ratio |")
+    print("|---|---|---|---|---|")
     print("\n".join(rows))
 
 

@@ -2,7 +2,7 @@
 
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import cast
 
 import numpy as np
@@ -28,8 +28,8 @@ class _SameExample:
     def __init__(self, example: dict[str, np.ndarray]):
         self._example = example
 
-    def read(self, positions: Sequence[int]) -> list[dict[str, np.ndarray]]:
-        return [self._example] * len(positions)
+    def read(self, positions: Sequence[int]) -> Iterator[dict[str, np.ndarray]]:
+        return iter([self._example] * len(positions))
 
 
 def table(

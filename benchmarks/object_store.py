@@ -125,10 +125,10 @@ def main() -> None:
         few = [chunk[:4] for chunk in chunks[:6]]
         print(f"answers after {1000 * latency:.0f} ms, {SAMPLE_BYTES // 1000} KB a sample")
         print(f"indexing: {megabytes / seconds:.0f} MB/s of one process")
-        reference, _ = rate(local.read_many, chunks)
+        reference, _ = rate(lambda c: list(local.read_many(c)), chunks)
         for name, read, some in (
-            ("local files", local.read_many, chunks),
-            ("ranges, 64 at once", remote.read_many, chunks),
+            ("local files", lambda c: list(local.read_many(c)), chunks),
+            ("ranges, 64 at once", lambda c: list(remote.read_many(c)), chunks),
             ("ranges, one by one", lambda c: [remote[i] for i in c], few),
             ("whole shards", lambda c: read_whole_shards(remote, c), few),
         ):

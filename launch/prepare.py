@@ -18,6 +18,7 @@ from collections.abc import Callable, Sequence
 from absl import logging
 
 from groupvit_jax.data import prepare, prepare_counts, prepare_runners
+from groupvit_jax.data.prepare_images import ENCODINGS
 from groupvit_jax.data.prepare_writers import FORMATS
 
 
@@ -91,6 +92,12 @@ def _add_options(parser: argparse.ArgumentParser) -> None:
         type=_between(1, 100),
         default=default.jpeg_quality,
         help="of images that are encoded anew",
+    )
+    parser.add_argument(
+        "--encoding",
+        choices=ENCODINGS,
+        default=default.encoding,
+        help="of the images: jpeg, or pixels as they are, far larger and the fastest to train on",
     )
     parser.add_argument(
         "--duplicates",

@@ -112,8 +112,9 @@ def sample_crop(
     """
     log_ratio = math.log(ratio[0]), math.log(ratio[1])
     for _ in range(_CROP_ATTEMPTS):
-        target = rng.uniform(*area) * height * width
-        aspect = math.exp(rng.uniform(*log_ratio))
+        # As rng.uniform(low, high), to the last bit, which takes four times as long.
+        target = (area[0] + (area[1] - area[0]) * rng.random()) * height * width
+        aspect = math.exp(log_ratio[0] + (log_ratio[1] - log_ratio[0]) * rng.random())
         w, h = round(math.sqrt(target * aspect)), round(math.sqrt(target / aspect))
         if 0 < w <= width and 0 < h <= height:
             top = int(rng.integers(height - h + 1))
@@ -133,6 +134,16 @@ def resize(image: Image, height: int, width: int) -> Resized:
     reduction s; its variance is then s^2 / 6 pixels^2. Here a short blur adds the (s^2 - 1) / 6
     that plain bilinear interpolation lacks. `resize_like_pil` is exact and far slower.
     """
+    # Intel's functions take half the time of OpenCV's and differ from them by a grey level in an
+    # eighth of the values. The setting is the thread's: others that resize must not find it.
+    cv2.ipp.setUseIPP_NotExact(True)
+    try:
+        return _resize(image, height, width)
+    finally:
+        cv2.ipp.setUseIPP_NotExact(False)
+
+
+def _resize(image: Image, height: int, width: int) -> Resized:
     # Leaves a reduction of 1.5 to 3: enough for the interpolation to hide the coarser grid.
     rows, columns = _shrunk(image.shape[0], height), _shrunk(image.shape[1], width)
     if (rows, columns) != image.shape[:2]:

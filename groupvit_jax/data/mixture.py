@@ -3,7 +3,7 @@
 import bisect
 import functools
 import itertools
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 
@@ -29,14 +29,15 @@ class MixedSource:
         source, row = self.find(index)
         return self._sources[source][row]
 
-    def read_many(self, indices: Sequence[int]) -> "list[Sample | BrokenSampleError]":
-        """Reads samples, those of one source at once where it can."""
+    def read_many(self, indices: Sequence[int]) -> "Iterator[Sample | BrokenSampleError]":
+        """Yields samples, those of one source read at once where that is sooner."""
         found = [self.find(index) for index in indices]
         rows: dict[int, list[int]] = {}
         for source, row in found:
             rows.setdefault(source, []).append(row)
-        samples = {source: iter(_read(self._sources[source], rows[source])) for source in rows}
-        return [next(samples[source]) for source, _ in found]
+        samples = {source: _read(self._sources[source], rows[source]) for source in rows}
+        for source, _ in found:
+            yield next(samples[source])
 
     def locate(self, index: int) -> str:
         """Says where the sample lies, for messages."""
@@ -53,16 +54,15 @@ class MixedSource:
         return self._ends[source] - self.sizes[source]
 
 
-def _read(source: Source, rows: Sequence[int]) -> "list[Sample | BrokenSampleError]":
+def _read(source: Source, rows: Sequence[int]) -> "Iterator[Sample | BrokenSampleError]":
     if isinstance(source, BatchSource):
-        return source.read_many(rows)
-    samples: list[Sample | BrokenSampleError] = []
+        yield from source.read_many(rows)
+        return
     for row in rows:
         try:
-            samples.append(source[row])
+            yield source[row]
         except BrokenSampleError as error:
-            samples.append(error)
-    return samples
+            yield error
 
 
 class ExampleOrder:

@@ -8,6 +8,7 @@ without a remainder; each is a new shuffle in which every sample occurs once.
 """
 
 import functools
+import itertools
 import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -61,15 +62,16 @@ class TrainExamples:
         self._seed = seed
         self._transform = transform
 
-    def read(self, positions: Sequence[int]) -> list[dict[str, np.ndarray]]:
-        """Returns examples, whose samples are read at once: a store answers late, but in parallel.
+    def read(self, positions: Sequence[int]) -> Iterator[dict[str, np.ndarray]]:
+        """Yields examples, whose samples are read at once: a store answers late, but in parallel.
 
-        Returns:
+        Yields:
           The transform's arrays, "index" (of the sample) and "broken" (1: replaced) of each.
         """
         indices = [self._order[position] for position in positions]
         samples = self._source.read_many(indices)
-        return [self._make(*item) for item in zip(positions, indices, samples, strict=True)]
+        for item in zip(positions, indices, samples, strict=True):
+            yield self._make(*item)
 
     def _make(
         self, position: int, index: int, sample: Sample | BrokenSampleError
@@ -153,8 +155,17 @@ class _HostChunks:
         step, row_of_step = divmod(index * self.chunk, self.rows_per_step)
         first_row = self.host_index * self.rows_per_step + row_of_step
         start = (self.start_step + step) * self.batch_size + first_row
-        examples = self.examples.read(range(start, start + self.chunk))
-        return {name: np.stack([example[name] for example in examples]) for name in examples[0]}
+        return _stack(self.examples.read(range(start, start + self.chunk)), self.chunk)
+
+
+def _stack(examples: Iterator[dict[str, np.ndarray]], count: int) -> dict[str, np.ndarray]:
+    """Copies each example while it is in the processor's caches; its memory serves the next."""
+    first = next(examples)
+    stacked = {name: np.empty((count, *a.shape), a.dtype) for name, a in first.items()}
+    for row, example in enumerate(itertools.chain([first], examples)):
+        for name, array in example.items():
+            stacked[name][row] = array
+    return stacked
 
 
 class TrainLoader(Iterator[dict[str, np.ndarray]]):

@@ -64,6 +64,7 @@ class Options:
       max_side: see `ImageLimits`.
       short_side: see `ImageLimits`.
       jpeg_quality: see `ImageLimits`.
+      encoding: see `ImageLimits`.
       duplicates: "pair" drops an image that has come before with the same captions, "image" also
         one with others, "keep" none.
       tokenizer: "clip" or a SentencePiece model whose token ids are stored, "" for none.
@@ -79,6 +80,7 @@ class Options:
     max_side: int = ImageLimits.max_side
     short_side: int = ImageLimits.short_side
     jpeg_quality: int = ImageLimits.jpeg_quality
+    encoding: str = ImageLimits.encoding
     duplicates: str = "pair"
     tokenizer: str = ""
 
@@ -181,10 +183,12 @@ def _begin(options: Options, identity: dict[str, Any]) -> None:
 
 
 def _check_same(options: Options, old: dict[str, Any], new: dict[str, Any]) -> None:
-    for name in dataclasses.asdict(options):
-        if old.get(name) != new[name] and name != "output":  # a folder may be moved
+    for field in dataclasses.fields(options):
+        name = field.name
+        begun_with = old.get(name, field.default)  # an option is younger than the folder
+        if begun_with != new[name] and name != "output":  # a folder may be moved
             raise ValueError(
-                f"--{name}={new[name]}: {options.output} was begun with --{name}={old.get(name)}; "
+                f"--{name}={new[name]}: {options.output} was begun with --{name}={begun_with}; "
                 "give that, or another --output"
             )
     for name in ("input", "tokenizer"):
@@ -263,7 +267,8 @@ def make_shard(task: Task) -> str:
     counts = Counts()
     target = epath.Path(task.options.output) / task.shard_name
     with prepare_files.written_complete(target) as local:
-        prepare_writers.write_shard(task.options.format, local, _samples(task, counts))
+        samples = _samples(task, counts)
+        prepare_writers.write_shard(task.options.format, local, samples, task.options.encoding)
         record = {
             "file": task.shard_name,
             "sha256": prepare_files.sha256(local),
@@ -279,7 +284,8 @@ def _samples(task: Task, counts: Counts) -> Iterator[PreparedSample]:
     options, marks = task.options, task.progress_file("duplicates")
     drop_duplicates = options.duplicates != "keep"
     duplicates = frozenset(prepare_files.read_array(marks).tolist() if drop_duplicates else ())
-    limits = ImageLimits(options.max_side, options.short_side, options.jpeg_quality)
+    fields = dataclasses.fields(ImageLimits)
+    limits = ImageLimits(**{field.name: getattr(options, field.name) for field in fields})
     tokenizer = prepare_text.open_tokenizer(options.tokenizer)
 
     def convert(numbered: tuple[int, Item]) -> PreparedSample | _Dropped:
@@ -320,7 +326,7 @@ def _convert(
     if item.problem or item.image is None:
         return _Dropped(item.problem, item.detail)
     try:
-        jpeg, sizes = encode_image(item.image, limits)
+        image, sizes = encode_image(item.image, limits)
     except TooSmallError as error:
         return _Dropped(_TOO_SMALL, str(error))
     except BrokenImageError as error:
@@ -338,7 +344,7 @@ def _convert(
         **prepare_text.annotate(item.captions, tokenizer),
     }
     metadata = json.dumps(fields, ensure_ascii=False).encode("utf-8", "replace")
-    return PreparedSample(key, jpeg, item.captions, metadata)
+    return PreparedSample(key, image, item.captions, metadata)
 
 
 def _finish(options: Options, records: Sequence[dict[str, Any]]) -> dict[str, Any]:
@@ -352,7 +358,9 @@ def _finish(options: Options, records: Sequence[dict[str, Any]]) -> dict[str, An
     if options.format == "tfds":
         lengths = [record["written"]["images"] for record in records]
         num_bytes = sum(record["bytes"] for record in records)
-        prepare_writers.write_tfds_metadata(output, lengths, num_bytes, "Image-caption pairs")
+        prepare_writers.write_tfds_metadata(
+            output, lengths, num_bytes, "Image-caption pairs", options.encoding
+        )
     prepare_files.publish(output / MANIFEST, prepare_files.json_bytes(manifest))
     options.progress.rmtree()
     return manifest

@@ -1,4 +1,4 @@
-"""Encoded images of any kind -> upright RGB JPEGs that are no larger than training needs."""
+"""Encoded images of any kind -> upright RGB, JPEGs or pixels, no larger than training needs."""
 
 import dataclasses
 import math
@@ -10,8 +10,11 @@ from jaxtyping import UInt8
 
 from groupvit_jax.data.decode import BrokenImageError, ImageHeader, decode, read_header
 from groupvit_jax.data.image_ops import MIN_SIDE
+from groupvit_jax.data.prepare_files import array_bytes
 
-__all__ = ["ImageLimits", "TooSmallError", "encode_image"]
+__all__ = ["ENCODINGS", "ImageLimits", "TooSmallError", "encode_image"]
+
+ENCODINGS = ("jpeg", "pixels")
 
 _MARGIN = 1.5  # libjpeg may reduce an image to so many times the size asked for, not closer
 _BLOCK = 16  # pixels, of all components in 4:2:0
@@ -19,17 +22,19 @@ _BLOCK = 16  # pixels, of all components in 4:2:0
 
 @dataclasses.dataclass(frozen=True)
 class ImageLimits:
-    """How large images may be; larger ones are made smaller, never the other way round.
+    """How images are stored; larger ones are made smaller, never the other way round.
 
     Attributes:
       max_side: of the longer side in pixels; 0 for no limit.
       short_side: of the shorter side in pixels; 0 for no limit.
       jpeg_quality: 1 to 100, of the images that are encoded anew.
+      encoding: "jpeg", or "pixels" as they are, which training need not decode.
     """
 
     max_side: int = 512
     short_side: int = 0
     jpeg_quality: int = 95
+    encoding: str = "jpeg"
 
     def scale(self, height: int, width: int) -> float:
         """Returns the factor for both sides, at most 1."""
@@ -43,9 +48,9 @@ class TooSmallError(BrokenImageError):
 
 
 def encode_image(data: bytes, limits: ImageLimits) -> tuple[bytes, dict[str, int]]:
-    """Checks an image and makes an upright RGB JPEG of it.
+    """Checks an image and makes an upright RGB JPEG of it, or a .npy file of its pixels.
 
-    A file that is one already and not too large keeps its bytes. EXIF's orientation is applied
+    A JPEG that is one already and not too large keeps its bytes. EXIF's orientation is applied
     to the pixels of all others.
 
     Args:
@@ -53,7 +58,7 @@ def encode_image(data: bytes, limits: ImageLimits) -> tuple[bytes, dict[str, int
       limits: of its size.
 
     Returns:
-      The JPEG, and its width and height beside the original ones, as img2dataset names them.
+      The file, and its width and height beside the original ones, as img2dataset names them.
 
     Raises:
       TooSmallError: nothing is to be seen in it; BrokenImageError: it can't be decoded.
@@ -64,13 +69,16 @@ def encode_image(data: bytes, limits: ImageLimits) -> tuple[bytes, dict[str, int
     if min(height, width) < MIN_SIDE:
         found = f"{height}x{width} pixels (height x width)"
         raise TooSmallError(f"{found}, expected at least {MIN_SIDE}")
-    keep = scale == 1.0 and header.orientation == 1 and _is_rgb_jpeg(data, header)
+    keep = scale == 1.0 and header.orientation == 1 and limits.encoding == "jpeg"
+    keep = keep and _is_rgb_jpeg(data, header)
     # Every file is decoded, also to find the corrupt ones.
     image = decode(data, min_size=0 if keep else math.ceil(_MARGIN * min(height, width)))
     if header.orientation >= 5:
         height, width = width, height
     if not keep:
-        data = _encode(_resize(image, height, width), limits.jpeg_quality)
+        image = _resize(image, height, width)
+        pixels = limits.encoding == "pixels"
+        data = array_bytes(image) if pixels else _encode(image, limits.jpeg_quality)
     turned = header.orientation >= 5
     original_height = header.width if turned else header.height
     original_width = header.height if turned else header.width

@@ -2,11 +2,8 @@
 
 import functools
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
-
-import numpy as np
-from jaxtyping import Int
 
 from groupvit_jax.data import storage
 from groupvit_jax.data.object_cache import ObjectCache
@@ -20,44 +17,75 @@ class Span(NamedTuple):
     num_bytes: int
 
 
-def span_of(offsets: Int[np.ndarray, " P"], sizes: Int[np.ndarray, " P"]) -> Span:
-    """Returns the span of the members that a sample has (size -1: it has none)."""
-    present = sizes >= 0
-    if not present.any():
-        return Span(0, 0)
-    start = int(offsets[present].min())
-    return Span(start, int((offsets + sizes)[present].max()) - start)
+class Members(NamedTuple):
+    """Where each of a sample's members lies in the shard; size -1: the sample has none."""
+
+    offsets: list[int]
+    sizes: list[int]
+
+    @property
+    def span(self) -> Span:
+        """From the first to the last that the sample has."""
+        present = [part for part in zip(self.offsets, self.sizes, strict=True) if part[1] >= 0]
+        if not present:
+            return Span(0, 0)
+        start = min(offset for offset, _ in present)
+        return Span(start, max(offset + size for offset, size in present) - start)
 
 
-def read_spans(
-    shards: Sequence[str | StoredObject], spans: Sequence[Span], cache: ObjectCache | None
-) -> list[bytes]:
-    """Reads a span of each shard, those of objects that aren't in the cache all at once.
+def read_samples(
+    shards: Sequence[str | StoredObject], samples: Sequence[Members], cache: ObjectCache | None
+) -> Iterator[list[bytes | None]]:
+    """Reads a sample of each shard: its members' contents, None for a missing one.
 
+    Those of objects that aren't in the cache are read all at once, those of local files as they
+    are asked for: memory that is used again at once is still in the processor's caches.
     Less comes from a local file that has become shorter.
 
     Raises:
       StorageError: an object can't be read.
     """
-    data: list[bytes | None] = []
-    for shard, span in zip(shards, spans, strict=True):
-        if not span.num_bytes:
-            data.append(b"")
-        elif isinstance(shard, str):
+    stored = iter(_read_stored(shards, samples, cache))
+    for shard, members in zip(shards, samples, strict=True):
+        if isinstance(shard, str):
             handle = _open_shard(shard)  # held: the table may let go of it while it is read
-            data.append(os.pread(handle.fd, span.num_bytes, span.start))
+            yield read_members(handle.fd, members)
         else:
-            data.append(cache.read(shard, *span) if cache else None)
-    ranges = [
-        storage.Range(shard, *span)
-        for shard, span, part in zip(shards, spans, data, strict=True)
-        if part is None and isinstance(shard, StoredObject)
+            yield _split(next(stored), members)
+
+
+def read_members(fd: int, members: Members) -> list[bytes | None]:
+    """Reads a sample from an open file; less comes from one that ends before."""
+    return [
+        os.pread(fd, size, offset) if size >= 0 else None
+        for offset, size in zip(*members, strict=True)
     ]
+
+
+def _read_stored(
+    shards: Sequence[str | StoredObject], samples: Sequence[Members], cache: ObjectCache | None
+) -> list[bytes]:
+    """Reads the spans of the samples that lie in objects."""
+    ranges = [
+        storage.Range(shard, *members.span)
+        for shard, members in zip(shards, samples, strict=True)
+        if isinstance(shard, StoredObject)
+    ]
+    data = [b"" if not part.size else cache and cache.read(*part) for part in ranges]
+    missing = [part for part, content in zip(ranges, data, strict=True) if content is None]
     if cache:
-        for stored in {part.stored: None for part in ranges}:
+        for stored in {part.stored: None for part in missing}:
             cache.fetch_later(stored)
-    from_stores = iter(storage.read_ranges(ranges) if ranges else ())
-    return [next(from_stores) if part is None else part for part in data]
+    from_stores = iter(storage.read_ranges(missing) if missing else ())
+    return [next(from_stores) if content is None else content for content in data]
+
+
+def _split(data: bytes, members: Members) -> list[bytes | None]:
+    start = members.span.start
+    return [
+        data[offset - start : offset - start + size] if size >= 0 else None
+        for offset, size in zip(*members, strict=True)
+    ]
 
 
 class _ShardHandle:

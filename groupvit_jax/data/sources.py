@@ -7,7 +7,7 @@ import bisect
 import functools
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NotRequired, Protocol, TypedDict, runtime_checkable
 
@@ -20,11 +20,12 @@ from ml_collections import ConfigDict
 
 from groupvit_jax.data import storage, tar_index, tfds_copy
 from groupvit_jax.data.object_cache import HeldFolder, ObjectCache
-from groupvit_jax.data.shard_reader import Span, read_spans, span_of
+from groupvit_jax.data.shard_reader import Members, read_members, read_samples
 from groupvit_jax.data.storage import StoredObject
 
 # More than a 16-bit RGB image of 40 megapixels takes, far less than would exhaust a worker.
 MAX_SAMPLE_BYTES = 2**28
+_NOTHING = Members([0] * len(tar_index.PARTS), [-1] * len(tar_index.PARTS))
 _FIELDS = {
     "webdataset": {"kind", "pattern", "weight"},
     "tfds": {"kind", "name", "split", "data_dir", "weight"},
@@ -67,8 +68,8 @@ class Source(Protocol):
 class BatchSource(Source, Protocol):
     """A source that reads many samples sooner at once than one after the other."""
 
-    def read_many(self, indices: Sequence[int]) -> "list[Sample | BrokenSampleError]":
-        """Reads samples; those that can't be used give the error that says why."""
+    def read_many(self, indices: Sequence[int]) -> "Iterator[Sample | BrokenSampleError]":
+        """Yields samples; those that can't be used give the error that says why."""
 
 
 def make_source(
@@ -112,6 +113,8 @@ def make_source(
 
 class WebDatasetSource:
     """Tar shards as img2dataset writes them: KEY.jpg (.jpeg, .png, .webp), KEY.txt, KEY.json.
+
+    Those of `launch.prepare` may have KEY.rgb.npy for KEY.jpg.
 
     Captions are the JSON's list "captions" if it has one, else the text file, else the JSON's
     "caption". Members are read in place; nothing is extracted and no path in a shard is trusted.
@@ -161,15 +164,16 @@ class WebDatasetSource:
             raise sample
         return sample
 
-    def read_many(self, indices: Sequence[int]) -> "list[Sample | BrokenSampleError]":
-        """Reads samples, those of shards on stores all at once."""
+    def read_many(self, indices: Sequence[int]) -> "Iterator[Sample | BrokenSampleError]":
+        """Yields samples; those of shards on stores are read all at once."""
         found = [self._find(index) for index in indices]
         entries = [_open_index(self._index_files[shard])[row] for shard, row in found]
-        spans = [span_of(entry["offset"], entry["size"]) for entry in entries]
+        samples = [Members(entry["offset"].tolist(), entry["size"].tolist()) for entry in entries]
         shards = [self._shards[shard] for shard, _ in found]
-        allowed = [s if s.num_bytes <= MAX_SAMPLE_BYTES else Span(0, 0) for s in spans]
-        data = read_spans(shards, allowed, self._cache)
-        return [_sample_or_error(*parts) for parts in zip(entries, spans, data, strict=True)]
+        allowed = [members if _is_allowed(members) else _NOTHING for members in samples]
+        parts = read_samples(shards, allowed, self._cache)
+        for entry, members, contents in zip(entries, samples, parts, strict=True):
+            yield _sample_or_error(entry, members, contents)
 
     def locate(self, index: int) -> str:
         """Returns "SHARD: KEY"."""
@@ -200,7 +204,7 @@ def _open_index(file: Path) -> np.ndarray:
 def read_parts(
     fd: int, offsets: Int[np.ndarray, " P"], sizes: Int[np.ndarray, " P"]
 ) -> list[bytes | None]:
-    """Reads a sample's members, which are neighbours, at once.
+    """Reads a sample's members.
 
     Args:
       fd: the open tar file.
@@ -213,28 +217,30 @@ def read_parts(
     Raises:
       BrokenSampleError: larger than `MAX_SAMPLE_BYTES`, or the file ends before.
     """
-    span = span_of(offsets, sizes)
-    allowed = span.num_bytes <= MAX_SAMPLE_BYTES
-    return _split(
-        offsets, sizes, span, os.pread(fd, span.num_bytes, span.start) if allowed else b""
-    )
+    members = Members(offsets.tolist(), sizes.tolist())
+    return _whole(members, read_members(fd, members if _is_allowed(members) else _NOTHING))
 
 
-def _split(offsets: np.ndarray, sizes: np.ndarray, span: Span, data: bytes) -> list[bytes | None]:
-    start, num_bytes = span
-    if num_bytes > MAX_SAMPLE_BYTES:
+def _is_allowed(members: Members) -> bool:
+    return members.span.num_bytes <= MAX_SAMPLE_BYTES
+
+
+def _whole(members: Members, parts: list[bytes | None]) -> list[bytes | None]:
+    """Checks what has been read of a sample."""
+    if not _is_allowed(members):
+        num_bytes = members.span.num_bytes
         raise BrokenSampleError(f"{num_bytes} bytes, more than the limit of {MAX_SAMPLE_BYTES}")
-    if len(data) < num_bytes:
-        raise BrokenSampleError("the shard has become shorter since it was indexed")
-    return [
-        data[offset - start : offset - start + size] if size >= 0 else None
-        for offset, size in zip(offsets.tolist(), sizes.tolist(), strict=True)
-    ]
+    for part, size in zip(parts, members.sizes, strict=True):
+        if part is not None and len(part) < size:
+            raise BrokenSampleError("the shard has become shorter since it was indexed")
+    return parts
 
 
-def _sample_or_error(entry: np.void, span: Span, data: bytes) -> "Sample | BrokenSampleError":
+def _sample_or_error(
+    entry: np.void, members: Members, parts: list[bytes | None]
+) -> "Sample | BrokenSampleError":
     try:
-        image, text, metadata = _split(entry["offset"], entry["size"], span, data)
+        image, text, metadata = _whole(members, parts)
         if image is None:
             raise BrokenSampleError(f"no image ({', '.join(tar_index.IMAGE_EXTENSIONS)})")
         fields = read_fields(metadata)

@@ -30,7 +30,8 @@ from groupvit_jax.data.retries import StorageError
 from groupvit_jax.data.storage import StoredObject
 
 PARTS = ("image", "txt", "json")
-IMAGE_EXTENSIONS = ("jpg", "jpeg", "png", "webp")
+# The last is `launch.prepare --encoding=pixels`'s; "npy" alone may be anything, features say.
+IMAGE_EXTENSIONS = ("jpg", "jpeg", "png", "webp", "rgb.npy")
 _PART_OF_EXTENSION = dict.fromkeys(IMAGE_EXTENSIONS, 0) | {"txt": 1, "json": 2}
 _BLOCK = 512
 # Starting a process takes longer than scanning a few shards.

@@ -82,7 +82,7 @@ def test_samples_are_read_by_range_until_their_shard_is_there(store, tmp_path):
     open_source()  # the indices
     source = open_source(cache=make_cache(str(tmp_path / "cache"), 1.0))
     assert not folders(tmp_path)
-    assert source.read_many(range(10)) == samples_of(local)
+    assert list(source.read_many(range(10))) == samples_of(local)
     deadline = time.monotonic() + 20
     while len([f for f in folders(tmp_path) if not f.name.endswith(".partial")]) < 2:
         assert time.monotonic() < deadline, "no download in the background"

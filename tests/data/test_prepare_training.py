@@ -22,7 +22,7 @@ def test_training_takes_what_is_stored_in_place_of_tagging(tmp_path, monkeypatch
         config.data.noun_kind = kind
         config.data.sources.pairs = dict(kind="webdataset", pattern=raw)
         tagged = make_train_examples(config, ClipTokenizer())
-        expected = tagged.read(range(8))
+        expected = list(tagged.read(range(8)))
         config.data.sources.pairs.pattern = f"{options.output}/*.tar"
         stored = make_train_examples(config, ClipTokenizer())
         with monkeypatch.context() as patch:

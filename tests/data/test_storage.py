@@ -44,7 +44,7 @@ def test_samples_are_those_of_local_files(store, tmp_path, pattern):
     source = open_source(pattern)
     assert samples_of(source) == samples_of(local)
     order = [7, 0, 14, 7, 3]
-    assert source.read_many(order) == [local[i] for i in order]
+    assert list(source.read_many(order)) == [local[i] for i in order]
     assert source.locate(6) == "s3://pairs/sets/01.tar: 00006"
 
 
@@ -58,7 +58,7 @@ def test_a_sample_is_one_request(store, tmp_path):
     put_shards(store, tmp_path)
     source = open_source()
     store.requests.clear()
-    source.read_many(range(10))
+    list(source.read_many(range(10)))
     assert store.reads() == len(store.requests) == 10
 
 
@@ -147,7 +147,7 @@ def test_transient_errors_are_retried_after_growing_waits(store, tmp_path, slept
     local = WebDatasetSource(put_shards(store, tmp_path))
     source = open_source()
     store.fault = store.first(2, what)
-    assert source.read_many([2, 8]) == [local[2], local[8]]
+    assert list(source.read_many([2, 8])) == [local[2], local[8]]
     # aiohttp asks once more by itself where a connection was closed before the answer.
     assert slept == ([1.0] if what == "refuse" and len(slept) == 1 else [1.0, 2.0])
     assert "s3://pairs/sets/00.tar: " in caplog.text
@@ -161,7 +161,7 @@ def test_only_what_failed_is_asked_for_again(store, tmp_path):
     store.fault = lambda method, path: (
         "503" if path.endswith("01.tar") and store.reads() < 3 else None
     )
-    source.read_many([0, 9])
+    list(source.read_many([0, 9]))
     assert store.reads("sets/00.tar") == 1
     assert store.reads("sets/01.tar") > 1
 
@@ -285,12 +285,12 @@ def test_an_error_in_a_worker_is_the_same_line(store, tmp_path):
 FORKING_PROGRAM = """
 import os, pickle, sys
 source = pickle.loads(bytes.fromhex(sys.argv[1]))
-expected = source.read_many(range(10))  # the parent has connections and an event loop
+expected = list(source.read_many(range(10)))  # the parent has connections and an event loop
 child = os.fork()
 if child == 0:
-    os._exit(0 if source.read_many(range(10)) == expected else 1)
+    os._exit(0 if list(source.read_many(range(10))) == expected else 1)
 assert os.waitpid(child, 0)[1] == 0
-assert source.read_many(range(10)) == expected
+assert list(source.read_many(range(10))) == expected
 """
 
 
