@@ -4,6 +4,7 @@ Randomness comes from the generator passed in, in a fixed order. No function cha
 """
 
 import math
+from types import SimpleNamespace
 
 import cv2
 import numpy as np
@@ -37,7 +38,7 @@ def init_worker() -> None:
 
 
 def train_transform(
-    data: bytes, size: int, augment: ConfigDict, rng: np.random.Generator
+    data: bytes, size: int, augment: ConfigDict | SimpleNamespace, rng: np.random.Generator
 ) -> Square:
     """Decodes, crops, flips and augments one training image.
 

@@ -8,10 +8,10 @@ without a remainder; each is a new shuffle in which every sample occurs once.
 """
 
 import functools
-import itertools
 import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from types import SimpleNamespace
 from typing import Any
 
 import grain
@@ -70,8 +70,7 @@ class TrainExamples:
         """
         indices = [self._order[position] for position in positions]
         samples = self._source.read_many(indices)
-        for item in zip(positions, indices, samples, strict=True):
-            yield self._make(*item)
+        yield from map(self._make, positions, indices, samples)
 
     def _make(
         self, position: int, index: int, sample: Sample | BrokenSampleError
@@ -160,10 +159,11 @@ class _HostChunks:
 
 def _stack(examples: Iterator[dict[str, np.ndarray]], count: int) -> dict[str, np.ndarray]:
     """Copies each example while it is in the processor's caches; its memory serves the next."""
-    first = next(examples)
-    stacked = {name: np.empty((count, *a.shape), a.dtype) for name, a in first.items()}
-    for row, example in enumerate(itertools.chain([first], examples)):
+    stacked: dict[str, np.ndarray] = {}
+    for row, example in enumerate(examples):
         for name, array in example.items():
+            if row == 0:
+                stacked[name] = np.empty((count, *np.shape(array)), np.result_type(array))
             stacked[name][row] = array
     return stacked
 
@@ -233,7 +233,8 @@ def make_train_examples(
     """
     data, size = config.data, config.model.image.image_size
     check_packed_length(data.packed_length, tokenizer)
-    augment = functools.partial(image_ops.train_transform, size=size, augment=data.augment)
+    settings = SimpleNamespace(**data.augment)  # of a ConfigDict, each look takes 2 us
+    augment = functools.partial(image_ops.train_transform, size=size, augment=settings)
     transform = functools.partial(
         transform_pair,
         image_transform=image_transform or augment,
@@ -242,11 +243,8 @@ def make_train_examples(
         noun_kind=data.noun_kind,
         packed_length=data.packed_length,
     )
-    sources = _named_sources(data)
-    cache = make_cache(data.cache_dir, data.cache_gib)
-    source = MixedSource(
-        [make_source(name, fields, data.index_dir, cache) for name, fields in sources]
-    )
+    opened = data.index_dir, make_cache(data.cache_dir, data.cache_gib)
+    source = MixedSource([make_source(*named, *opened) for named in _named_sources(data)])
     order = ExampleOrder(source.sizes, _weights(data), config.seed)
     return TrainExamples(source, order, config.seed, transform)
 
@@ -263,11 +261,10 @@ def _weights(data_config: ConfigDict) -> list[float] | None:
     given = {name: weight for name, weight in weights.items() if weight is not None}
     if not given:
         return None
-    for name in weights:
-        weight = given.get(name, 0.0)
-        if not weight > 0:
+    for name, weight in weights.items():
+        if not (given.get(name, 0.0) > 0):
             raise ValueError(
-                f"config.data.sources.{name}.weight={weights[name]}: expected a positive number, "
+                f"config.data.sources.{name}.weight={weight}: expected a positive number, "
                 "in all sources or in none"
             )
     return [float(weight) for weight in given.values()]
@@ -376,8 +373,7 @@ def eval_examples(
         index = batch * batch_size + host_index * rows + row_of_batch
         return _eval_example(source, index, resize, crop)
 
-    num_batches = -(-len(source) // batch_size)
-    examples = grain.MapDataset.range(num_batches * rows).map(load)
+    examples = grain.MapDataset.range(-(-len(source) // batch_size) * rows).map(load)
     yield from examples.batch(rows, batch_fn=_collate).to_iter_dataset(
         grain.ReadOptions(_num_threads(), prefetch_buffer_size=_num_threads())
     )

@@ -71,13 +71,19 @@ def _read_stored(
         for shard, members in zip(shards, samples, strict=True)
         if isinstance(shard, StoredObject)
     ]
-    data = [b"" if not part.size else cache and cache.read(*part) for part in ranges]
+    data = [_known(part, cache) for part in ranges]
     missing = [part for part, content in zip(ranges, data, strict=True) if content is None]
     if cache:
         for stored in {part.stored: None for part in missing}:
             cache.fetch_later(stored)
     from_stores = iter(storage.read_ranges(missing) if missing else ())
     return [next(from_stores) if content is None else content for content in data]
+
+
+def _known(part: storage.Range, cache: ObjectCache | None) -> bytes | None:
+    if not part.size:
+        return b""
+    return cache.read(*part) if cache else None
 
 
 def _split(data: bytes, members: Members) -> list[bytes | None]:

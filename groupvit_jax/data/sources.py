@@ -198,7 +198,7 @@ def _decode_key(entry: np.void) -> str:
 
 @functools.cache
 def _open_index(file: Path) -> np.ndarray:
-    return np.load(file, mmap_mode="r")
+    return np.asarray(np.load(file, mmap_mode="r"))  # np.memmap's own indexing is slow
 
 
 def read_parts(
@@ -294,7 +294,7 @@ def _sample(image: bytes, texts: Sequence[Any], key: str, fields: Mapping[str, A
 
 
 def _check_parallel(name: str, lists: Any, captions: Sequence[str]) -> None:
-    whole = isinstance(lists, list) and all(isinstance(values, list) for values in lists)
+    whole = isinstance(lists, list) and {*map(type, lists)} <= {list}
     if not whole or len(lists) != len(captions):
         raise BrokenSampleError(f"the {name} of its JSON are not one list for each caption")
 
