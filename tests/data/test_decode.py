@@ -239,6 +239,51 @@ def test_a_box_of_the_other_kinds(name):
     np.testing.assert_array_equal(part, decode(data)[10:40, 20:60])
 
 
+def _npy(array: np.ndarray) -> bytes:
+    file = io.BytesIO()
+    np.save(file, array)
+    return file.getvalue()
+
+
+def test_a_box_of_stored_pixels_is_looked_at_in_place():
+    data = _npy(PHOTO)
+    header, box = read_header(data), Box(9, 20, 31, 64)
+    assert (header.kind, header.height, header.width) == ("npy", *PHOTO.shape[:2])
+    part = decode_box(data, header, box)
+    np.testing.assert_array_equal(part, PHOTO[9:40, 20:84])
+    assert np.shares_memory(part, np.frombuffer(data, np.uint8))
+    whole = decode(data)
+    np.testing.assert_array_equal(whole, PHOTO)
+    whole[:] = 0  # a new array, as of every other kind
+    np.testing.assert_array_equal(decode(data), PHOTO)
+
+
+@pytest.mark.parametrize(
+    ("data", "reason"),
+    [
+        (_npy(PHOTO)[:-1], "declares 120x160 pixels, but has 57727 bytes"),
+        (_npy(PHOTO) + b"0", "declares 120x160 pixels"),
+        (_npy(PHOTO).replace(b"(120, 160, 3), }", b"(999, 160, 3), }"), "declares 999x160"),
+        (_npy(PHOTO).replace(b"(120, 160, 3), }  ", b"(99999999, 9999999, 3), }"), "npy"),
+        (_npy(PHOTO).replace(b"\x01\x00v\x00", b"\x01\x00w\x00"), "declares 120x160"),
+        (_npy(PHOTO.astype(np.float32)), "expected uint8"),
+        (_npy(np.asfortranarray(PHOTO)), "C order"),
+        (_npy(PHOTO[..., 0]), "expected uint8"),
+        (_npy(PHOTO[:0]), "expected uint8"),
+        (_npy(np.array([{}], object)), "expected uint8"),
+        (_npy(PHOTO)[:30], "expected uint8"),
+    ],
+)
+def test_other_arrays_than_pixels_are_broken(data, reason):
+    with pytest.raises(BrokenImageError, match=reason):
+        decode(data)
+
+
+def test_too_many_stored_pixels_are_refused():
+    with pytest.raises(BrokenImageError, match=r"120x160 .* the limit is 0\.0"):
+        decode(_npy(PHOTO), max_pixels=19_199)
+
+
 def test_rows_below_the_box_are_not_decoded():
     data = encode(photo(800, 160), "JPEG")
     header = read_header(data)

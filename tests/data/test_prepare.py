@@ -1,5 +1,6 @@
 import dataclasses
 import hashlib
+import io
 import json
 import os
 import shutil
@@ -12,6 +13,7 @@ import pytest
 
 from groupvit_jax.data import prepare as prepare_module
 from groupvit_jax.data import prepare_counts, prepare_writers
+from groupvit_jax.data.decode import decode
 from groupvit_jax.data.prepare import Options, find_duplicates, prepare
 from groupvit_jax.data.prepare_runners import local_runner
 from groupvit_jax.data.sources import make_source
@@ -74,6 +76,34 @@ def test_shards_hold_every_pair_in_order(options, kind):
         "dropped": {},
     }
     assert not Path(options.output, ".progress").exists()
+
+
+@pytest.mark.parametrize("kind", prepare_writers.FORMATS)
+def test_pixels_are_stored_and_a_stopped_run_goes_on(options, kind):
+    options = dataclasses.replace(options, format=kind, encoding="pixels")
+    manifest = prepare(options, RUN)
+    assert manifest["counts"]["written"] == {"images": 9, "captions": 18}
+    source = source_of(options)
+    for i in range(9):
+        sample = source[i]
+        pixels = np.load(io.BytesIO(sample["image"]))
+        np.testing.assert_array_equal(pixels, decode(encode(value=20 * i)))
+        assert sample["captions"] == [f"a dog {i}", f"red kites {i}"]
+    expected = hashes(options.output)
+    Path(options.output, manifest["shards"][1]["file"]).unlink()
+    prepare(options, RUN)
+    assert hashes(options.output) == expected
+
+
+def test_a_folder_begun_before_an_option_was_known_goes_on(options):
+    prepare(options, RUN)
+    manifest = Path(options.output, "manifest.json")
+    content = json.loads(manifest.read_text())
+    del content["options"]["encoding"]
+    manifest.write_text(json.dumps(content))
+    prepare(options, RUN)
+    with pytest.raises(ValueError, match=r"--encoding=pixels: .*begun with --encoding=jpeg"):
+        prepare(dataclasses.replace(options, encoding="pixels"), RUN)
 
 
 def test_a_sample_keeps_what_its_json_said(tmp_path):

@@ -1,3 +1,5 @@
+import io
+
 import cv2
 import numpy as np
 import pytest
@@ -94,3 +96,18 @@ def test_quality_decides_the_size_of_the_file():
 def test_what_training_refuses_is_refused(height, width):
     with pytest.raises(TooSmallError, match="pixels"):
         encode_image(encode(height=height, width=width), ImageLimits())
+
+
+@pytest.mark.parametrize("kind", [".png", ".jpg"])
+def test_pixels_are_stored_as_they_are(kind):
+    data = cv2.imencode(kind, photo(90, 180))[1].tobytes()
+    limits = ImageLimits(encoding="pixels")
+    stored, sizes = encode_image(data, limits)
+    assert (sizes["height"], sizes["width"]) == (90, 180)
+    np.testing.assert_array_equal(np.load(io.BytesIO(stored)), decode(data))
+    assert encode_image(stored, limits) == (stored, sizes)
+    png = cv2.imencode(".png", photo(90, 180))[1].tobytes()
+    smaller, sizes = encode_image(png, ImageLimits(60, encoding="pixels"))
+    expected = cv2.resize(decode(png), (60, 30), interpolation=cv2.INTER_AREA)
+    np.testing.assert_array_equal(np.load(io.BytesIO(smaller)), expected)
+    assert sizes == {"width": 60, "height": 30, "original_width": 180, "original_height": 90}

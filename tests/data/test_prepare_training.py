@@ -1,6 +1,7 @@
 import json
 
 import numpy as np
+import pytest
 
 from configs import base
 from groupvit_jax.data import nouns
@@ -8,6 +9,8 @@ from groupvit_jax.data.pipeline import make_train_examples
 from groupvit_jax.data.prepare import Options, prepare
 from groupvit_jax.data.prepare_runners import local_runner
 from groupvit_jax.data.text import ClipTokenizer
+from tests.data.images import encode as encode_as
+from tests.data.images import photo
 from tests.data.shard_files import encode, write_tar
 
 
@@ -32,3 +35,29 @@ def test_training_takes_what_is_stored_in_place_of_tagging(tmp_path, monkeypatch
                 assert example.keys() == expected[i].keys()
                 for name in example:
                     np.testing.assert_array_equal(example[name], expected[i][name])
+
+
+@pytest.mark.parametrize("kind", ["webdataset", "tfds"])
+def test_training_on_pixels_is_training_on_the_decoded_files(tmp_path, kind):
+    """With one seed, the same crops of the same pixels as of files that lose nothing."""
+    images = [photo(40, 60, seed) for seed in range(4)]
+    samples = [
+        (str(i), {"png": encode_as(image, "PNG"), "txt": b"a dog"})
+        for i, image in enumerate(images)
+    ]
+    raw = write_tar(tmp_path / "raw.tar", samples)
+    options = Options(raw, str(tmp_path / "out"), format=kind, encoding="pixels")
+    prepare(options, local_runner(1))
+    config = base.get_config()
+    config.model.image.image_size = 16
+    config.data.sources.pairs = dict(kind="webdataset", pattern=raw)
+    expected = list(make_train_examples(config, ClipTokenizer()).read(range(12)))
+    stored = dict(kind="tfds", data_dir=options.output)
+    if kind == "webdataset":
+        stored = dict(kind="webdataset", pattern=f"{options.output}/*.tar")
+    config.data.sources.pairs = stored
+    found = list(make_train_examples(config, ClipTokenizer()).read(range(12)))
+    for example, same in zip(found, expected, strict=True):
+        np.testing.assert_array_equal(example["image"], same["image"])
+        assert example["index"] == same["index"]
+        assert example["broken"] == 0
