@@ -10,6 +10,8 @@ def get_config() -> ConfigDict:
     config.seed = 0
     # A checkpoint to start from (not to resume): parameters only.
     config.init_from = ""
+    # A Hugging Face directory of a BERT that the text tower starts from, docs/text.md.
+    config.text_init_from = ""
 
     config.model = ConfigDict()
     config.model.image = dict(
@@ -29,11 +31,13 @@ def get_config() -> ConfigDict:
         drop_path_rate=0.1,
     )
     config.model.text = dict(
+        kind="clip",  # or "bert": bidirectional, its feature at [CLS]
         vocab_size=49408,
         context_length=77,
         width=256,
         num_layers=12,
         num_heads=4,
+        mlp_ratio=4.0,
         end_of_text_id=49407,
     )
     config.model.projector = dict(hidden_dim=4096, output_dim=256)
@@ -47,6 +51,7 @@ def get_config() -> ConfigDict:
     # Name -> {kind: "webdataset" (pattern) | "tfds" (name, split, data_dir)}, each maybe with a
     # weight; without weights several sets are mixed by size.
     config.data.sources = ConfigDict()
+    # "clip", or "sentencepiece" (path of a .model), or "wordpiece" (path of a vocab.txt)
     config.data.tokenizer = dict(name="clip", path="")
     config.data.num_nouns = 3  # K; 0 switches the multi-label loss off
     config.data.noun_kind = "words"  # or "phrases"
@@ -90,6 +95,9 @@ def get_config() -> ConfigDict:
         b2=0.999,
         eps=1e-8,
         clip_norm=5.0,
+        # (regex of parameters' paths, factor of the learning rate); the first match wins, without
+        # one the factor is 1. With 0 they are frozen: neither gradients nor optimizer state.
+        groups=(),
     )
 
     config.parallel = ConfigDict()

@@ -22,6 +22,7 @@ class TextEncoder(nn.Module):
       width: channels.
       num_layers: transformer blocks.
       num_heads: of every attention.
+      mlp_ratio: hidden channels of the MLPs over `width`.
       end_of_text_id: the last token of every text.
       dtype: of the computation; parameters are float32.
     """
@@ -31,6 +32,7 @@ class TextEncoder(nn.Module):
     width: int = 256
     num_layers: int = 12
     num_heads: int = 4
+    mlp_ratio: float = 4.0
     end_of_text_id: int = 49407
     dtype: Dtype = jnp.float32
 
@@ -71,6 +73,7 @@ class TextEncoder(nn.Module):
         for i in range(self.num_layers):
             x = TransformerBlock(
                 self.num_heads,
+                self.mlp_ratio,
                 activation=quick_gelu,
                 qkv_init=normal(self.width**-0.5),
                 proj_init=normal(deep),

@@ -6,10 +6,13 @@ import numpy as np
 from flax.typing import Dtype
 from ml_collections import ConfigDict
 
+from groupvit_jax.models.bert import BertEncoder
 from groupvit_jax.models.image_encoder import ImageEncoder
 from groupvit_jax.models.layers import BatchNorm, fan_in_uniform
 from groupvit_jax.models.text_encoder import TextEncoder
 from groupvit_jax.typing import Array, Float, ImageFeatures, Int, TwoTowerOutput
+
+TEXT_TOWERS: dict[str, type[nn.Module]] = {"clip": TextEncoder, "bert": BertEncoder}
 
 
 class Projector(nn.Module):
@@ -44,7 +47,7 @@ class TwoTower(nn.Module):
     """
 
     image_encoder: ImageEncoder
-    text_encoder: TextEncoder
+    text_encoder: TextEncoder | BertEncoder
     image_projector: Projector
     text_projector: Projector
     initial_temperature: float = 0.07
@@ -117,9 +120,33 @@ def build_model(config: ConfigDict) -> TwoTower:
     projector = {"hidden_dim": config.projector.hidden_dim, "out_dim": config.projector.output_dim}
     return TwoTower(
         image_encoder=ImageEncoder(**config.image, dtype=dtype),
-        text_encoder=TextEncoder(**config.text, dtype=dtype),
+        text_encoder=_build_text_encoder(config.text, dtype),
         image_projector=Projector(**projector, dtype=dtype),
         text_projector=Projector(**projector, dtype=dtype),
         initial_temperature=config.initial_temperature,
         share_logit_scale=config.share_logit_scale,
     )
+
+
+def text_tower(text_config: ConfigDict) -> str:
+    """Returns which of `TEXT_TOWERS` a `config.model.text` describes; older ones don't say.
+
+    Raises:
+      ValueError: there is no such tower.
+    """
+    kind = text_config.get("kind", "clip")
+    if kind not in TEXT_TOWERS:
+        raise ValueError(
+            f"config.model.text.kind: {kind!r} found, expected one of {', '.join(TEXT_TOWERS)}"
+        )
+    return kind
+
+
+def _build_text_encoder(text_config: ConfigDict, dtype: Dtype) -> nn.Module:
+    fields = {name: value for name, value in text_config.items() if name != "kind"}
+    if fields["width"] % fields["num_heads"]:
+        raise ValueError(
+            f"config.model.text.num_heads: {fields['num_heads']} found, expected a divisor of the "
+            f"width {fields['width']}"
+        )
+    return TEXT_TOWERS[text_tower(text_config)](**fields, dtype=dtype)
