@@ -1,5 +1,8 @@
 """The optimizer of the published recipe: AdamW, clipped, with warm-up and timm's cosine."""
 
+import functools
+import re
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -59,17 +62,64 @@ def decay_mask(params: Params) -> PyTree:
     return jax.tree_util.tree_map_with_path(decays, params)
 
 
+def learning_rate_factors(params: Params, groups: Sequence[tuple[str, float]]) -> PyTree:
+    """Returns for each parameter the factor of its learning rate; 0 means frozen.
+
+    Args:
+      params: the parameters, or their shapes.
+      groups: `config.optimizer.groups`, (regex, factor) pairs; of those whose regex is found in a
+        parameter's path, e.g. "text_encoder/blocks_0/attn/qkv/kernel", the first counts. Without
+        any the factor is 1.
+
+    Raises:
+      ValueError: a regex matches no parameter, or isn't one, or a factor is negative.
+    """
+    paths = [_name(path) for path, _ in jax.tree_util.tree_leaves_with_path(params)]
+    for pattern, factor in groups:
+        if not any(_compiled(pattern).search(path) for path in paths):
+            raise ValueError(
+                f"config.optimizer.groups: {pattern!r} matches no parameter, expected a part of a "
+                f"path such as {paths[0]!r}"
+            )
+        if not factor >= 0:
+            raise ValueError(
+                f"config.optimizer.groups: {factor} found for {pattern!r}, expected at least 0"
+            )
+
+    def factor_of(path: tuple[Any, ...], _: Any) -> float:
+        name = _name(path)
+        return next((float(f) for p, f in groups if _compiled(p).search(name)), 1.0)
+
+    return jax.tree_util.tree_map_with_path(factor_of, params)
+
+
+def stop_frozen_gradients(params: Params, groups: Sequence[tuple[str, float]]) -> Params:
+    """Returns the same parameters; what is frozen is a constant to `jax.grad`.
+
+    So its gradient is zero in norms and clipping, and backpropagation ends above frozen layers.
+    """
+    if not groups:
+        return params
+    factors = learning_rate_factors(params, groups)
+    return jax.tree.map(lambda x, f: x if f else jax.lax.stop_gradient(x), params, factors)
+
+
 def make_optimizer(
     config: ConfigDict, schedule: optax.Schedule, params: Params
 ) -> optax.GradientTransformation:
     """Returns AdamW with decoupled weight decay behind a clip of the gradient's global norm.
 
+    Frozen parameters have no part in the norm and no optimizer state, and don't decay.
+
     Args:
       config: `config.optimizer`.
       schedule: learning rate as a function of the step.
       params: the parameters, or their shapes.
+
+    Raises:
+      ValueError: `config.groups` doesn't fit the parameters.
     """
-    return optax.chain(
+    optimizer = optax.chain(
         optax.clip_by_global_norm(config.clip_norm),
         optax.adamw(
             schedule,
@@ -77,6 +127,34 @@ def make_optimizer(
             b2=config.b2,
             eps=config.eps,
             weight_decay=config.weight_decay,
-            mask=decay_mask(params),
+            mask=decay_mask,
         ),
     )
+    if not config.groups:
+        return optimizer
+    factors = learning_rate_factors(params, config.groups)
+    trained = jax.tree.map(bool, factors)
+    return optax.chain(optax.masked(optimizer, trained), _scale_each(factors))
+
+
+def _scale_each(factors: PyTree) -> optax.GradientTransformation:
+    def scale(updates: PyTree, params: PyTree = None) -> PyTree:
+        del params
+        # Not by multiplication where the factor is 0: a gradient could be infinite.
+        return jax.tree.map(lambda u, f: u * f if f else jnp.zeros_like(u), updates, factors)
+
+    return optax.stateless(scale)
+
+
+@functools.cache
+def _compiled(pattern: str) -> re.Pattern[str]:
+    try:
+        return re.compile(pattern)
+    except re.error as error:
+        raise ValueError(
+            f"config.optimizer.groups: {pattern!r} is no regular expression ({error})"
+        ) from error
+
+
+def _name(path: tuple[Any, ...]) -> str:
+    return jax.tree_util.keystr(path, simple=True, separator="/")

@@ -152,3 +152,105 @@ def test_updates_equal_torch(config):
         optimizer.step()
     for actual, want in zip(jax.tree.leaves(params), theirs, strict=True):
         np.testing.assert_allclose(actual, want.numpy(), rtol=2e-5, atol=1e-6)
+
+
+def groups_run(config, groups):
+    config.groups = groups
+    config.weight_decay = 5.0
+    return run(config, optax.constant_schedule(1e-3))
+
+
+def test_the_first_group_that_matches_gives_the_factor():
+    groups = (("stages_0/norm1", 0.0), ("image_encoder/", 0.5), ("norm1/bias", 3.0))
+    factors = optim.learning_rate_factors(tree(0), groups)
+    assert factors == {
+        "image_encoder": {
+            "position_embedding": 0.5,
+            "stages_0": {"group_token": 0.5, "norm1": {"scale": 0.0, "bias": 0.0}},
+            "fc1": {"kernel": 0.5, "bias": 0.5},
+            "stacked_norm": {"scale": 0.5},
+        },
+        "logit_scale": 1.0,
+    }
+
+
+def test_groups_that_change_nothing_give_the_same_bits(config):
+    expected = groups_run(config, ())
+    for actual, want in zip(
+        jax.tree.leaves(groups_run(config, (("image_encoder", 1.0),))),
+        jax.tree.leaves(expected),
+        strict=True,
+    ):
+        np.testing.assert_array_equal(actual, want)
+
+
+def test_a_factor_scales_the_whole_update_weight_decay_included(config):
+    start = tree(0)
+    params = jax.eval_shape(lambda: start)
+    config.weight_decay = 5.0
+    updates = {}
+    for factor in (1.0, 0.25):
+        config.groups = (("fc1/kernel", factor),)
+        optimizer = optim.make_optimizer(config, optax.constant_schedule(1e-3), params)
+        updates[factor], _ = jax.jit(optimizer.update)(tree(1), optimizer.init(start), start)
+    full, scaled = (updates[f]["image_encoder"] for f in (1.0, 0.25))
+    np.testing.assert_allclose(scaled["fc1"]["kernel"], 0.25 * full["fc1"]["kernel"], rtol=1e-6)
+    np.testing.assert_array_equal(scaled["fc1"]["bias"], full["fc1"]["bias"])
+
+
+def test_frozen_parameters_stay_and_have_no_optimizer_state(config):
+    params = groups_run(config, (("stages_0|position", 0.0),))
+    start = tree(0)
+    for name in ("position_embedding", "stages_0"):
+        before, after = start["image_encoder"][name], params["image_encoder"][name]
+        jax.tree.map(np.testing.assert_array_equal, before, after)
+    kernel = params["image_encoder"]["fc1"]["kernel"]
+    assert not np.allclose(kernel, start["image_encoder"]["fc1"]["kernel"])
+    optimizer = optim.make_optimizer(config, optax.constant_schedule(1e-3), start)
+    paths = [jax.tree_util.keystr(p) for p, _ in _leaves(optimizer.init(start))]
+    assert not any("stages_0" in path or "position" in path for path in paths)
+    assert sum("fc1" in path for path in paths) == 4  # two moments of kernel and bias
+
+
+def _leaves(tree):
+    return jax.tree_util.tree_leaves_with_path(tree)
+
+
+def test_frozen_gradients_have_no_part_in_the_clip(config):
+    """The others are updated as if the frozen parameters weren't there."""
+    start, gradients = tree(0), tree(1)
+    gradients["logit_scale"] = jnp.float32(jnp.inf)
+    config.groups = (("logit_scale", 0.0),)
+    optimizer = optim.make_optimizer(config, optax.constant_schedule(1e-3), start)
+    updates, _ = jax.jit(optimizer.update)(gradients, optimizer.init(start), start)
+    assert updates["logit_scale"] == 0
+    config.groups = ()
+    start.pop("logit_scale"), gradients.pop("logit_scale")
+    optimizer = optim.make_optimizer(config, optax.constant_schedule(1e-3), start)
+    expected, _ = jax.jit(optimizer.update)(gradients, optimizer.init(start), start)
+    updates.pop("logit_scale")
+    jax.tree.map(np.testing.assert_array_equal, updates, expected)
+
+
+def test_frozen_parameters_are_constants_to_the_gradient():
+    def loss(params):
+        params = optim.stop_frozen_gradients(params, (("fc1", 0.0), ("logit_scale", 0.1)))
+        return sum((x**2).sum() for x in jax.tree.leaves(params))
+
+    gradients = jax.jit(jax.grad(loss))(tree(0))
+    assert not np.any(gradients["image_encoder"]["fc1"]["kernel"])
+    np.testing.assert_allclose(gradients["logit_scale"], 2 * tree(0)["logit_scale"], rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("groups", "message"),
+    [
+        ((("text_encodr/", 0.1),), r"groups: 'text_encodr/' matches no parameter, expected a part"),
+        ((("fc1", -1.0),), r"groups: -1.0 found for 'fc1', expected at least 0"),
+        ((("fc1(", 1.0),), r"groups: 'fc1\(' is no regular expression"),
+    ],
+)
+def test_wrong_groups_are_refused(config, groups, message):
+    config.groups = groups
+    with pytest.raises(ValueError, match=message):
+        optim.make_optimizer(config, optax.constant_schedule(1e-3), tree(0))

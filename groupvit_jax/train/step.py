@@ -9,7 +9,7 @@ import optax
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from groupvit_jax import losses, parallel
+from groupvit_jax import losses, optim, parallel
 from groupvit_jax.data import device_ops
 from groupvit_jax.train.state import TrainState
 from groupvit_jax.typing import Array, Batch, Float, ImageFeatures, Key, PyTree, TwoTowerOutput
@@ -32,7 +32,8 @@ def make_train_step(
       model: a model with `TwoTower`'s call.
       optimizer: what `optim.make_optimizer` returns.
       schedule: the optimizer's learning rate, for the metrics.
-      config: the whole configuration; `loss` and `data.augment.random_erasing` are used.
+      config: the whole configuration; `loss`, `data.augment.random_erasing` and
+        `optimizer.groups` are used.
       mesh: the device mesh.
       state_shardings: what `create_sharded_state` returns beside the state.
 
@@ -54,6 +55,7 @@ def make_train_step(
         )
 
         def loss_fn(params: PyTree) -> tuple[Float[Array, ""], tuple[PyTree, Metrics]]:
+            params = optim.stop_frozen_gradients(params, config.optimizer.groups)
             variables = {"params": params, "batch_stats": state.batch_stats}
             output, updated = model.apply(
                 variables,
