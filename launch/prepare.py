@@ -109,7 +109,7 @@ def _add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--tokenizer",
         default="",
-        help="store token ids too: 'clip', or the path of a SentencePiece model",
+        help="store token ids too: 'clip', or the path of a SentencePiece model or a BERT's vocab.txt",
     )
 
 

@@ -13,6 +13,7 @@ from pathlib import Path
 from absl import logging
 
 from groupvit_jax.data import captions_table, text
+from groupvit_jax.data.vocabulary import Vocabulary
 
 
 def parse_flags(argv: Sequence[str]) -> argparse.Namespace:
@@ -43,7 +44,7 @@ def main(flags: argparse.Namespace) -> None:
     unfinished = output.with_name(output.name + ".tmp")
     unfinished.write_bytes(model)
     os.replace(unfinished, output)
-    tokenizer = text.SentencePieceTokenizer(str(output))
+    tokenizer = text.make_tokenizer(Vocabulary("sentencepiece", model, str(output)), 77)
     print(
         f"Wrote {output}. Train with\n"
         f"  --config.data.tokenizer.name=sentencepiece --config.data.tokenizer.path={output} "

@@ -67,7 +67,8 @@ class Options:
       encoding: see `ImageLimits`.
       duplicates: "pair" drops an image that has come before with the same captions, "image" also
         one with others, "keep" none.
-      tokenizer: "clip" or a SentencePiece model whose token ids are stored, "" for none.
+      tokenizer: "clip", or the path of a SentencePiece model or a BERT's vocab.txt, whose token ids
+        are stored; "" for none.
     """
 
     input: str

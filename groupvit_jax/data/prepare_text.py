@@ -4,7 +4,6 @@ import dataclasses
 import functools
 import hashlib
 from collections.abc import Hashable, Mapping, Sequence
-from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
@@ -12,7 +11,8 @@ from absl import logging
 from jaxtyping import Int32
 
 from groupvit_jax.data import nouns
-from groupvit_jax.data.text import ClipTokenizer, SentencePieceTokenizer, Tokenizer
+from groupvit_jax.data.text import ClipTokenizer, Tokenizer, make_tokenizer
+from groupvit_jax.data.vocabulary import CLIP, read_vocabulary
 
 __all__ = ["annotate", "fingerprint", "open_tokenizer", "tokenize"]
 
@@ -21,10 +21,17 @@ _PROBE = ["A dog's “photo”, two naïve cafés &amp; 北京!", "THE   quick b
 
 
 def open_tokenizer(name: str) -> Tokenizer | None:
-    """Opens `--tokenizer`: "clip", a SentencePiece model's path, or "" for none."""
+    """Opens `--tokenizer`: "clip", the path of a SentencePiece model or a BERT's vocab.txt, or "".
+
+    Raises:
+      FileNotFoundError: there is no such file.
+      ValueError: it is no vocabulary.
+    """
     if not name:
         return None
-    return ClipTokenizer(_LONGEST) if name == "clip" else SentencePieceTokenizer(name, _LONGEST)
+    kind = "wordpiece" if name.endswith(".txt") else "sentencepiece"
+    vocabulary = CLIP if name == "clip" else read_vocabulary(kind, name, name)
+    return make_tokenizer(vocabulary, _LONGEST)
 
 
 def fingerprint(tokenizer: Tokenizer) -> str:
@@ -39,8 +46,8 @@ def fingerprint(tokenizer: Tokenizer) -> str:
 def _fingerprint(tokenizer: Any) -> str:
     tokenizer = dataclasses.replace(tokenizer, context_length=_LONGEST)
     digest = hashlib.sha256(tokenizer(_PROBE).tobytes())
-    if isinstance(tokenizer, SentencePieceTokenizer):
-        digest.update(Path(tokenizer.path).read_bytes())
+    if not isinstance(tokenizer, ClipTokenizer):
+        digest.update(tokenizer.vocabulary.content)
     return f"{type(tokenizer).__name__}-{digest.hexdigest()[:16]}"
 
 

@@ -1,4 +1,4 @@
-"""Texts to token ids: CLIP's byte-pair encoding, or the user's own SentencePiece vocabulary."""
+"""Texts to token ids: CLIP's byte-pair encoding, the user's own SentencePiece, a BERT's WordPiece."""
 
 import functools
 import html
@@ -7,7 +7,6 @@ import itertools
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Protocol, runtime_checkable
 
 import ftfy
@@ -17,7 +16,10 @@ import sentencepiece
 from jaxtyping import Int32
 from ml_collections import ConfigDict
 
-__all__ = ["ClipTokenizer", "SentencePieceTokenizer", "Tokenizer"]
+from groupvit_jax.data.vocabulary import Vocabulary, read_vocabulary
+from groupvit_jax.data.wordpiece import WordPiece
+
+__all__ = ["ClipTokenizer", "SentencePieceTokenizer", "Tokenizer", "WordPieceTokenizer"]
 __all__ += ["check_packed_length", "check_text_config", "clean_text", "make_tokenizer"]
 __all__ += ["pack_texts", "train_sentencepiece", "trim"]
 
@@ -85,47 +87,87 @@ class SentencePieceTokenizer:
     without a start piece gives rows without one.
 
     Raises:
-      FileNotFoundError: there is no such file.
-      ValueError: the file is no SentencePiece model, or has no end piece, or id 0 is taken.
+      ValueError: the vocabulary is no SentencePiece model, or has no end piece, or id 0 is taken.
     """
 
-    path: str
+    vocabulary: Vocabulary
     context_length: int = 77
 
     def __post_init__(self):
         _check_context_length(self.context_length)
-        model = _load_sentencepiece(self.path)
+        model, origin = _load_sentencepiece(self.vocabulary), self.vocabulary.origin
         if model.eos_id() <= 0:
             raise ValueError(
-                f"config.data.tokenizer.path={self.path}: the end piece has id {model.eos_id()}; "
+                f"{origin}: the end piece has id {model.eos_id()}; "
                 "expected a positive one (train with eos_id=3)"
             )
         if not (model.is_control(0) or model.is_unknown(0)) or model.bos_id() == 0:
             raise ValueError(
-                f"config.data.tokenizer.path={self.path}: id 0 is {model.id_to_piece(0)!r}; "
+                f"{origin}: id 0 is {model.id_to_piece(0)!r}; "
                 "expected the padding piece (train with pad_id=0)"
             )
 
     @property
     def vocab_size(self) -> int:
         """Number of pieces."""
-        return _load_sentencepiece(self.path).get_piece_size()
+        return _load_sentencepiece(self.vocabulary).get_piece_size()
 
     @property
     def end_of_text_id(self) -> int:
         """The model's end-of-sentence piece."""
-        return _load_sentencepiece(self.path).eos_id()
+        return _load_sentencepiece(self.vocabulary).eos_id()
 
     def __call__(self, texts: Sequence[str]) -> Int32[np.ndarray, "N T"]:
         """Returns start, text, end and zeros; what does not fit is cut off before the end token."""
-        model = _load_sentencepiece(self.path)
+        model = _load_sentencepiece(self.vocabulary)
         encoded = model.encode([clean_text(text) for text in texts], out_type=int, num_threads=1)
         start = [model.bos_id()] if model.bos_id() > 0 else []
-        rows = np.zeros((len(texts), self.context_length), np.int32)
-        for row, ids in zip(rows, encoded, strict=True):
-            ids = [*(start + ids)[: self.context_length - 1], model.eos_id()]
-            row[: len(ids)] = ids
-        return rows
+        return _padded([start + ids for ids in encoded], model.eos_id(), self.context_length)
+
+
+@dataclass(frozen=True)
+class WordPieceTokenizer:
+    """A BERT's pieces: [CLS], text, [SEP], with a vocab.txt such as that of bert-base-uncased.
+
+    Gives the ids of Hugging Face's `BertTokenizer` for text that is cleaned already, except that
+    special pieces are plain text where a caption spells them.
+
+    Raises:
+      ValueError: the vocabulary is none of a BERT.
+    """
+
+    vocabulary: Vocabulary
+    context_length: int = 77
+
+    def __post_init__(self):
+        _check_context_length(self.context_length)
+        _load_wordpiece(self.vocabulary)
+
+    @property
+    def vocab_size(self) -> int:
+        """Number of pieces."""
+        return _load_wordpiece(self.vocabulary).size
+
+    @property
+    def end_of_text_id(self) -> int:
+        """The id of [SEP]."""
+        return _load_wordpiece(self.vocabulary).end_id
+
+    def __call__(self, texts: Sequence[str]) -> Int32[np.ndarray, "N T"]:
+        """Returns start, text, end and zeros; what does not fit is cut off before the end token."""
+        model = _load_wordpiece(self.vocabulary)
+        encoded = [[model.start_id, *model.encode(clean_text(text))] for text in texts]
+        return _padded(encoded, model.end_id, self.context_length)
+
+
+def _padded(
+    encoded: Sequence[Sequence[int]], end_id: int, context_length: int
+) -> Int32[np.ndarray, "N T"]:
+    rows = np.zeros((len(encoded), context_length), np.int32)
+    for row, ids in zip(rows, encoded, strict=True):
+        ids = [*ids[: context_length - 1], end_id]
+        row[: len(ids)] = ids
+    return rows
 
 
 def clean_text(text: str) -> str:
@@ -138,26 +180,19 @@ def clean_text(text: str) -> str:
     return html.unescape(html.unescape(text)) if "&" in text else text
 
 
-def make_tokenizer(tokenizer_config: ConfigDict, context_length: int) -> Tokenizer:
-    """Returns the tokenizer that `config.data.tokenizer` names.
+def make_tokenizer(source: ConfigDict | Vocabulary, context_length: int) -> Tokenizer:
+    """Returns the tokenizer that `config.data.tokenizer` names, or that of a vocabulary.
 
     Raises:
       ValueError: the name is unknown, or the path is missing or no model.
       FileNotFoundError: there is no file at the path.
     """
-    name, path = tokenizer_config.name, tokenizer_config.path
-    if name == "clip":
+    if isinstance(source, ConfigDict):
+        source = read_vocabulary(source.name, str(source.path))
+    if source.name == "clip":
         return ClipTokenizer(context_length)
-    if name != "sentencepiece":
-        raise ValueError(
-            f"config.data.tokenizer.name is {name!r}; expected 'clip' or 'sentencepiece'"
-        )
-    if not path:
-        raise ValueError(
-            "config.data.tokenizer.path is empty; expected a SentencePiece model "
-            "(`python -m launch.train_tokenizer` makes one of your captions)"
-        )
-    return SentencePieceTokenizer(str(path), context_length)
+    kinds = {"sentencepiece": SentencePieceTokenizer, "wordpiece": WordPieceTokenizer}
+    return kinds[source.name](source, context_length)
 
 
 def check_text_config(text_config: ConfigDict, tokenizer: Tokenizer) -> None:
@@ -273,22 +308,25 @@ def _check_context_length(context_length: int) -> None:
         )
 
 
-# Neither encoder can be pickled, so every process makes its own on first use.
+# Encoders aren't pickled: every process makes its own on first use.
 @functools.cache
 def _clip_encoder() -> instant_clip_tokenizer.Tokenizer:
     return instant_clip_tokenizer.Tokenizer()
 
 
 @functools.cache
-def _load_sentencepiece(path: str) -> sentencepiece.SentencePieceProcessor:
-    if not Path(path).is_file():
-        raise FileNotFoundError(f"config.data.tokenizer.path={path}: there is no such file")
-    content = Path(path).read_bytes()
+def _load_sentencepiece(vocabulary: Vocabulary) -> sentencepiece.SentencePieceProcessor:
     try:
-        if not content:
+        if not vocabulary.content:
             raise RuntimeError("the file is empty")
-        return sentencepiece.SentencePieceProcessor(model_proto=content)
+        return sentencepiece.SentencePieceProcessor(model_proto=vocabulary.content)
     except RuntimeError as error:
-        raise ValueError(
-            f"config.data.tokenizer.path={path} is no SentencePiece model: {error}"
-        ) from error
+        raise ValueError(f"{vocabulary.origin} is no SentencePiece model: {error}") from error
+
+
+@functools.cache
+def _load_wordpiece(vocabulary: Vocabulary) -> WordPiece:
+    try:
+        return WordPiece(vocabulary.content)
+    except ValueError as error:
+        raise ValueError(f"{vocabulary.origin} is no vocabulary of a BERT: {error}") from error

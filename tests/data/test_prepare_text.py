@@ -59,7 +59,7 @@ def test_the_fingerprint_does_not_hang_on_the_context_or_the_path(sentencepiece,
     path = sentencepiece([f"a red dog {i}" for i in range(60)])
     copy = tmp_path / "copy.model"
     shutil.copy(path, copy)
-    one = text.SentencePieceTokenizer(path)
+    one = prepare_text.open_tokenizer(path)
     assert fingerprint(one) == fingerprint(dataclasses.replace(one, context_length=9))
-    assert fingerprint(one) == fingerprint(text.SentencePieceTokenizer(str(copy)))
+    assert fingerprint(one) == fingerprint(prepare_text.open_tokenizer(str(copy)))
     assert fingerprint(one) != fingerprint(text.ClipTokenizer())

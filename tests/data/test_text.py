@@ -26,6 +26,11 @@ def model_file(tmp_path_factory):
     return str(path)
 
 
+def open_model(path, context_length=77):
+    config = ConfigDict(dict(name="sentencepiece", path=path))
+    return text.make_tokenizer(config, context_length)
+
+
 def _unpadded(row):
     return row[: np.flatnonzero(row)[-1] + 1].tolist()
 
@@ -84,7 +89,7 @@ def test_a_caption_cannot_hold_clips_marker_tokens(marker):
 
 def test_no_texts_give_no_rows(model_file):
     assert text.ClipTokenizer(9)([]).shape == (0, 9)
-    assert text.SentencePieceTokenizer(model_file, 9)([]).shape == (0, 9)
+    assert open_model(model_file, 9)([]).shape == (0, 9)
 
 
 @pytest.mark.parametrize("kind", ["clip", "sentencepiece"])
@@ -99,7 +104,7 @@ def test_tokenizers_pickle_and_serve_several_threads(kind, model_file):
 
 
 def test_sentencepiece_starts_ends_and_pads(model_file):
-    tokenizer = text.SentencePieceTokenizer(model_file, 32)
+    tokenizer = open_model(model_file, 32)
     tokens = tokenizer(["A red DOG", ""])
     assert tokens.dtype == np.int32
     assert tokenizer.vocab_size == 290
@@ -111,14 +116,14 @@ def test_sentencepiece_starts_ends_and_pads(model_file):
 
 
 def test_sentencepiece_truncation_keeps_the_end_token(model_file):
-    full = text.SentencePieceTokenizer(model_file, 64)(["a red dog on the grass"])[0]
-    cut = text.SentencePieceTokenizer(model_file, 6)(["a red dog on the grass"])[0]
+    full = open_model(model_file, 64)(["a red dog on the grass"])[0]
+    cut = open_model(model_file, 6)(["a red dog on the grass"])[0]
     assert cut.tolist() == [*full[:5].tolist(), 3]
 
 
 def test_sentencepiece_falls_back_to_bytes(model_file):
     model = sentencepiece.SentencePieceProcessor(model_file=model_file)
-    tokens = text.SentencePieceTokenizer(model_file, 32)(["日本"])[0]
+    tokens = open_model(model_file, 32)(["日本"])[0]
     assert model.unk_id() not in tokens
     assert model.decode(_unpadded(tokens)) == "日本"
 
@@ -138,7 +143,7 @@ def _write_model(path, **special):
 
 def test_a_model_without_start_piece_and_with_unknown_as_zero_serves(tmp_path):
     path = _write_model(tmp_path / "a.model", unk_id=0, bos_id=-1, eos_id=1, pad_id=-1)
-    tokens = text.SentencePieceTokenizer(path, 20)(["a red dog"])[0]
+    tokens = open_model(path, 20)(["a red dog"])[0]
     assert _unpadded(tokens)[-1] == 1
     assert np.sum(tokens == 1) == 1
 
@@ -154,13 +159,17 @@ def test_a_model_without_start_piece_and_with_unknown_as_zero_serves(tmp_path):
 def test_a_model_whose_special_pieces_do_not_fit_is_refused(tmp_path, special, message):
     path = _write_model(tmp_path / "a.model", **special)
     with pytest.raises(ValueError, match=message):
-        text.SentencePieceTokenizer(path)
+        open_model(path)
 
 
 @pytest.mark.parametrize(
     ("config", "error", "message"),
     [
-        (dict(name="bpe", path=""), ValueError, r"tokenizer.name is 'bpe'; expected 'clip' or"),
+        (
+            dict(name="bpe", path=""),
+            ValueError,
+            r"tokenizer.name is 'bpe'; expected one of clip, s",
+        ),
         (dict(name="sentencepiece", path=""), ValueError, r"tokenizer.path is empty"),
         (dict(name="sentencepiece", path="/no/x.model"), FileNotFoundError, r"path=/no/x.model"),
     ],
@@ -175,7 +184,7 @@ def test_a_file_that_is_no_model_is_named(tmp_path, content):
     path = tmp_path / "broken.model"
     path.write_bytes(content)
     with pytest.raises(ValueError, match=r"broken\.model is no SentencePiece model"):
-        text.SentencePieceTokenizer(str(path))
+        open_model(str(path))
 
 
 def test_a_context_without_room_is_refused():
@@ -184,7 +193,7 @@ def test_a_context_without_room_is_refused():
 
 
 def test_the_model_config_must_match_the_tokenizer(model_file):
-    tokenizer = text.SentencePieceTokenizer(model_file, 77)
+    tokenizer = open_model(model_file, 77)
     config = base.get_config().model.text
     with pytest.raises(ValueError, match=r"model.text.vocab_size is 49408, the tokenizer's is 290"):
         text.check_text_config(config, tokenizer)
@@ -253,9 +262,7 @@ def test_a_caption_of_the_greatest_length_is_not_cut():
 @pytest.mark.parametrize("num_nouns", [0, 3])
 @pytest.mark.parametrize("name", ["clip", "sentencepiece"])
 def test_packed_rows_hold_what_the_tokenizer_gives(name, num_nouns, model_file):
-    tokenizer = (
-        text.ClipTokenizer(32) if name == "clip" else text.SentencePieceTokenizer(model_file, 32)
-    )
+    tokenizer = text.ClipTokenizer(32) if name == "clip" else open_model(model_file, 32)
     texts = tokenizer(["a red dog near a tree", "a photo of a dog", "", "a red dog near a tree"])[
         : 1 + num_nouns
     ]
