@@ -109,7 +109,8 @@ def _add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--tokenizer",
         default="",
-        help="store token ids too: 'clip', or the path of a SentencePiece model or a BERT's vocab.txt",
+        help="store token ids too: 'clip', or the path of a SentencePiece model or of a BERT's "
+        "vocab.txt",
     )
 
 

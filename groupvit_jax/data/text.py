@@ -1,4 +1,4 @@
-"""Texts to token ids: CLIP's byte-pair encoding, the user's own SentencePiece, a BERT's WordPiece."""
+"""Texts to token ids: CLIP's byte-pair encoding, SentencePiece, or a BERT's WordPiece."""
 
 import functools
 import html
@@ -191,8 +191,9 @@ def make_tokenizer(source: ConfigDict | Vocabulary, context_length: int) -> Toke
         source = read_vocabulary(source.name, str(source.path))
     if source.name == "clip":
         return ClipTokenizer(context_length)
-    kinds = {"sentencepiece": SentencePieceTokenizer, "wordpiece": WordPieceTokenizer}
-    return kinds[source.name](source, context_length)
+    if source.name == "sentencepiece":
+        return SentencePieceTokenizer(source, context_length)
+    return WordPieceTokenizer(source, context_length)
 
 
 def check_text_config(text_config: ConfigDict, tokenizer: Tokenizer) -> None:

@@ -24,8 +24,8 @@ from groupvit_jax.interop.model_config import config_from_dict
 from groupvit_jax.interop.pretrained import (
     Pretrained,
     describe,
+    described_tokenizer,
     to_host,
-    tokenizer_config,
     with_learned_positions,
 )
 from groupvit_jax.interop.tensor_file import (
@@ -88,15 +88,21 @@ def read_huggingface(directory: Path) -> Pretrained:
         model_config = config_from_dict(ours["model"])
     else:
         model_config = to_model_config(config, directory / "config.json")
-    path, tensors = _read_tensors(directory)
+    path, tensors = read_tensors(directory)
     own = ours.get("tensors", {})
     tensors |= {name: np.array(value, np.float32) for name, value in own.items()}
     flat, notes = import_arrays(tensors, model_config, names, path)
-    tokenizer = tokenizer_config(ours, directory)
+    tokenizer = described_tokenizer(ours, directory / "config.json")
     return Pretrained(model_config, unflatten(flat), tokenizer, tuple(notes))
 
 
-def _read_tensors(directory: Path) -> tuple[Path, dict[str, np.ndarray]]:
+def read_tensors(directory: Path) -> tuple[Path, dict[str, np.ndarray]]:
+    """Reads every tensor of a directory; returns the file that held them, too.
+
+    Raises:
+      FileNotFoundError: if there is no file of tensors.
+      ValueError: if it is damaged.
+    """
     path, older = directory / "model.safetensors", directory / "pytorch_model.bin"
     if path.exists():
         return path, read_safetensors(path)

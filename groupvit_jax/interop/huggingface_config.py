@@ -8,6 +8,7 @@ from ml_collections import ConfigDict
 from groupvit_jax.data.device_ops import IMAGENET_MEAN, IMAGENET_STD
 from groupvit_jax.interop.model_config import make_model_config
 from groupvit_jax.models.layers import LAYER_NORM_EPS
+from groupvit_jax.models.two_tower import text_tower
 
 # (our field, Hugging Face's, its default there)
 _IMAGE_FIELDS = (
@@ -28,7 +29,6 @@ _TEXT_FIELDS = (
     ("num_heads", "num_attention_heads", 4),
     ("end_of_text_id", "eos_token_id", 49407),
 )
-_TEXT_MLP_RATIO = 4
 # Before transformers 4.33 configurations carried this value and the highest id was meant.
 _LEGACY_END_OF_TEXT_ID = 2
 
@@ -58,9 +58,8 @@ def to_model_config(config: dict[str, Any], path: Path) -> ConfigDict:
     _check_fixed(image_config, "vision_config", path, hidden_act="gelu", num_channels=3)
     ratios = [0.5, image["mlp_ratio"]]
     _check_fixed(image_config, "vision_config", path, assign_mlp_ratio=ratios)
-    text_hidden = _TEXT_MLP_RATIO * text["width"]
-    fixed = {"hidden_act": "quick_gelu", "intermediate_size": text_hidden}
-    _check_fixed(text_config, "text_config", path, **fixed)
+    text["mlp_ratio"] = text_config.get("intermediate_size", 1024) / text["width"]
+    _check_fixed(text_config, "text_config", path, hidden_act="quick_gelu")
     _check_group_tokens(image, str(path))
     projector = {
         "hidden_dim": config.get("projection_intermediate_dim", 4096),
@@ -76,6 +75,7 @@ def from_model_config(model: ConfigDict) -> dict[str, Any]:
       ValueError: naming the field that it can't follow.
     """
     image, text = model.image, model.text
+    check_text_tower(text, "transformers' GroupViT")
     _check_exportable(image)
     vision_config = {name: _json(image[ours]) for ours, name, _ in _IMAGE_FIELDS}
     text_config = {name: text[ours] for ours, name, _ in _TEXT_FIELDS}
@@ -92,7 +92,7 @@ def from_model_config(model: ConfigDict) -> dict[str, Any]:
     }
     text_config |= {
         "model_type": "groupvit_text_model",
-        "intermediate_size": _TEXT_MLP_RATIO * text.width,
+        "intermediate_size": int(text.width * text.get("mlp_ratio", 4.0)),
         "hidden_act": "quick_gelu",
         "layer_norm_eps": LAYER_NORM_EPS,
         "bos_token_id": text.vocab_size - 2,
@@ -107,6 +107,15 @@ def from_model_config(model: ConfigDict) -> dict[str, Any]:
         "vision_config": vision_config,
         "text_config": text_config,
     }
+
+
+def check_text_tower(text: ConfigDict, target: str) -> None:
+    """Raises ValueError unless the text tower is CLIP's, the only one that the target has."""
+    if (kind := text_tower(text)) != "clip":
+        raise ValueError(
+            f"model.text.kind: {kind!r}, but {target} has CLIP's text tower only; export as "
+            "safetensors or stablehlo"
+        )
 
 
 def processor_config(image_size: int) -> dict[str, Any]:

@@ -11,12 +11,14 @@ from ml_collections import ConfigDict
 from groupvit_jax.interop.layout import flatten, unflatten
 from groupvit_jax.interop.load import load_pretrained
 from groupvit_jax.interop.pretrained import resize_grid
+from groupvit_jax.models.two_tower import text_tower
 from groupvit_jax.typing import Array, Params, PyTree
 
 _IMAGE_POSITIONS = "params/image_encoder/position_embedding"
 _TEXT_POSITIONS = "params/text_encoder/position_embedding"
 # What changes the meaning of weights without changing their shapes.
 _SAME_FIELDS = ("image.num_heads", "text.num_heads")
+_TEXT_TOWER = "params/text_encoder/"
 
 
 class InitialisationReport(NamedTuple):
@@ -70,15 +72,18 @@ def initialise_from(
     found = flatten(source.variables)
     fitted, resized = _fit_positions(found, source.model_config, model_config)
     own = flatten({"params": params, "batch_stats": batch_stats})
+    towers = [text_tower(config.text) for config in (source.model_config, model_config)]
     merged, loaded, initialised = {}, [], {}
     for name, leaf in own.items():
-        if name not in fitted:
+        if name.startswith(_TEXT_TOWER) and towers[0] != towers[1]:
+            merged[name], initialised[name] = leaf, f"the file's text tower is {towers[0]}"
+        elif name not in fitted:
             merged[name], initialised[name] = leaf, "not in the file"
         elif fitted[name].shape != leaf.shape:
             reason = f"shape {fitted[name].shape} in the file, {leaf.shape} in the model"
             merged[name], initialised[name] = leaf, reason
         else:
-            merged[name] = _placed_like(leaf, fitted[name])
+            merged[name] = placed_like(leaf, fitted[name])
             loaded += [] if name in resized else [name]
     if not loaded:
         raise ValueError(f"{path}: none of its {len(found)} tensors fits the model")
@@ -100,22 +105,26 @@ def _fit_positions(
         fitted[_IMAGE_POSITIONS] = resize_grid(table, side)
         resized[_IMAGE_POSITIONS] = f"{old}x{old} to {side}x{side} patches, bicubic"
     length = target.text.context_length
-    if length < source.text.context_length:
-        # The text tower is causal: earlier tokens never saw the positions that are cut off.
+    same_tower = text_tower(source.text) == text_tower(target.text)
+    if same_tower and length < source.text.context_length:
+        # What is encoded has no token at the positions that are cut off.
         fitted[_TEXT_POSITIONS] = found[_TEXT_POSITIONS][:length]
         resized[_TEXT_POSITIONS] = f"{source.text.context_length} cut to {length} tokens"
     return fitted, resized
 
 
-def _placed_like(leaf: Array, value: np.ndarray) -> Array:
-    """The value with the dtype and the sharding of the leaf that it replaces."""
+def placed_like(leaf: Array, value: np.ndarray) -> Array:
+    """Returns the value with the dtype and the sharding of the leaf that it replaces."""
     value = np.asarray(value, leaf.dtype)
     return jax.make_array_from_callback(leaf.shape, leaf.sharding, lambda index: value[index])
 
 
 def _check_same_meaning(path: str | Path, source: ConfigDict, target: ConfigDict) -> None:
+    same_tower = text_tower(source.text) == text_tower(target.text)
     for field in _SAME_FIELDS:
         section, name = field.split(".")
+        if section == "text" and not same_tower:
+            continue
         theirs, ours = source[section][name], target[section][name]
         if theirs != ours:
             raise ValueError(f"{path}: model.{field} is {theirs}, but {ours} in this configuration")

@@ -129,12 +129,37 @@ def import_arrays(
     if lacks_scale:
         del shapes[MULTI_LABEL_SCALE]
         notes.append(f"{MULTI_LABEL_SCALE}: not in {path}, set to logit_scale")
-    wanted = {name: names(name) for name in shapes}
-    expected = {part for parts in wanted.values() for part in parts}
+    expected = {part for name in shapes for part in names(name)}
     if allow_extra:
         notes += [f"{path}: {name} is not used" for name in _extra_names(source, expected)]
         source = {name: array for name, array in source.items() if name in expected}
     check_names(source, expected, path)
+    flat = gather_arrays(source, shapes, names, path)
+    if lacks_scale:
+        flat[MULTI_LABEL_SCALE] = flat["params/logit_scale"].copy()
+    return flat, notes
+
+
+def gather_arrays(
+    source: Mapping[str, np.ndarray],
+    shapes: Mapping[str, tuple[int, ...]],
+    names: Names,
+    path: Path | str,
+) -> FlatVariables:
+    """Takes variables out of a PyTorch state dict, which may hold others.
+
+    Args:
+      source: arrays by their foreign name.
+      shapes: of the variables by our path.
+      names: our path to foreign names.
+      path: of the file, for error messages.
+
+    Raises:
+      ValueError: naming the tensor, if one is missing or of another shape.
+    """
+    wanted = {name: names(name) for name in shapes}
+    expected = {part for parts in wanted.values() for part in parts}
+    check_names(expected & set(source), expected, path)
     flat = {}
     for name, parts in wanted.items():
         # A broadcast zero has the shape and takes no memory.
@@ -144,9 +169,7 @@ def import_arrays(
         arrays = [_matching(source, part, piece.shape, path) for part, piece in pairs]
         joined = np.concatenate(arrays) if arrays[1:] else arrays[0]
         flat[name] = np.asarray(from_torch(name, joined), np.float32, order="C")
-    if lacks_scale:
-        flat[MULTI_LABEL_SCALE] = flat["params/logit_scale"].copy()
-    return flat, notes
+    return flat
 
 
 def check_names(found: Iterable[str], expected: Iterable[str], path: Path | str) -> None:

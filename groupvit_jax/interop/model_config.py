@@ -27,7 +27,7 @@ def make_model_config(image: dict, text: dict, projector: dict) -> ConfigDict:
     default_projector = _defaults(Projector)
     config = {
         "image": _defaults(ImageEncoder) | image,
-        "text": _defaults(TextEncoder) | text,
+        "text": {"kind": "clip"} | _defaults(TextEncoder) | text,
         "projector": {
             "hidden_dim": default_projector["hidden_dim"],
             "output_dim": default_projector["out_dim"],

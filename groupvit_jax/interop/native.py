@@ -4,7 +4,7 @@ from pathlib import Path
 
 from groupvit_jax.interop.layout import check_variables, unflatten
 from groupvit_jax.interop.model_config import config_from_dict
-from groupvit_jax.interop.pretrained import Pretrained, describe, to_host, tokenizer_config
+from groupvit_jax.interop.pretrained import Pretrained, describe, described_tokenizer, to_host
 from groupvit_jax.interop.tensor_file import (
     read_json,
     read_safetensors,
@@ -34,4 +34,5 @@ def read_native(directory: Path) -> Pretrained:
     path = directory / "model.safetensors"
     tensors = read_safetensors(path)
     check_variables(tensors, model_config, path)
-    return Pretrained(model_config, unflatten(tensors), tokenizer_config(config, directory))
+    tokenizer = described_tokenizer(config, directory / "config.json")
+    return Pretrained(model_config, unflatten(tensors), tokenizer)

@@ -5,7 +5,9 @@ from pathlib import Path
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
+from ml_collections import ConfigDict
 
+from groupvit_jax.data.vocabulary import Vocabulary, from_json, read_vocabulary
 from groupvit_jax.interop.layout import check_variables, flatten, unflatten
 from groupvit_jax.interop.model_config import config_from_dict
 from groupvit_jax.interop.pretrained import Pretrained
@@ -39,7 +41,15 @@ def read_orbax(step: Path) -> Pretrained:
         as_numpy = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), described)
         flat = flatten(checkpointer.restore(step / "model", restore_args=as_numpy))
     check_variables(flat, run.model, step / "model")
-    return Pretrained(run.model, unflatten(flat), run.data.tokenizer)
+    return Pretrained(run.model, unflatten(flat), _read_tokenizer(step, run))
+
+
+def _read_tokenizer(step: Path, run: ConfigDict) -> Vocabulary:
+    """The checkpoint's own vocabulary; older ones have none, but name the file of the training."""
+    stored = step / "tokenizer" / "metadata"
+    if stored.is_file():
+        return from_json(read_json(stored), stored)
+    return read_vocabulary(run.data.tokenizer.name, run.data.tokenizer.path)
 
 
 def _is_step(path: Path) -> bool:

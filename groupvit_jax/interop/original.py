@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 from ml_collections import ConfigDict
 
+from groupvit_jax.interop.huggingface_config import check_text_tower
 from groupvit_jax.interop.layout import (
     export_arrays,
     import_arrays,
@@ -19,8 +20,8 @@ from groupvit_jax.interop.model_config import config_from_dict, make_model_confi
 from groupvit_jax.interop.pretrained import (
     Pretrained,
     describe,
+    described_tokenizer,
     to_host,
-    tokenizer_config,
     with_learned_positions,
 )
 from groupvit_jax.interop.torch_file import read_torch_file
@@ -79,7 +80,7 @@ def read_original(path: Path, model_config: ConfigDict | None = None) -> Pretrai
         model_config = _infer_config(tensors, path, model_config)
     # Not every published file could be seen here, so a tensor more than expected is no error.
     flat, notes = import_arrays(tensors, model_config, names, path, allow_extra=True)
-    tokenizer = tokenizer_config(stored, Path())
+    tokenizer = described_tokenizer(stored, path)
     return Pretrained(model_config, unflatten(flat), tokenizer, tuple(notes))
 
 
@@ -89,6 +90,7 @@ def write_original(path: Path, pretrained: Pretrained) -> None:
     Raises:
       ValueError: naming the field, if the names of such a model aren't known.
     """
+    check_text_tower(pretrained.model_config.text, "a .pth of the original")
     pretrained = with_learned_positions(pretrained)
     factors = pretrained.model_config.image.width_factors
     if set(factors) - {1}:
@@ -138,11 +140,13 @@ def _infer_config(
         "num_output_groups": tuple(groups),
     }
     vocab_size, text_width = shape("text_encoder.token_embedding.weight")
+    text_hidden = shape("text_encoder.transformer.resblocks.0.mlp.c_fc.weight")[0]
     text = {
         "vocab_size": vocab_size,
         "context_length": shape("text_encoder.positional_embedding")[0],
         "width": text_width,
         "num_layers": count("text_encoder.transformer.resblocks."),
+        "mlp_ratio": text_hidden / text_width,
         "end_of_text_id": vocab_size - 1,
     }
     hidden_dim, output_dim = (

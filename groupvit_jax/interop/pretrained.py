@@ -1,7 +1,6 @@
 """What every kind of checkpoint is read into and written from."""
 
 import math
-import shutil
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -10,14 +9,13 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
+from groupvit_jax.data import vocabulary
+from groupvit_jax.data.vocabulary import Vocabulary
 from groupvit_jax.interop.layout import FlatVariables, flatten
 from groupvit_jax.interop.model_config import config_from_dict, config_to_dict
 from groupvit_jax.models import build_model
 from groupvit_jax.models.position import resize_position_embedding, sincos_position_embedding
 from groupvit_jax.typing import Float, PyTree
-
-CLIP_TOKENIZER = {"name": "clip", "path": ""}
-_TOKENIZER_FILE = "tokenizer.model"
 
 
 class Pretrained(NamedTuple):
@@ -26,13 +24,13 @@ class Pretrained(NamedTuple):
     Attributes:
       model_config: `config.model` of the model.
       variables: {"params": ..., "batch_stats": ...} of float32 arrays on the host.
-      tokenizer: `config.data.tokenizer` that its texts were encoded with.
+      tokenizer: what its texts were encoded with; `data.text.make_tokenizer` takes it.
       notes: what the file didn't hold and what was done about it.
     """
 
     model_config: ConfigDict
     variables: PyTree
-    tokenizer: ConfigDict
+    tokenizer: Vocabulary
     notes: tuple[str, ...] = ()
 
 
@@ -42,25 +40,32 @@ def to_host(variables: PyTree) -> FlatVariables:
 
 
 def describe(pretrained: Pretrained, directory: Path | None = None) -> dict[str, Any]:
-    """The configurations as plain values.
+    """The configuration and the tokenizer as plain values.
 
     Args:
       pretrained: the model.
-      directory: where the tokenizer's file is copied to, so that the folder is complete.
+      directory: where the vocabulary is written to as a file; None: it is among the values.
     """
-    tokenizer = dict(pretrained.tokenizer)
-    if tokenizer["path"] and directory:
-        shutil.copyfile(tokenizer["path"], directory / _TOKENIZER_FILE)
-        tokenizer["path"] = _TOKENIZER_FILE
-    return {"model": config_to_dict(pretrained.model_config), "tokenizer": tokenizer}
+    tokenizer = pretrained.tokenizer
+    described = vocabulary.to_json(tokenizer)
+    if directory:
+        described.pop("content", None)
+        described["path"] = vocabulary.FILE_NAMES[tokenizer.name]
+        if described["path"]:
+            (directory / described["path"]).write_bytes(tokenizer.content)
+    return {"model": config_to_dict(pretrained.model_config), "tokenizer": described}
 
 
-def tokenizer_config(description: dict[str, Any], directory: Path) -> ConfigDict:
-    """The tokenizer of a description that was read from `directory`."""
-    tokenizer = ConfigDict(description.get("tokenizer", CLIP_TOKENIZER))
-    if tokenizer.path:
-        tokenizer.path = str(directory / tokenizer.path)
-    return tokenizer
+def described_tokenizer(description: dict[str, Any], origin: Path) -> Vocabulary:
+    """The tokenizer of a description that was read from the file `origin`; CLIP's by default.
+
+    Raises:
+      FileNotFoundError: its file is missing.
+      ValueError: it isn't what the model was trained with.
+    """
+    if "tokenizer" not in description:
+        return vocabulary.CLIP
+    return vocabulary.from_json(description["tokenizer"], origin)
 
 
 def with_image_size(pretrained: Pretrained, image_size: int) -> Pretrained:

@@ -12,7 +12,7 @@ from groupvit_jax.models.layers import BatchNorm, fan_in_uniform
 from groupvit_jax.models.text_encoder import TextEncoder
 from groupvit_jax.typing import Array, Float, ImageFeatures, Int, TwoTowerOutput
 
-TEXT_TOWERS: dict[str, type[nn.Module]] = {"clip": TextEncoder, "bert": BertEncoder}
+TEXT_TOWERS: dict[str, type[TextEncoder | BertEncoder]] = {"clip": TextEncoder, "bert": BertEncoder}
 
 
 class Projector(nn.Module):
@@ -142,7 +142,7 @@ def text_tower(text_config: ConfigDict) -> str:
     return kind
 
 
-def _build_text_encoder(text_config: ConfigDict, dtype: Dtype) -> nn.Module:
+def _build_text_encoder(text_config: ConfigDict, dtype: Dtype) -> TextEncoder | BertEncoder:
     fields = {name: value for name, value in text_config.items() if name != "kind"}
     if fields["width"] % fields["num_heads"]:
         raise ValueError(

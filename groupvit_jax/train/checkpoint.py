@@ -4,6 +4,7 @@
                    training       optimizer state, step, random key
                    data_position  how far the data were read (JSON)
                    config         the run's configuration (JSON)
+                   tokenizer      the vocabulary with its fingerprint (JSON)
                    metrics        the metrics of the step (JSON)
 
 Orbax writes a step under a temporary name in the background and renames it when it is complete,
@@ -11,6 +12,7 @@ so a folder with a step's name is a whole checkpoint.
 """
 
 import dataclasses
+import json
 import math
 from collections.abc import Mapping
 from pathlib import Path
@@ -21,12 +23,14 @@ import orbax.checkpoint as ocp
 from ml_collections import ConfigDict
 from orbax.checkpoint import checkpoint_managers
 
+from groupvit_jax.data.vocabulary import Vocabulary, from_json, to_json
 from groupvit_jax.train.state import TrainState
 from groupvit_jax.typing import PyTree
 
 # The state's fields by the item of the checkpoint that holds them.
 MODEL_FIELDS = ("params", "batch_stats")
 TRAINING_FIELDS = ("step", "opt_state", "key")
+TOKENIZER = "tokenizer"
 
 
 class Checkpointer:
@@ -37,6 +41,7 @@ class Checkpointer:
         directory: Path | str,
         config: ConfigDict,
         run_config: Mapping[str, Any] | None = None,
+        vocabulary: Vocabulary | None = None,
     ) -> None:
         """Opens the directory, creates it where missing and removes half-written steps.
 
@@ -44,11 +49,15 @@ class Checkpointer:
           directory: where the step folders are.
           config: `config.checkpoint`.
           run_config: the whole configuration, to be kept in every checkpoint.
+          vocabulary: likewise, so that a checkpoint needs no other file.
         """
-        self._run_config = dict(run_config or {})
+        self._json = {"config": dict(run_config or {})}
+        if vocabulary is not None:
+            self._json[TOKENIZER] = to_json(vocabulary)
         self._directory = Path(directory).absolute()
         arrays = {name: ocp.StandardCheckpointHandler() for name in ("model", "training")}
-        json_items = {name: ocp.JsonCheckpointHandler() for name in ("data_position", "config")}
+        names = ("data_position", "config", TOKENIZER)
+        json_items = {name: ocp.JsonCheckpointHandler() for name in names}
         self._manager = ocp.CheckpointManager(
             self._directory, options=_options(config), item_handlers=arrays | json_items
         )
@@ -71,7 +80,7 @@ class Checkpointer:
             model=ocp.args.StandardSave(_fields(state, MODEL_FIELDS)),
             training=ocp.args.StandardSave(_fields(state, TRAINING_FIELDS)),
             data_position=ocp.args.JsonSave(dict(data_position)),
-            config=ocp.args.JsonSave(self._run_config),
+            **{name: ocp.args.JsonSave(content) for name, content in self._json.items()},
         )
         values = {name: float(value) for name, value in metrics.items()}
         self._manager.save(step, args=items, metrics=values, force=True)
@@ -126,6 +135,17 @@ class Checkpointer:
     def close(self) -> None:
         """Waits until everything is written and ends the background threads."""
         self._manager.close()
+
+
+def stored_vocabulary(directory: Path) -> Vocabulary | None:
+    """Returns the vocabulary of the last checkpoint; None where there is none, or an older one.
+
+    Raises:
+      ValueError: it is damaged.
+    """
+    steps = [int(path.name) for path in directory.glob("[0-9]*") if path.name.isdigit()]
+    path = directory / str(max(steps, default=0)) / TOKENIZER / "metadata"
+    return from_json(json.loads(path.read_text()), path) if path.is_file() else None
 
 
 def check_same_arrays(origin: Path, found: PyTree, expected: PyTree) -> None:

@@ -54,6 +54,7 @@ def train(
     *,
     make_evaluators: MakeEvaluators = lambda parts: (),
     initialise_from: InitialiseFrom | None = None,
+    initialise_text_from: InitialiseFrom | None = None,
     show: ShowProgress = log_progress,
 ) -> Result:
     """Trains as configured, or goes on where the workdir's run stopped.
@@ -63,6 +64,7 @@ def train(
       workdir: the run's folder; created where missing.
       make_evaluators: makes evaluators and their intervals in steps of the run's parts.
       initialise_from: reads what `config.init_from` names (`interop.initialise_from`).
+      initialise_text_from: likewise `config.text_init_from` (`interop.initialise_text_from`).
       show: shows step, number of steps and a text.
 
     Raises:
@@ -77,12 +79,13 @@ def train(
     with contextlib.ExitStack() as stack:
         stop = stack.enter_context(StopRequest())
         checkpoints = checkpoint.Checkpointer(
-            workdir / run_folder.CHECKPOINTS, config.checkpoint, config.to_dict()
+            workdir / run_folder.CHECKPOINTS, config.checkpoint, config.to_dict(), parts.vocabulary
         )
         stack.callback(checkpoints.close)
         state, saved = start(
-            config, checkpoints, parts.abstract_state, parts.fresh_state, initialise_from
-        )
+            config, checkpoints, parts.abstract_state, parts.fresh_state, initialise_from,
+            initialise_text_from,
+        )  # fmt: skip
         run_folder.check_same_run(config, workdir, resuming=saved is not None)
         position = continue_from(
             saved,

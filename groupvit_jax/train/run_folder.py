@@ -24,8 +24,8 @@ CONFIG_FILE = "config.json"
 CHECKPOINTS = "checkpoints"
 REPEAT_FILE = "REPEAT.txt"
 STARTS_FILE = "starts.jsonl"
-# A run can't go on with the parameters of another model or with other token ids.
-FIXED_FIELDS = ("model.", "data.tokenizer.")
+# A run can't go on with the parameters of another model. (Another vocabulary is found by content.)
+FIXED_FIELDS = ("model.", "data.tokenizer.name")
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
 
 
@@ -66,7 +66,8 @@ def check_same_run(config: ConfigDict, workdir: Path, resuming: bool) -> None:
     """Compares the configuration with the one that the folder's run was last started with.
 
     Another model or tokenizer is an error where there is a checkpoint to resume from; any other
-    difference is logged, and the run goes on with the new value.
+    difference is logged, and the run goes on with the new value. Fields that came after the run
+    began are no difference: without them the model was what their defaults say.
 
     Raises:
       ValueError: the model or the tokenizer differs.
@@ -76,7 +77,11 @@ def check_same_run(config: ConfigDict, workdir: Path, resuming: bool) -> None:
         return
     changed = differences(config_from_json(path), config)
     lines = [f"config.{field}: {old!r} -> {new!r}" for field, (old, new) in changed.items()]
-    fixed = [line for field, line in zip(changed, lines, strict=True) if _is_fixed(field)]
+    fixed = [
+        line
+        for (field, (old, _)), line in zip(changed.items(), lines, strict=True)
+        if old is not None and _is_fixed(field)
+    ]
     if fixed and resuming:
         raise ValueError(
             f"--workdir={workdir}: holds checkpoints of another model ({'; '.join(fixed)}); use "

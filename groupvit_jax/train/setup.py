@@ -12,8 +12,9 @@ from ml_collections import ConfigDict
 
 from groupvit_jax import optim, parallel
 from groupvit_jax.data import pipeline, text
+from groupvit_jax.data.vocabulary import Vocabulary, read_vocabulary
 from groupvit_jax.models import TwoTower, build_model
-from groupvit_jax.train import run_folder, state
+from groupvit_jax.train import checkpoint, run_folder, state
 from groupvit_jax.train.writers import check_wandb
 
 logger = logging.getLogger(__name__)
@@ -28,6 +29,7 @@ class Parts:
       workdir: the run's folder.
       mesh: the devices.
       model: both towers.
+      vocabulary: of the tokenizer, to be kept in checkpoints.
       tokenizer: of the captions; evaluators need it too.
       examples: the sequence of training examples.
       num_steps: length of the run.
@@ -40,6 +42,7 @@ class Parts:
     workdir: Path
     mesh: Mesh
     model: TwoTower
+    vocabulary: Vocabulary
     tokenizer: text.Tokenizer
     examples: pipeline.TrainExamples
     num_steps: int
@@ -72,7 +75,8 @@ def build(config: ConfigDict, workdir: Path) -> Parts:
     check_settings(config)
     mesh = parallel.make_mesh(config.parallel.mesh)
     parallel.check_batch_size(config.train.batch_size, mesh)
-    tokenizer = text.make_tokenizer(config.data.tokenizer, config.model.text.context_length)
+    vocabulary = find_vocabulary(config, workdir)
+    tokenizer = text.make_tokenizer(vocabulary, config.model.text.context_length)
     text.check_text_config(config.model.text, tokenizer)
     examples = pipeline.make_train_examples(config, tokenizer)
     num_steps, warmup_steps = run_length(config, examples.num_samples)
@@ -85,11 +89,35 @@ def build(config: ConfigDict, workdir: Path) -> Parts:
     optimizer = optim.make_optimizer(config.optimizer, schedule, params)
     abstract = state.abstract_state(model, optimizer, shapes, mesh, config.parallel.rules)
     parts = Parts(
-        config, workdir, mesh, model, tokenizer, examples, num_steps, schedule, optimizer,
-        abstract,
+        config, workdir, mesh, model, vocabulary, tokenizer, examples, num_steps, schedule,
+        optimizer, abstract,
     )  # fmt: skip
     _log_summary(parts)
     return parts
+
+
+def find_vocabulary(config: ConfigDict, workdir: Path) -> Vocabulary:
+    """Returns what `config.data.tokenizer` names, or where it is gone what the checkpoints hold.
+
+    Raises:
+      ValueError: the checkpoints of the workdir are of another vocabulary, or there is no such
+        kind.
+      FileNotFoundError: there is no file at the path, and no checkpoint.
+    """
+    wanted = config.data.tokenizer
+    stored = checkpoint.stored_vocabulary(workdir / run_folder.CHECKPOINTS)
+    is_gone = bool(wanted.path) and not Path(wanted.path).exists()
+    if stored and stored.name == wanted.name and is_gone:
+        logger.warning("%s is gone: the checkpoint's vocabulary is used", wanted.path)
+        return stored
+    found = read_vocabulary(wanted.name, str(wanted.path))
+    if stored and found != stored:
+        raise ValueError(
+            f"config.data.tokenizer: {found.name} with fingerprint {found.fingerprint} found, but "
+            f"--workdir={workdir} holds checkpoints of {stored.name} {stored.fingerprint}; use "
+            "their vocabulary or another --workdir"
+        )
+    return found
 
 
 def check_settings(config: ConfigDict) -> None:

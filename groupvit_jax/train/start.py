@@ -33,13 +33,16 @@ def start(
     abstract_state: TrainState,
     fresh_state: Callable[[], TrainState],
     initialise_from: InitialiseFrom | None,
+    initialise_text_from: InitialiseFrom | None = None,
 ) -> tuple[TrainState, Mapping[str, Any] | None]:
     """Returns the state to go on from and its data position (None: the beginning).
 
     1. The workdir holds a checkpoint: resume from the last one, state and data position. What
-       `config.init_from` says is ignored, for the run has been initialised from it already.
+       `config.init_from` and `config.text_init_from` say is ignored, for the run has been
+       initialised from them already.
     2. `config.init_from` names a checkpoint of any kind: a fresh state with its parameters and
-       batch statistics; optimizer, step and data start from the beginning.
+       batch statistics; optimizer, step and data start from the beginning. Then, or with it alone,
+       the text tower of `config.text_init_from`.
     3. Neither: a fresh state from the seed.
 
     Args:
@@ -48,25 +51,34 @@ def start(
       abstract_state: shapes, dtypes and shardings of the state.
       fresh_state: makes the state of case 3.
       initialise_from: reads the checkpoint of case 2; None where there is no such reader.
+      initialise_text_from: likewise for `config.text_init_from`.
 
     Raises:
-      ValueError: the checkpoint is of another architecture, or nothing of `init_from` fits.
-      FileNotFoundError: `init_from` doesn't exist.
+      ValueError: the checkpoint is of another architecture, or nothing of `init_from` fits, or the
+        text tower isn't that of `text_init_from`.
+      FileNotFoundError: one of them doesn't exist.
     """
     restored = checkpointer.restore_latest(abstract_state)
     if restored is not None:
         state, position = restored
         logger.info("resuming after step %d of this workdir", int(jax.device_get(state.step)))
         return state, position
-    if not config.init_from:
-        logger.info("fresh start from seed %d", config.seed)
-        return fresh_state(), None
-    if initialise_from is None:
-        raise ValueError(f"config.init_from={config.init_from!r}: nothing here can read it")
     state = fresh_state()
-    params, batch_stats, report = initialise_from(
-        config.init_from, state.params, state.batch_stats, config.model
-    )
+    readers = {"init_from": initialise_from, "text_init_from": initialise_text_from}
+    sources = {field: path for field in readers if (path := config.get(field))}
+    if not sources:
+        logger.info("fresh start from seed %d", config.seed)
+    for field, path in sources.items():
+        state = _initialised(state, path, field, readers[field], config.model)
+    return state, None
+
+
+def _initialised(
+    state: TrainState, path: str, field: str, read: InitialiseFrom | None, model_config: ConfigDict
+) -> TrainState:
+    if read is None:
+        raise ValueError(f"config.{field}={path!r}: nothing here can read it")
+    params, batch_stats, report = read(path, state.params, state.batch_stats, model_config)
     for line in report.lines():
-        logger.info("%s: %s", config.init_from, line)
-    return dataclasses.replace(state, params=params, batch_stats=batch_stats), None
+        logger.info("%s: %s", path, line)
+    return dataclasses.replace(state, params=params, batch_stats=batch_stats)

@@ -168,7 +168,7 @@ def test_a_model_whose_special_pieces_do_not_fit_is_refused(tmp_path, special, m
         (
             dict(name="bpe", path=""),
             ValueError,
-            r"tokenizer.name is 'bpe'; expected one of clip, s",
+            r"tokenizer.name is 'bpe'; expected one of clip",
         ),
         (dict(name="sentencepiece", path=""), ValueError, r"tokenizer.path is empty"),
         (dict(name="sentencepiece", path="/no/x.model"), FileNotFoundError, r"path=/no/x.model"),

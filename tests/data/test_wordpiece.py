@@ -14,9 +14,9 @@ GOLD = Path(__file__).with_name("tagger_gold.tsv")
 STRANGE = [
     "",
     "  A\tPhoto \n of  a   CAT ",
-    "Café in Köln, naïve São Paulo; ÅNGSTRÖM İstanbul ΣΑΣ Straße ﬁne ＡＢＣ",
+    "Café in Köln, naïve São Paulo; ÅNGSTRÖM İstanbul ΣΑΣ Straße ﬁne \uff21\uff22",
     "日本の犬と猫 北京 한국어 русский язык العربية ไทย हिन्दी",
-    "don't-stop... $5+tax=^`~ 3.14% #dog @home \\ / <b> “quoted” – dash … ¿qué?",
+    "don't-stop... $5+tax=^`~ 3.14% #dog @home \\ / <b> “quoted” \u2013 dash … ¿qué?",
     "a\u200bzero\u00adwidth\ufeff \u00a0space\u2028line\x07bell\x85next \ufffd",
     "[SEPARATE] dogs [ SEP",
     "😀 dogs ❤️ ½ ² Ⅳ x_y 1️⃣",

@@ -4,10 +4,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from ml_collections import ConfigDict
 
 from configs import base
 from groupvit_jax.data import text
+from groupvit_jax.data.vocabulary import read_vocabulary
 from groupvit_jax.interop import load_pretrained
 from groupvit_jax.interop.load import find_kind
 from groupvit_jax.interop.model_config import (
@@ -25,8 +25,10 @@ from tests.interop import weights
 def write_run(directory, pretrained, steps=(3,)):
     """A run's folder as training leaves it; the last step has these weights, the others zeros."""
     config = base.get_config()
-    config.model, config.data.tokenizer = pretrained.model_config, pretrained.tokenizer
-    checkpoints = Checkpointer(directory / "checkpoints", config.checkpoint, config.to_dict())
+    config.model = pretrained.model_config
+    checkpoints = Checkpointer(
+        directory / "checkpoints", config.checkpoint, config.to_dict(), pretrained.tokenizer
+    )
     for step in steps:
         factor = np.float32(step == steps[-1])
         arrays = jax.tree.map(factor.__mul__, pretrained.variables)
@@ -79,7 +81,7 @@ def test_a_step_of_another_configuration_names_the_tensor(tmp_path, small):
         load_pretrained(tmp_path)
 
 
-@pytest.mark.parametrize("kind", ["safetensors", "huggingface"])
+@pytest.mark.parametrize("kind", ["orbax", "safetensors", "huggingface", "original"])
 def test_the_tokenizer_travels_with_a_folder(tmp_path, kind):
     captions = ["a red dog", "a blue boat on the water", "two green birds"]
     model = tmp_path / "captions.model"
@@ -87,15 +89,13 @@ def test_the_tokenizer_travels_with_a_folder(tmp_path, kind):
     config = weights.small_config()
     config.text.update(vocab_size=280, end_of_text_id=3)
     pretrained = weights.random_pretrained(config)
-    pretrained = pretrained._replace(
-        tokenizer=ConfigDict({"name": "sentencepiece", "path": str(model)})
-    )
-    save_pretrained(tmp_path / "export", pretrained, kind)
+    pretrained = pretrained._replace(tokenizer=read_vocabulary("sentencepiece", str(model)))
+    path = write_any(kind, tmp_path / "export", pretrained)
     expected = text.make_tokenizer(pretrained.tokenizer, 16)(captions)
     model.unlink()
     (tmp_path / "export").rename(tmp_path / "moved")
-    found = load_pretrained(tmp_path / "moved")
-    assert found.tokenizer.path == str(tmp_path / "moved" / "tokenizer.model")
+    found = load_pretrained(tmp_path / "moved" / path.relative_to(tmp_path / "export"))
+    assert found.tokenizer == pretrained.tokenizer
     text._load_sentencepiece.cache_clear()
     np.testing.assert_array_equal(text.make_tokenizer(found.tokenizer, 16)(captions), expected)
 
