@@ -255,7 +255,9 @@ def test_a_checkpoint_with_the_other_tower_gives_all_but_the_text_tower(director
     params, _, report = initialise_from(
         tmp_path / "export", own["params"], own["batch_stats"], config
     )
-    jax.tree.map(np.testing.assert_array_equal, params["text_encoder"], own["params"]["text_encoder"])
+    jax.tree.map(
+        np.testing.assert_array_equal, params["text_encoder"], own["params"]["text_encoder"]
+    )
     jax.tree.map(
         np.testing.assert_array_equal,
         params["image_encoder"],
