@@ -33,11 +33,11 @@ LARGE = {"base": (12, 768, 12, 3072), "large": (24, 1024, 16, 4096)}
 PIECES = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", *"abcdefghijklmnopqrstuvwxyz", "dog", "##s", "photo"]
 
 
-def bert(size, seed=0, vocab_size=len(PIECES)):
+def bert(size, seed=0):
     """A BertModel whose every weight is random and of the trained size."""
     layers, width, heads, hidden = size
     config = transformers.BertConfig(
-        vocab_size=vocab_size,
+        vocab_size=len(PIECES),
         hidden_size=width,
         num_hidden_layers=layers,
         num_attention_heads=heads,
@@ -108,8 +108,7 @@ def check_parity(tmp_path, size, seed=0):
     return relative(found, expected)
 
 
-@pytest.mark.parametrize("seed", [0, 1, 2])
-@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize(("size", "seed"), [*((size, 0) for size in SIZES), ("tiny", 1)])
 def test_features_are_those_of_transformers(tmp_path, size, seed):
     check_parity(tmp_path, SIZES[size], seed)
 
@@ -243,7 +242,9 @@ def test_a_missing_tensor_and_a_missing_file_are_named(directory):
     with pytest.raises(ValueError, match=r"tensor 'encoder.layer.1.attention.self.key.bias' is mi"):
         start(directory, config)
     (directory / "model.safetensors").unlink()
-    with pytest.raises(FileNotFoundError, match="neither model.safetensors nor pytorch_model.bin"):
+    with pytest.raises(
+        FileNotFoundError, match=r"neither model\.safetensors nor pytorch_model\.bin"
+    ):
         start(directory, config)
 
 
@@ -255,14 +256,10 @@ def test_a_checkpoint_with_the_other_tower_gives_all_but_the_text_tower(director
     params, _, report = initialise_from(
         tmp_path / "export", own["params"], own["batch_stats"], config
     )
-    jax.tree.map(
-        np.testing.assert_array_equal, params["text_encoder"], own["params"]["text_encoder"]
-    )
-    jax.tree.map(
-        np.testing.assert_array_equal,
-        params["image_encoder"],
-        clip.variables["params"]["image_encoder"],
-    )
+    sources = {"text_encoder": own, "image_encoder": clip.variables}
+    for tower, source in sources.items():
+        expected = source["params"][tower]
+        jax.tree.map(np.testing.assert_array_equal, params[tower], expected)
     reasons = {w for n, w in report.initialised.items() if n.startswith("params/text_encoder/")}
     assert reasons == {"the file's text tower is clip"}
 

@@ -72,3 +72,10 @@ def test_other_differences_are_logged_and_the_run_goes_on(tmp_path, caplog):
     assert [record.message for record in caplog.records] == [
         f"the configuration of {tmp_path} changes: config.optimizer.weight_decay: 0.05 -> 0.1"
     ]
+
+
+def test_fields_that_came_after_the_run_began_are_no_other_model(tmp_path):
+    recorded = base.get_config()
+    del recorded.model.text["kind"]
+    run_folder.write_start(recorded, tmp_path, 0)
+    run_folder.check_same_run(base.get_config(), tmp_path, resuming=True)

@@ -61,6 +61,27 @@ def test_2_init_from_gives_parameters_and_nothing_else(tmp_path, caplog):
     assert "somewhere: unused params/other" in caplog.text
 
 
+def two_from(path, params, batch_stats, model_config):
+    return {**params, "logit_scale": params["logit_scale"] * 0 + 2}, batch_stats, Report()
+
+
+@pytest.mark.parametrize("init_from", ["", "somewhere"])
+def test_2_the_text_tower_is_taken_after_all_else(tmp_path, init_from):
+    mesh = toy.make_mesh(*MESH)
+    settings = ConfigDict({"keep_last": 2, "best_metric": "", "best_mode": "max"})
+    config = ConfigDict(
+        {"init_from": init_from, "text_init_from": "bert", "seed": 5, "model": {"width": 8}}
+    )
+    checkpointer, fresh = Checkpointer(tmp_path, settings), toy.on_mesh(mesh, toy.init_state(5))
+    abstract = toy.abstract(mesh, fresh)
+    state, _ = start(config, checkpointer, abstract, lambda: fresh, ones_from, two_from)
+    assert state.params["logit_scale"] == 2
+    is_one = np.all(np.asarray(state.params["tower"]["kernel"]) == 1)
+    assert is_one == bool(init_from)
+    with pytest.raises(ValueError, match=r"config.text_init_from='bert': nothing here can read"):
+        start(config, checkpointer, abstract, lambda: fresh, ones_from)
+
+
 def test_2_without_a_reader_is_an_error(tmp_path):
     with pytest.raises(ValueError, match=r"config.init_from='somewhere'"):
         start_from(tmp_path, init_from="somewhere", reader=None)

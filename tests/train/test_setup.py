@@ -1,0 +1,60 @@
+import pytest
+
+from configs import tiny
+from groupvit_jax.data.text import train_sentencepiece
+from groupvit_jax.data.vocabulary import CLIP, read_vocabulary
+from groupvit_jax.train.checkpoint import Checkpointer, stored_vocabulary
+from groupvit_jax.train.setup import find_vocabulary
+from tests.train import toy
+
+CAPTIONS = ["a red dog", "a blue boat on the water", "two green birds"]
+
+
+@pytest.fixture
+def config(tmp_path):
+    config = tiny.get_config()
+    path = tmp_path / "captions.model"
+    path.write_bytes(train_sentencepiece(CAPTIONS, 280))
+    config.data.tokenizer.update(name="sentencepiece", path=str(path))
+    return config
+
+
+def save(workdir, config, vocabulary, step=3):
+    checkpointer = Checkpointer(workdir / "checkpoints", config.checkpoint, {}, vocabulary)
+    checkpointer.save(step, toy.init_state(), {}, {})
+    checkpointer.close()
+
+
+def vocabulary_of(config):
+    return read_vocabulary(config.data.tokenizer.name, config.data.tokenizer.path)
+
+
+def test_without_a_checkpoint_the_configured_file_is_read(tmp_path, config):
+    assert find_vocabulary(config, tmp_path / "run") == vocabulary_of(config)
+    save(tmp_path / "old", config, None)  # as before checkpoints held a vocabulary
+    assert stored_vocabulary(tmp_path / "old" / "checkpoints") is None
+    assert find_vocabulary(config, tmp_path / "old") == vocabulary_of(config)
+
+
+def test_a_run_goes_on_where_the_file_is_gone_or_elsewhere(tmp_path, config, caplog):
+    vocabulary = vocabulary_of(config)
+    save(tmp_path, config, vocabulary)
+    moved = tmp_path / "moved.model"
+    (tmp_path / "captions.model").rename(moved)
+    assert find_vocabulary(config, tmp_path) == vocabulary
+    assert "captions.model is gone: the checkpoint's vocabulary is used" in caplog.text
+    config.data.tokenizer.path = str(moved)
+    assert find_vocabulary(config, tmp_path) == vocabulary
+
+
+def test_a_run_does_not_go_on_with_another_vocabulary(tmp_path, config):
+    save(tmp_path, config, CLIP, step=1)
+    save(tmp_path, config, vocabulary_of(config), step=12)
+    other = train_sentencepiece([*CAPTIONS, "one two three"], 280)
+    (tmp_path / "captions.model").write_bytes(other)
+    message = r"config.data.tokenizer: sentencepiece with fingerprint \w+ found, but --workdir="
+    with pytest.raises(ValueError, match=message):
+        find_vocabulary(config, tmp_path)
+    config.data.tokenizer.update(name="clip", path="")
+    with pytest.raises(ValueError, match=r"tokenizer: clip with .* checkpoints of sentencepiece"):
+        find_vocabulary(config, tmp_path)
