@@ -22,7 +22,7 @@ from absl import app, flags
 from benchmarks.captions import TOKENIZER, pack, read, texts_of
 from configs.base import get_config
 from groupvit_jax.data.text import trim
-from groupvit_jax.models.text_encoder import TextEncoder
+from groupvit_jax.models.two_tower import build_text_encoder
 
 _CAPTIONS = flags.DEFINE_multi_string("captions", None, "CSV, TSV, JSON or tar", required=True)
 _BATCH_SIZE = flags.DEFINE_integer("batch_size", 32, "images a batch")
@@ -32,7 +32,7 @@ _MAX_CAPTIONS = flags.DEFINE_integer("max_captions", 5000, "captions a set")
 _REPEATS = flags.DEFINE_integer("repeats", 5, "runs of each form")
 
 LENGTHS = (48, 56, 64, 80, 96, 112)
-ENCODER = TextEncoder(**get_config().model.text)
+ENCODER = build_text_encoder(get_config().model.text)
 TOLERANCE = 1e-5
 
 

@@ -120,7 +120,7 @@ def build_model(config: ConfigDict) -> TwoTower:
     projector = {"hidden_dim": config.projector.hidden_dim, "out_dim": config.projector.output_dim}
     return TwoTower(
         image_encoder=ImageEncoder(**config.image, dtype=dtype),
-        text_encoder=_build_text_encoder(config.text, dtype),
+        text_encoder=build_text_encoder(config.text, dtype),
         image_projector=Projector(**projector, dtype=dtype),
         text_projector=Projector(**projector, dtype=dtype),
         initial_temperature=config.initial_temperature,
@@ -142,7 +142,14 @@ def text_tower(text_config: ConfigDict) -> str:
     return kind
 
 
-def _build_text_encoder(text_config: ConfigDict, dtype: Dtype) -> TextEncoder | BertEncoder:
+def build_text_encoder(
+    text_config: ConfigDict, dtype: Dtype = jnp.float32
+) -> TextEncoder | BertEncoder:
+    """Builds the tower that a `config.model.text` describes.
+
+    Raises:
+      ValueError: there is no such tower, or the heads don't divide the width.
+    """
     fields = {name: value for name, value in text_config.items() if name != "kind"}
     if fields["width"] % fields["num_heads"]:
         raise ValueError(
