@@ -1,6 +1,6 @@
-"""WordPiece against transformers' `BertTokenizer`: the same ids, the tokens of a caption, the speed.
+"""WordPiece against transformers' `BertTokenizer`: the ids, the tokens of a caption, the speed.
 
-    python -m benchmarks.wordpiece --vocab=DIR/vocab.txt --captions=captions.csv --captions=shard.tar
+    python -m benchmarks.wordpiece --vocab=DIR/vocab.txt --captions=captions.csv
 
 Needs the extra `dev`. A set is a CSV or TSV with a header, captions in COCO's JSON, or a tar shard.
 """
