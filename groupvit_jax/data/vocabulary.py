@@ -70,11 +70,13 @@ def read_vocabulary(name: str, path: str, origin: str = "") -> Vocabulary:
 
 def to_json(vocabulary: Vocabulary) -> dict[str, Any]:
     """The whole vocabulary as plain values, for checkpoints that are moved without other files."""
-    content = {"content": base64.b64encode(vocabulary.content).decode()}
+    if not vocabulary.content:
+        return {"name": vocabulary.name}
+    content = base64.b64encode(vocabulary.content).decode()
     return {
         "name": vocabulary.name,
         "fingerprint": vocabulary.fingerprint,
-        **(content if vocabulary.content else {}),
+        "content": content,
     }
 
 

@@ -44,7 +44,9 @@ def to_model_config(config: dict[str, Any], path: Path) -> ConfigDict:
       ValueError: naming the field that our model can't follow.
     """
     if config.get("model_type") != "groupvit":
-        raise ValueError(f"{path}: model_type {config.get('model_type')!r}, expected 'groupvit'")
+        kind = config.get("model_type")
+        hint = " (the text tower of a BERT goes into config.text_init_from)" * (kind == "bert")
+        raise ValueError(f"{path}: model_type {kind!r}, expected 'groupvit'{hint}")
     image_config, text_config = (_section(config, name) for name in ("vision", "text"))
     image = {ours: _plain(image_config.get(n, default)) for ours, n, default in _IMAGE_FIELDS}
     for field in ("image_size", "patch_size"):

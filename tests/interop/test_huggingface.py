@@ -49,6 +49,18 @@ def test_a_directory_of_transformers_gives_the_same_model(directory, small):
         assert there[name].tobytes() == array.tobytes(), name
 
 
+def test_another_width_of_the_texts_mlps_goes_out_and_comes_in(tmp_path):
+    config = weights.small_config()
+    config.text.mlp_ratio = 2.0
+    pretrained = weights.random_pretrained(config)
+    write_huggingface(tmp_path, pretrained)
+    edit_config(tmp_path, as_published)
+    found = read_huggingface(tmp_path)
+    assert found.model_config.text == config.text
+    kernel = found.variables["params"]["text_encoder"]["blocks_0"]["mlp"]["fc1"]["kernel"]
+    assert kernel.shape == (32, 64)
+
+
 def test_transformers_loads_the_directory_and_agrees(directory, small):
     pytest.importorskip("torch")
     transformers = pytest.importorskip("transformers")

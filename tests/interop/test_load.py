@@ -108,6 +108,7 @@ def test_the_tokenizer_travels_with_a_folder(tmp_path, kind):
         ("config.json", "{", "not JSON"),
         ("config.json", "[]", "a JSON list, expected an object"),
         ("config.json", '{"model_type": "clip"}', "model_type 'clip', expected 'groupvit'"),
+        ("config.json", '{"model_type": "bert"}', "goes into config.text_init_from"),
     ],
 )
 def test_something_else_is_refused(tmp_path, name, content, message):
