@@ -1,5 +1,6 @@
 """Device mesh, sharding rules as data, host arrays to global arrays."""
 
+import collections
 import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
@@ -7,6 +8,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax.experimental import mesh_utils
 from jax.experimental.multihost_utils import process_allgather
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from ml_collections import ConfigDict
@@ -24,12 +26,17 @@ def make_mesh(
 ) -> Mesh:
     """Returns the mesh with axes `data`, `fsdp` and `tensor`.
 
+    Devices of several slices (TPU slices, GPU machines), whose network is slower than the one
+    inside a slice, are laid out so that the outermost axes cross between slices: `data` as far as
+    its size allows, then `fsdp`, then `tensor`.
+
     Args:
       sizes: `config.parallel.mesh`; one of the sizes may be -1, the devices that remain.
       devices: all devices by default.
 
     Raises:
-      ValueError: an axis is missing or unknown, or the sizes don't fit the number of devices.
+      ValueError: an axis is missing or unknown, the sizes don't fit the number of devices, or the
+        slices are of different sizes.
     """
     if set(sizes) != set(AXES):
         raise ValueError(f"config.parallel.mesh: axes {list(sizes)} found, expected {list(AXES)}")
@@ -43,7 +50,30 @@ def make_mesh(
             f"config.parallel.mesh: {dict(sizes)} found, expected sizes whose product is the "
             f"{len(devices)} devices (at most one -1 takes those that remain)"
         )
-    return jax.make_mesh(shape, AXES, axis_types=(AxisType.Auto,) * len(AXES), devices=devices)
+    types = (AxisType.Auto,) * len(AXES)
+    slice_sizes = collections.Counter(getattr(device, "slice_index", 0) for device in devices)
+    if len(slice_sizes) == 1:
+        return jax.make_mesh(shape, AXES, axis_types=types, devices=devices)
+    return Mesh(_hybrid_devices(shape, devices, slice_sizes), AXES, axis_types=types)
+
+
+def _hybrid_devices(
+    shape: Sequence[int], devices: Sequence[jax.Device], slice_sizes: Mapping[int, int]
+) -> np.ndarray:
+    if len(set(slice_sizes.values())) > 1:
+        raise ValueError(
+            f"devices per slice: {dict(slice_sizes)} found, expected as many in every slice"
+        )
+    across, left = [], len(slice_sizes)
+    for size in shape:
+        across.append(math.gcd(size, left))
+        left //= across[-1]
+    within = [size // slices for size, slices in zip(shape, across, strict=True)]
+    # As in jax.make_mesh: only the two-dimensional tori of these chips may be cut.
+    may_split = devices[0].device_kind in ("TPU v5 lite", "TPU v5e")
+    return mesh_utils.create_hybrid_device_mesh(
+        within, across, devices, allow_split_physical_axes=may_split
+    )
 
 
 def partition_specs(tree: PyTree, rules: Rules) -> PyTree:

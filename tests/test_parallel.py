@@ -1,3 +1,5 @@
+from unittest import mock
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -42,6 +44,45 @@ class TestMesh:
     def test_unknown_axis(self):
         with pytest.raises(ValueError, match=r"model.*expected .*'tensor'"):
             parallel.make_mesh({"data": -1, "fsdp": 1, "model": 1})
+
+
+def stand_in(i, slice_index):
+    """A device of a slice, as far as a mesh asks."""
+    device = mock.Mock(spec=jax.Device, id=i, process_index=slice_index, platform="gpu")
+    device.slice_index = slice_index
+    device.device_kind = "stand-in"
+    return device
+
+
+def slices_of(sizes, num_slices, per_slice):
+    """Returns the slice of each place of the mesh; the devices come in no order."""
+    devices = [stand_in(i, i % num_slices) for i in range(num_slices * per_slice)]
+    mesh = parallel.make_mesh(dict(zip(parallel.AXES, sizes, strict=True)), devices)
+    assert mesh.axis_types == (AxisType.Auto,) * 3
+    assert {device.id for device in mesh.devices.flat} == set(range(len(devices)))
+    return np.vectorize(lambda device: device.slice_index)(mesh.devices)
+
+
+class TestMeshOverSlices:
+    def test_data_crosses_between_slices(self):
+        slices = slices_of((-1, 4, 1), num_slices=2, per_slice=8)
+        assert slices.shape == (4, 4, 1)
+        np.testing.assert_array_equal(slices[:, 0, 0], [0, 0, 1, 1])
+        assert (slices == slices[:, :1]).all()
+
+    def test_fsdp_crosses_where_data_is_too_small(self):
+        slices = slices_of((2, 4, 2), num_slices=4, per_slice=4)
+        np.testing.assert_array_equal(slices[..., 0], [[0, 0, 1, 1], [2, 2, 3, 3]])
+        assert (slices == slices[..., :1]).all()
+
+    def test_tensor_crosses_last(self):
+        slices = slices_of((1, 1, 8), num_slices=2, per_slice=4)
+        np.testing.assert_array_equal(slices[0, 0], [0, 0, 0, 0, 1, 1, 1, 1])
+
+    def test_slices_of_different_sizes(self):
+        devices = [stand_in(i, i // 5) for i in range(8)]
+        with pytest.raises(ValueError, match=r"devices per slice: \{0: 5, 1: 3\} found"):
+            parallel.make_mesh({"data": -1, "fsdp": 1, "tensor": 1}, devices)
 
 
 class TestRules:
