@@ -173,8 +173,29 @@ def sum_over_processes(counts: Int[np.ndarray, "*shape"]) -> Int[np.ndarray, "*s
     return (high << 30) + low
 
 
+def batch_part(mesh: Mesh) -> tuple[int, int]:
+    """Returns which part of each batch this process reads, and how many parts there are.
+
+    Processes read the same part where only `tensor` tells them apart.
+
+    Raises:
+      ValueError: the rows of two processes are the same in part.
+    """
+    num_shards = math.prod(mesh.shape[axis] for axis in BATCH_AXES)
+    shards: dict[int, set[int]] = collections.defaultdict(set)
+    for device, (rows,) in batch_sharding(mesh).devices_indices_map((num_shards,)).items():
+        shards[device.process_index].add(rows.indices(num_shards)[0])
+    parts = sorted({tuple(sorted(part)) for part in shards.values()})
+    if sum(map(len, parts)) != num_shards or len(set(map(len, parts))) != 1:
+        raise ValueError(
+            f"config.parallel.mesh: {dict(mesh.shape)} found, expected sizes by which "
+            f"{len(shards)} processes hold whole and equal parts of a batch"
+        )
+    return parts.index(tuple(sorted(shards[jax.process_index()]))), len(parts)
+
+
 def to_global_batch(mesh: Mesh, host_batch: Mapping[str, np.ndarray]) -> dict[str, jax.Array]:
-    """Returns the global, sharded batch of which each host holds contiguous rows."""
+    """Returns the global, sharded batch of which each process holds its `batch_part`."""
     sharding = batch_sharding(mesh)
     return {
         name: jax.make_array_from_process_local_data(sharding, array)

@@ -8,7 +8,7 @@ import sys
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import absl.logging
 import jax
@@ -22,6 +22,7 @@ import configs
 from configs import base
 from groupvit_jax.train import config_check
 from groupvit_jax.train.loop import log_progress
+from launch import supervision
 
 FAILED = 1
 BAD_INPUT = 2
@@ -64,14 +65,27 @@ def define_process_flags() -> None:
 
 
 def start_jax() -> None:
-    """Joins the other processes and opens the compilation cache, as the flags say."""
+    """Joins the other processes and opens the compilation cache, as the flags say.
+
+    Where processes join, what follows runs in a child process (`supervision`).
+    """
     values = flags.FLAGS
     if values.compilation_cache:
         jax.config.update("jax_compilation_cache_dir", values.compilation_cache)
     if values.coordinator:
-        jax.distributed.initialize(values.coordinator, values.num_processes, values.process_id)
+        if values.num_processes is None or values.process_id is None:
+            fail(BAD_INPUT, "--coordinator: expected --num_processes and --process_id with it")
+        # Else JAX would look for a cluster, and under Slurm take one device of each machine only.
+        by_hand = (values.coordinator, values.num_processes, values.process_id, None, "deactivate")
+        _join(*by_hand)
     elif values.distributed == "auto":
-        jax.distributed.initialize()
+        _join()
+
+
+def _join(*arguments: Any) -> None:
+    supervision.work_in_a_child()
+    timeout = supervision.HEARTBEAT_SECONDS
+    jax.distributed.initialize(*arguments, heartbeat_timeout_seconds=timeout)
 
 
 def parse_flags(argv: list[str]) -> list[str]:
@@ -142,7 +156,7 @@ def _normalised(argv: Sequence[str]) -> list[str]:
 def fail(code: int, error: Exception | str) -> NoReturn:
     """Ends the process with one line on stderr."""
     print(f"error: {' '.join(str(error).split())}", file=sys.stderr, flush=True)
-    sys.exit(code)
+    supervision.end(code)
 
 
 def use_all_cores() -> None:

@@ -8,8 +8,8 @@ python -m launch.train --config=runs/first/config.json --workdir=runs/again
 The second command repeats a run with the configuration that it recorded.
 
 Exit codes: 0 all steps are done; 1 training failed (the last line says why; the checkpoints are
-good); 2 something is wrong with flags, configuration, workdir or data; 143 SIGTERM came, the state
-is saved, and the same command goes on from it.
+good); 2 something is wrong with flags, configuration, workdir or data; 75 another process of the
+run has died, 143 SIGTERM came and the state is saved: after both the same command goes on.
 """
 
 from pathlib import Path

@@ -174,12 +174,13 @@ def open_batches(parts: setup.Parts, position: DataPosition) -> Iterator[DeviceP
         monitor.update(batch.pop("broken"))
         return parallel.to_global_batch(parts.mesh, batch)
 
+    part, num_parts = parallel.batch_part(parts.mesh)
     loader = TrainLoader(
         parts.examples,
         config.train.batch_size,
         num_workers=config.data.num_workers,
-        host_index=jax.process_index(),
-        host_count=jax.process_count(),
+        host_index=part,
+        host_count=num_parts,
         start_step=position.first_batch,
     )
     with contextlib.closing(loader):

@@ -6,7 +6,6 @@ import subprocess
 import sys
 import tarfile
 
-import cv2
 import jax
 import numpy as np
 import pytest
@@ -27,25 +26,6 @@ from tests.train import toy
 
 ONE_DEVICE = os.environ["XLA_FLAGS"].replace("device_count=8", "device_count=1")
 NO_TENSORFLOW = "import sys; sys.modules['tensorflow'] = None"
-WORDS = ["red", "green", "blue", "dog", "cat", "car", "tree", "house", "boat", "bird"]
-
-
-@pytest.fixture(scope="module")
-def shards(tmp_path_factory):
-    path = tmp_path_factory.mktemp("shards") / "pairs-0000.tar"
-    rng = np.random.default_rng(0)
-    with tarfile.open(path, "w") as tar:
-        for i in range(40):
-            image = rng.integers(0, 255, (40, 48, 3), dtype=np.uint8)
-            text = f"a {WORDS[i % 10]} near a {WORDS[(i * 7 + 3) % 10]}"
-            for suffix, content in (
-                ("jpg", cv2.imencode(".jpg", image)[1].tobytes()),
-                ("txt", text.encode()),
-            ):
-                member = tarfile.TarInfo(f"{i:06d}.{suffix}")
-                member.size = len(content)
-                tar.addfile(member, io.BytesIO(content))
-    return str(path)
 
 
 def small_config(shards):

@@ -1,0 +1,72 @@
+"""How one process of several ends: soon after the others, with a line that says what to do.
+
+JAX ends a process whose peer has died by SIGABRT, from a thread that Python doesn't see. So the
+process that a user starts only waits for a child which does the work, and says how that ended.
+"""
+
+import os
+import signal
+import sys
+import traceback
+from types import TracebackType
+from typing import NoReturn
+
+import jax
+
+from groupvit_jax.data.worker_processes import end_with_parent
+
+# EX_TEMPFAIL: the same command, started again on all hosts, goes on from the last checkpoint.
+LOST = 75
+# A process that says nothing for so long is dead to the others.
+HEARTBEAT_SECONDS = 30
+_GO_ON = "start the same command again on all hosts: it goes on from the last checkpoint"
+
+
+def work_in_a_child() -> None:
+    """Returns in a child process; this process waits for it and ends as it ends.
+
+    To be called before JAX starts threads. SIGTERM is passed on to the child, which ends soon
+    after this process if that is killed.
+    """
+    child = os.fork()
+    if child == 0:
+        end_with_parent()
+        sys.excepthook = _end_at_once
+        return
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal sends it to the child too
+    signal.signal(signal.SIGTERM, lambda signum, frame: os.kill(child, signum))
+    os._exit(_code(os.waitpid(child, 0)[1]))
+
+
+def end(code: int) -> NoReturn:
+    """Ends this process; one of several doesn't wait for those that wait for it."""
+    if jax.distributed.is_initialized():
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+    sys.exit(code)
+
+
+def _code(status: int) -> int:
+    """Returns the exit code for the child's status, and says what a signal means."""
+    code = os.waitstatus_to_exitcode(status)
+    if code >= 0:
+        return code
+    if -code == signal.SIGTERM:  # before JAX caught it, so there was nothing to save
+        return 128 + signal.SIGTERM
+    name = signal.Signals(-code).name
+    why = "another process of this run has died" if name == "SIGABRT" else "see the log above"
+    print(f"error: ended by {name} ({why}); {_GO_ON}", file=sys.stderr, flush=True)
+    return LOST
+
+
+def _end_at_once(
+    kind: type[BaseException], error: BaseException, trace: TracebackType | None
+) -> None:
+    """Ends the process with an error that nobody handled, in place of waiting for the others."""
+    if isinstance(error, jax.errors.JaxRuntimeError) and "RESOURCE_EXHAUSTED" not in str(error):
+        text = " ".join(str(error).split())
+        print(f"error: lost the other processes of this run ({text}); {_GO_ON}", file=sys.stderr)
+        end(LOST)
+    traceback.print_exception(kind, error, trace)
+    end(1)

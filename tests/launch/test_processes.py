@@ -1,0 +1,135 @@
+"""Several processes train as one does, and end soon after one of them has died."""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+
+import jax
+import numpy as np
+import pytest
+
+from groupvit_jax.interop.load import load_pretrained
+from launch import common, supervision
+from tests.launch.test_train import lines, same, small_config, write
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="module")
+def config(shards):
+    config = small_config(shards)
+    config.train.num_steps = 40
+    config.checkpoint.every_steps = 4
+    source = dict(kind="webdataset", pattern=shards)
+    config.evaluators = dict(
+        recall=dict(kind="retrieval", source=source, every_steps=20, resize=32, crop=32)
+    )
+    config.checkpoint.best_metric = "recall/image_to_text_r1"
+    return config
+
+
+def launch(arguments, num_devices, *, rank=0, count=1, port=0, log=None):
+    """Starts one process of `count`."""
+    joining = f"--coordinator=localhost:{port}", f"--num_processes={count}", f"--process_id={rank}"
+    flags = os.environ["XLA_FLAGS"].replace("device_count=8", f"device_count={num_devices}")
+    return subprocess.Popen(
+        [sys.executable, "-m", "launch.train", *arguments, *(joining if count > 1 else ())],
+        stderr=log or subprocess.PIPE,
+        text=True,
+        env=os.environ | {"XLA_FLAGS": flags},
+    )
+
+
+@pytest.fixture
+def launch_two():
+    """Starts two processes with two devices each; each writes a log of its own."""
+    started = []
+
+    def start(folder, arguments, more=((), ())):
+        with socket.socket() as free:
+            free.bind(("localhost", 0))
+            port = free.getsockname()[1]
+        pair = []
+        for rank in range(2):
+            with (folder / f"log{rank}").open("a") as log:
+                every = [*arguments, *more[rank]]
+                pair.append(launch(every, 2, rank=rank, count=2, port=port, log=log))
+        started.extend(pair)
+        return pair
+
+    yield start
+    for process in started:
+        process.kill()
+        process.wait()
+
+
+def wait_for(condition, processes, seconds=300):
+    """Waits until `condition()`, as long as all processes live."""
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end
+        assert all(process.poll() is None for process in processes)
+        time.sleep(0.05)
+
+
+def said(folder):
+    return [(folder / f"log{rank}").read_text() for rank in range(2)]
+
+
+def parameters(run):
+    return jax.tree.leaves(load_pretrained(run).variables)
+
+
+def test_two_processes_train_like_one_also_when_disturbed(config, launch_two, tmp_path):
+    arguments = write(config, tmp_path / "c.json"), f"--workdir={tmp_path}/disturbed"
+    for victim, sent, step in (
+        (1, signal.SIGKILL, 4),
+        (0, signal.SIGKILL, 12),
+        (1, signal.SIGTERM, 20),
+    ):
+        pair = launch_two(tmp_path, arguments)
+        wait_for((tmp_path / "disturbed" / "checkpoints" / str(step)).exists, pair)
+        pair[victim].send_signal(sent)
+        codes = [process.wait(60) for process in pair]
+        if sent == signal.SIGTERM:
+            assert codes == [common.STOPPED, common.STOPPED], said(tmp_path)
+            continue
+        assert codes[victim] == -signal.SIGKILL
+        assert codes[1 - victim] == supervision.LOST
+        errors = [line for line in said(tmp_path)[1 - victim].splitlines() if "error: " in line]
+        assert len(errors) == 1
+        assert "start the same command again on all hosts" in errors[0]
+    pair = launch_two(tmp_path, arguments)
+    assert [process.wait(300) for process in pair] == [0, 0], said(tmp_path)
+    assert said(tmp_path)[0].count("resuming after step") == 3
+
+    undisturbed = write(config, tmp_path / "c.json"), f"--workdir={tmp_path}/two"
+    assert [process.wait(300) for process in launch_two(tmp_path, undisturbed)] == [0, 0]
+    assert lines(tmp_path / "disturbed")[-1]["step"] == config.train.num_steps
+    for here, there in zip(lines(tmp_path / "disturbed"), lines(tmp_path / "two"), strict=True):
+        assert (here["step"], here["loss"]) == (there["step"], there["loss"])
+    assert same(load_pretrained(tmp_path / "disturbed"), load_pretrained(tmp_path / "two"))
+
+    alone = launch([arguments[0], f"--workdir={tmp_path}/one"], 4)
+    errors = alone.communicate(timeout=300)[1]
+    assert alone.returncode == 0, errors
+    for here, there in zip(lines(tmp_path / "two"), lines(tmp_path / "one"), strict=True):
+        assert here.keys() == there.keys()
+        np.testing.assert_allclose(here["loss"], there["loss"], rtol=1e-4, err_msg=here["step"])
+    checkpoints = [sorted(os.listdir(tmp_path / run / "checkpoints")) for run in ("two", "one")]
+    assert checkpoints[0] == checkpoints[1]
+    for a, b in zip(parameters(tmp_path / "two"), parameters(tmp_path / "one"), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-4)
+
+
+def test_a_process_that_fails_alone_says_why_and_ends_the_other(config, launch_two, tmp_path):
+    arguments = write(config, tmp_path / "c.json"), f"--workdir={tmp_path}/run"
+    missing = f"--config.data.sources.pairs.pattern={tmp_path}/none.tar"
+    pair = launch_two(tmp_path, arguments, more=((), (missing,)))
+    codes = [process.wait(90) for process in pair]
+    assert codes == [supervision.LOST, common.BAD_INPUT], said(tmp_path)
+    assert "none.tar" in said(tmp_path)[1]
+    assert "start the same command again on all hosts" in said(tmp_path)[0]
