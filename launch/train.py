@@ -1,7 +1,7 @@
 """Trains, or goes on where the run of the workdir stopped.
 
 python -m launch.train --config=configs/groupvit_gcc_yfcc_30e.py --workdir=runs/first \
-        --config.data.sources.cc3m.pattern='/data/cc3m/{00000..00331}.tar'
+        --config.data.sources.gcc3m.pattern='/data/cc3m/{00000..00331}.tar'
 
 python -m launch.train --config=runs/first/config.json --workdir=runs/again
 

@@ -11,6 +11,7 @@ from typing import Any
 import jax
 import numpy as np
 from ml_collections import ConfigDict
+from orbax.checkpoint import multihost
 
 from groupvit_jax import parallel
 from groupvit_jax.data.pipeline import BrokenSampleMonitor, TrainLoader
@@ -29,6 +30,8 @@ logger = logging.getLogger(__name__)
 
 # Steps given to the devices but not done: enough to hide the host's work, few batches in memory.
 STEPS_IN_FLIGHT = 2
+# How long a process may compile while others wait for it.
+COMPILING_MILLISECONDS = 3_600_000
 
 MakeEvaluators = Callable[[setup.Parts], Sequence[tuple[hooks_lib.Evaluator, int]]]
 ShowProgress = Callable[[int, int, str], None]
@@ -198,9 +201,28 @@ def _start_writing(config: ConfigDict, workdir: Path, step: int) -> MetricWriter
 
 def _make_step(parts: setup.Parts) -> TrainStep:
     shardings = jax.tree.map(lambda leaf: leaf.sharding, parts.abstract_state)
-    return make_train_step(
+    train_step = make_train_step(
         parts.model, parts.optimizer, parts.schedule, parts.config, parts.mesh, shardings
     )
+    return train_step if jax.process_count() == 1 else _compile_together(train_step)
+
+
+def _compile_together(train_step: Any) -> TrainStep:
+    """Makes processes that compile faster, or find the program in a cache, wait for the others.
+
+    The collectives of a step give up where another process comes half a minute later.
+    """
+    compiled: list[TrainStep] = []
+
+    def step(
+        state: TrainState, batch: Mapping[str, Array]
+    ) -> tuple[TrainState, Mapping[str, Array]]:
+        if not compiled:
+            compiled.append(train_step.lower(state, batch).compile())
+            multihost.get_barrier_sync_fn()(key="compiled", timeout_ms=COMPILING_MILLISECONDS)
+        return compiled[0](state, batch)
+
+    return step
 
 
 def _finish_first_step(step_metrics: hooks_lib.StepMetrics, metrics: Mapping[str, Array]) -> None:

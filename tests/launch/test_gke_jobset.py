@@ -1,0 +1,109 @@
+"""launch/gke_jobset.yaml and its Dockerfile, as far as they can be checked without a cluster."""
+
+import json
+import math
+import re
+import tomllib
+from pathlib import Path
+
+import jsonschema
+import pytest
+import yaml
+
+from launch import common, supervision
+
+SCHEMA = Path(__file__).parent / "jobset_schema.json"
+
+
+def strict(schema):
+    """The schema with unknown fields as errors, which Kubernetes would silently drop."""
+    if isinstance(schema, list):
+        return [strict(item) for item in schema]
+    if not isinstance(schema, dict):
+        return schema
+    closed = {name: strict(item) for name, item in schema.items()}
+    if isinstance(schema.get("properties"), dict) and schema.get("type") == "object":
+        closed.setdefault("additionalProperties", False)
+    return closed
+
+
+@pytest.fixture
+def manifest():
+    return yaml.safe_load(Path("launch/gke_jobset.yaml").read_text())
+
+
+@pytest.fixture(scope="module")
+def validator():
+    schema = strict(json.loads(SCHEMA.read_text()))
+    schema["properties"]["metadata"].pop("additionalProperties", None)  # Kubernetes' own schema
+    return jsonschema.Draft202012Validator(schema)
+
+
+def job_of(manifest):
+    return manifest["spec"]["replicatedJobs"][0]["template"]["spec"]
+
+
+def pod_of(manifest):
+    return job_of(manifest)["template"]["spec"]
+
+
+def test_the_manifest_fits_the_schema(manifest, validator):
+    assert [error.message for error in validator.iter_errors(manifest)] == []
+
+
+def test_the_schema_finds_wrong_fields(manifest, validator):
+    manifest["spec"]["failurePolicy"]["maxRestart"] = 3
+    job_of(manifest)["parallelism"] = "four"
+    pod_of(manifest)["containers"][0].pop("name")
+    messages = " ".join(error.message for error in validator.iter_errors(manifest))
+    assert "'maxRestart' was unexpected" in messages
+    assert "'four' is not of type 'integer'" in messages
+    assert "'name' is a required property" in messages
+
+
+def test_as_many_pods_as_the_topology_has_hosts(manifest):
+    job, pod = job_of(manifest), pod_of(manifest)
+    chips = math.prod(map(int, pod["nodeSelector"]["cloud.google.com/gke-tpu-topology"].split("x")))
+    resources = pod["containers"][0]["resources"]
+    assert resources["requests"] == resources["limits"]
+    assert (
+        job["parallelism"] == job["completions"] == chips // resources["limits"]["google.com/tpu"]
+    )
+
+
+def test_restarts_follow_the_exit_codes_of_the_command(manifest):
+    job, policy = job_of(manifest), manifest["spec"]["failurePolicy"]
+    (rule,) = job["podFailurePolicy"]["rules"]
+    assert rule["action"] == "FailJob"
+    assert rule["onExitCodes"] == {"operator": "In", "values": [common.FAILED, common.BAD_INPUT]}
+    assert {common.STOPPED, supervision.LOST}.isdisjoint(rule["onExitCodes"]["values"])
+    assert policy["rules"][0]["action"] == "FailJobSet"
+    assert policy["rules"][0]["onJobFailureReasons"] == ["PodFailurePolicy"]
+    assert policy["maxRestarts"] > 0
+    assert pod_of(manifest)["restartPolicy"] == "Never"  # what a podFailurePolicy asks for
+    assert job["backoffLimit"] == 0
+
+
+def test_the_arguments_are_those_of_the_command(manifest):
+    (container,) = pod_of(manifest)["containers"]
+    config = common.parse_config(["launch.train", *container["args"]])
+    assert all(source.pattern.startswith("gs://") for source in config.data.sources.values())
+    workdir = next(a for a in container["args"] if a.startswith("--workdir=")).partition("=")[2]
+    assert workdir.startswith(container["volumeMounts"][0]["mountPath"] + "/")
+    assert "--distributed=auto" in container["args"]
+    assert "command" not in container  # the image's entry point is launch.train
+
+
+def test_the_image_copies_what_is_there_and_installs_known_extras():
+    dockerfile = Path("launch/Dockerfile").read_text()
+    ignored = Path("launch/Dockerfile.dockerignore").read_text().split()
+    assert ignored[0] == "*"
+    for line in re.findall(r"^COPY (.*)$", dockerfile, re.MULTILINE):
+        for source in line.split()[:-1]:
+            assert Path(source).exists()
+            assert f"!{source}" in ignored
+    extras = tomllib.loads(Path("pyproject.toml").read_text())["project"]["optional-dependencies"]
+    assert set(re.search(r"^ARG EXTRAS=(.*)$", dockerfile, re.MULTILINE)[1].split(",")) <= set(
+        extras
+    )
+    assert 'ENTRYPOINT ["python", "-m", "launch.train"]' in dockerfile
