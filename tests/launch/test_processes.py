@@ -99,7 +99,9 @@ def test_two_processes_train_like_one_also_when_disturbed(config, launch_two, tm
             continue
         assert codes[victim] == -signal.SIGKILL
         assert codes[1 - victim] == supervision.LOST
-        errors = [line for line in said(tmp_path)[1 - victim].splitlines() if "error: " in line]
+        errors = [
+            line for line in said(tmp_path)[1 - victim].splitlines() if line.startswith("error: ")
+        ]
         assert len(errors) == 1
         assert "start the same command again on all hosts" in errors[0]
     pair = launch_two(tmp_path, arguments)
