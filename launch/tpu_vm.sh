@@ -162,7 +162,7 @@ on_workers() {
 # running, absent, or the exit code of launch.train on the first worker.
 run_state() {
     on_workers "$1" 0 "if [ -f groupvit/train.exit ]; then cat groupvit/train.exit; \
-elif [ -f groupvit/train.pid ] && kill -0 \$(cat groupvit/train.pid) 2>/dev/null; \
+elif grep -qs launch.train /proc/\$(cat groupvit/train.pid 2>/dev/null)/cmdline; \
 then echo running; else echo absent; fi"
 }
 
@@ -186,8 +186,10 @@ start_command() {
 set -e
 ${SETUP:-true}
 cd groupvit
-if [ -f train.pid ] && kill "\$(cat train.pid)" 2>/dev/null; then
-    while kill -0 "\$(cat train.pid)" 2>/dev/null; do sleep 1; done
+earlier=\$(cat train.pid 2>/dev/null || true)
+if grep -qs launch.train "/proc/\$earlier/cmdline"; then
+    kill "\$earlier"
+    while [ -d "/proc/\$earlier" ]; do sleep 1; done
 fi
 rm -f train.exit
 setsid nohup bash -c '

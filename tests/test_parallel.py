@@ -85,6 +85,31 @@ class TestMeshOverSlices:
             parallel.make_mesh({"data": -1, "fsdp": 1, "tensor": 1}, devices)
 
 
+class TestBatchPart:
+    """Two processes with four devices each."""
+
+    def part(self, monkeypatch, process, sizes):
+        devices = [stand_in(i, i // 4) for i in range(8)]
+        sizes = dict(zip(parallel.AXES, sizes, strict=True))
+        monkeypatch.setattr(jax, "process_index", lambda: process)
+        return parallel.batch_part(parallel.make_mesh(sizes, devices))
+
+    @pytest.mark.parametrize("sizes", [(8, 1, 1), (2, 4, 1), (4, 1, 2), (2, 1, 4), (1, 8, 1)])
+    def test_a_part_each(self, monkeypatch, sizes):
+        assert [self.part(monkeypatch, i, sizes) for i in range(2)] == [(0, 2), (1, 2)]
+
+    def test_the_same_rows_where_only_tensor_tells_the_processes_apart(self, monkeypatch):
+        assert [self.part(monkeypatch, i, (1, 1, 8)) for i in range(2)] == [(0, 1), (0, 1)]
+
+    def test_parts_that_overlap(self):
+        devices = [stand_in(i, 0) for i in range(8)]
+        for device, process in zip(devices, (0, 0, 0, 1, 1, 1, 1, 0), strict=True):
+            device.process_index = process
+        mesh = parallel.make_mesh({"data": 4, "fsdp": 1, "tensor": 2}, devices)
+        with pytest.raises(ValueError, match="2 processes hold whole and equal parts"):
+            parallel.batch_part(mesh)
+
+
 class TestRules:
     RULES = (
         (r"attn/kernel$", ("fsdp", "tensor")),
