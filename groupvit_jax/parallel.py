@@ -183,7 +183,8 @@ def batch_part(mesh: Mesh) -> tuple[int, int]:
     """
     num_shards = math.prod(mesh.shape[axis] for axis in BATCH_AXES)
     shards: dict[int, set[int]] = collections.defaultdict(set)
-    for device, (rows,) in batch_sharding(mesh).devices_indices_map((num_shards,)).items():
+    indices: Mapping[Any, Any] = batch_sharding(mesh).devices_indices_map((num_shards,))
+    for device, (rows,) in indices.items():
         shards[device.process_index].add(rows.indices(num_shards)[0])
     parts = sorted({tuple(sorted(part)) for part in shards.values()})
     if sum(map(len, parts)) != num_shards or len(set(map(len, parts))) != 1:

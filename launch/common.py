@@ -76,16 +76,20 @@ def start_jax() -> None:
         if values.num_processes is None or values.process_id is None:
             fail(BAD_INPUT, "--coordinator: expected --num_processes and --process_id with it")
         # Else JAX would look for a cluster, and under Slurm take one device of each machine only.
-        by_hand = (values.coordinator, values.num_processes, values.process_id, None, "deactivate")
-        _join(*by_hand)
+        _join(
+            coordinator_address=values.coordinator,
+            num_processes=values.num_processes,
+            process_id=values.process_id,
+            cluster_detection_method="deactivate",
+        )
     elif values.distributed == "auto":
         _join()
 
 
-def _join(*arguments: Any) -> None:
+def _join(**arguments: Any) -> None:
     supervision.work_in_a_child()
     timeout = supervision.HEARTBEAT_SECONDS
-    jax.distributed.initialize(*arguments, heartbeat_timeout_seconds=timeout)
+    jax.distributed.initialize(**arguments, heartbeat_timeout_seconds=timeout)
 
 
 def parse_flags(argv: list[str]) -> list[str]:

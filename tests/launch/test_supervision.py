@@ -1,0 +1,76 @@
+import subprocess
+import sys
+
+import pytest
+from absl import flags
+from absl.testing import flagsaver
+
+from launch import common, supervision
+
+# Each case is a process of its own that works in a child, as a command with several processes does.
+ENDS = """
+import os, signal, sys, time
+from launch import supervision
+
+def case(name):
+    read, write = os.pipe()
+    pid = os.fork()
+    if pid == 0:
+        supervision.work_in_a_child()
+        os.write(write, str(os.getpid()).encode())
+        if name == "raise":
+            raise ValueError("a reason")
+        if name == "wait":
+            signal.signal(signal.SIGTERM, lambda *_: os._exit(143))
+            os.write(write, b".")
+            time.sleep(60)
+        signal.raise_signal(signal.Signals[name]) if name.startswith("SIG") else os._exit(int(name))
+    os.close(write)
+    worker = os.read(read, 20)
+    if name == "wait":
+        worker += b"" if worker.endswith(b".") else os.read(read, 1)
+        os.kill(pid, signal.SIGTERM)
+    print(name, os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]), flush=True)
+
+for name in ("0", "2", "143", "raise", "wait", "SIGABRT", "SIGKILL", "SIGTERM"):
+    case(name)
+
+read, write = os.pipe()
+pid = os.fork()
+if pid == 0:
+    supervision.work_in_a_child()
+    os.write(write, b".")
+    time.sleep(60)
+os.close(write)
+os.read(read, 1)
+os.kill(pid, signal.SIGKILL)
+print("orphan", os.read(read, 1) == b"", flush=True)  # the pipe ends with the last that holds it
+"""
+
+
+def test_a_process_ends_as_its_child_and_says_what_a_signal_means():
+    process = subprocess.run(
+        [sys.executable, "-c", ENDS], capture_output=True, text=True, timeout=120, check=False
+    )
+    assert process.returncode == 0, process.stderr
+    found = dict(line.split() for line in process.stdout.splitlines())
+    lost = str(supervision.LOST)
+    assert found == {
+        **{"0": "0", "2": "2", "143": "143", "raise": "1", "wait": "143"},
+        **{"SIGABRT": lost, "SIGKILL": lost, "SIGTERM": "143", "orphan": "True"},
+    }
+    errors = [line for line in process.stderr.splitlines() if line.startswith("error: ")]
+    assert len(errors) == 2
+    assert errors[0].startswith("error: ended by SIGABRT (another process of this run has died)")
+    assert errors[1].startswith("error: ended by SIGKILL")
+    assert all("start the same command again on all hosts" in error for error in errors)
+    assert "ValueError: a reason" in process.stderr
+
+
+def test_a_coordinator_alone_is_one_line(capsys):
+    common.define_process_flags()
+    flags.FLAGS(["command"])
+    with flagsaver.flagsaver(coordinator="localhost:1"), pytest.raises(SystemExit) as end:
+        common.start_jax()
+    assert end.value.code == common.BAD_INPUT
+    assert capsys.readouterr().err.startswith("error: --coordinator: expected --num_processes")
