@@ -4,9 +4,11 @@ JAX ends a process whose peer has died by SIGABRT, from a thread that Python doe
 process that a user starts only waits for a child which does the work, and says how that ended.
 """
 
+import contextlib
 import os
 import signal
 import sys
+import time
 import traceback
 from types import TracebackType
 from typing import NoReturn
@@ -19,7 +21,12 @@ from groupvit_jax.data.worker_processes import end_with_parent
 LOST = 75
 # A process that says nothing for so long is dead to the others.
 HEARTBEAT_SECONDS = 30
+# An error of all processes shows in each a little earlier or later, and the end of the first would
+# end the others before they can say what it was.
+_LINGER_SECONDS = 5
 _GO_ON = "start the same command again on all hosts: it goes on from the last checkpoint"
+# Where a child that works says its exit code before it ends.
+_own_code = -1
 
 
 def work_in_a_child() -> None:
@@ -28,6 +35,9 @@ def work_in_a_child() -> None:
     To be called before JAX starts threads. SIGTERM is passed on to the child, which ends soon
     after this process if that is killed.
     """
+    global _own_code
+    codes, _own_code = os.pipe()
+    os.set_blocking(codes, False)
     child = os.fork()
     if child == 0:
         end_with_parent()
@@ -35,14 +45,21 @@ def work_in_a_child() -> None:
         return
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal sends it to the child too
     signal.signal(signal.SIGTERM, lambda signum, frame: os.kill(child, signum))
-    os._exit(_code(os.waitpid(child, 0)[1]))
+    os.close(_own_code)
+    status = os.waitpid(child, 0)[1]
+    with contextlib.suppress(BlockingIOError):  # nothing said
+        if said := os.read(codes, 1):
+            os._exit(said[0])
+    os._exit(_code(status))
 
 
 def end(code: int) -> NoReturn:
     """Ends this process; one of several doesn't wait for those that wait for it."""
-    if jax.distributed.is_initialized():
+    if _own_code >= 0:
         sys.stdout.flush()
         sys.stderr.flush()
+        os.write(_own_code, bytes([code]))
+        time.sleep(_LINGER_SECONDS)
         os._exit(code)
     sys.exit(code)
 

@@ -18,8 +18,13 @@ def case(name):
     if pid == 0:
         supervision.work_in_a_child()
         os.write(write, str(os.getpid()).encode())
+        supervision._LINGER_SECONDS = 1
         if name == "raise":
             raise ValueError("a reason")
+        if name == "said":  # and then ended by the end of another process
+            signal.setitimer(signal.ITIMER_REAL, 0.2)
+            signal.signal(signal.SIGALRM, lambda *_: os.abort())
+            supervision.end(2)
         if name == "wait":
             signal.signal(signal.SIGTERM, lambda *_: os._exit(143))
             os.write(write, b".")
@@ -32,7 +37,7 @@ def case(name):
         os.kill(pid, signal.SIGTERM)
     print(name, os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]), flush=True)
 
-for name in ("0", "2", "143", "raise", "wait", "SIGABRT", "SIGKILL", "SIGTERM"):
+for name in ("0", "2", "143", "raise", "said", "wait", "SIGABRT", "SIGKILL", "SIGTERM"):
     case(name)
 
 read, write = os.pipe()
@@ -56,7 +61,7 @@ def test_a_process_ends_as_its_child_and_says_what_a_signal_means():
     found = dict(line.split() for line in process.stdout.splitlines())
     lost = str(supervision.LOST)
     assert found == {
-        **{"0": "0", "2": "2", "143": "143", "raise": "1", "wait": "143"},
+        **{"0": "0", "2": "2", "143": "143", "raise": "1", "said": "2", "wait": "143"},
         **{"SIGABRT": lost, "SIGKILL": lost, "SIGTERM": "143", "orphan": "True"},
     }
     errors = [line for line in process.stderr.splitlines() if line.startswith("error: ")]
