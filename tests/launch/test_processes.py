@@ -135,3 +135,5 @@ def test_a_process_that_fails_alone_says_why_and_ends_the_other(config, launch_t
     assert codes == [supervision.LOST, common.BAD_INPUT], said(tmp_path)
     assert "none.tar" in said(tmp_path)[1]
     assert "start the same command again on all hosts" in said(tmp_path)[0]
+    pair = launch_two(tmp_path, [*arguments, missing])
+    assert [process.wait(90) for process in pair] == [common.BAD_INPUT] * 2, said(tmp_path)
