@@ -77,6 +77,7 @@ def make_batch(config: ConfigDict) -> tuple[Batch, np.ndarray]:
 def our_loss(pretrained: Pretrained, config: ConfigDict, batch: Batch) -> float:
     """Returns the loss of the noiseless model in training mode, in float32."""
     model = build_model(pretrained.model_config)
+    mesh = parallel.make_mesh({"data": 1, "fsdp": 1, "tensor": 1}, jax.devices()[:1])
 
     @jax.jit
     def loss(variables, image, text, ends):
@@ -89,7 +90,7 @@ def our_loss(pretrained: Pretrained, config: ConfigDict, batch: Batch) -> float:
             rngs={"drop_path": jax.random.key(0)},
             mutable=["batch_stats"],
         )
-        return contrastive_loss(output, config.loss)[0]
+        return contrastive_loss(output, config.loss, mesh)[0]
 
     return float(loss(pretrained.variables, *(batch[n] for n in ("image", "text", "text_ends"))))
 

@@ -43,9 +43,16 @@ def get_config() -> ConfigDict:
     config.model.projector = dict(hidden_dim=4096, output_dim=256)
     config.model.initial_temperature = 0.07
     config.model.share_logit_scale = False
+    config.model.initial_logit_bias = placeholder(float)  # -10 for the sigmoid loss
     config.model.dtype = "bfloat16"  # of the computation; parameters and statistics are float32
 
-    config.loss = dict(global_weight=1.0, multi_label_weight=1.0)
+    config.loss = dict(
+        kind="softmax",  # or "sigmoid"
+        global_weight=1.0,
+        multi_label_weight=1.0,
+        exchange="all_gather",  # how devices see each other's embeddings; or "ring"
+        block_size=256,  # logits are computed against this many images and their texts at once
+    )
 
     config.data = ConfigDict()
     # Name -> {kind: "webdataset" (pattern) | "tfds" (name, split, data_dir)}, each maybe with a
@@ -80,6 +87,9 @@ def get_config() -> ConfigDict:
 
     config.train = dict(
         batch_size=4096,
+        # Images that are encoded at once over all devices, for batches that do not fit their
+        # memory (docs/scale.md); the same step, a third slower. None: the whole batch.
+        micro_batch_size=placeholder(int),
         num_epochs=30.0,
         num_steps=placeholder(int),  # takes precedence over num_epochs
     )

@@ -128,6 +128,11 @@ def batch_sharding(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec(BATCH_AXES))
 
 
+def num_batch_shards(mesh: Mesh) -> int:
+    """Returns into how many parts `batch_sharding` divides a batch."""
+    return math.prod(mesh.shape[axis] for axis in BATCH_AXES)
+
+
 def replicated(mesh: Mesh) -> NamedSharding:
     """Returns the sharding that keeps a copy on every device."""
     return NamedSharding(mesh, PartitionSpec())
@@ -206,7 +211,7 @@ def to_global_batch(mesh: Mesh, host_batch: Mapping[str, np.ndarray]) -> dict[st
 
 def check_batch_size(batch_size: int, mesh: Mesh) -> None:
     """Raises ValueError unless the global batch divides evenly among devices and hosts."""
-    num_shards = math.prod(mesh.shape[axis] for axis in BATCH_AXES)
+    num_shards = num_batch_shards(mesh)
     expected = math.lcm(num_shards, jax.process_count())
     if batch_size < 1 or batch_size % expected:
         raise ValueError(

@@ -36,10 +36,15 @@ class ImageFeatures(NamedTuple):
 
 
 class TwoTowerOutput(NamedTuple):
-    """Joint embeddings (not normalised, float32), log temperatures and image features."""
+    """Joint embeddings (not normalised, float32), log temperatures and image features.
+
+    The biases are the sigmoid losses'; the features are absent where only projectors ran.
+    """
 
     image: Float[Array, "B D"]
     text: Float[Array, "B N D"]
     logit_scale: Float[Array, ""]
     multi_label_logit_scale: Float[Array, ""]
-    image_features: ImageFeatures
+    image_features: ImageFeatures | None = None
+    logit_bias: Float[Array, ""] | None = None
+    multi_label_logit_bias: Float[Array, ""] | None = None

@@ -24,7 +24,7 @@ def normalize(images: UInt8[Array, "B H W 3"]) -> Float[Array, "B H W 3"]:
 
 
 def random_erasing(
-    key: Key[Array, ""],
+    keys: Key[Array, "B"],
     images: Float[Array, "B H W 3"],
     probability: float,
     *,
@@ -34,10 +34,10 @@ def random_erasing(
     """Replaces one box of some images by noise (arXiv 1708.04896, timm's mode "pixel").
 
     Each image draws up to ten boxes and erases the first that is smaller than the image in both
-    directions. The result doesn't depend on how the batch is sharded.
+    directions. The result doesn't depend on how the batch is sharded or divided.
 
     Args:
-      key: of this batch.
+      keys: one an image.
       images: normalised, so that N(0, 1) noise per pixel and channel looks like them.
       probability: share of the images that are erased.
       area: range of the box's share of the image, uniform.
@@ -48,22 +48,26 @@ def random_erasing(
     """
     if probability == 0:
         return images
-    box_key, noise_key = jax.random.split(key)
-    batch, height, width, _ = images.shape
-    erased = _erased_pixels(box_key, (batch, height, width), probability, area, aspect)
-    noise = jax.random.normal(noise_key, images.shape, images.dtype)
+    height, width, _ = shape = images.shape[1:]
+
+    def draw(key: Key[Array, ""]) -> tuple[Float[Array, "23"], Float[Array, "H W 3"]]:
+        box_key, noise_key = jax.random.split(key)
+        draws = jax.random.uniform(box_key, (3 + 2 * _ATTEMPTS,))  # one call: it compiles slowly
+        return draws, jax.random.normal(noise_key, shape, images.dtype)
+
+    draws, noise = jax.vmap(draw)(keys)
+    erased = _erased_pixels(draws, (height, width), probability, area, aspect)
     return jnp.where(erased[..., None], noise, images)
 
 
 def _erased_pixels(
-    key: Key[Array, ""],
-    shape: tuple[int, int, int],
+    draws: Float[Array, "B 23"],
+    shape: tuple[int, int],
     probability: float,
     area: tuple[float, float],
     aspect: tuple[float, float],
 ) -> Bool[Array, "B H W"]:
-    batch, height, width = shape
-    draws = jax.random.uniform(key, (batch, 3 + 2 * _ATTEMPTS))  # one call: it compiles slowly
+    height, width = shape
     applied, top, left = draws[:, :1], draws[:, 1:2], draws[:, 2:3]
     target = height * width * (area[0] + (area[1] - area[0]) * draws[:, 3::2])
     log_aspect = math.log(aspect[0]), math.log(aspect[1])

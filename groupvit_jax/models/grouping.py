@@ -3,13 +3,23 @@
 Section 3.2 of the paper (arXiv 2202.11094).
 """
 
+import functools
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from flax.typing import Dtype
 
-from groupvit_jax.models.layers import CrossAttention, Mlp, TokenMlp, gelu, layer_norm, vit_init
-from groupvit_jax.typing import Array, Float, Key
+from groupvit_jax.models.layers import (
+    CrossAttention,
+    Mlp,
+    TokenMlp,
+    example_keys,
+    gelu,
+    layer_norm,
+    vit_init,
+)
+from groupvit_jax.typing import Array, Float, Int, Key
 
 ASSIGNMENTS = ("gumbel", "hard", "soft")
 
@@ -24,7 +34,7 @@ def assign_to_groups(
     logits: Float[Array, "B G S"],
     kind: str,
     temperature: float,
-    gumbel_key: Key[Array, ""] | None = None,
+    gumbel_keys: Key[Array, "B"] | None = None,
 ) -> Float[Array, "B G S"]:
     """Assigns each segment to groups; every column sums to one.
 
@@ -33,10 +43,11 @@ def assign_to_groups(
       kind: "gumbel" and "hard" give one-hot columns with a straight-through gradient, "soft" the
         softmax over the groups.
       temperature: divides the logits, noise included.
-      gumbel_key: with "gumbel", the key of the noise; None adds no noise (evaluation).
+      gumbel_keys: with "gumbel", the keys of the noise; None adds no noise (evaluation).
     """
-    if kind == "gumbel" and gumbel_key is not None:
-        logits = logits + jax.random.gumbel(gumbel_key, logits.shape, logits.dtype)
+    if kind == "gumbel" and gumbel_keys is not None:
+        draw = functools.partial(jax.random.gumbel, shape=logits.shape[1:], dtype=logits.dtype)
+        logits = logits + jax.vmap(draw)(gumbel_keys)
     soft = jax.nn.softmax(logits / temperature, axis=1)
     return soft if kind == "soft" else straight_through_one_hot(soft)
 
@@ -52,7 +63,11 @@ class AssignAttention(nn.Module):
 
     @nn.compact
     def __call__(
-        self, groups: Float[Array, "B G C"], segments: Float[Array, "B S C"], *, train: bool
+        self,
+        groups: Float[Array, "B G C"],
+        segments: Float[Array, "B S C"],
+        *,
+        noise_ids: Int[Array, "B"] | None,
     ) -> tuple[Float[Array, "B G O"], Float[Array, "B G S"]]:
         """Returns each group's mean of its segments and the soft assignment without noise."""
 
@@ -63,10 +78,10 @@ class AssignAttention(nn.Module):
         q, k = dense(C, "q_proj")(groups), dense(C, "k_proj")(segments)
         v = dense(C, "v_proj")(segments)
         logits = jnp.einsum("bgc,bsc->bgs", q, k, preferred_element_type=jnp.float32) * C**-0.5
-        noisy = train and self.kind == "gumbel"
-        assignment = assign_to_groups(
-            logits, self.kind, self.temperature, self.make_rng("gumbel") if noisy else None
-        )
+        keys = None
+        if self.kind == "gumbel" and noise_ids is not None:
+            keys = example_keys(self.make_rng("gumbel"), noise_ids)
+        assignment = assign_to_groups(logits, self.kind, self.temperature, keys)
         # eps = 1 keeps an empty group at zero; a tiny one blows its gradient up.
         mean_weights = assignment / (assignment.sum(-1, keepdims=True) + self.eps)
         out = dense(self.out_dim, "proj")(mean_weights.astype(self.dtype) @ v)
@@ -119,9 +134,16 @@ class GroupingBlock(nn.Module):
 
     @nn.compact
     def __call__(
-        self, segments: Float[Array, "B S C"], group_tokens: Float[Array, "B T C"], *, train: bool
+        self,
+        segments: Float[Array, "B S C"],
+        group_tokens: Float[Array, "B T C"],
+        *,
+        noise_ids: Int[Array, "B"] | None,
     ) -> tuple[Float[Array, "B G O"], Float[Array, "B G S"]]:
-        """Returns the new segments and the soft assignment without noise."""
+        """Returns the new segments and the soft assignment without noise.
+
+        With `noise_ids` (see `layers.example_keys`) the assignment is noisy.
+        """
         dtype = self.dtype
         x = layer_norm(dtype, "norm_x")(segments)
         groups = layer_norm(dtype, "norm_tokens")(group_tokens)
@@ -135,7 +157,7 @@ class GroupingBlock(nn.Module):
         assign = AssignAttention(
             self.out_dim, self.assignment, self.temperature, self.assign_eps, dtype, name="assign"
         )
-        out, soft_assignment = assign(groups, x, train=train)
+        out, soft_assignment = assign(groups, x, noise_ids=noise_ids)
         out = out + self._residual(groups)
         mlp = Mlp(
             int(self.out_dim * self.mlp_ratio), self.out_dim, dtype=dtype, name="mlp_channels"

@@ -16,7 +16,7 @@ from groupvit_jax.models.layers import (
     vit_init,
 )
 from groupvit_jax.models.position import resize_position_embedding, sincos_position_embedding
-from groupvit_jax.typing import Array, Float, ImageFeatures
+from groupvit_jax.typing import Array, Float, ImageFeatures, Int
 
 
 class PatchEmbed(nn.Module):
@@ -76,7 +76,7 @@ class GroupingStage(nn.Module):
         segments: Float[Array, "B S C"],
         previous_group_tokens: Float[Array, "B P Q"] | None,
         *,
-        train: bool,
+        noise_ids: Int[Array, "B"] | None,
     ) -> tuple[Float[Array, "B G O"], Float[Array, "B T C"] | None, Float[Array, "B G S"] | None]:
         """Returns the new segments, the group tokens after the blocks, and the soft assignment."""
         S = segments.shape[1]
@@ -91,7 +91,7 @@ class GroupingStage(nn.Module):
                 dtype=self.dtype,
                 name=f"blocks_{i}",
             )
-            x = block(x, train=train)
+            x = block(x, noise_ids=noise_ids)
         if not self.num_group_tokens:
             return x, None, None
         segments, group_tokens = x[:, :S], x[:, S:]
@@ -107,7 +107,7 @@ class GroupingStage(nn.Module):
             self.dtype,
             name="downsample",
         )
-        segments, assignment = downsample(segments, group_tokens, train=train)
+        segments, assignment = downsample(segments, group_tokens, noise_ids=noise_ids)
         return segments, group_tokens, assignment
 
     def _group_tokens(
@@ -217,13 +217,19 @@ class ImageEncoder(nn.Module):
                 raise ValueError(f"model.image.{message}")
 
     @nn.compact
-    def __call__(self, images: Float[Array, "B H W 3"], *, train: bool = False) -> ImageFeatures:
+    def __call__(
+        self,
+        images: Float[Array, "B H W 3"],
+        *,
+        noise_ids: Int[Array, "B"] | None = None,
+    ) -> ImageFeatures:
         """Encodes images of any size.
 
         Args:
           images: normalised with ImageNet's statistics; a height or width that the patch doesn't
             divide is padded with zeros at the bottom or right.
-          train: draws Gumbel noise (rng "gumbel") and stochastic depth (rng "drop_path").
+          noise_ids: by which number each image draws Gumbel noise (rng "gumbel") and stochastic
+            depth (rng "drop_path"), see `layers.example_keys`; None in evaluation: no noise.
         """
         x = PatchEmbed(self.patch_size, self.width, self.dtype, name="patch_embed")(images)
         grid = (x.shape[1], x.shape[2])
@@ -248,7 +254,7 @@ class ImageEncoder(nn.Module):
                 dtype=self.dtype,
                 name=f"stages_{i}",
             )
-            x, group_tokens, assignment = stage(x, group_tokens, train=train)
+            x, group_tokens, assignment = stage(x, group_tokens, noise_ids=noise_ids)
             assignments += [] if assignment is None else [assignment]
         segments = layer_norm(self.dtype, "norm")(x)
         # The mean is taken in float32: the projector's BatchNorm sees it.

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from flax.typing import Dtype, Initializer
 
-from groupvit_jax.typing import Array, Bool, Float
+from groupvit_jax.typing import Array, Bool, Float, Int, Key
 
 LAYER_NORM_EPS = 1e-5
 
@@ -180,19 +180,37 @@ class CrossAttention(nn.Module):
         return dense(C, vit_init, self.dtype, "proj")(out)
 
 
+def example_keys(key: Key[Array, ""], noise_ids: Int[Array, "B"]) -> Key[Array, "B"]:
+    """Returns a key for each example, so that its noise does not depend on what it is batched with.
+
+    Args:
+      key: of the step and the kind of noise.
+      noise_ids: number of each example, within the step's global batch.
+    """
+    return jax.vmap(jax.random.fold_in, (None, 0))(key, noise_ids)
+
+
 class DropPath(nn.Module):
     """Stochastic depth (arXiv 1603.09382): drops a residual branch, image by image."""
 
     rate: float
 
     @nn.compact
-    def __call__(self, x: Float[Array, "B *S"], *, train: bool) -> Float[Array, "B *S"]:
-        """Zeroes rows with probability `rate` and scales the others by `1 / (1 - rate)`."""
-        if not train or self.rate == 0.0:
+    def __call__(
+        self, x: Float[Array, "B *S"], *, noise_ids: Int[Array, "B"] | None
+    ) -> Float[Array, "B *S"]:
+        """Zeroes rows with probability `rate` and scales the others by `1 / (1 - rate)`.
+
+        Args:
+          x: the branch.
+          noise_ids: see `example_keys`; None in evaluation, where nothing is dropped.
+        """
+        if noise_ids is None or self.rate == 0.0:
             return x
         keep = 1.0 - self.rate
-        shape = (x.shape[0],) + (1,) * (x.ndim - 1)
-        mask = jax.random.bernoulli(self.make_rng("drop_path"), keep, shape)
+        keys = example_keys(self.make_rng("drop_path"), noise_ids)
+        mask = jax.vmap(lambda key: jax.random.bernoulli(key, keep))(keys)
+        mask = mask.reshape(-1, *[1] * (x.ndim - 1))
         return jnp.where(mask, x / keep, 0).astype(x.dtype)
 
 
@@ -215,9 +233,12 @@ class TransformerBlock(nn.Module):
         x: Float[Array, "B S C"],
         mask: Bool[Array, "B S S"] | None = None,
         *,
-        train: bool = False,
+        noise_ids: Int[Array, "B"] | None = None,
     ) -> Float[Array, "B S C"]:
-        """Attention (see there for the mask), then the MLP, each added to its input."""
+        """Attention (see there for the mask), then the MLP, each added to its input.
+
+        With `noise_ids` (see `example_keys`) branches are dropped.
+        """
         C = x.shape[-1]
         attention = SelfAttention(
             self.num_heads, self.qkv_init, self.proj_init, self.dtype, name="attn"
@@ -232,8 +253,9 @@ class TransformerBlock(nn.Module):
             name="mlp",
         )
         drop_path = DropPath(self.drop_path_rate)
-        x = x + drop_path(attention(layer_norm(self.dtype, "norm1")(x), mask), train=train)
-        return x + drop_path(mlp(layer_norm(self.dtype, "norm2")(x)), train=train)
+        branch = attention(layer_norm(self.dtype, "norm1")(x), mask)
+        x = x + drop_path(branch, noise_ids=noise_ids)
+        return x + drop_path(mlp(layer_norm(self.dtype, "norm2")(x)), noise_ids=noise_ids)
 
 
 class BatchNorm(nn.Module):

@@ -43,7 +43,8 @@ class TwoTower(nn.Module):
       image_projector: of the image embedding and, one by one, of its segments.
       text_projector: of captions and prompts together.
       initial_temperature: of both losses.
-      share_logit_scale: whether both losses learn one temperature.
+      share_logit_scale: whether both losses learn one temperature, and one bias.
+      initial_logit_bias: of the sigmoid losses' logits; None: there is none.
     """
 
     image_encoder: ImageEncoder
@@ -52,13 +53,19 @@ class TwoTower(nn.Module):
     text_projector: Projector
     initial_temperature: float = 0.07
     share_logit_scale: bool = False
+    initial_logit_bias: float | None = None
 
     def setup(self) -> None:
-        """Creates the temperatures, as the logarithm of their inverse."""
+        """Creates the temperatures, as the logarithm of their inverse, and biases."""
         init = nn.initializers.constant(np.log(1 / self.initial_temperature))
         self.logit_scale = self.param("logit_scale", init, ())
         if not self.share_logit_scale:
             self.multi_label_logit_scale = self.param("multi_label_logit_scale", init, ())
+        if self.initial_logit_bias is not None:
+            init = nn.initializers.constant(self.initial_logit_bias)
+            self.logit_bias = self.param("logit_bias", init, ())
+            if not self.share_logit_scale:
+                self.multi_label_logit_bias = self.param("multi_label_logit_bias", init, ())
 
     def __call__(
         self,
@@ -78,19 +85,52 @@ class TwoTower(nn.Module):
           train: takes BatchNorm's statistics from the batch and updates the running ones (mutable
             "batch_stats"); needs the rngs "gumbel" and "drop_path".
         """
-        B, N = text_ends.shape
-        features = self.image_encoder(images, train=train)
-        text_features = self.text_encoder(text, text_ends)
+        noise_ids = jnp.arange(len(images)) if train else None
+        features, text_features = self.encode(images, text, text_ends, noise_ids=noise_ids)
+        output = self.project(features.embedding, text_features, train=train)
+        return output._replace(image_features=features)
+
+    def encode(
+        self,
+        images: Float[Array, "B H W 3"],
+        text: Int[Array, "B L"],
+        text_ends: Int[Array, "B N"],
+        *,
+        noise_ids: Int[Array, "B"] | None = None,
+    ) -> tuple[ImageFeatures, Float[Array, "B N C"]]:
+        """Returns what both encoders yield: of each example alone, whatever its batch.
+
+        Args:
+          images: see `__call__`, as the texts.
+          text: tokens.
+          text_ends: ends of the texts.
+          noise_ids: see `ImageEncoder`.
+        """
+        return self.image_encoder(images, noise_ids=noise_ids), self.text_encoder(text, text_ends)
+
+    def project(
+        self, image: Float[Array, "B C"], text: Float[Array, "B N Q"], *, train: bool
+    ) -> TwoTowerOutput:
+        """Returns the joint embeddings of `encode`'s features, without the image features.
+
+        Args:
+          image: embeddings of the image encoder.
+          text: features of the text encoder.
+          train: see `__call__`; BatchNorm needs the whole batch at once.
+        """
+        B, N, _ = text.shape
         # Captions and prompts share one BatchNorm batch, as in the published model, in which a
         # caption counts as often as it stands in for a prompt.
-        text_embedding = self.text_projector(text_features.reshape(B * N, -1), train=train)
-        multi_label = self.logit_scale if self.share_logit_scale else self.multi_label_logit_scale
+        text_embedding = self.text_projector(text.reshape(B * N, -1), train=train)
+        own = "" if self.share_logit_scale else "multi_label_"
+        biased = self.initial_logit_bias is not None
         return TwoTowerOutput(
-            image=self.image_projector(features.embedding, train=train),
+            image=self.image_projector(image, train=train),
             text=text_embedding.reshape(B, N, -1),
             logit_scale=self.logit_scale,
-            multi_label_logit_scale=multi_label,
-            image_features=features,
+            multi_label_logit_scale=getattr(self, f"{own}logit_scale"),
+            logit_bias=self.logit_bias if biased else None,
+            multi_label_logit_bias=getattr(self, f"{own}logit_bias") if biased else None,
         )
 
     def encode_image(
@@ -125,6 +165,8 @@ def build_model(config: ConfigDict) -> TwoTower:
         text_projector=Projector(**projector, dtype=dtype),
         initial_temperature=config.initial_temperature,
         share_logit_scale=config.share_logit_scale,
+        # Absent in configurations recorded before there was a sigmoid loss.
+        initial_logit_bias=config.get("initial_logit_bias"),
     )
 
 

@@ -10,11 +10,12 @@ import optax
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from groupvit_jax import optim, parallel
+from groupvit_jax import losses, optim, parallel
 from groupvit_jax.data import pipeline, text
 from groupvit_jax.data.vocabulary import Vocabulary, read_vocabulary
 from groupvit_jax.models import TwoTower, build_model
 from groupvit_jax.train import checkpoint, run_folder, state
+from groupvit_jax.train.grad_cache import check_micro_batch_size
 from groupvit_jax.train.writers import check_wandb
 
 logger = logging.getLogger(__name__)
@@ -75,6 +76,7 @@ def build(config: ConfigDict, workdir: Path) -> Parts:
     check_settings(config)
     mesh = parallel.make_mesh(config.parallel.mesh)
     parallel.check_batch_size(config.train.batch_size, mesh)
+    check_micro_batch_size(config.train.micro_batch_size, config.train.batch_size, mesh)
     vocabulary = find_vocabulary(config, workdir)
     tokenizer = text.make_tokenizer(vocabulary, config.model.text.context_length)
     text.check_text_config(config.model.text, tokenizer)
@@ -127,13 +129,24 @@ def check_settings(config: ConfigDict) -> None:
         ("checkpoint.every_steps", config.checkpoint.every_steps),
         ("checkpoint.keep_last", config.checkpoint.keep_last),
         ("log_every_steps", config.log_every_steps),
+        ("loss.block_size", config.loss.block_size),
     ):
         if value < 1:
             raise ValueError(f"config.{field}: {value} found, expected at least 1")
-    if config.checkpoint.best_mode not in ("max", "min"):
+    for field, choice, choices in (
+        ("checkpoint.best_mode", config.checkpoint.best_mode, ("max", "min")),
+        ("loss.kind", config.loss.kind, losses.KINDS),
+        ("loss.exchange", config.loss.exchange, losses.EXCHANGES),
+    ):
+        if choice not in choices:
+            expected = " or ".join(map(repr, choices))
+            raise ValueError(f"config.{field}: {choice!r} found, expected {expected}")
+    bias = config.model.initial_logit_bias
+    if (config.loss.kind == "sigmoid") != (bias is not None):
         raise ValueError(
-            f"config.checkpoint.best_mode: {config.checkpoint.best_mode!r} found, expected 'max' "
-            "or 'min'"
+            f"config.model.initial_logit_bias: {bias} found with config.loss.kind "
+            f"{config.loss.kind!r}, expected a number (such as -10, with "
+            "config.model.initial_temperature 0.1) for 'sigmoid' and None for 'softmax'"
         )
     best = config.checkpoint.best_metric
     if best and best.partition("/")[0] not in config.evaluators:

@@ -1,21 +1,25 @@
 """One jitted training step over the global batch."""
 
-from typing import Any
+import functools
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import optax
-from jax.sharding import Mesh
+from jax.sharding import Mesh, PartitionSpec
 from ml_collections import ConfigDict
 
 from groupvit_jax import losses, optim, parallel
 from groupvit_jax.data import device_ops
+from groupvit_jax.models.layers import example_keys
+from groupvit_jax.train import grad_cache
 from groupvit_jax.train.state import TrainState
-from groupvit_jax.typing import Array, Batch, Float, ImageFeatures, Key, PyTree, TwoTowerOutput
+from groupvit_jax.typing import Array, Batch, Float, ImageFeatures, Int, Key, PyTree, TwoTowerOutput
 
 Metrics = dict[str, Float[Array, ""]]
 NOISE = ("drop_path", "gumbel", "random_erasing")
+LOSSES = ("global", "multi_label")
 
 
 def make_train_step(
@@ -29,11 +33,11 @@ def make_train_step(
     """Returns the jitted `(state, batch) -> (state, metrics)`; the given state is consumed.
 
     Args:
-      model: a model with `TwoTower`'s call.
+      model: a model with `TwoTower`'s `encode` and `project`.
       optimizer: what `optim.make_optimizer` returns.
       schedule: the optimizer's learning rate, for the metrics.
-      config: the whole configuration; `loss`, `data.augment.random_erasing` and
-        `optimizer.groups` are used.
+      config: the whole configuration; `loss`, `train.micro_batch_size`, `optimizer.groups` and
+        `data.augment.random_erasing` are used.
       mesh: the device mesh.
       state_shardings: what `create_sharded_state` returns beside the state.
 
@@ -45,29 +49,31 @@ def make_train_step(
       `learning_rate`, `text_overflow` (share of the images with a prompt that did not fit) and
       `groups_in_use/stage_I`.
     """
+    encode: grad_cache.Encode = functools.partial(
+        encode_examples, model, erasing=config.data.augment.random_erasing
+    )
+    if config.train.micro_batch_size is not None:
+        encode = grad_cache.in_micro_batches(encode, config.train.micro_batch_size, mesh)
 
     def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
-        keys = noise_keys(state)
-        images = device_ops.random_erasing(
-            keys.pop("random_erasing"),
-            device_ops.normalize(batch["image"]),
-            config.data.augment.random_erasing,
-        )
+        rows = {name: batch[name] for name in ("image", "text", "text_ends")}
+        ids = jnp.arange(len(batch["image"]))
+        rows["noise_ids"] = jax.lax.with_sharding_constraint(ids, parallel.batch_sharding(mesh))
 
         def loss_fn(params: PyTree) -> tuple[Float[Array, ""], tuple[PyTree, Metrics]]:
             params = optim.stop_frozen_gradients(params, config.optimizer.groups)
-            variables = {"params": params, "batch_stats": state.batch_stats}
+            features = encode(params, noise_keys(state), rows)
             output, updated = model.apply(
-                variables,
-                images,
-                batch["text"],
-                batch["text_ends"],
+                {"params": params, "batch_stats": state.batch_stats},
+                features.image,
+                features.text,
                 train=True,
-                rngs=keys,
                 mutable=["batch_stats"],
+                method="project",
             )
-            loss, metrics = contrastive_loss(_shard_by_example(output, mesh), config.loss)
-            return loss, (updated["batch_stats"], metrics | groups_in_use(output.image_features))
+            loss, metrics = contrastive_loss(output, config.loss, mesh)
+            in_use = {f"groups_in_use/{k}": v.mean() for k, v in features.groups_in_use.items()}
+            return loss, (updated["batch_stats"], metrics | in_use)
 
         gradients, (batch_stats, metrics) = jax.grad(loss_fn, has_aux=True)(state.params)
         metrics["learning_rate"] = schedule(state.step)
@@ -83,13 +89,48 @@ def make_train_step(
     )
 
 
-def _shard_by_example(output: TwoTowerOutput, mesh: Mesh) -> TwoTowerOutput:
-    """Keeps a sharded last layer from drawing the towers into its own sharding."""
-    image, text = (
-        jax.lax.with_sharding_constraint(embedding, parallel.batch_sharding(mesh))
-        for embedding in (output.image, output.text)
+class Features(NamedTuple):
+    """What the encoders make of examples, before projectors and losses need the whole batch.
+
+    Attributes:
+      image: embeddings of the images.
+      text: features of their texts.
+      groups_in_use: see `groups_in_use`.
+    """
+
+    image: Float[Array, "B C"]
+    text: Float[Array, "B N Q"]
+    groups_in_use: dict[str, Int[Array, "B"]]
+
+
+def encode_examples(
+    model: nn.Module, params: PyTree, keys: PyTree, rows: Batch, erasing: float
+) -> Features:
+    """Normalises, erases and encodes examples, each with its own noise.
+
+    Args:
+      model: a model with `TwoTower.encode`.
+      params: of the model.
+      keys: what `noise_keys` returns.
+      rows: "image", "text" and "text_ends" of a batch or a part of it, and "noise_ids", the
+        examples' positions in the global batch.
+      erasing: probability of random erasing.
+    """
+    noise_ids = rows["noise_ids"]
+    erasing_keys = example_keys(keys["random_erasing"], noise_ids)
+    images = device_ops.normalize(rows["image"])
+    images = device_ops.random_erasing(erasing_keys, images, erasing)
+    encoded: Any = model.apply(
+        {"params": params},
+        images,
+        rows["text"],
+        rows["text_ends"],
+        noise_ids=noise_ids,
+        rngs={name: keys[name] for name in ("drop_path", "gumbel")},
+        method="encode",
     )
-    return output._replace(image=image, text=text)
+    features, text = encoded
+    return Features(features.embedding, text, groups_in_use(features))
 
 
 def apply_gradients(
@@ -116,33 +157,45 @@ def noise_keys(state: TrainState) -> dict[str, Key[Array, ""]]:
 
 
 def contrastive_loss(
-    output: TwoTowerOutput, config: ConfigDict
+    output: TwoTowerOutput, config: ConfigDict, mesh: Mesh
 ) -> tuple[Float[Array, ""], Metrics]:
     """Returns the weighted sum of the global and, where there are prompts, multi-label loss.
 
     Args:
-      output: of the model; text 0 of an image is its caption, the others its prompts.
+      output: of the model for the global batch; text 0 of an image is its caption, the others its
+        prompts.
       config: `config.loss`.
+      mesh: the device mesh.
     """
-    value, found = losses.global_contrastive_loss(
-        output.image, output.text[:, 0], output.logit_scale
+    comparison = losses.Comparison(
+        config.kind, parallel.BATCH_AXES, config.exchange, config.block_size
     )
-    loss = config.global_weight * value
-    metrics = {"global/loss": value} | {f"global/{name}": m for name, m in found.items()}
-    if output.text.shape[1] > 1:
-        value, found = losses.multi_label_contrastive_loss(
-            output.image, output.text[:, 1:], output.multi_label_logit_scale
-        )
-        loss += config.multi_label_weight * value
-        metrics |= {"multi_label/loss": value}
-        metrics |= {f"multi_label/{name}": m for name, m in found.items()}
-    return loss, metrics | {"loss": loss}
+    scales = [output.logit_scale, output.multi_label_logit_scale]
+    biases = [output.logit_bias, output.multi_label_logit_bias]
+    num_losses = 1 if output.text.shape[1] == 1 else 2
+
+    def on_device(image: Array, text: Array, scales: PyTree, biases: PyTree) -> list[Any]:
+        texts = [text[:, :1], text[:, 1:]][:num_losses]
+        return losses.contrastive_losses(image, texts, scales, biases, comparison)
+
+    by_row = PartitionSpec(parallel.BATCH_AXES)
+    found = jax.shard_map(
+        on_device, mesh=mesh, in_specs=(by_row, by_row, PartitionSpec(), PartitionSpec()),
+        out_specs=PartitionSpec(),
+    )(output.image, output.text, scales[:num_losses], biases[:num_losses])  # fmt: skip
+    total: Float[Array, ""] = jnp.float32(0)
+    metrics: Metrics = {}
+    weights = (config.global_weight, config.multi_label_weight)
+    for name, weight, (value, more) in zip(LOSSES, weights, found, strict=False):
+        total += weight * value
+        metrics |= {f"{name}/loss": value} | {f"{name}/{key}": m for key, m in more.items()}
+    return total, metrics | {"loss": total}
 
 
-def groups_in_use(features: ImageFeatures) -> Metrics:
-    """Returns by stage how many groups, in the mean over images, are the best of some segment."""
-    metrics = {}
+def groups_in_use(features: ImageFeatures) -> dict[str, Int[Array, "B"]]:
+    """Returns by stage how many groups of each image are the best of some segment."""
+    counts = {}
     for stage, assignment in enumerate(features.assignments):
         best = jax.nn.one_hot(assignment.argmax(axis=1), assignment.shape[1], dtype=bool)
-        metrics[f"groups_in_use/stage_{stage}"] = best.any(axis=1).sum(axis=1).mean()
-    return metrics
+        counts[f"stage_{stage}"] = best.any(axis=1).sum(axis=1)
+    return counts

@@ -1,3 +1,5 @@
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -7,7 +9,11 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from groupvit_jax.data.device_ops import IMAGENET_MEAN, IMAGENET_STD, normalize, random_erasing
 
 KEY = jax.random.key(3)
-erase = jax.jit(random_erasing, static_argnums=2)
+
+
+@partial(jax.jit, static_argnums=2)
+def erase(key, images, probability):
+    return random_erasing(jax.random.split(key, len(images)), images, probability)
 
 
 def test_normalize():

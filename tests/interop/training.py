@@ -6,7 +6,7 @@ import jax
 import numpy as np
 
 from groupvit_jax.interop.layout import flatten
-from groupvit_jax.losses import global_contrastive_loss
+from groupvit_jax.losses import contrastive_losses
 from groupvit_jax.models import build_model
 
 # Nothing before a layer that removes a shift can learn one, so these gradients are zero but for
@@ -32,7 +32,7 @@ def _step_of(model):
                 mutable=["batch_stats"],
                 rngs={"drop_path": jax.random.key(0)},
             )
-            value, _ = global_contrastive_loss(output.image, output.text[:, 0], output.logit_scale)
+            ((value, _),) = contrastive_losses(output.image, [output.text], [output.logit_scale])
             return value, updates["batch_stats"]
 
         (value, statistics), gradients = jax.value_and_grad(loss, has_aux=True)(variables["params"])

@@ -42,7 +42,7 @@ def test_soft_assignment_is_the_softmax_over_groups_at_its_temperature():
 
 def test_gumbel_noise_samples_groups_by_their_softmax():
     logits = jnp.broadcast_to(jnp.array([1.0, 0.0, -1.0])[None, :, None], (1, 3, 40_000))
-    a = assign_to_groups(logits, "gumbel", 0.2, jax.random.key(0))
+    a = assign_to_groups(logits, "gumbel", 0.2, jax.random.key(0)[None])
     expected = softmax(np.array([1.0, 0.0, -1.0]), 0)
     np.testing.assert_allclose(a.mean((0, 2)), expected, atol=0.01)
 
@@ -66,8 +66,8 @@ def test_block_averages_segments_by_count_plus_eps():
     """Equation 6 with assign_eps, in float64, from the block's own parameters and assignment."""
     assign = AssignAttention(out_dim=8, kind="hard", eps=1.0)
     groups = TOKENS[:, :3]
-    variables = assign.init(jax.random.key(4), groups, SEGMENTS, train=False)
-    out, soft = assign.apply(variables, groups, SEGMENTS, train=False)
+    variables = assign.init(jax.random.key(4), groups, SEGMENTS, noise_ids=None)
+    out, soft = assign.apply(variables, groups, SEGMENTS, noise_ids=None)
     p = jax.tree.map(lambda x: np.asarray(x, np.float64), variables["params"])
 
     def dense(x, name):
@@ -83,20 +83,20 @@ def test_block_averages_segments_by_count_plus_eps():
 
 def test_soft_assignment_returned_has_no_noise():
     b = block()
-    variables = jax.jit(partial(b.init, train=False))(jax.random.key(4), SEGMENTS, TOKENS)
-    _, clean = b.apply(variables, SEGMENTS, TOKENS, train=False)
+    variables = jax.jit(partial(b.init, noise_ids=None))(jax.random.key(4), SEGMENTS, TOKENS)
+    _, clean = b.apply(variables, SEGMENTS, TOKENS, noise_ids=None)
     out = {}
     for seed in (0, 1):
         rngs = {"gumbel": jax.random.key(seed)}
-        out[seed], soft = b.apply(variables, SEGMENTS, TOKENS, train=True, rngs=rngs)
+        out[seed], soft = b.apply(variables, SEGMENTS, TOKENS, noise_ids=jnp.arange(2), rngs=rngs)
         np.testing.assert_array_equal(soft, clean)
     assert not np.allclose(out[0], out[1])  # the noise does reach the segments
 
 
 def test_another_output_width_projects_the_residual_without_bias():
     b = block(out_dim=12)
-    variables = jax.jit(partial(b.init, train=False))(jax.random.key(4), SEGMENTS, TOKENS)
-    out, _ = b.apply(variables, SEGMENTS, TOKENS, train=False)
+    variables = jax.jit(partial(b.init, noise_ids=None))(jax.random.key(4), SEGMENTS, TOKENS)
+    out, _ = b.apply(variables, SEGMENTS, TOKENS, noise_ids=None)
     assert out.shape == (2, 3, 12)
     names = {"/".join(k) for k in flatten_dict(variables["params"])}
     assert "reduction/kernel" in names
@@ -107,9 +107,9 @@ def test_empty_group_keeps_its_token_and_finite_gradients():
     b = block(num_output_groups=8)  # at least some of 8 groups get none of 2 segments
 
     def total(params):
-        out, _ = b.apply({"params": params}, SEGMENTS[:, :2], TOKENS, train=False)
+        out, _ = b.apply({"params": params}, SEGMENTS[:, :2], TOKENS, noise_ids=None)
         return (out**2).sum()
 
-    variables = jax.jit(partial(b.init, train=False))(jax.random.key(4), SEGMENTS[:, :2], TOKENS)
+    variables = jax.jit(partial(b.init, noise_ids=None))(jax.random.key(4), SEGMENTS[:, :2], TOKENS)
     gradients = jax.jit(jax.grad(total))(variables["params"])
     assert all(np.isfinite(g).all() for g in jax.tree.leaves(gradients))

@@ -36,11 +36,11 @@ def test_linear_has_the_gradients_of_a_matrix_product():
 def test_drop_path_drops_whole_rows_at_its_rate_and_keeps_the_mean():
     x = jnp.ones((20_000, 2))
     drop = layers.DropPath(0.25)
-    y = drop.apply({}, x, train=True, rngs={"drop_path": jax.random.key(0)})
+    y = drop.apply({}, x, noise_ids=jnp.arange(20_000), rngs={"drop_path": jax.random.key(0)})
     assert set(np.unique(y)) == {0.0, np.float32(1 / 0.75)}
     np.testing.assert_array_equal(y[:, 0], y[:, 1])
     assert np.mean(y == 0) == pytest.approx(0.25, abs=0.01)
-    np.testing.assert_array_equal(drop.apply({}, x, train=False), x)
+    np.testing.assert_array_equal(drop.apply({}, x, noise_ids=None), x)
 
 
 def test_batch_norm_follows_pytorch_running_statistics():
