@@ -1,116 +1,190 @@
+import functools
+import re
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.sharding import PartitionSpec
 
 from groupvit_jax import losses, parallel
 
 B, K, D = 16, 3, 8
 SCALE = jnp.log(1 / 0.07)
+BIAS = jnp.float32(-3)
 
 
-def log_softmax(x, axis):
-    shifted = x - x.max(axis, keepdims=True)
-    return shifted - np.log(np.exp(shifted).sum(axis, keepdims=True))
+def logsumexp(x, axis):
+    largest = x.max(axis)
+    return largest + np.log(np.exp(x - np.expand_dims(largest, axis)).sum(axis))
 
 
-def unit(x):
-    return x / np.linalg.norm(x, axis=-1, keepdims=True)
-
-
-def reference_global(image, text, logit_scale):
-    image, text, logit_scale = (np.asarray(x, np.float64) for x in (image, text, logit_scale))
-    logits = unit(image) @ unit(text).T * min(np.exp(logit_scale), 100)
-    image_to_text = -np.mean([log_softmax(logits, 1)[i, i] for i in range(len(image))])
-    text_to_image = -np.mean([log_softmax(logits, 0)[i, i] for i in range(len(image))])
+def reference(kind, image, text, logit_scale, bias):
+    """The loss of images [B, D] and K texts each, [B, K, D], from the whole matrix of logits."""
+    image, text = (x / np.linalg.norm(x, axis=-1, keepdims=True) for x in (image, text))
+    B, K, D = text.shape
+    logits = image @ text.reshape(B * K, D).T * min(np.exp(logit_scale), 100)
+    own = np.repeat(np.eye(B), K, axis=1)
+    if kind == "sigmoid":
+        return np.log1p(np.exp(-(2 * own - 1) * (logits + bias))).sum() / (B * K)
+    image_to_text = np.mean(logsumexp(logits, 1) - (own * logits).sum(1) / K)
+    text_to_image = np.mean(logsumexp(logits, 0) - (own * logits).sum(0))
     return (image_to_text + text_to_image) / 2
 
 
-def reference_multi_label(image, prompts, logit_scale):
-    image, prompts, logit_scale = (np.asarray(x, np.float64) for x in (image, prompts, logit_scale))
-    num_prompts = prompts.shape[1]
-    flat = unit(prompts).reshape(-1, prompts.shape[-1])
-    logits = unit(image) @ flat.T * min(np.exp(logit_scale), 100)
-    target = np.repeat(np.eye(len(image)), num_prompts, axis=1)
-    image_to_text = -np.mean(np.sum(target / num_prompts * log_softmax(logits, 1), axis=1))
-    text_to_image = -np.mean(np.sum(target * log_softmax(logits, 0), axis=0))
-    return (image_to_text + text_to_image) / 2
+def reference_of_both(kind, image, text, scales, biases):
+    parts = (text[:, :1], text[:, 1:])
+    values = [reference(kind, image, *given) for given in zip(parts, scales, biases, strict=True)]
+    return values[0] + 2 * values[1]
 
 
-def embeddings():
+def mesh_of(num_devices):
+    devices = jax.devices()[:num_devices]
+    sizes = {"data": min(num_devices, 2), "fsdp": -1, "tensor": 1}
+    return parallel.make_mesh(sizes, devices=devices)
+
+
+@functools.cache
+def both(kind, num_devices=1, exchange="all_gather", block_size=256):
+    """A jitted global loss plus twice the multi-label loss, with gradients."""
+    comparison = losses.Comparison(kind, parallel.BATCH_AXES, exchange, block_size)
+
+    def on_device(image, text, scales, biases):
+        texts = [text[:, :1], text[:, 1:]]
+        found = losses.contrastive_losses(image, texts, scales, biases, comparison)
+        return found[0][0] + 2 * found[1][0], [metrics for _, metrics in found]
+
+    by_row, alike = PartitionSpec(parallel.BATCH_AXES), PartitionSpec()
+    total = jax.shard_map(
+        on_device,
+        mesh=mesh_of(num_devices),
+        in_specs=(by_row, by_row, alike, alike),
+        out_specs=alike,
+    )
+    return jax.jit(jax.value_and_grad(total, argnums=(0, 1, 2, 3), has_aux=True))
+
+
+def embeddings(batch=B):
     rng = np.random.default_rng(0)
-    image = rng.normal(size=(B, D)).astype(np.float32)
+    image = rng.normal(size=(batch, D)).astype(np.float32)
     # Captions resemble their images, so that the losses and accuracies are not those of chance.
-    prompts = image[:, None] + rng.normal(size=(B, K, D)).astype(np.float32)
-    return jnp.asarray(image), jnp.asarray(prompts)
+    text = image[:, None] + rng.normal(size=(batch, 1 + K, D)).astype(np.float32)
+    return jnp.asarray(image), jnp.asarray(text)
 
 
-LOSSES = [
-    pytest.param(losses.global_contrastive_loss, reference_global, False, id="global"),
-    pytest.param(losses.multi_label_contrastive_loss, reference_multi_label, True, id="multi"),
+def arguments(scale=SCALE):
+    return *embeddings(), (scale, scale / 2), (BIAS, BIAS + 1)
+
+
+@functools.cache
+def finite_differences(kind):
+    """The reference's value and gradient in float64."""
+    flat, tree = jax.tree.flatten(jax.tree.map(lambda x: np.array(x, np.float64), arguments()))
+    gradients = []
+    for leaf in flat:
+        gradient = np.zeros_like(leaf)
+        for place in np.ndindex(leaf.shape):
+            value = leaf[place]
+            ends = []
+            for step in (1e-5, -1e-5):
+                leaf[place] = value + step
+                ends.append(reference_of_both(kind, *tree.unflatten(flat)))
+            leaf[place] = value
+            gradient[place] = (ends[0] - ends[1]) / 2e-5
+        gradients.append(gradient)
+    return reference_of_both(kind, *tree.unflatten(flat)), tree.unflatten(gradients)
+
+
+WAYS = [
+    pytest.param((1,), id="one device"),
+    pytest.param((1, "all_gather", 5), id="one device, blocks"),
+    pytest.param((8,), id="all_gather"),
+    pytest.param((8, "all_gather", 4), id="all_gather, blocks"),
+    pytest.param((8, "ring"), id="ring"),
+    pytest.param((4, "ring", 2), id="ring, blocks"),
 ]
 
 
-def inputs(multi):
-    image, prompts = embeddings()
-    return image, prompts if multi else prompts[:, 0]
-
-
-@pytest.mark.parametrize("num_devices", [1, 8])
-@pytest.mark.parametrize("logit_scale", [SCALE, jnp.float32(5.0)], ids=["scale", "clipped"])
-@pytest.mark.parametrize(("loss", "reference", "multi"), LOSSES)
-def test_equals_equations(loss, reference, multi, logit_scale, num_devices):
-    mesh = parallel.make_mesh(
-        {"data": -1, "fsdp": 1, "tensor": 1}, devices=jax.devices()[:num_devices]
-    )
-    image, text = inputs(multi)
-    sharded = jax.device_put((image, text), parallel.batch_sharding(mesh))
-    assert len(sharded[0].sharding.device_set) == num_devices
-    value, _ = jax.jit(loss)(*sharded, logit_scale)
+@pytest.mark.parametrize("kind", losses.KINDS)
+@pytest.mark.parametrize("way", WAYS)
+def test_value_and_gradients_equal_the_whole_matrix(kind, way):
+    (value, _), gradients = both(kind, *way)(*arguments())
+    expected, expected_gradients = finite_differences(kind)
     assert value.dtype == jnp.float32
-    np.testing.assert_allclose(value, reference(image, text, logit_scale), rtol=1e-6)
+    np.testing.assert_allclose(value, expected, rtol=1e-6)
+    for found, wanted in zip(
+        jax.tree.leaves(gradients), jax.tree.leaves(expected_gradients), strict=True
+    ):
+        size = np.abs(wanted).max()
+        assert size > 1e-3 or kind == "softmax"  # whose loss no bias changes
+        np.testing.assert_allclose(found, wanted, rtol=0, atol=1e-5 * max(size, 1e-3))
 
 
-@pytest.mark.parametrize(("loss", "reference", "multi"), LOSSES)
-def test_gradients_equal_finite_differences(loss, reference, multi):
-    arguments = [np.asarray(x, np.float64) for x in (*inputs(multi), SCALE)]
-    gradients = jax.jit(jax.grad(lambda *a: loss(*a)[0], argnums=(0, 1, 2)))(
-        *(jnp.asarray(x, jnp.float32) for x in arguments)
-    )
-    rng = np.random.default_rng(1)
-    for i, gradient in enumerate(gradients):
-        direction = rng.normal(size=arguments[i].shape)
-        ends = [
-            reference(*arguments[:i], arguments[i] + step * direction, *arguments[i + 1 :])
-            for step in (1e-5, -1e-5)
-        ]
-        expected = (ends[0] - ends[1]) / 2e-5
-        assert abs(expected) > 1e-3
-        np.testing.assert_allclose(np.sum(gradient * direction), expected, rtol=1e-4)
+@pytest.mark.parametrize("kind", losses.KINDS)
+@pytest.mark.parametrize("way", WAYS)
+def test_metrics_do_not_depend_on_the_way(kind, way):
+    (_, metrics), _ = both(kind, *way)(*arguments())
+    (_, expected), _ = both(kind)(*arguments())
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6), metrics, expected)
+    assert 1 / B < expected[1]["text_to_image_accuracy"] < 1
 
 
-@pytest.mark.parametrize(("loss", "reference", "multi"), LOSSES)
-def test_order_of_the_batch_does_not_matter(loss, reference, multi):
-    image, text = inputs(multi)
+def test_scale_is_clipped():
+    (value, metrics), _ = both("softmax")(*arguments(jnp.float32(5.0)))
+    given = jax.tree.map(lambda x: np.float64(x), arguments(jnp.float32(5.0)))
+    np.testing.assert_allclose(value, reference_of_both("softmax", *given), rtol=1e-6)
+    np.testing.assert_allclose(metrics[0]["temperature"], 0.01)
+    assert losses.clipped_scale(jnp.float32(9)) == 100
+
+
+@pytest.mark.parametrize("exchange", losses.EXCHANGES)
+@pytest.mark.parametrize("num_devices", [2, 4, 8])
+def test_logits_of_a_device_do_not_grow_with_the_devices(num_devices, exchange):
+    """With 16 examples a device; beside logits only everyone's embeddings grow."""
+    per_device, block = 16, 8
+    image, text = embeddings(num_devices * per_device)
+    compiled = both("softmax", num_devices, exchange, block).lower(image, text, *arguments()[2:])
+    program = compiled.compile().as_text()
+    shapes = {tuple(map(int, s.split(","))) for s in re.findall(r"f32\[([\d,]+)\]", program)}
+    logits = [s for s in shapes if sorted(s) == sorted((per_device, 1 + K, block))]
+    assert logits
+    everyones_text = num_devices * per_device * (1 + K) * D
+    own_logits = per_device * (1 + K) * block
+    assert max(map(np.prod, shapes)) <= max(everyones_text, own_logits)
+    whole_rows = per_device * (1 + K) * per_device * num_devices
+    assert whole_rows not in {int(np.prod(s)) for s in shapes} - {everyones_text}
+
+
+def test_embeddings_travel_once():
+    """Images, texts, positions forward; the softmax sums and their gradients backward."""
+    program = both("softmax", 8).lower(*arguments()).compile().as_text()
+    gathered = re.findall(r"= \w+\[([\d,]+)\]\S* all-gather\(", program)
+    sizes = [np.prod([int(n) for n in shape.split(",")]) for shape in gathered]
+    assert sizes.count(B * D) == 1
+    assert sizes.count(B * (1 + K) * D) == 1
+    assert max(sizes) == B * (1 + K) * D
+    ring = both("softmax", 8, "ring").lower(*arguments()).compile().as_text()
+    assert "all-gather" not in ring
+    assert "collective-permute" in ring
+
+
+def loss_of(image, texts, scale=SCALE):
+    ((value, metrics),) = losses.contrastive_losses(image, [texts], [scale])
+    return value, metrics
+
+
+@pytest.mark.parametrize("first", [0, 1], ids=["global", "multi"])
+def test_order_of_the_batch_does_not_matter(first):
+    image, text = embeddings()
+    text = text[:, :1] if first == 0 else text[:, 1:]
     order = np.random.default_rng(2).permutation(B)
-    gradient = jax.jit(jax.grad(lambda *a: loss(*a)[0]))
-    np.testing.assert_allclose(
-        gradient(image[order], text[order], SCALE), gradient(image, text, SCALE)[order], atol=1e-6
-    )
-    value = jax.jit(lambda *a: loss(*a)[0])
-    np.testing.assert_allclose(
-        value(image[order], text[order], SCALE), value(image, text, SCALE), rtol=1e-6
-    )
+    both_of = jax.jit(jax.value_and_grad(lambda *a: loss_of(*a)[0]))
+    shuffled, shuffled_gradient = both_of(image[order], text[order])
+    value, gradient = both_of(image, text)
+    np.testing.assert_allclose(shuffled_gradient, gradient[order], atol=1e-6)
+    np.testing.assert_allclose(shuffled, value, rtol=1e-6)
     # The pairing does matter.
-    assert abs(value(image[order], text, SCALE) - value(image, text, SCALE)) > 0.1
-
-
-def test_one_prompt_is_the_global_loss():
-    image, prompts = embeddings()
-    multi, multi_metrics = losses.multi_label_contrastive_loss(image, prompts[:, :1], SCALE)
-    single, metrics = losses.global_contrastive_loss(image, prompts[:, 0], SCALE)
-    assert multi == single
-    assert multi_metrics == metrics
+    assert abs(both_of(image[order], text)[0] - value) > 0.1
 
 
 def test_metrics_count_matches():
@@ -119,34 +193,30 @@ def test_metrics_count_matches():
     # Image 0 still likes its first prompt best; both its prompts are nearer to image 1.
     prompts = prompts.at[0].set(image[1] + jnp.asarray([[0.2], [0.1]]) * image[0])
     prompts = prompts.at[2].set(-image[2])
-    _, metrics = losses.multi_label_contrastive_loss(image, prompts, jnp.float32(0))
+    _, metrics = loss_of(image, prompts, jnp.float32(0))
     assert metrics["text_to_image_accuracy"] == 4 / 8
     assert metrics["image_to_text_accuracy"] == 3 / 4
     assert metrics["temperature"] == 1
 
 
-def test_uniform_guess_and_clip():
+def test_uniform_guess():
     same = jnp.ones((B, D))
-    loss, _ = losses.global_contrastive_loss(same, same, jnp.float32(0))
+    loss, _ = loss_of(same, same[:, None], jnp.float32(0))
     np.testing.assert_allclose(loss, np.log(B), rtol=1e-6)
-    assert losses.clipped_scale(jnp.float32(9)) == 100
-    _, metrics = losses.global_contrastive_loss(same, same, jnp.float32(9))
-    np.testing.assert_allclose(metrics["temperature"], 0.01)
 
 
 def test_zero_embedding_keeps_loss_and_gradient_finite():
-    image, prompts = embeddings()
-    gradient_of = jax.jit(jax.value_and_grad(losses.global_contrastive_loss, has_aux=True))
-    (value, _), gradient = gradient_of(image.at[0].set(0), prompts[:, 0], SCALE)
+    image, text = embeddings()
+    (value, _), gradient = jax.jit(jax.value_and_grad(loss_of, has_aux=True))(
+        image.at[0].set(0), text
+    )
     assert np.isfinite(value)
     assert np.isfinite(gradient).all()
 
 
 def test_half_precision_embeddings_are_compared_in_float32():
-    image, prompts = embeddings()
-    image, text = image.astype(jnp.bfloat16), prompts[:, 0].astype(jnp.bfloat16)
-    value, _ = losses.global_contrastive_loss(image, text, SCALE)
+    image, text = (x.astype(jnp.bfloat16) for x in embeddings())
+    value, _ = loss_of(image, text)
     assert value.dtype == jnp.float32
-    np.testing.assert_allclose(
-        value, reference_global(image.astype(np.float32), text.astype(np.float32), SCALE), rtol=1e-6
-    )
+    given = (np.asarray(x, np.float64) for x in (image, text, SCALE, 0))
+    np.testing.assert_allclose(value, reference("softmax", *given), rtol=1e-6)

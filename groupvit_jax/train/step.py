@@ -170,9 +170,11 @@ def contrastive_loss(
     comparison = losses.Comparison(
         config.kind, parallel.BATCH_AXES, config.exchange, config.block_size
     )
-    scales = [output.logit_scale, output.multi_label_logit_scale]
-    biases = [output.logit_bias, output.multi_label_logit_bias]
     num_losses = 1 if output.text.shape[1] == 1 else 2
+    scales = [output.logit_scale, output.multi_label_logit_scale][:num_losses]
+    biases = None
+    if config.kind == "sigmoid":
+        biases = [output.logit_bias, output.multi_label_logit_bias][:num_losses]
 
     def on_device(image: Array, text: Array, scales: PyTree, biases: PyTree) -> list[Any]:
         texts = [text[:, :1], text[:, 1:]][:num_losses]
@@ -182,7 +184,7 @@ def contrastive_loss(
     found = jax.shard_map(
         on_device, mesh=mesh, in_specs=(by_row, by_row, PartitionSpec(), PartitionSpec()),
         out_specs=PartitionSpec(),
-    )(output.image, output.text, scales[:num_losses], biases[:num_losses])  # fmt: skip
+    )(output.image, output.text, scales, biases)  # fmt: skip
     total: Float[Array, ""] = jnp.float32(0)
     metrics: Metrics = {}
     weights = (config.global_weight, config.multi_label_weight)

@@ -10,6 +10,7 @@ import pytest
 from configs import tiny
 from groupvit_jax import optim, parallel
 from groupvit_jax.data.text import pack_texts
+from groupvit_jax.models.layers import example_keys
 from groupvit_jax.models.two_tower import build_model
 from groupvit_jax.train import state as state_lib
 from groupvit_jax.train import step as step_lib
@@ -181,20 +182,28 @@ SCALES = ("logit_scale", "multi_label_logit_scale")
 class StandIn(nn.Module):
     """Two linear towers with noise: what the step needs of a model, quick to compile."""
 
-    @nn.compact
+    def setup(self):
+        self.image, self.text = nn.Dense(4), nn.Dense(4)
+        self.count = self.variable("batch_stats", "count", jnp.zeros, ())
+        self.scales = [self.param(name, nn.initializers.zeros, ()) for name in SCALES]
+
     def __call__(self, images, text, ends, *, train):
-        B = len(text)
-        x = nn.Dense(4, name="image")(images.mean(axis=(1, 2)))
-        if train:
-            x += jax.random.normal(self.make_rng("gumbel"), x.shape)
-            x += jax.random.normal(self.make_rng("drop_path"), x.shape)
-        count = self.variable("batch_stats", "count", jnp.zeros, ())
-        count.value += train
-        scales = [self.param(name, nn.initializers.zeros, ()) for name in SCALES]
-        features = ImageFeatures(x, x[:, None], (jnp.ones((B, 2, 3)),))
+        features, texts = self.encode(images, text, ends)
+        return self.project(features.embedding, texts, train=train)
+
+    def encode(self, images, text, ends, *, noise_ids=None):
+        x = self.image(images.mean(axis=(1, 2)))
+        if noise_ids is not None:
+            for name in ("gumbel", "drop_path"):
+                keys = example_keys(self.make_rng(name), noise_ids)
+                x += jax.vmap(lambda key: jax.random.normal(key, (4,)))(keys)
         texts = jnp.take_along_axis(text, ends - 1, axis=1)[..., None]
-        y = nn.Dense(4, name="text")(texts.astype(jnp.float32))
-        return TwoTowerOutput(x, y, *scales, features)
+        y = self.text(texts.astype(jnp.float32))
+        return ImageFeatures(x, x[:, None], (jnp.ones((len(text), 2, 3)),)), y
+
+    def project(self, image, text, *, train):
+        self.count.value += train
+        return TwoTowerOutput(image, text, *self.scales)
 
 
 def stand_in(**changes):
@@ -207,7 +216,7 @@ def stand_in(**changes):
 def padded_forward(model, images, texts):
     """The model's training pass with each text in a row of its own."""
     B, N, T = texts.shape
-    features = model.image_encoder(images, train=True)
+    features = model.image_encoder(images, noise_ids=jnp.arange(B))
     text = model.text_encoder(texts.reshape(B * N, T))[:, 0]
     return TwoTowerOutput(
         model.image_projector(features.embedding, train=True),
@@ -248,6 +257,8 @@ def test_packed_texts_give_the_loss_and_gradients_of_padded_ones(num_nouns, num_
     variables = random_variables(model, state_lib.batch_shapes(config))
     rngs = {"gumbel": jax.random.key(1), "drop_path": jax.random.key(2)}
 
+    mesh = parallel.make_mesh({"data": -1, "fsdp": 1, "tensor": 1}, jax.devices()[:num_devices])
+
     @functools.partial(jax.jit, static_argnames="method")
     def run(params, *inputs, method):
         def loss(params):
@@ -256,12 +267,11 @@ def test_packed_texts_give_the_loss_and_gradients_of_padded_ones(num_nouns, num_
             output, updated = model.apply(
                 given, *inputs, **train, method=method, rngs=rngs, mutable=["batch_stats"]
             )
-            return step_lib.contrastive_loss(output, config.loss)[0], updated
+            return step_lib.contrastive_loss(output, config.loss, mesh)[0], updated
 
         (value, updated), gradients = jax.value_and_grad(loss, has_aux=True)(params)
         return {"loss": value, "gradients": gradients, **updated}
 
-    mesh = parallel.make_mesh({"data": -1, "fsdp": 1, "tensor": 1}, jax.devices()[:num_devices])
     inputs = {"images": images, "texts": texts, **batch}
     inputs = parallel.to_global_batch(mesh, inputs)
     params = jax.device_put(variables["params"], parallel.replicated(mesh))
@@ -368,4 +378,27 @@ def test_groups_in_use():
     assignment[1, [0, 2, 3], [0, 1, 2]] = 1  # three groups take one each
     x = jnp.zeros((2, 5))
     features = ImageFeatures(x, x[:, None], (jnp.asarray(assignment),))
-    assert step_lib.groups_in_use(features) == {"groups_in_use/stage_0": 2.0}
+    np.testing.assert_array_equal(step_lib.groups_in_use(features)["stage_0"], [1, 3])
+
+
+def test_the_sigmoid_loss_trains_scale_and_bias():
+    config = tiny_config()
+    config.loss.kind = "sigmoid"
+    config.model.update(initial_logit_bias=-10.0, initial_temperature=0.1)
+    model = build_model(config.model)
+    run = Run(config, MESHES["data"], model)
+    names = (*SCALES, "logit_bias", "multi_label_logit_bias")
+    before = {name: float(run.state.params[name]) for name in names}
+    assert before["multi_label_logit_bias"] == -10
+    np.testing.assert_allclose(before["logit_scale"], np.log(10), rtol=1e-6)
+    history = [run(host_batch(config, step % 4)) for step in range(6)]
+    # -log sigmoid(10 - 10) or so of the own pair, next to nothing of the others.
+    assert 5 < history[0]["global/loss"] < 12
+    assert history[-1]["loss"] < history[0]["loss"]
+    assert all(run.state.params[name] != before[name] for name in names)
+
+
+def test_the_softmax_loss_has_no_bias():
+    config = tiny_config()
+    shapes = state_lib.abstract_params(build_model(config.model), state_lib.batch_shapes(config))
+    assert {name for name in shapes if "logit" in name} == set(SCALES)
