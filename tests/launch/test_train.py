@@ -89,6 +89,24 @@ def same(a, b):
         ({"checkpoint.every_steps": 0}, r"config\.checkpoint\.every_steps: 0 found"),
         ({"checkpoint.best_metric": "x/y"}, r"config\.checkpoint\.best_metric: 'x/y' found"),
         ({"checkpoint.best_mode": "most"}, r"config\.checkpoint\.best_mode: 'most' found"),
+        (
+            {"train.micro_batch_size": 6},
+            r"config\.train\.micro_batch_size: 6 found, expected a divisor",
+        ),
+        (
+            {"loss.kind": "hinge"},
+            r"config\.loss\.kind: 'hinge' found, expected 'softmax' or 'sigmoid'",
+        ),
+        ({"loss.exchange": "tree"}, r"config\.loss\.exchange: 'tree' found"),
+        ({"loss.block_size": 0}, r"config\.loss\.block_size: 0 found, expected at least 1"),
+        (
+            {"loss.kind": "sigmoid"},
+            r"config\.model\.initial_logit_bias: None found .* expected a number \(such as -10",
+        ),
+        (
+            {"model.initial_logit_bias": -10.0},
+            r"config\.model\.initial_logit_bias: -10\.0 found .* None for 'softmax'",
+        ),
         ({"parallel.mesh.tensor": 3}, r"config\.parallel\.mesh"),
         ({"optimizer.warmup_steps": 9}, r"a warm-up of 9 steps found"),
         ({"train.num_steps": 0}, r"config\.train: 0 steps found"),
