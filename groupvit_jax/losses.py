@@ -88,7 +88,7 @@ def contrastive_losses(
     stacked = jnp.concatenate(texts, axis=1)
     positions = _positions(comparison, len(image))
     totals = _compare(comparison, image, stacked, positions)
-    own_logits = jnp.einsum("bd,bnd->bn", image, stacked, precision=jax.lax.Precision.HIGHEST)
+    own_logits = _product("bd,bnd->bn", image, stacked)
     results, first = [], 0
     for text, scale in zip(texts, scales, strict=True):
         part = slice(first, first := first + text.shape[1])
