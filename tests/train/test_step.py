@@ -141,8 +141,8 @@ def test_fsdp_exchanges_weights_and_no_activations(runs):
     collective = r"= (.*?) (?:all-gather|all-reduce|all-to-all|reduce-scatter)(?:-start)?\("
     results = "\n".join(re.findall(collective, program))
     assert "f32[32,96]" in results  # the image encoder's qkv kernel is gathered
-    # Images' and texts' tokens [B, S, C]; gradients of group tokens start with 1. The losses exchange
-    # the texts' embeddings, [B, N, D].
+    # Images' and texts' tokens [B, S, C]; gradients of group tokens start with 1. The losses
+    # exchange the texts' embeddings, [B, N, D].
     tokens = re.findall(r"\w+\[(?!1,)\d+,\d+,\d+\]", results)
     assert set(tokens) <= {"f32[16,4,32]"}
 
@@ -181,12 +181,21 @@ def test_metrics(runs):
 SCALES = ("logit_scale", "multi_label_logit_scale")
 
 
+class Counter(nn.Module):
+    """Stands in for BatchNorm."""
+
+    @nn.compact
+    def __call__(self, train):
+        count = self.variable("batch_stats", "count", jnp.zeros, ())
+        count.value += train
+
+
 class StandIn(nn.Module):
     """Two linear towers with noise: what the step needs of a model, quick to compile."""
 
     def setup(self):
         self.image, self.text = nn.Dense(4), nn.Dense(4)
-        self.count = self.variable("batch_stats", "count", jnp.zeros, ())
+        self.norm = Counter()
         self.scales = [self.param(name, nn.initializers.zeros, ()) for name in SCALES]
 
     def __call__(self, images, text, ends, *, train):
@@ -204,7 +213,7 @@ class StandIn(nn.Module):
         return ImageFeatures(x, x[:, None], (jnp.ones((len(text), 2, 3)),)), y
 
     def project(self, image, text, *, train):
-        self.count.value += train
+        self.norm(train)
         return TwoTowerOutput(image, text, *self.scales)
 
 
@@ -347,7 +356,7 @@ def test_batch_stats_come_back():
     config, run = stand_in()
     run(host_batch(config, 0))
     run(host_batch(config, 1))
-    assert run.state.batch_stats["count"] == 2
+    assert run.state.batch_stats["norm"]["count"] == 2
 
 
 def test_norms():
