@@ -22,6 +22,7 @@ from absl import app, flags
 from benchmarks.captions import TOKENIZER, pack, read, texts_of
 from configs.base import get_config
 from groupvit_jax.data.text import trim
+from groupvit_jax.models.blocks import Execution
 from groupvit_jax.models.two_tower import build_text_encoder
 
 _CAPTIONS = flags.DEFINE_multi_string("captions", None, "CSV, TSV, JSON or tar", required=True)
@@ -32,7 +33,7 @@ _MAX_CAPTIONS = flags.DEFINE_integer("max_captions", 5000, "captions a set")
 _REPEATS = flags.DEFINE_integer("repeats", 5, "runs of each form")
 
 LENGTHS = (48, 56, 64, 80, 96, 112)
-ENCODER = build_text_encoder(get_config().model.text)
+ENCODER = build_text_encoder(get_config().model.text, Execution())
 TOLERANCE = 1e-5
 
 

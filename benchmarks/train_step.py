@@ -7,9 +7,10 @@ image). Without noise both losses must agree to 1e-5 of their value. Then whole 
 turns, each side in a process of its own, with Gumbel noise: forward, backward, clipping, AdamW;
 ours also normalises and erases pixels and drops branches, which the reference can't. The reference
 pads its texts to 77 tokens, as the published training does, and in another row to the longest of
-the batch. The multi-label loss, which transformers lacks, is added here. On a CPU both compute in
-float32; on a GPU (with XLA_PYTHON_CLIENT_PREALLOCATE=false) in bfloat16, the reference through
-torch.compile, and the share of --peak_tflops in use is printed.
+the batch. The multi-label loss, which transformers lacks, is added here. On a CPU (with
+JAX_PLATFORMS=cpu, so that freed memory is kept) both compute in float32; on a GPU (with
+XLA_PYTHON_CLIENT_PREALLOCATE=false) in bfloat16, the reference through torch.compile, and the
+share of --peak_tflops in use is printed.
 """
 
 import copy
@@ -36,6 +37,7 @@ from groupvit_jax.interop.pretrained import Pretrained
 from groupvit_jax.models import build_model
 from groupvit_jax.train import state as state_lib
 from groupvit_jax.train.step import contrastive_loss, make_train_step
+from launch import common
 from tests.interop import reference, weights
 
 _CAPTIONS = flags.DEFINE_string("captions", None, "CSV, TSV, JSON or tar; the tests' own if absent")
@@ -197,6 +199,8 @@ def work(kind: str, connection: Any, arguments: list[str]) -> None:
     flags.FLAGS(arguments)
     if _THREADS.value:
         torch.set_num_threads(_THREADS.value)
+    if kind == "ours":
+        common.keep_freed_memory()  # as launch.train does, before JAX is used
     on_gpu = jax.default_backend() == "gpu"
     config = make_config(_BATCH_SIZE.value, on_gpu)
     batch, texts = make_batch(config)

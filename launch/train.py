@@ -39,6 +39,7 @@ def main(argv: list[str]) -> int:
             common.BAD_INPUT,
             f"--workdir={common.WORKDIR.value}: a URL found, expected a folder (mount the bucket)",
         )
+    common.keep_freed_memory()
     common.start_jax()
     try:
         with common.progress_display() as show:

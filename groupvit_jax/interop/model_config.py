@@ -7,6 +7,7 @@ from typing import Any
 from flax import linen as nn
 from ml_collections import ConfigDict
 
+from groupvit_jax.models.blocks import Execution
 from groupvit_jax.models.image_encoder import ImageEncoder
 from groupvit_jax.models.text_encoder import TextEncoder
 from groupvit_jax.models.two_tower import Projector, TwoTower
@@ -35,6 +36,7 @@ def make_model_config(image: dict, text: dict, projector: dict) -> ConfigDict:
         | projector,
         "initial_temperature": towers["initial_temperature"],
         "share_logit_scale": towers["share_logit_scale"],
+        **Execution()._asdict(),
         "dtype": "float32",
     }
     return ConfigDict(config)
@@ -54,7 +56,7 @@ def _defaults(module: type[nn.Module]) -> dict[str, Any]:
     return {
         field.name: field.default
         for field in dataclasses.fields(module)
-        if field.name not in ("parent", "name", "dtype")
+        if field.name not in ("parent", "name", "dtype", "execution")
         and field.default is not dataclasses.MISSING
     }
 

@@ -4,6 +4,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 from flax.typing import Dtype
 
+from groupvit_jax.models.blocks import Execution, run_blocks
 from groupvit_jax.models.layers import Mlp, SelfAttention, vit_init
 from groupvit_jax.models.text_encoder import separate_texts
 from groupvit_jax.typing import Array, Bool, Float, Int
@@ -25,6 +26,7 @@ class BertEncoder(nn.Module):
       num_heads: of every attention.
       mlp_ratio: hidden channels of the MLPs over `width`.
       end_of_text_id: the last token of every text, [SEP].
+      execution: how the blocks are computed.
       dtype: of the computation; parameters are float32.
     """
 
@@ -35,6 +37,7 @@ class BertEncoder(nn.Module):
     num_heads: int = 12
     mlp_ratio: float = 4.0
     end_of_text_id: int = 102
+    execution: Execution = Execution()
     dtype: Dtype = jnp.float32
 
     @nn.compact
@@ -61,9 +64,8 @@ class BertEncoder(nn.Module):
         own_text = starts[:, :, None] == starts[:, None, :]
         place = jnp.minimum(jnp.arange(tokens.shape[1]) - starts, self.context_length - 1)
         x = self._embed(tokens, place)
-        for i in range(self.num_layers):
-            block = BertBlock(self.num_heads, self.mlp_ratio, self.dtype, name=f"blocks_{i}")
-            x = block(x, own_text)
+        block = BertBlock(self.num_heads, self.mlp_ratio, self.dtype, parent=None)
+        x = run_blocks(self, block, self.num_layers, x, own_text, execution=self.execution)
         first = jnp.take_along_axis(starts, ends, axis=1)
         return jnp.take_along_axis(x, first[:, :, None], axis=1).astype(jnp.float32)
 

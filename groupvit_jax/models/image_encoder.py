@@ -7,10 +7,13 @@ import jax.numpy as jnp
 import numpy as np
 from flax.typing import Dtype
 
+from groupvit_jax.models.blocks import Execution, run_blocks
 from groupvit_jax.models.grouping import ASSIGNMENTS, GroupingBlock
 from groupvit_jax.models.layers import (
     TokenMlp,
     TransformerBlock,
+    draw_branch_scales,
+    example_keys,
     fan_in_uniform,
     layer_norm,
     vit_init,
@@ -48,16 +51,17 @@ class GroupingStage(nn.Module):
     """Transformer blocks over segments and group tokens, then the grouping block.
 
     Attributes:
-      drop_path_rates: one a block; their number is the stage's depth.
+      depth: transformer blocks.
       num_group_tokens: learned group tokens; 0 makes a plain stage without grouping.
       num_output_groups: segments the stage yields (unused without group tokens).
       out_dim: channels of the segments it yields.
       token_hidden_dim: hidden width of the MLPs over the token axis.
       first: whether no group tokens come from a stage before.
-      num_heads, mlp_ratio, assignment, temperature, assign_eps, dtype: see `ImageEncoder`.
+      num_heads, mlp_ratio, assignment, temperature, assign_eps, execution, dtype: see
+        `ImageEncoder`.
     """
 
-    drop_path_rates: Sequence[float]
+    depth: int
     num_group_tokens: int
     num_output_groups: int
     out_dim: int
@@ -68,6 +72,7 @@ class GroupingStage(nn.Module):
     assignment: str
     temperature: float
     assign_eps: float
+    execution: Execution = Execution()
     dtype: Dtype = jnp.float32
 
     @nn.compact
@@ -75,6 +80,7 @@ class GroupingStage(nn.Module):
         self,
         segments: Float[Array, "B S C"],
         previous_group_tokens: Float[Array, "B P Q"] | None,
+        branch_scales: Float[Array, "D 2 B"] | None = None,
         *,
         noise_ids: Int[Array, "B"] | None,
     ) -> tuple[Float[Array, "B G O"], Float[Array, "B T C"] | None, Float[Array, "B G S"] | None]:
@@ -83,15 +89,10 @@ class GroupingStage(nn.Module):
         x = segments
         if self.num_group_tokens:
             x = jnp.concatenate([x, self._group_tokens(segments, previous_group_tokens)], axis=1)
-        for i, rate in enumerate(self.drop_path_rates):
-            block = TransformerBlock(
-                self.num_heads,
-                self.mlp_ratio,
-                drop_path_rate=rate,
-                dtype=self.dtype,
-                name=f"blocks_{i}",
-            )
-            x = block(x, noise_ids=noise_ids)
+        block = TransformerBlock(self.num_heads, self.mlp_ratio, dtype=self.dtype, parent=None)
+        x = run_blocks(
+            self, block, self.depth, x, branch_scales=branch_scales, execution=self.execution
+        )
         if not self.num_group_tokens:
             return x, None, None
         segments, group_tokens = x[:, :S], x[:, S:]
@@ -163,6 +164,7 @@ class ImageEncoder(nn.Module):
       temperature: divides the assignment's logits.
       assign_eps: added to a group's number of segments before dividing by it.
       drop_path_rate: stochastic depth of the last block; rises linearly from 0.
+      execution: how the blocks of a stage are computed.
       dtype: of the computation; parameters are float32.
 
     Raises:
@@ -183,6 +185,7 @@ class ImageEncoder(nn.Module):
     temperature: float = 1.0
     assign_eps: float = 1.0
     drop_path_rate: float = 0.1
+    execution: Execution = Execution()
     dtype: Dtype = jnp.float32
 
     def __post_init__(self) -> None:
@@ -236,11 +239,14 @@ class ImageEncoder(nn.Module):
         x = x.reshape(x.shape[0], -1, self.width) + self._positions(grid).astype(self.dtype)
         factors = [*(self.width_factors or [1] * len(self.depths)), 0]
         factors[-1] = factors[-2]  # the last stage keeps its width
-        rates = np.linspace(0.0, self.drop_path_rate, sum(self.depths)).tolist()
+        scales = None
+        if noise_ids is not None and self.drop_path_rate:
+            rates = np.linspace(0.0, self.drop_path_rate, sum(self.depths)).tolist()
+            scales = draw_branch_scales(example_keys(self.make_rng("drop_path"), noise_ids), rates)
         group_tokens, assignments = None, []
         for i, depth in enumerate(self.depths):
             stage = GroupingStage(
-                drop_path_rates=tuple(rates[sum(self.depths[:i]) :][:depth]),
+                depth=depth,
                 num_group_tokens=self.num_group_tokens[i],
                 num_output_groups=(*self.num_output_groups, 0)[i],
                 out_dim=self.width * factors[i + 1],
@@ -251,10 +257,13 @@ class ImageEncoder(nn.Module):
                 assignment=self.assignment,
                 temperature=self.temperature,
                 assign_eps=self.assign_eps,
+                execution=self.execution,
                 dtype=self.dtype,
                 name=f"stages_{i}",
             )
-            x, group_tokens, assignment = stage(x, group_tokens, noise_ids=noise_ids)
+            first = sum(self.depths[:i])
+            stage_scales = None if scales is None else scales[first : first + depth]
+            x, group_tokens, assignment = stage(x, group_tokens, stage_scales, noise_ids=noise_ids)
             assignments += [] if assignment is None else [assignment]
         segments = layer_norm(self.dtype, "norm")(x)
         # The mean is taken in float32: the projector's BatchNorm sees it.

@@ -1,6 +1,6 @@
 """Building blocks of both towers: MLPs, attention, stochastic depth, BatchNorm."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import flax.linen as nn
@@ -18,9 +18,27 @@ fan_in_uniform = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
 vit_init = nn.initializers.normal(0.02)
 
 
+@jax.custom_vjp
 def gelu(x: Float[Array, "*S"]) -> Float[Array, "*S"]:
-    """Exact GELU, by the error function."""
-    return nn.gelu(x, approximate=False)
+    """Exact GELU, by the error function; computed in float32.
+
+    The backward pass keeps `x` alone, and computes the rest anew.
+    """
+    return _gelu_and_slope(x)[0]
+
+
+def _gelu_and_slope(x: Array) -> tuple[Array, Array]:
+    wide = x.astype(jnp.float32)
+    cdf = 0.5 + 0.5 * jax.lax.erf(wide * 0.5**0.5)
+    slope = cdf + wide * jnp.exp(-0.5 * wide * wide) * (2 * jnp.pi) ** -0.5
+    return (wide * cdf).astype(x.dtype), slope
+
+
+def _gelu_backward(x: Array, gradient: Array) -> tuple[Array]:
+    return ((gradient * _gelu_and_slope(x)[1]).astype(x.dtype),)
+
+
+gelu.defvjp(lambda x: (gelu(x), x), _gelu_backward)
 
 
 def quick_gelu(x: Float[Array, "*S"]) -> Float[Array, "*S"]:
@@ -152,8 +170,11 @@ class SelfAttention(nn.Module):
         """
         B, S, C = x.shape
         qkv = dense(3 * C, self.qkv_init, self.dtype, "qkv")(x)
-        qkv = qkv.reshape(B, S, 3, self.num_heads, C // self.num_heads)
-        q, k, v = qkv.transpose(2, 0, 3, 1, 4)
+        # Unlike a transposition to [3, ...], a split has a concatenation as its gradient.
+        q, k, v = (
+            y.reshape(B, S, self.num_heads, C // self.num_heads).swapaxes(1, 2)
+            for y in jnp.split(qkv, 3, axis=-1)
+        )
         out = _join_heads(attend(q, k, v, None if mask is None else mask[:, None]))
         return dense(C, self.proj_init, self.dtype, "proj")(out)
 
@@ -190,28 +211,22 @@ def example_keys(key: Key[Array, ""], noise_ids: Int[Array, "B"]) -> Key[Array, 
     return jax.vmap(jax.random.fold_in, (None, 0))(key, noise_ids)
 
 
-class DropPath(nn.Module):
-    """Stochastic depth (arXiv 1603.09382): drops a residual branch, image by image."""
+def draw_branch_scales(keys: Key[Array, "B"], rates: Sequence[float]) -> Float[Array, "D 2 B"]:
+    """Draws stochastic depth (arXiv 1603.09382) for both branches of blocks, image by image.
 
-    rate: float
+    Args:
+      keys: of the images, see `example_keys`.
+      rates: one a block: the probability that a branch is dropped.
 
-    @nn.compact
-    def __call__(
-        self, x: Float[Array, "B *S"], *, noise_ids: Int[Array, "B"] | None
-    ) -> Float[Array, "B *S"]:
-        """Zeroes rows with probability `rate` and scales the others by `1 / (1 - rate)`.
+    Returns:
+      What branches are multiplied with: 0, or `1 / (1 - rate)` where they are kept.
+    """
+    keep = 1.0 - jnp.array(rates, jnp.float32)[:, None]
 
-        Args:
-          x: the branch.
-          noise_ids: see `example_keys`; None in evaluation, where nothing is dropped.
-        """
-        if noise_ids is None or self.rate == 0.0:
-            return x
-        keep = 1.0 - self.rate
-        keys = example_keys(self.make_rng("drop_path"), noise_ids)
-        mask = jax.vmap(lambda key: jax.random.bernoulli(key, keep))(keys)
-        mask = mask.reshape(-1, *[1] * (x.ndim - 1))
-        return jnp.where(mask, x / keep, 0).astype(x.dtype)
+    def draw(key: Key[Array, ""]) -> Float[Array, "D 2"]:
+        return jax.random.bernoulli(key, keep, (len(rates), 2)) / keep
+
+    return jax.vmap(draw, out_axes=-1)(keys)
 
 
 class TransformerBlock(nn.Module):
@@ -220,7 +235,6 @@ class TransformerBlock(nn.Module):
     num_heads: int
     mlp_ratio: float = 4.0
     activation: Callable[[Array], Array] = gelu
-    drop_path_rate: float = 0.0
     qkv_init: Initializer = vit_init
     proj_init: Initializer = vit_init
     fc1_init: Initializer = vit_init
@@ -232,13 +246,21 @@ class TransformerBlock(nn.Module):
         self,
         x: Float[Array, "B S C"],
         mask: Bool[Array, "B S S"] | None = None,
-        *,
-        noise_ids: Int[Array, "B"] | None = None,
+        branch_scales: Float[Array, "2 B"] | None = None,
     ) -> Float[Array, "B S C"]:
-        """Attention (see there for the mask), then the MLP, each added to its input.
+        """Attention, then the MLP, each added to its input.
 
-        With `noise_ids` (see `example_keys`) branches are dropped.
+        Args:
+          x: the tokens.
+          mask: see `SelfAttention`.
+          branch_scales: what each image's attention and MLP are multiplied with; None for 1.
         """
+
+        def scaled(branch: int, y: Array) -> Array:
+            if branch_scales is None:
+                return y
+            return (y * branch_scales[branch][:, None, None]).astype(y.dtype)
+
         C = x.shape[-1]
         attention = SelfAttention(
             self.num_heads, self.qkv_init, self.proj_init, self.dtype, name="attn"
@@ -252,10 +274,8 @@ class TransformerBlock(nn.Module):
             self.dtype,
             name="mlp",
         )
-        drop_path = DropPath(self.drop_path_rate)
-        branch = attention(layer_norm(self.dtype, "norm1")(x), mask)
-        x = x + drop_path(branch, noise_ids=noise_ids)
-        return x + drop_path(mlp(layer_norm(self.dtype, "norm2")(x)), noise_ids=noise_ids)
+        x = x + scaled(0, attention(layer_norm(self.dtype, "norm1")(x), mask))
+        return x + scaled(1, mlp(layer_norm(self.dtype, "norm2")(x)))
 
 
 class BatchNorm(nn.Module):

@@ -5,6 +5,7 @@ import jax
 import jax.numpy as jnp
 from flax.typing import Dtype
 
+from groupvit_jax.models.blocks import Execution, run_blocks
 from groupvit_jax.models.layers import TransformerBlock, layer_norm, quick_gelu
 from groupvit_jax.typing import Array, Bool, Float, Int
 
@@ -24,6 +25,7 @@ class TextEncoder(nn.Module):
       num_heads: of every attention.
       mlp_ratio: hidden channels of the MLPs over `width`.
       end_of_text_id: the last token of every text.
+      execution: how the blocks are computed.
       dtype: of the computation; parameters are float32.
     """
 
@@ -34,6 +36,7 @@ class TextEncoder(nn.Module):
     num_heads: int = 4
     mlp_ratio: float = 4.0
     end_of_text_id: int = 49407
+    execution: Execution = Execution()
     dtype: Dtype = jnp.float32
 
     @nn.compact
@@ -70,18 +73,18 @@ class TextEncoder(nn.Module):
         positions = self.param("position_embedding", normal(0.01), shape)
         x = embed(tokens) + positions[place].astype(self.dtype)
         deep = self.width**-0.5 * (2 * self.num_layers) ** -0.5
-        for i in range(self.num_layers):
-            x = TransformerBlock(
-                self.num_heads,
-                self.mlp_ratio,
-                activation=quick_gelu,
-                qkv_init=normal(self.width**-0.5),
-                proj_init=normal(deep),
-                fc1_init=normal((2 * self.width) ** -0.5),
-                fc2_init=normal(deep),
-                dtype=self.dtype,
-                name=f"blocks_{i}",
-            )(x, mask)
+        block = TransformerBlock(
+            self.num_heads,
+            self.mlp_ratio,
+            activation=quick_gelu,
+            qkv_init=normal(self.width**-0.5),
+            proj_init=normal(deep),
+            fc1_init=normal((2 * self.width) ** -0.5),
+            fc2_init=normal(deep),
+            dtype=self.dtype,
+            parent=None,
+        )
+        x = run_blocks(self, block, self.num_layers, x, mask, execution=self.execution)
         # Normalising one token a text instead of all is the same and cheaper.
         x = jnp.take_along_axis(x, ends[:, :, None], axis=1)
         return layer_norm(self.dtype, "norm")(x).astype(jnp.float32)

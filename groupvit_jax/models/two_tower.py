@@ -7,6 +7,7 @@ from flax.typing import Dtype
 from ml_collections import ConfigDict
 
 from groupvit_jax.models.bert import BertEncoder
+from groupvit_jax.models.blocks import REMAT, Execution
 from groupvit_jax.models.image_encoder import ImageEncoder
 from groupvit_jax.models.layers import BatchNorm, fan_in_uniform
 from groupvit_jax.models.text_encoder import TextEncoder
@@ -157,10 +158,14 @@ def build_model(config: ConfigDict) -> TwoTower:
       ValueError: naming the field, if the configuration contradicts itself.
     """
     dtype = jnp.dtype(config.dtype)
+    # Weights are described without how they are computed.
+    execution = Execution(config.get("scan_layers", True), config.get("remat", "none"))
+    if execution.remat not in REMAT:
+        raise ValueError(f"model.remat: {execution.remat!r}, expected one of {tuple(REMAT)}")
     projector = {"hidden_dim": config.projector.hidden_dim, "out_dim": config.projector.output_dim}
     return TwoTower(
-        image_encoder=ImageEncoder(**config.image, dtype=dtype),
-        text_encoder=build_text_encoder(config.text, dtype),
+        image_encoder=ImageEncoder(**config.image, execution=execution, dtype=dtype),
+        text_encoder=build_text_encoder(config.text, execution, dtype),
         image_projector=Projector(**projector, dtype=dtype),
         text_projector=Projector(**projector, dtype=dtype),
         initial_temperature=config.initial_temperature,
@@ -185,7 +190,7 @@ def text_tower(text_config: ConfigDict) -> str:
 
 
 def build_text_encoder(
-    text_config: ConfigDict, dtype: Dtype = jnp.float32
+    text_config: ConfigDict, execution: Execution, dtype: Dtype = jnp.float32
 ) -> TextEncoder | BertEncoder:
     """Builds the tower that a `config.model.text` describes.
 
@@ -198,4 +203,4 @@ def build_text_encoder(
             f"config.model.text.num_heads: {fields['num_heads']} found, expected a divisor of the "
             f"width {fields['width']}"
         )
-    return TEXT_TOWERS[text_tower(text_config)](**fields, dtype=dtype)
+    return TEXT_TOWERS[text_tower(text_config)](**fields, execution=execution, dtype=dtype)

@@ -1,4 +1,7 @@
 import json
+import os
+import platform
+import subprocess
 import sys
 
 import pytest
@@ -106,3 +109,38 @@ def test_only_errors_of_this_project_are_said_in_one_line(name):
     with pytest.raises(ValueError, match="x") as error:
         exec(code, {"__name__": name})
     assert common.is_own(error.value) == (name == "groupvit_jax.somewhere")
+
+
+_COUNT_FAULTS = """
+import resource, threading
+import numpy as np
+from launch import common
+
+def allocate():
+    for _ in range(3):
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+        np.ones(2**23)
+        faults.append(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+
+faults = []
+common.keep_freed_memory()
+thread = threading.Thread(target=allocate)
+thread.start()
+thread.join()
+print(*faults)
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="of glibc only")
+@pytest.mark.parametrize(("platforms", "kept"), [("cpu", True), ("", False)])
+def test_memory_is_kept_on_a_cpu_only(platforms, kept):
+    result = subprocess.run(
+        [sys.executable, "-c", _COUNT_FAULTS],
+        env=os.environ | {"JAX_PLATFORMS": platforms},
+        stdout=subprocess.PIPE,
+        check=True,
+        text=True,
+    )
+    _, *later = map(int, result.stdout.split())
+    # 64 MiB have 16,384 pages, or 32 huge ones.
+    assert (max(later) < 16) == kept

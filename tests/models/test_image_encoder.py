@@ -1,4 +1,3 @@
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -85,18 +84,25 @@ def test_group_tokens_and_positions_start_as_the_paper_has_them():
     np.testing.assert_array_equal(qkv["bias"], 0)
 
 
-def test_stochastic_depth_rises_to_its_rate_over_all_blocks():
+def test_stochastic_depth_rises_to_its_rate_over_all_blocks(monkeypatch):
     encoder = ImageEncoder(**(SETTINGS | {"depths": (2, 2, 1), "drop_path_rate": 0.4}))
-    rates = []
+    drawn = []
 
-    def record(next_function, args, kwargs, context):
-        if type(context.module).__name__ == "TransformerBlock":
-            rates.append(context.module.drop_path_rate)
-        return next_function(*args, **kwargs)
+    def record(keys, rates):
+        drawn.append(rates)
+        return jnp.ones((len(rates), 2, len(keys)))
 
-    with nn.intercept_methods(record):
-        jax.eval_shape(encoder.init, jax.random.key(0), images(32, 32))
-    np.testing.assert_allclose(rates, [0, 0.1, 0.2, 0.3, 0.4])
+    monkeypatch.setattr("groupvit_jax.models.image_encoder.draw_branch_scales", record)
+    variables = jax.eval_shape(encoder.init, jax.random.key(0), images(32, 32))
+    assert not drawn
+    rngs = {"drop_path": jax.random.key(1), "gumbel": jax.random.key(2)}
+    jax.eval_shape(
+        lambda values: encoder.apply(
+            values, images(32, 32), noise_ids=jnp.arange(len(images(32, 32))), rngs=rngs
+        ),
+        variables,
+    )
+    np.testing.assert_allclose(drawn, [[0, 0.1, 0.2, 0.3, 0.4]])
 
 
 @pytest.mark.parametrize(

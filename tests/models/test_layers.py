@@ -33,14 +33,41 @@ def test_linear_has_the_gradients_of_a_matrix_product():
         np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-6)
 
 
-def test_drop_path_drops_whole_rows_at_its_rate_and_keeps_the_mean():
-    x = jnp.ones((20_000, 2))
-    drop = layers.DropPath(0.25)
-    y = drop.apply({}, x, noise_ids=jnp.arange(20_000), rngs={"drop_path": jax.random.key(0)})
-    assert set(np.unique(y)) == {0.0, np.float32(1 / 0.75)}
-    np.testing.assert_array_equal(y[:, 0], y[:, 1])
-    assert np.mean(y == 0) == pytest.approx(0.25, abs=0.01)
-    np.testing.assert_array_equal(drop.apply({}, x, noise_ids=None), x)
+def test_stochastic_depth_drops_each_branch_at_its_rate_and_keeps_the_mean():
+    keys = layers.example_keys(jax.random.key(0), jnp.arange(20_000))
+    scales = layers.draw_branch_scales(keys, [0.0, 0.25])
+    np.testing.assert_array_equal(scales[0], 1)
+    assert set(np.unique(scales[1])) == {0.0, np.float32(1 / 0.75)}
+    np.testing.assert_allclose((scales[1] == 0).mean(-1), 0.25, atol=0.01)
+    assert (scales[1, 0] != scales[1, 1]).any()
+
+
+def test_a_dropped_branch_leaves_its_image_alone():
+    x = jax.random.normal(jax.random.key(0), (2, 5, 8))
+    block = layers.TransformerBlock(num_heads=2)
+    variables = jax.jit(block.init)(jax.random.key(1), x)
+
+    @jax.jit
+    def run(scales):
+        return block.apply(variables, x, None, scales)
+
+    full = jax.jit(block.apply)(variables, x)
+    found = run(jnp.array([[0.0, 1.0], [0.0, 1.0]]))
+    np.testing.assert_array_equal(found[0], x[0])
+    np.testing.assert_allclose(found[1], full[1], rtol=1e-6)
+    assert not np.allclose(run(jnp.array([[2.0, 1.0], [1.0, 1.0]]))[0], full[0])
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+def test_gelu_has_the_slope_of_the_exact_function(dtype):
+    x = jnp.linspace(-6, 6, 101, dtype=dtype)
+    found = jax.jit(jax.grad(lambda x: layers.gelu(x).astype(jnp.float32).sum()))(x)
+    wide = x.astype(jnp.float32)
+    expected = jax.jit(jax.grad(lambda x: jax.nn.gelu(x, approximate=False).sum()))(wide)
+    assert found.dtype == dtype
+    np.testing.assert_allclose(
+        found.astype(jnp.float32), expected, atol=1e-6 if dtype == jnp.float32 else 5e-3
+    )
 
 
 def test_batch_norm_follows_pytorch_running_statistics():
