@@ -44,7 +44,7 @@ def get_config() -> ConfigDict:
     config.model.initial_temperature = 0.07
     config.model.share_logit_scale = False
     config.model.initial_logit_bias = placeholder(float)  # -10 for the sigmoid loss
-    config.model.scan_layers = True  # one compiled block a stage, docs/scale.md
+    config.model.scan_layers = False  # True: one compiled block a stage, docs/scale.md
     config.model.remat = "none"  # or "dots", "blocks": less memory for more computation
     config.model.dtype = "bfloat16"  # of the computation; parameters and statistics are float32
 

@@ -26,7 +26,7 @@ class Execution(NamedTuple):
         layers) or "blocks" (all but the inputs of the blocks).
     """
 
-    scan_layers: bool = True
+    scan_layers: bool = False
     remat: str = "none"
 
 

@@ -159,7 +159,7 @@ def build_model(config: ConfigDict) -> TwoTower:
     """
     dtype = jnp.dtype(config.dtype)
     # Weights are described without how they are computed.
-    execution = Execution(config.get("scan_layers", True), config.get("remat", "none"))
+    execution = Execution(config.get("scan_layers", False), config.get("remat", "none"))
     if execution.remat not in REMAT:
         raise ValueError(f"model.remat: {execution.remat!r}, expected one of {tuple(REMAT)}")
     projector = {"hidden_dim": config.projector.hidden_dim, "out_dim": config.projector.output_dim}
