@@ -1,0 +1,106 @@
+"""What a training step has to compute, counted by hand from the configuration.
+
+Counted are the multiplications and additions of matrices, two FLOPs a pair. All else (norms,
+softmax, activations, the optimizer) is a few percent of them.
+"""
+
+from ml_collections import ConfigDict
+
+# Start and end included, in the mean (docs/text.md).
+CAPTION_TOKENS = 14
+PROMPT_TOKENS = 10
+
+
+def useful_flops(config: ConfigDict) -> float:
+    """Returns the FLOPs an image that the model needs: no padding, nothing computed twice."""
+    texts = [CAPTION_TOKENS] + [PROMPT_TOKENS] * config.data.num_nouns
+    return _training_flops(config, sum(texts), sum(T * T for T in texts))
+
+
+def step_flops(config: ConfigDict) -> float:
+    """Returns the FLOPs an image of a step over whole rows of text: nothing computed twice."""
+    L = config.data.packed_length
+    return _training_flops(config, L, L * L)
+
+
+def _training_flops(config: ConfigDict, num_tokens: int, num_pairs: int) -> float:
+    model, num_texts = config.model, 1 + config.data.num_nouns
+    logits = 2 * model.projector.output_dim * num_texts * config.train.batch_size
+    forward = (
+        image_encoder_flops(model.image)
+        + text_encoder_flops(model.text, num_tokens, num_pairs)
+        + projector_flops(model.projector, _stage_widths(model.image)[-1])
+        + projector_flops(model.projector, model.text.width) * num_texts
+        + logits
+    )
+    # Backward are two products for each one forward, of which pixels need one only.
+    return 3 * forward - _patch_flops(model.image)
+
+
+def image_encoder_flops(config: ConfigDict) -> float:
+    """Returns the FLOPs of an image's way forward through the encoder.
+
+    Args:
+      config: `config.model.image`.
+    """
+    flops = _patch_flops(config)
+    S, tokens, widths = _num_patches(config), 0, _stage_widths(config)
+    hidden = config.width // 2
+    for stage, depth in enumerate(config.depths):
+        T, C, out = config.num_group_tokens[stage], widths[stage], widths[stage + 1]
+        if stage and T:  # the group tokens of the stage before are carried over
+            previous = widths[stage - 1]
+            flops += 2 * previous * hidden * (tokens + T) + _residual_flops(T, previous, C)
+        flops += depth * _block_flops(S + T, C, config.mlp_ratio)
+        if T:
+            G = config.num_output_groups[stage]
+            flops += 2 * C * hidden * (T + G)
+            flops += _grouping_flops(S, G, C, out, config.mlp_ratio)
+            S, tokens = G, T
+    return flops
+
+
+def text_encoder_flops(config: ConfigDict, num_tokens: int, num_pairs: int) -> float:
+    """Returns the FLOPs of an image's texts forward through the encoder.
+
+    Args:
+      config: `config.model.text`.
+      num_tokens: of all texts.
+      num_pairs: of query and key, those that the causal mask hides included.
+    """
+    W = config.width
+    return config.num_layers * (2 * num_tokens * 12 * W * W + 4 * num_pairs * W)
+
+
+def projector_flops(config: ConfigDict, width: int) -> float:
+    """Returns the FLOPs of a vector of `width` channels through a projector."""
+    return 2 * config.hidden_dim * (width + config.output_dim)
+
+
+def _num_patches(config: ConfigDict) -> int:
+    return (config.image_size // config.patch_size) ** 2
+
+
+def _patch_flops(config: ConfigDict) -> float:
+    return 2 * _num_patches(config) * config.patch_size**2 * 3 * config.width
+
+
+def _stage_widths(config: ConfigDict) -> list[int]:
+    """Width of the input of each stage, and of the last one's output, which is the same."""
+    factors = [1, *(config.width_factors or [1] * len(config.depths))[1:]]
+    return [config.width * factor for factor in [*factors, factors[-1]]]
+
+
+def _block_flops(n: int, C: int, mlp_ratio: float) -> float:
+    return 2 * n * C * C * (4 + 2 * mlp_ratio) + 4 * n * n * C
+
+
+def _grouping_flops(S: int, G: int, C: int, out: int, mlp_ratio: float) -> float:
+    """Attention of G groups on S segments, then their assignment."""
+    attention = 4 * C * C * (G + S) + 4 * G * S * C + 4 * mlp_ratio * G * C * C
+    assignment = 2 * C * C * (G + 2 * S) + 4 * G * S * C + 2 * G * C * out
+    return attention + assignment + _residual_flops(G, C, out) + 4 * mlp_ratio * G * out * out
+
+
+def _residual_flops(n: int, C: int, out: int) -> float:
+    return 0 if C == out else 2 * n * C * out
