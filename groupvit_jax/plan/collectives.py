@@ -1,0 +1,193 @@
+"""The collectives of a compiled program: what travels between chips, along which mesh axes."""
+
+import dataclasses
+import itertools
+import re
+from collections.abc import Sequence
+
+import numpy as np
+
+from groupvit_jax.plan.program import Execution, Program, executions
+from groupvit_jax.typing import Int
+
+KINDS = ("all-reduce", "all-gather", "reduce-scatter", "all-to-all", "collective-permute",
+         "collective-broadcast", "ragged-all-to-all")  # fmt: skip
+# Bytes that each chip sends over a ring of n chips, per byte of the whole array.
+_RING = {"all-reduce": 2.0, "collective-permute": 1.0, "collective-broadcast": 1.0}
+
+_LISTED = re.compile(r"(?:replica_groups|source_target_pairs)=\{(\{[\d,{}]*\})?\}")
+_IOTA = re.compile(r"replica_groups=\[([\d,]+)\]<=\[([\d,]+)\](?:T\(([\d,]+)\))?")
+_MESH = re.compile(
+    r"replica_groups=mesh\[([^\]]*)\](?:, device_ids=\(\[([\d,]+)\](?:T\(([\d,]+)\))?\))?"
+    r"\s*\{([^}]*)\}"
+)
+Groups = Int[np.ndarray, "groups chips"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Collective:
+    """A collective of the program.
+
+    Attributes:
+      kind: XLA's name of it, one of `KINDS`.
+      axes: names of the mesh axes it runs over, joined by "+"; with a number of chips before where
+        it runs over a part of them only.
+      group_size: how many chips exchange with each other.
+      num_bytes: of the whole array, on each chip: what a reduction takes, what a gather gives.
+      count: how often it runs in a step.
+      in_loop: whether that is in a loop of the program.
+      crosses_slices: whether it needs the network between slices.
+      purpose: what it is for, by the JAX code it stems from.
+    """
+
+    kind: str
+    axes: str
+    group_size: int
+    num_bytes: int
+    count: int
+    in_loop: bool
+    crosses_slices: bool
+    purpose: str
+
+    @property
+    def sent_bytes(self) -> float:
+        """Bytes that each chip sends in a step, on a ring."""
+        n = self.group_size
+        return self.count * self.num_bytes * _RING.get(self.kind, 1.0) * (n - 1) / n
+
+
+def find_collectives(
+    program: Program, mesh_shape: dict[str, int], slice_of: Sequence[int]
+) -> list[Collective]:
+    """Returns the program's collectives in its order, without those among one chip.
+
+    Args:
+      program: the compiled program.
+      mesh_shape: size of each axis by name, the outermost first.
+      slice_of: the slice of each device of the mesh, in its order.
+    """
+    namer = _AxisNamer(mesh_shape)
+    found = []
+    for run in executions(program):
+        kind = run.instruction.opcode.removesuffix("-start")
+        if kind not in KINDS:
+            continue
+        groups = replica_groups(run.instruction.attributes, len(slice_of))
+        if groups.shape[1] > 1:
+            slices = np.asarray(slice_of)[groups]
+            crosses = bool((slices != slices[:, :1]).any())
+            found.append(
+                Collective(
+                    kind=kind,
+                    axes=namer.name(groups),
+                    group_size=groups.shape[1],
+                    num_bytes=_num_bytes(kind, run, groups.shape[1]),
+                    count=run.count,
+                    in_loop=run.loops > 0,
+                    crosses_slices=crosses,
+                    purpose=purpose(run.instruction.op_name),
+                )
+            )
+    return found
+
+
+def replica_groups(attributes: str, num_devices: int) -> Groups:
+    """Returns the devices of each group, in any of the three forms that XLA prints.
+
+    Raises:
+      ValueError: a form that XLA did not have when this was written.
+    """
+    if match := _IOTA.search(attributes):
+        shape, dims, order = ([int(i) for i in (m or "").split(",") if i] for m in match.groups())
+        return _iota(dims, order).reshape(shape)
+    if match := _MESH.search(attributes):
+        return _mesh_groups(match, num_devices)
+    if match := _LISTED.search(attributes):
+        if not match[1]:
+            return np.arange(num_devices)[None]
+        rows = [row.split(",") for row in match[1].strip("{}").split("},{")]
+        if "source_target_pairs" in match[0]:
+            rows = [row for row in rows if row[0] != row[1]] or [rows[0][:1]]
+        return np.array(rows, int)
+    raise ValueError(f"compiled program: no replica groups in {attributes[:120]!r}")
+
+
+def purpose(op_name: str) -> str:
+    """Returns what a collective is for, by the path of the JAX code that it stems from.
+
+    XLA joins collectives of the same kind and keeps the path of one.
+    """
+    backward = "transpose(" in op_name
+    if "projector" in op_name and "/norm/" in op_name:
+        return "BatchNorm"
+    if re.search(r"random_erasing|threefry|random_bits", op_name):
+        return "noise"
+    if "TwoTower" in op_name or "encoder" in op_name or "projector" in op_name:
+        return "gradients" if backward else "model"
+    if "jvp(" in op_name:
+        return "loss"
+    return "optimizer and norms" if op_name else "unnamed"
+
+
+def _iota(dims: Sequence[int], order: Sequence[int]) -> Int[np.ndarray, "..."]:
+    ids = np.arange(int(np.prod(dims))).reshape(dims)
+    return ids.transpose(order) if order else ids
+
+
+def _mesh_groups(match: re.Match[str], num_devices: int) -> Groups:
+    """Groups along axes of a mesh, or along parts of axes: `'x':(m)k` is the k after the first m."""
+    sizes = {name: int(size) for name, size in re.findall(r"'([^']+)'=(\d+)", match[1])}
+    dims, order = ([int(i) for i in (m or "").split(",") if i] for m in (match[2], match[3]))
+    ids = _iota(dims or [num_devices], order).ravel()
+    shape, chosen = [], []
+    used = re.findall(r"'([^']+)'(?::\((\d+)\)(\d+))?", match[4])
+    for name, size in sizes.items():
+        cuts = {1, size}
+        parts = [(int(m), int(k)) for n, m, k in used if n == name and m]
+        for m, k in parts:
+            cuts |= {m, m * k}
+        whole = (name, "", "") in used
+        edges = sorted(cuts)
+        for low, high in itertools.pairwise(edges):
+            inside = whole or any(m <= low and high <= m * k for m, k in parts)
+            chosen += [len(shape)] if inside else []
+            shape.append(high // low)
+    rest = [i for i in range(len(shape)) if i not in chosen]
+    group_size = int(np.prod([shape[i] for i in chosen]))
+    return ids.reshape(shape).transpose(rest + chosen).reshape(-1, group_size)
+
+
+def _num_bytes(kind: str, run: Execution, group_size: int) -> int:
+    operands = sum(
+        buffer.num_bytes
+        for name in run.instruction.operands
+        for buffer in run.computation[name].outputs
+    )
+    return operands * (group_size if kind == "all-gather" else 1)
+
+
+class _AxisNamer:
+    """Finds the mesh axes that groups of devices run along."""
+
+    def __init__(self, mesh_shape: dict[str, int]):
+        axes = [axis for axis, size in mesh_shape.items() if size > 1]
+        ids = np.arange(int(np.prod(list(mesh_shape.values())))).reshape(
+            [mesh_shape[axis] for axis in axes]
+        )
+        self._label: dict[str, np.ndarray] = {}  # which group a device is in, by axes
+        subsets = (s for n in range(1, len(axes) + 1) for s in itertools.combinations(axes, n))
+        for subset in subsets:
+            kept = [i for i, axis in enumerate(axes) if axis not in subset]
+            moved = [i for i, axis in enumerate(axes) if axis in subset]
+            rows = ids.transpose(kept + moved).reshape(-1, np.prod([ids.shape[i] for i in moved]))
+            label = np.empty(ids.size, int)
+            label[rows] = np.arange(len(rows))[:, None]
+            self._label["+".join(subset)] = label
+
+    def name(self, groups: Groups) -> str:
+        for axes, label in self._label.items():  # the fewest axes first
+            labels = label[groups]
+            if (labels == labels[:, :1]).all():
+                whole = np.bincount(label)[0] == groups.shape[1]
+                return axes if whole else f"{groups.shape[1]} of {axes}"
+        return f"{groups.shape[1]} chips"
