@@ -21,6 +21,7 @@ _MESH = re.compile(
     r"replica_groups=mesh\[([^\]]*)\](?:, device_ids=\(\[([\d,]+)\](?:T\(([\d,]+)\))?\))?"
     r"\s*\{([^}]*)\}"
 )
+_CHANNEL = re.compile(r"channel_id=(\d+)")
 Groups = Int[np.ndarray, "groups chips"]
 
 
@@ -67,11 +68,18 @@ def find_collectives(
       slice_of: the slice of each device of the mesh, in its order.
     """
     namer = _AxisNamer(mesh_shape)
-    found = []
+    found: list[Collective] = []
+    fused: set[tuple[str, str]] = set()
     for run in executions(program):
         kind = run.instruction.opcode.removesuffix("-start")
         if kind not in KINDS:
             continue
+        # Run beside other work, a collective stands in the fusions of its beginning, middle and end.
+        channel = _CHANNEL.search(run.instruction.attributes)
+        if run.is_fused and channel:
+            if (kind, channel[1]) in fused:
+                continue
+            fused.add((kind, channel[1]))
         groups = replica_groups(run.instruction.attributes, len(slice_of))
         if groups.shape[1] > 1:
             slices = np.asarray(slice_of)[groups]

@@ -29,6 +29,26 @@ def matrix_flops(program: Program) -> int:
     )
 
 
+def logits_bytes(program: Program, embedding_dim: int) -> int:
+    """Returns the bytes of the largest logits that one chip holds at once; 0 if there are none.
+
+    Args:
+      program: of a training step.
+      embedding_dim: of the joint space: logits are the loss's products over it.
+    """
+    return max(
+        (
+            run.instruction.outputs[0].num_bytes
+            for run in executions(program)
+            if run.instruction.opcode in ("dot", "convolution")
+            if program.stems_from(run.instruction, "groupvit_jax/losses.py")
+            # A sigmoid's bias takes part as one dimension more.
+            if _contracted(run) in (embedding_dim, embedding_dim + 1)
+        ),
+        default=0,
+    )
+
+
 def memory_traffic(program: Program) -> int:
     """Returns the bytes that a step reads from and writes to one chip's HBM.
 
@@ -51,6 +71,10 @@ def _flops(run: Execution) -> int:
         dims = [int(d) for d in match[1].split(",") if d] if match else []
         return 2 * math.prod(out) * math.prod(lhs[d] for d in dims)
     return _convolution_flops(instruction.attributes, lhs, rhs, out)
+
+
+def _contracted(run: Execution) -> float:
+    return _flops(run) / (2 * max(math.prod(run.instruction.outputs[0].shape), 1))
 
 
 def _convolution_flops(

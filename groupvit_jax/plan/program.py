@@ -86,10 +86,22 @@ Computation = dict[str, Instruction]
 
 @dataclasses.dataclass(frozen=True)
 class Program:
-    """A program's computations by name, and the name of the one that runs first."""
+    """A compiled program.
+
+    Attributes:
+      computations: by name.
+      entry: name of the one that runs first.
+      files: Python file of each frame of the stack, by number.
+    """
 
     computations: dict[str, Computation]
     entry: str
+    files: dict[int, str]
+
+    def stems_from(self, instruction: Instruction, file: str) -> bool:
+        """Returns whether a line of a Python file, named by its end, made the instruction."""
+        found = re.search(r"stack_frame_id=(\d+)", instruction.attributes)
+        return found is not None and self.files.get(int(found[1]), "").endswith(file)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -130,7 +142,7 @@ def parse_program(text: str) -> Program:
             entry = match[2] if match[1] else entry
     if entry not in computations:
         raise ValueError("compiled program: no ENTRY computation found, expected XLA's HLO text")
-    return Program(computations, entry)
+    return Program(computations, entry, _files_of_frames(text))
 
 
 def executions(program: Program) -> Iterator[Execution]:
@@ -174,6 +186,20 @@ def trip_count(program: Program, loop: Instruction) -> int:
         if instruction.opcode == "constant" and instruction.argument.isdigit()
     ] if condition else []  # fmt: skip
     return max(limits, default=1)
+
+
+def _files_of_frames(text: str) -> dict[int, str]:
+    """Reads the tables that precede the computations; without them there are no frames."""
+    names = dict(re.findall(r'^(\d+) "([^"]*)"$', _table(text, "FileNames"), re.M))
+    table = _table(text, "FileLocations")
+    locations = dict(re.findall(r"^(\d+) \{file_name_id=(\d+)", table, re.M))
+    frames = re.findall(r"^(\d+) \{file_location_id=(\d+)", _table(text, "StackFrames"), re.M)
+    return {int(frame): names[locations[location]] for frame, location in frames}
+
+
+def _table(text: str, name: str) -> str:
+    found = re.search(rf"^{name}\n((?:\d+ .*\n)*)", text, re.M)
+    return found[1] if found else ""
 
 
 def _parse_instruction(name: str, text: str, is_root: bool) -> Instruction:

@@ -1,0 +1,193 @@
+"""Compiles the real training step for chips that aren't there."""
+
+import dataclasses
+import logging
+import math
+import re
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import jax
+from ml_collections import ConfigDict
+
+from groupvit_jax import optim, parallel
+from groupvit_jax.models import build_model
+from groupvit_jax.plan.hardware import GIB, Topology
+from groupvit_jax.train import state as state_lib
+from groupvit_jax.train.step import make_train_step
+from groupvit_jax.typing import PyTree
+
+logger = logging.getLogger(__name__)
+
+_UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": GIB, "T": 2**40}
+_SIZE = r"([\d.]+)([KMGT]?)"
+# XLA's two messages: what is needed of memory, or of it for one program's values.
+_NEEDED = re.compile(rf"Used {_SIZE}i?B? of {_SIZE}i?B? hbm|\({_SIZE}\) exceeds available HBM")
+_REPORT_EVERY = 30.0  # seconds
+
+
+@dataclasses.dataclass(frozen=True)
+class Memory:
+    """Bytes of one chip's memory by what they hold.
+
+    Attributes:
+      parameters: the model's, in float32.
+      optimizer: both moments of AdamW.
+      batch: uint8 images and tokens of one step.
+      activations: all that the step computes on its way and drops again, gradients included.
+      program: the compiled step itself.
+      other: BatchNorm's statistics, results that replace no input, padding of layouts.
+      available: what a program can use.
+    """
+
+    parameters: float
+    optimizer: float
+    batch: float
+    activations: float
+    program: float
+    other: float
+    available: float
+
+    @property
+    def total(self) -> float:
+        """All that must be there at once."""
+        kinds = (self.parameters, self.optimizer, self.batch, self.activations, self.program)
+        return sum(kinds) + self.other
+
+    @property
+    def fits(self) -> bool:
+        """Whether it is no more than what is available."""
+        return self.total <= self.available
+
+
+@dataclasses.dataclass(frozen=True)
+class CompiledStep:
+    """What XLA made of the training step.
+
+    Attributes:
+      mesh_shape: size of each axis by name.
+      slice_of: the slice of each device of the mesh, in its order.
+      memory: of one chip.
+      text: the program; empty where it does not fit, for then XLA gives none.
+      seconds: that tracing and compiling took.
+    """
+
+    mesh_shape: dict[str, int]
+    slice_of: tuple[int, ...]
+    memory: Memory
+    text: str
+    seconds: float
+
+
+def compile_step(config: ConfigDict, topology: Topology) -> CompiledStep:
+    """Compiles the step that training with `config` would run on `topology`; allocates nothing.
+
+    Raises:
+      ValueError: the mesh or the sharding rules don't fit the topology, or the batch can't be
+        divided.
+    """
+    mesh = parallel.make_mesh(config.parallel.mesh, topology.devices)
+    parallel.check_batch_size(config.train.batch_size, mesh)
+    model, shapes = build_model(config.model), state_lib.batch_shapes(config)
+    schedule = optim.make_schedule(config.optimizer, config.train.batch_size, 2, 1)
+    params = state_lib.abstract_params(model, shapes)
+    optimizer = optim.make_optimizer(config.optimizer, schedule, params)
+    rules = config.parallel.rules
+    state = state_lib.abstract_state(model, optimizer, shapes, mesh, rules)
+    shardings = jax.tree.map(lambda leaf: leaf.sharding, state)
+    by_example = parallel.batch_sharding(mesh)
+    batch = {
+        name: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=by_example)
+        for name, leaf in shapes.items()
+    }
+    step = make_train_step(model, optimizer, schedule, config, mesh, shardings)
+    started = time.monotonic()
+    with _progress(f"{topology}, batch {config.train.batch_size}"):
+        lowered = step.lower(state, batch)
+        compiled, needed = _compile(lowered)
+    return CompiledStep(
+        mesh_shape=dict(mesh.shape),
+        slice_of=tuple(getattr(device, "slice_index", None) or 0 for device in mesh.devices.flat),
+        memory=_memory(state, batch, topology, compiled, needed),
+        text="" if compiled is None else compiled.as_text(),
+        seconds=time.monotonic() - started,
+    )
+
+
+def _compile(lowered: Any) -> tuple[Any, float]:
+    """Returns the program, or None and the bytes that it needs of a device's memory."""
+    try:
+        return lowered.compile(), 0.0
+    except jax.errors.JaxRuntimeError as error:
+        if (needed := needed_bytes(str(error))) is None:
+            raise
+        return None, needed
+
+
+def needed_bytes(message: str) -> float | None:
+    """Returns how much memory XLA says a program needs; None if its message is of another kind."""
+    if "RESOURCE_EXHAUSTED" not in message or (found := _NEEDED.search(message)) is None:
+        return None
+    used, unit = (found[1], found[2]) if found[1] else (found[5], found[6])
+    return float(used) * _UNITS[unit]
+
+
+def _memory(
+    state: state_lib.TrainState, batch: PyTree, topology: Topology, compiled: Any, needed: float
+) -> Memory:
+    """Of a whole chip, which may be several devices."""
+    devices = topology.chip.devices
+    parameters, optimizer, examples, rest = (
+        devices * _shard_bytes(tree)
+        for tree in (state.params, state.opt_state, batch, state.batch_stats)
+    )
+    known = parameters + optimizer + examples
+    program = 0.0
+    if compiled is None:
+        activations = devices * needed - known - rest
+    else:
+        analysis = compiled.memory_analysis()
+        activations = devices * analysis.temp_size_in_bytes
+        program = devices * analysis.generated_code_size_in_bytes
+        new = analysis.output_size_in_bytes - analysis.alias_size_in_bytes
+        rest = devices * (analysis.argument_size_in_bytes + new) - known
+    return Memory(
+        parameters=parameters,
+        optimizer=optimizer,
+        batch=examples,
+        activations=activations,
+        program=program,
+        other=rest,
+        available=topology.chip.memory_bytes,
+    )
+
+
+def _shard_bytes(tree: PyTree) -> int:
+    """Bytes of one device's shards."""
+    return sum(
+        math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize
+        for leaf in jax.tree.leaves(tree)
+    )
+
+
+@contextmanager
+def _progress(what: str) -> Iterator[None]:
+    """Logs now and then that a compilation, which takes minutes, goes on."""
+    started, done = time.monotonic(), threading.Event()
+
+    def report() -> None:
+        while not done.wait(_REPORT_EVERY):
+            logger.info("%s: compiling for %.0f s", what, time.monotonic() - started)
+
+    logger.info("%s: compiling, which takes minutes", what)
+    thread = threading.Thread(target=report, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        done.set()
+        thread.join()
+    logger.info("%s: done after %.0f s", what, time.monotonic() - started)
