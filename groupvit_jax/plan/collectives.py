@@ -74,7 +74,7 @@ def find_collectives(
         kind = run.instruction.opcode.removesuffix("-start")
         if kind not in KINDS:
             continue
-        # Run beside other work, a collective stands in the fusions of its beginning, middle and end.
+        # Run beside other work, it stands in the fusions of its beginning, middle and end.
         channel = _CHANNEL.search(run.instruction.attributes)
         if run.is_fused and channel:
             if (kind, channel[1]) in fused:
@@ -143,11 +143,12 @@ def _iota(dims: Sequence[int], order: Sequence[int]) -> Int[np.ndarray, "..."]:
 
 
 def _mesh_groups(match: re.Match[str], num_devices: int) -> Groups:
-    """Groups along axes of a mesh, or along parts of axes: `'x':(m)k` is the k after the first m."""
+    """Groups along axes of a mesh or parts of axes: `'x':(m)k` is the k after the first m."""
     sizes = {name: int(size) for name, size in re.findall(r"'([^']+)'=(\d+)", match[1])}
     dims, order = ([int(i) for i in (m or "").split(",") if i] for m in (match[2], match[3]))
     ids = _iota(dims or [num_devices], order).ravel()
-    shape, chosen = [], []
+    shape: list[int] = []
+    chosen: list[int] = []
     used = re.findall(r"'([^']+)'(?::\((\d+)\)(\d+))?", match[4])
     for name, size in sizes.items():
         cuts = {1, size}

@@ -91,16 +91,21 @@ def _stage_widths(config: ConfigDict) -> list[int]:
     return [config.width * factor for factor in [*factors, factors[-1]]]
 
 
-def _block_flops(n: int, C: int, mlp_ratio: float) -> float:
-    return 2 * n * C * C * (4 + 2 * mlp_ratio) + 4 * n * n * C
+def _block_flops(num_tokens: int, width: int, mlp_ratio: float) -> float:
+    linear = 2 * num_tokens * width**2 * (4 + 2 * mlp_ratio)
+    return linear + 4 * num_tokens**2 * width
 
 
-def _grouping_flops(S: int, G: int, C: int, out: int, mlp_ratio: float) -> float:
-    """Attention of G groups on S segments, then their assignment."""
-    attention = 4 * C * C * (G + S) + 4 * G * S * C + 4 * mlp_ratio * G * C * C
-    assignment = 2 * C * C * (G + 2 * S) + 4 * G * S * C + 2 * G * C * out
-    return attention + assignment + _residual_flops(G, C, out) + 4 * mlp_ratio * G * out * out
+def _grouping_flops(
+    segments: int, groups: int, width: int, out_width: int, mlp_ratio: float
+) -> float:
+    """Attention of the groups on the segments, then the assignment."""
+    pairs = 4 * groups * segments * width
+    attention = 4 * width**2 * (groups + segments) + pairs + 4 * mlp_ratio * groups * width**2
+    assignment = 2 * width**2 * (groups + 2 * segments) + pairs + 2 * groups * width * out_width
+    mlp = 4 * mlp_ratio * groups * out_width**2
+    return attention + assignment + _residual_flops(groups, width, out_width) + mlp
 
 
-def _residual_flops(n: int, C: int, out: int) -> float:
-    return 0 if C == out else 2 * n * C * out
+def _residual_flops(num_tokens: int, width: int, out_width: int) -> float:
+    return 0 if width == out_width else 2 * num_tokens * width * out_width

@@ -96,8 +96,8 @@ def describe(name: str, num_slices: int = 1) -> Topology:
     if match is None or match[1] not in CHIPS:
         if name.split(":")[0].lower() in ("gpu", "cuda", "h100", "h200", "a100"):
             raise ValueError(
-                f"--topology={name}: GPUs found, expected TPUs ({EXAMPLES}): JAX compiles for a GPU "
-                "only where its CUDA plugin finds one"
+                f"--topology={name}: a GPU found, expected TPUs ({EXAMPLES}): JAX has no "
+                "descriptions of GPUs that aren't there"
             )
         raise ValueError(
             f"--topology={name}: unknown, expected one of {', '.join(CHIPS)} and its chips along "

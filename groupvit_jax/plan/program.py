@@ -16,9 +16,9 @@ ITEM_BITS = {
 }  # fmt: skip
 # What moves no bytes by itself.
 FREE = frozenset(
-    "parameter constant tuple get-tuple-element bitcast while call conditional after-all "
-    "partition-id replica-id opt-barrier domain iota".split()
-)
+    ("parameter", "constant", "tuple", "get-tuple-element", "bitcast", "while", "call", "iota",
+     "conditional", "after-all", "partition-id", "replica-id", "opt-barrier", "domain")
+)  # fmt: skip
 
 _HEADER = re.compile(r"^(ENTRY )?%?([\w.\-]+) \(.*\{$")
 _INSTRUCTION = re.compile(r"^\s+(ROOT )?%?([\w.\-]+) = (.*)$")
@@ -229,4 +229,4 @@ def _closing(text: str, start: int) -> int:
         depth += 1 if match[0] == "(" else -1
         if depth == 0:
             return match.start()
-    raise ValueError(f"compiled program: unbalanced parentheses in {text[start:start + 80]!r}")
+    raise ValueError(f"compiled program: unbalanced parentheses in {text[start : start + 80]!r}")

@@ -1,0 +1,265 @@
+"""What a training run would take on chips that aren't there: memory, work, traffic, time."""
+
+import dataclasses
+import logging
+from collections.abc import Sequence
+
+from ml_collections import ConfigDict
+
+from groupvit_jax.plan import costs, flops
+from groupvit_jax.plan.collectives import Collective, find_collectives
+from groupvit_jax.plan.compiling import CompiledStep, Memory, compile_step
+from groupvit_jax.plan.hardware import Topology
+from groupvit_jax.plan.program import parse_program
+
+logger = logging.getLogger(__name__)
+
+# CC3M, CC12M and YFCC14M, what the published model was trained on (arXiv 2202.11094).
+PUBLISHED_EXAMPLES = 2_891_445 + 11_156_203 + 14_615_499
+
+
+@dataclasses.dataclass(frozen=True)
+class Bound:
+    """The least seconds that a step can take, by what limits it.
+
+    All four go on at once where the compiler overlaps them perfectly, so the longest is the bound;
+    a real step takes longer.
+
+    Attributes:
+      compute: the matrix products at the peak in bfloat16.
+      memory: reading and writing HBM.
+      links: collectives within a slice.
+      network: collectives between slices.
+    """
+
+    compute: float
+    memory: float
+    links: float
+    network: float
+
+    @property
+    def seconds(self) -> float:
+        """Of a step."""
+        return max(dataclasses.astuple(self))
+
+    @property
+    def limit(self) -> str:
+        """The name of what takes longest."""
+        return max(dataclasses.asdict(self).items(), key=lambda item: item[1])[0]
+
+
+@dataclasses.dataclass(frozen=True)
+class Program:
+    """What the compiled step does; there is none of a step that does not fit.
+
+    Attributes:
+      flops_per_image: of the matrix products that the chips compute, in loops and twice included.
+      traffic: bytes that one chip reads from and writes to its HBM in a step.
+      logits: bytes of the largest logits that one chip holds at once.
+      collectives: in the program's order.
+      bound: on a step.
+    """
+
+    flops_per_image: float
+    traffic: float
+    logits: int
+    collectives: tuple[Collective, ...]
+    bound: Bound
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """A run on a topology.
+
+    Attributes:
+      topology: its name, and how many slices.
+      num_chips: in all slices.
+      mesh_shape: size of each axis by name.
+      batch_size: global.
+      num_steps: of the run.
+      memory: of one chip.
+      hand_flops: FLOPs an image of the step, counted by hand, nothing computed twice.
+      useful_flops: those of them that are not spent on padding.
+      program: None if the step does not fit.
+      compile_seconds: that it took to find out.
+    """
+
+    topology: str
+    num_chips: int
+    mesh_shape: dict[str, int]
+    batch_size: int
+    num_steps: int
+    memory: Memory
+    hand_flops: float
+    useful_flops: float
+    program: Program | None
+    compile_seconds: float
+
+    @property
+    def images_per_second(self) -> float | None:
+        """At most, of all chips."""
+        return self.batch_size / self.program.bound.seconds if self.program else None
+
+    @property
+    def days(self) -> float | None:
+        """At least, for the whole run."""
+        return self.num_steps * self.program.bound.seconds / 86400 if self.program else None
+
+    @property
+    def chip_hours(self) -> float | None:
+        """At least, for the whole run."""
+        return None if self.days is None else self.days * 24 * self.num_chips
+
+
+@dataclasses.dataclass(frozen=True)
+class LargestBatch:
+    """The largest global batch that fits.
+
+    Attributes:
+      batch_size: 0 if not even one example a shard does.
+      memory: what a chip then holds, as compiled.
+      compiled: the batch sizes that were compiled to find it.
+    """
+
+    batch_size: int
+    memory: Memory | None
+    compiled: tuple[int, ...]
+
+
+def make_plan(config: ConfigDict, topology: Topology, num_examples: int) -> Plan:
+    """Compiles the step of `config` for `topology` and returns what it would take.
+
+    Args:
+      config: the whole configuration.
+      topology: what `hardware.describe` returns.
+      num_examples: of an epoch, where `config.train.num_steps` is not set.
+
+    Raises:
+      ValueError: the configuration doesn't fit the topology, or the run has no step.
+    """
+    num_steps = run_length(config, num_examples)
+    step = compile_step(config, topology)
+    return Plan(
+        topology=str(topology),
+        num_chips=topology.num_chips,
+        mesh_shape=step.mesh_shape,
+        batch_size=config.train.batch_size,
+        num_steps=num_steps,
+        memory=step.memory,
+        hand_flops=flops.step_flops(config),
+        useful_flops=flops.useful_flops(config),
+        program=_analyse(step, config, topology) if step.text else None,
+        compile_seconds=step.seconds,
+    )
+
+
+def with_batch_size(config: ConfigDict, batch_size: int) -> ConfigDict:
+    """Returns a copy of the configuration with another global batch."""
+    changed = config.copy_and_resolve_references()
+    changed.train.batch_size = batch_size
+    return changed
+
+
+def run_length(config: ConfigDict, num_examples: int) -> int:
+    """Returns the number of steps of the configured run.
+
+    Raises:
+      ValueError: it has none.
+    """
+    train = config.train
+    steps = train.num_steps
+    if steps is None:
+        steps = round(train.num_epochs * num_examples / train.batch_size)
+    if steps < 1:
+        raise ValueError(
+            f"--num_examples={num_examples}: {train.num_epochs} epochs at batch "
+            f"{train.batch_size} are {steps} steps, expected at least 1"
+        )
+    return steps
+
+
+def find_largest_batch(config: ConfigDict, topology: Topology, first: Plan) -> LargestBatch:
+    """Finds the largest global batch that fits, by the line through compiled batch sizes.
+
+    A chip's memory is nearly a line in the batch. The line through `first` and half or twice its
+    batch says where it meets the available memory; that batch is compiled, and the line drawn
+    again, until one fits of which the next attempt is no larger than 2 % more.
+
+    Args:
+      config: the whole configuration.
+      topology: what to fit into.
+      first: its plan at the configured batch.
+    """
+    unit = _batch_unit(config, first)
+    known = {first.batch_size: first.memory}
+    second = first.batch_size * 2 if first.memory.fits else first.batch_size // 2 // unit * unit
+    candidate = max(second, unit)
+    for _ in range(3):
+        if candidate in known:
+            break
+        known[candidate] = compile_step(with_batch_size(config, candidate), topology).memory
+        candidate = _where_full({size: memory.total for size, memory in known.items()},
+                                first.memory.available, unit)  # fmt: skip
+        logger.info("%s: the largest batch seems to be %d", topology, candidate)
+        fitting = max((size for size, memory in known.items() if memory.fits), default=0)
+        if fitting <= candidate <= 1.02 * fitting:
+            break
+    best = max((size for size, memory in known.items() if memory.fits), default=0)
+    return LargestBatch(best, known.get(best), tuple(sorted(known)))
+
+
+def _batch_unit(config: ConfigDict, plan: Plan) -> int:
+    """What batch sizes must be multiples of."""
+    shards = plan.mesh_shape["data"] * plan.mesh_shape["fsdp"]
+    return max(shards, config.train.get("micro_batch_size") or 1)
+
+
+def _where_full(totals: dict[int, float], available: float, unit: int) -> int:
+    """The batch at which the line through the two points nearest to full reaches `available`."""
+    nearest = sorted(totals, key=lambda size: abs(totals[size] - available))[:2]
+    low, high = sorted(nearest)
+    slope = (totals[high] - totals[low]) / (high - low)
+    if slope <= 0:
+        return max(totals)
+    full = low + (available - totals[low]) / slope
+    return max(int(full) // unit * unit, unit)
+
+
+def _analyse(step: CompiledStep, config: ConfigDict, topology: Topology) -> Program:
+    program = parse_program(step.text)
+    collectives = find_collectives(program, step.mesh_shape, step.slice_of)
+    device_flops, traffic = costs.matrix_flops(program), costs.memory_traffic(program)
+    num_devices = len(topology.devices)
+    return Program(
+        flops_per_image=device_flops * num_devices / config.train.batch_size,
+        traffic=traffic * topology.chip.devices,
+        logits=costs.logits_bytes(program, config.model.projector.output_dim),
+        collectives=tuple(collectives),
+        bound=bound(topology, device_flops, traffic, collectives),
+    )
+
+
+def bound(
+    topology: Topology, device_flops: float, traffic: float, collectives: Sequence[Collective]
+) -> Bound:
+    """Returns the roofline of a step (10.1145/1498765.1498785) with the links as further roofs.
+
+    Args:
+      topology: the chips.
+      device_flops: of one device.
+      traffic: bytes to and from one device's HBM.
+      collectives: of the program.
+    """
+    chip, n = topology.chip, topology.chip.devices
+    within = sum(c.sent_bytes for c in collectives if not c.crosses_slices)
+    between = [c for c in collectives if c.crosses_slices]
+    # Reduced or gathered within each slice first, a chip sends its part only between them.
+    per_slice = max(len(topology.devices) // topology.num_slices, 1)
+    network = sum(c.sent_bytes / min(per_slice, c.group_size) for c in between)
+    within += sum(c.sent_bytes for c in between)
+    return Bound(
+        compute=n * device_flops / chip.peak_flops,
+        memory=n * traffic / chip.memory_bandwidth,
+        links=n * within / chip.link_bandwidth,
+        network=n * network / chip.network_bandwidth,
+    )
