@@ -8,17 +8,21 @@ Any field of the configuration can be tried: --config.train.batch_size=8192. It 
 accelerator, only the extra `tpu`, and minutes a topology. docs/plan.md tells how to read it.
 """
 
+import argparse
 import itertools
 import json
 import logging
 import os
+import re
+import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 # The chips are described, not used. With libtpu installed JAX would look for them.
 os.environ["JAX_PLATFORMS"] = "cpu"
 
-import absl.logging
-from absl import app, flags
+from absl import flags as absl_flags
+from ml_collections import ConfigDict
 
 from groupvit_jax.plan import hardware, table
 from groupvit_jax.plan.plan import (
@@ -29,65 +33,93 @@ from groupvit_jax.plan.plan import (
 )
 from launch import common
 
-_CONFIG = common.define_config_flag()
-_TOPOLOGY = flags.DEFINE_list("topology", [], f"Chips and how they lie: {hardware.EXAMPLES}; ...")
-_NUM_SLICES = flags.DEFINE_list("num_slices", ["1"], "How many slices of a topology; several: each")
-_BATCH_SIZES = flags.DEFINE_list("batch_sizes", [], "Global batches; the configured one by default")
-_COMPARE = flags.DEFINE_bool("compare", False, "Print one table instead of a page each.")
-_LARGEST_BATCH = flags.DEFINE_bool(
-    "largest_batch", False, "Also find the largest batch that fits, by 1 to 3 compilations more."
-)
-_NUM_EXAMPLES = flags.DEFINE_integer(
-    "num_examples", PUBLISHED_EXAMPLES, "Examples of an epoch; CC3M, CC12M and YFCC14M by default."
-)
-_OUTPUT = flags.DEFINE_string("output", "", "Folder to write plan.md and plan.json into.")
+
+def parse_flags(argv: Sequence[str]) -> tuple[argparse.Namespace, ConfigDict]:
+    """Parses the command line, `argv[0]` being the program.
+
+    Raises:
+      ValueError and others of `common.parse_config`: a flag is wrong.
+    """
+    parser = argparse.ArgumentParser(
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument(
+        "--config", required=True, help="file of a configuration; --config.FIELD=VALUE changes it"
+    )
+    parser.add_argument(
+        "--topology",
+        required=True,
+        help=f"chips and how many lie along each dimension, one or several: {hardware.EXAMPLES}",
+    )
+    parser.add_argument("--num_slices", default="1", help="of a topology, one or several numbers")
+    parser.add_argument("--batch_sizes", default="", help="global; the configured one by default")
+    parser.add_argument("--compare", action="store_true", help="one table instead of a page each")
+    parser.add_argument(
+        "--largest_batch",
+        action="store_true",
+        help="also find the largest batch that fits, by 1 to 3 more compilations",
+    )
+    parser.add_argument(
+        "--num_examples",
+        type=int,
+        default=PUBLISHED_EXAMPLES,
+        help="of an epoch (default: %(default)s, CC3M, CC12M and YFCC14M)",
+    )
+    parser.add_argument("--output", default="", help="folder for plan.md and plan.json")
+    flags, rest = parser.parse_known_args(argv[1:])
+    for argument in rest:
+        if not re.match(r"--?(no)?config\.", argument):
+            raise ValueError(f"{argument}: unexpected argument, expected flags (--NAME=VALUE)")
+    return flags, common.parse_config(argv)
 
 
-def main(argv: list[str]) -> None:
+def main(argv: Sequence[str]) -> None:
     """Runs the command."""
-    del argv
-    logging.getLogger("groupvit_jax").setLevel(logging.INFO)
-    if not flags.FLAGS["verbosity"].present:
-        absl.logging.set_verbosity(absl.logging.WARNING)
-    logging.basicConfig(format="%(message)s", level=logging.WARNING)
     try:
-        plan_all()
+        flags, config = parse_flags(argv)
+    except (absl_flags.Error, ValueError, TypeError, OSError) as error:
+        common.fail(common.BAD_INPUT, error)
+    logging.basicConfig(format="%(message)s", level=logging.WARNING)
+    logging.getLogger("groupvit_jax").setLevel(logging.INFO)
+    try:
+        plan_all(flags, config)
     except ValueError as error:
         if not common.is_own(error):
             raise
         common.fail(common.BAD_INPUT, error)
 
 
-def plan_all() -> None:
+def plan_all(flags: argparse.Namespace, config: ConfigDict) -> None:
     """Plans every topology, number of slices and batch size; prints and writes what comes out."""
-    config = _CONFIG.value
-    if not _TOPOLOGY.value:
-        raise ValueError(f"--topology: missing, expected e.g. {hardware.EXAMPLES}")
-    batch_sizes = _integers("batch_sizes", _BATCH_SIZES.value) or [config.train.batch_size]
-    slices = _integers("num_slices", _NUM_SLICES.value)
+    batch_sizes = _integers("batch_sizes", flags.batch_sizes) or [config.train.batch_size]
+    slices = _integers("num_slices", flags.num_slices)
     # A misspelt topology is found before the first is compiled.
-    described = [hardware.describe(*pair) for pair in itertools.product(_TOPOLOGY.value, slices)]
+    names = flags.topology.split(",")
+    described = [hardware.describe(*pair) for pair in itertools.product(names, slices)]
     plans, results, pages = [], [], []
     for topology, batch_size in itertools.product(described, batch_sizes):
         changed = with_batch_size(config, batch_size)
-        plan = make_plan(changed, topology, _NUM_EXAMPLES.value)
-        largest = find_largest_batch(changed, topology, plan) if _LARGEST_BATCH.value else None
+        plan = make_plan(changed, topology, flags.num_examples)
+        largest = find_largest_batch(changed, topology, plan) if flags.largest_batch else None
         plans.append(plan)
         results.append(table.to_json(plan, largest))
         pages.append(table.details(plan, largest))
-        if not _COMPARE.value:
+        if not flags.compare:
             print(pages[-1], flush=True)
-    if _COMPARE.value:
+    if flags.compare:
         pages.insert(0, table.comparison(plans))
         print(pages[0])
-    if _OUTPUT.value:
-        folder = Path(_OUTPUT.value)
+    if flags.output:
+        folder = Path(flags.output)
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "plan.md").write_text("\n\n".join(pages) + "\n")
         (folder / "plan.json").write_text(json.dumps(results, indent=2) + "\n")
 
 
-def _integers(flag: str, values: list[str]) -> list[int]:
+def _integers(flag: str, text: str) -> list[int]:
+    values = text.split(",") if text else []
     for value in values:
         if not value.isdigit() or int(value) < 1:
             raise ValueError(f"--{flag}={value}: expected whole numbers of at least 1")
@@ -95,4 +127,4 @@ def _integers(flag: str, values: list[str]) -> list[int]:
 
 
 if __name__ == "__main__":
-    app.run(main, flags_parser=common.parse_flags)
+    main(sys.argv)

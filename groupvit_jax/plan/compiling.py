@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import jax
+from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from groupvit_jax import optim, parallel
@@ -89,6 +90,27 @@ def compile_step(config: ConfigDict, topology: Topology) -> CompiledStep:
       ValueError: the mesh or the sharding rules don't fit the topology, or the batch can't be
         divided.
     """
+    started = time.monotonic()
+    with _progress(f"{topology}, batch {config.train.batch_size}"):
+        lowered, mesh, state, batch = lower_step(config, topology)
+        compiled, needed = _compile(lowered)
+    return CompiledStep(
+        mesh_shape=dict(mesh.shape),
+        slice_of=tuple(getattr(device, "slice_index", None) or 0 for device in mesh.devices.flat),
+        memory=_memory(state, batch, topology, compiled, needed),
+        text="" if compiled is None else compiled.as_text(),
+        seconds=time.monotonic() - started,
+    )
+
+
+def lower_step(
+    config: ConfigDict, topology: Topology
+) -> tuple[Any, Mesh, state_lib.TrainState, PyTree]:
+    """Returns the traced step, its mesh, and the shapes and shardings of its state and batch.
+
+    Raises:
+      ValueError: see `compile_step`.
+    """
     mesh = parallel.make_mesh(config.parallel.mesh, topology.devices)
     parallel.check_batch_size(config.train.batch_size, mesh)
     model, shapes = build_model(config.model), state_lib.batch_shapes(config)
@@ -104,17 +126,7 @@ def compile_step(config: ConfigDict, topology: Topology) -> CompiledStep:
         for name, leaf in shapes.items()
     }
     step = make_train_step(model, optimizer, schedule, config, mesh, shardings)
-    started = time.monotonic()
-    with _progress(f"{topology}, batch {config.train.batch_size}"):
-        lowered = step.lower(state, batch)
-        compiled, needed = _compile(lowered)
-    return CompiledStep(
-        mesh_shape=dict(mesh.shape),
-        slice_of=tuple(getattr(device, "slice_index", None) or 0 for device in mesh.devices.flat),
-        memory=_memory(state, batch, topology, compiled, needed),
-        text="" if compiled is None else compiled.as_text(),
-        seconds=time.monotonic() - started,
-    )
+    return step.lower(state, batch), mesh, state, batch
 
 
 def _compile(lowered: Any) -> tuple[Any, float]:

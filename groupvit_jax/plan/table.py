@@ -90,7 +90,7 @@ def _flops_rows(plan: Plan) -> Rows:
               "by hand: whole rows of text": plan.hand_flops}  # fmt: skip
     if plan.program:
         counts["of the compiled program"] = plan.program.flops_per_image
-    return [(name, f"{count / 1e9:.2f}") for name, count in counts.items()]
+    return [(name, f"{count / 1e9:,.4g}") for name, count in counts.items()]
 
 
 def _collective_rows(collectives: Sequence[Collective]) -> Rows:
