@@ -21,6 +21,8 @@ _MESH = re.compile(
     r"replica_groups=mesh\[([^\]]*)\](?:, device_ids=\(\[([\d,]+)\](?:T\(([\d,]+)\))?\))?"
     r"\s*\{([^}]*)\}"
 )
+# A TPU's host carries what goes from slice to slice.
+_NETWORK = re.compile(r'"xla_megascale_runtime",_xla_host_transfer_rendezvous="([a-z-]+)')
 _CHANNEL = re.compile(r"channel_id=(\d+)")
 Groups = Int[np.ndarray, "groups chips"]
 
@@ -72,6 +74,8 @@ def find_collectives(
     fused: set[tuple[str, str]] = set()
     for run in executions(program):
         kind = run.instruction.opcode.removesuffix("-start")
+        if kind == "send" and (between := _NETWORK.search(run.instruction.attributes)):
+            found.append(_between_slices(between[1], run, mesh_shape, slice_of))
         if kind not in KINDS:
             continue
         # Run beside other work, it stands in the fusions of its beginning, middle and end.
@@ -164,6 +168,25 @@ def _mesh_groups(match: re.Match[str], num_devices: int) -> Groups:
     rest = [i for i in range(len(shape)) if i not in chosen]
     group_size = int(np.prod([shape[i] for i in chosen]))
     return ids.reshape(shape).transpose(rest + chosen).reshape(-1, group_size)
+
+
+def _between_slices(
+    kind: str, run: Execution, mesh_shape: dict[str, int], slice_of: Sequence[int]
+) -> Collective:
+    """What a chip sends through its host: its part of a collective over several slices."""
+    slices = np.asarray(slice_of).reshape(list(mesh_shape.values()))
+    axes = [axis for i, axis in enumerate(mesh_shape) if (np.diff(slices, axis=i) != 0).any()]
+    num_slices = len(set(slice_of))
+    return Collective(
+        kind=kind,
+        axes="+".join(axes),
+        group_size=num_slices,
+        num_bytes=_num_bytes(kind, run, num_slices),
+        count=run.count,
+        in_loop=run.loops > 0,
+        crosses_slices=True,
+        purpose=purpose(run.instruction.op_name),
+    )
 
 
 def _num_bytes(kind: str, run: Execution, group_size: int) -> int:

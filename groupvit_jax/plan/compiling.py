@@ -23,7 +23,7 @@ from groupvit_jax.typing import PyTree
 
 logger = logging.getLogger(__name__)
 
-_UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": GIB, "T": 2**40}
+_UNITS = {"": 1.0, "K": 2.0**10, "M": 2.0**20, "G": GIB, "T": 2.0**40}
 _SIZE = r"([\d.]+)([KMGT]?)"
 # XLA's two messages: what is needed of memory, or of it for one program's values.
 _NEEDED = re.compile(rf"Used {_SIZE}i?B? of {_SIZE}i?B? hbm|\({_SIZE}\) exceeds available HBM")
@@ -153,7 +153,7 @@ def _memory(
     """Of a whole chip, which may be several devices."""
     devices = topology.chip.devices
     parameters, optimizer, examples, rest = (
-        devices * _shard_bytes(tree)
+        float(devices * _shard_bytes(tree))
         for tree in (state.params, state.opt_state, batch, state.batch_stats)
     )
     known = parameters + optimizer + examples
@@ -162,8 +162,8 @@ def _memory(
         activations = devices * needed - known - rest
     else:
         analysis = compiled.memory_analysis()
-        activations = devices * analysis.temp_size_in_bytes
-        program = devices * analysis.generated_code_size_in_bytes
+        activations = float(devices * analysis.temp_size_in_bytes)
+        program = float(devices * analysis.generated_code_size_in_bytes)
         new = analysis.output_size_in_bytes - analysis.alias_size_in_bytes
         rest = devices * (analysis.argument_size_in_bytes + new) - known
     return Memory(

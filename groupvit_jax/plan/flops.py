@@ -25,7 +25,7 @@ def step_flops(config: ConfigDict) -> float:
 
 def _training_flops(config: ConfigDict, num_tokens: int, num_pairs: int) -> float:
     model, num_texts = config.model, 1 + config.data.num_nouns
-    logits = 2 * model.projector.output_dim * num_texts * config.train.batch_size
+    logits = 2.0 * model.projector.output_dim * num_texts * config.train.batch_size
     forward = (
         image_encoder_flops(model.image)
         + text_encoder_flops(model.text, num_tokens, num_pairs)
@@ -69,12 +69,12 @@ def text_encoder_flops(config: ConfigDict, num_tokens: int, num_pairs: int) -> f
       num_pairs: of query and key, those that the causal mask hides included.
     """
     W = config.width
-    return config.num_layers * (2 * num_tokens * 12 * W * W + 4 * num_pairs * W)
+    return config.num_layers * (24.0 * num_tokens * W * W + 4 * num_pairs * W)
 
 
 def projector_flops(config: ConfigDict, width: int) -> float:
     """Returns the FLOPs of a vector of `width` channels through a projector."""
-    return 2 * config.hidden_dim * (width + config.output_dim)
+    return 2.0 * config.hidden_dim * (width + config.output_dim)
 
 
 def _num_patches(config: ConfigDict) -> int:
@@ -82,7 +82,7 @@ def _num_patches(config: ConfigDict) -> int:
 
 
 def _patch_flops(config: ConfigDict) -> float:
-    return 2 * _num_patches(config) * config.patch_size**2 * 3 * config.width
+    return 2.0 * _num_patches(config) * config.patch_size**2 * 3 * config.width
 
 
 def _stage_widths(config: ConfigDict) -> list[int]:
@@ -108,4 +108,4 @@ def _grouping_flops(
 
 
 def _residual_flops(num_tokens: int, width: int, out_width: int) -> float:
-    return 0 if width == out_width else 2 * num_tokens * width * out_width
+    return 0.0 if width == out_width else 2.0 * num_tokens * width * out_width

@@ -14,7 +14,7 @@ from collections.abc import Iterator, Sequence
 import jax
 from jax.experimental import topologies
 
-GB, GIB = 10**9, 2**30
+GB, GIB = 1e9, 2.0**30
 
 
 @dataclasses.dataclass(frozen=True)

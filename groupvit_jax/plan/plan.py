@@ -232,7 +232,7 @@ def _analyse(step: CompiledStep, config: ConfigDict, topology: Topology) -> Prog
     num_devices = len(topology.devices)
     return Program(
         flops_per_image=device_flops * num_devices / config.train.batch_size,
-        traffic=traffic * topology.chip.devices,
+        traffic=float(traffic * topology.chip.devices),
         logits=costs.logits_bytes(program, config.model.projector.output_dim),
         collectives=tuple(collectives),
         bound=bound(topology, device_flops, traffic, collectives),
@@ -252,11 +252,7 @@ def bound(
     """
     chip, n = topology.chip, topology.chip.devices
     within = sum(c.sent_bytes for c in collectives if not c.crosses_slices)
-    between = [c for c in collectives if c.crosses_slices]
-    # Reduced or gathered within each slice first, a chip sends its part only between them.
-    per_slice = max(len(topology.devices) // topology.num_slices, 1)
-    network = sum(c.sent_bytes / min(per_slice, c.group_size) for c in between)
-    within += sum(c.sent_bytes for c in between)
+    network = sum(c.sent_bytes for c in collectives if c.crosses_slices)
     return Bound(
         compute=n * device_flops / chip.peak_flops,
         memory=n * traffic / chip.memory_bandwidth,

@@ -1,0 +1,75 @@
+import importlib.util
+
+import jax
+import numpy as np
+import pytest
+
+from configs import tiny
+from groupvit_jax import parallel
+from groupvit_jax.plan.compiling import compile_step, needed_bytes
+from groupvit_jax.plan.hardware import describe
+from groupvit_jax.plan.plan import make_plan
+from groupvit_jax.train import state as state_lib
+from tests.plan.machines import host
+
+
+@pytest.mark.parametrize(
+    ("message", "expected"),
+    [
+        (
+            "RESOURCE_EXHAUSTED: Ran out of memory on HBM, the total memory required for HLO "
+            "temporaries (512.00G) exceeds available HBM (15.75G).",
+            512 * 2**30,
+        ),
+        (
+            "RESOURCE_EXHAUSTED: XLA:TPU compile permanent error. Ran out of memory in memory "
+            "space hbm. Used 20.05G of 15.75G hbm. Exceeded hbm capacity by 4.30G.",
+            20.05 * 2**30,
+        ),
+        ("RESOURCE_EXHAUSTED: something else", None),
+        ("INVALID_ARGUMENT: Used 20.05G of 15.75G hbm", None),
+    ],
+)
+def test_messages_of_full_memory(message, expected):
+    assert needed_bytes(message) == expected
+
+
+def test_what_a_chip_holds_is_what_a_run_allocates():
+    config = tiny.get_config()
+    config.parallel.mesh.update(data=2, fsdp=2)
+    memory = compile_step(config, host(4)).memory
+    mesh = parallel.make_mesh(config.parallel.mesh, jax.devices()[:4])
+    shapes = state_lib.batch_shapes(config)
+    batch = parallel.to_global_batch(
+        mesh, {name: np.zeros(leaf.shape, leaf.dtype) for name, leaf in shapes.items()}
+    )
+    held = sum(array.addressable_shards[0].data.nbytes for array in batch.values())
+    assert memory.batch == held
+    whole = compile_step(tiny.get_config(), host(1)).memory
+    # Three quarters of the parameters are split in two: those are the matrices.
+    assert 0.45 * whole.parameters < memory.parameters < 0.75 * whole.parameters
+    assert memory.optimizer == pytest.approx(2 * memory.parameters, rel=0.01)
+    assert memory.activations > 0
+    assert memory.fits
+
+
+def test_batch_that_does_not_divide():
+    config = tiny.get_config()
+    config.train.batch_size = 18
+    with pytest.raises(ValueError, match=r"batch_size: 18 found, expected a multiple of 4"):
+        compile_step(config, host(4))
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(
+    importlib.util.find_spec("libtpu") is None, reason="libtpu (the extra 'tpu') is not installed"
+)
+def test_a_step_for_tpus():
+    config = tiny.get_config()
+    plan = make_plan(config, describe("v5e:2x2"), 1000)
+    assert plan.memory.fits
+    assert plan.program.flops_per_image == pytest.approx(plan.hand_flops, rel=0.05)
+    reduced = sum(c.num_bytes for c in plan.program.collectives if c.purpose == "gradients")
+    assert reduced >= 0.95 * plan.memory.parameters
+    assert {c.axes for c in plan.program.collectives} == {"data"}
+    assert 0 < plan.program.logits <= 4 * 16 * 48
