@@ -1,5 +1,6 @@
 """The collectives of a compiled program: what travels between chips, along which mesh axes."""
 
+import collections
 import dataclasses
 import itertools
 import re
@@ -97,7 +98,7 @@ def find_collectives(
                     count=run.count,
                     in_loop=run.loops > 0,
                     crosses_slices=crosses,
-                    purpose=purpose(run.instruction.op_name),
+                    purpose=_main_purpose(run),
                 )
             )
     return found
@@ -125,10 +126,7 @@ def replica_groups(attributes: str, num_devices: int) -> Groups:
 
 
 def purpose(op_name: str) -> str:
-    """Returns what a collective is for, by the path of the JAX code that it stems from.
-
-    XLA joins collectives of the same kind and keeps the path of one.
-    """
+    """Returns what a collective is for, by the path of the JAX code that it stems from."""
     backward = "transpose(" in op_name
     if "projector" in op_name and "/norm/" in op_name:
         return "BatchNorm"
@@ -139,6 +137,17 @@ def purpose(op_name: str) -> str:
     if "jvp(" in op_name:
         return "loss"
     return "optimizer and norms" if op_name else "unnamed"
+
+
+def _main_purpose(run: Execution) -> str:
+    """Of most of the bytes: XLA joins collectives of a kind and keeps the path of one."""
+    if len(run.instruction.operands) == 1:
+        return purpose(run.instruction.op_name)
+    weights: collections.Counter[str] = collections.Counter()
+    for name in run.instruction.operands:
+        operand = run.computation[name]
+        weights[purpose(operand.op_name)] += sum(b.num_bytes for b in operand.outputs)
+    return max(weights, key=weights.__getitem__, default="unnamed")
 
 
 def _iota(dims: Sequence[int], order: Sequence[int]) -> Int[np.ndarray, "..."]:
@@ -185,7 +194,7 @@ def _between_slices(
         count=run.count,
         in_loop=run.loops > 0,
         crosses_slices=True,
-        purpose=purpose(run.instruction.op_name),
+        purpose=_main_purpose(run),
     )
 
 

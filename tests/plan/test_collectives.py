@@ -132,8 +132,12 @@ def test_gradients_are_reduced_once_and_never_in_a_loop(data_parallel):
     found = find_collectives(program, step.mesh_shape, step.slice_of)
     assert {c.axes for c in found} == {"data"}
     assert not any(c.in_loop for c in found)
-    reduced = sum(c.count * c.num_bytes for c in found if c.purpose == "gradients")
-    assert step.memory.parameters <= reduced <= 1.01 * step.memory.parameters
+    reduced = [c.count * c.num_bytes for c in found if c.kind == "all-reduce"]
+    # What else is reduced are sums of a row or a column.
+    assert step.memory.parameters <= sum(reduced) <= 1.05 * step.memory.parameters
+    largest = max(found, key=lambda c: c.num_bytes)
+    assert largest.purpose == "gradients"
+    assert largest.num_bytes >= 0.9 * step.memory.parameters
 
 
 def test_what_else_travels_is_small(data_parallel):
