@@ -81,7 +81,7 @@ def main(argv: Sequence[str]) -> None:
         flags, config = parse_flags(argv)
     except (absl_flags.Error, ValueError, TypeError, OSError) as error:
         common.fail(common.BAD_INPUT, error)
-    logging.basicConfig(format="%(message)s", level=logging.WARNING)
+    logging.basicConfig(format="%(message)s", level=logging.WARNING, force=True)
     logging.getLogger("groupvit_jax").setLevel(logging.INFO)
     try:
         plan_all(flags, config)
