@@ -240,7 +240,7 @@ def _analyse(step: CompiledStep, config: ConfigDict, topology: Topology) -> Prog
 
 
 def bound(
-    topology: Topology, device_flops: float, traffic: float, collectives: Sequence[Collective]
+    topology: Topology, device_flops: int, traffic: int, collectives: Sequence[Collective]
 ) -> Bound:
     """Returns the roofline of a step (10.1145/1498765.1498785) with the links as further roofs.
 

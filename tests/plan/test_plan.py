@@ -23,13 +23,13 @@ def collective(num_bytes, crosses_slices=False):
 
 def test_bound_is_what_takes_longest():
     topology = host(4)
-    found = bound(topology, 197e12, 819 * 10**9 // 2, [collective(10**9)])
+    found = bound(topology, 197 * 10**12, 819 * 10**9 // 2, [collective(10**9)])
     assert found.compute == pytest.approx(1.0)
     assert found.memory == pytest.approx(0.5)
     assert found.links == pytest.approx(2 * 0.75 * 1e9 / 200e9)
     assert found.network == 0
     assert (found.seconds, found.limit) == (found.compute, "compute")
-    slow = bound(topology, 1.0, 1, [collective(10**12, crosses_slices=True)])
+    slow = bound(topology, 1, 1, [collective(10**12, crosses_slices=True)])
     assert slow.links == 0
     assert slow.limit == "network"
 
@@ -38,7 +38,7 @@ def test_a_chip_of_two_devices():
     topology = host(4)
     chip = dataclasses.replace(topology.chip, devices=2)
     pairs = dataclasses.replace(topology, chip=chip, num_chips=2)
-    one, two = (bound(t, 1e12, 10**9, [collective(10**6)]) for t in (topology, pairs))
+    one, two = (bound(t, 10**12, 10**9, [collective(10**6)]) for t in (topology, pairs))
     assert two.compute == pytest.approx(2 * one.compute)
     assert two.links == pytest.approx(2 * one.links)
 
