@@ -140,8 +140,8 @@ def _comparison_row(plan: Plan) -> Sequence[str]:
     ]  # fmt: skip
 
 
-def _bytes(count: float) -> str:
+def _bytes(count: int) -> str:
     for unit, size in (("GiB", GIB), ("MiB", 2**20), ("KiB", 2**10)):
         if count >= size:
             return f"{count / size:.1f} {unit}"
-    return f"{count:.0f} bytes"
+    return f"{count} bytes"

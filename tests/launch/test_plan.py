@@ -1,5 +1,4 @@
 import json
-import sys
 
 import pytest
 
@@ -19,8 +18,7 @@ TINY = "--config=configs/tiny.py"
         (["--topology=v5e:2x2", "--config.train.batchsize=1"], "config.train.batch_size"),
     ],
 )
-def test_wrong_flags_are_one_line(arguments, message, capsys, monkeypatch):
-    monkeypatch.setattr(sys, "argv", [])
+def test_wrong_flags_are_one_line(arguments, message, capsys):
     with pytest.raises(SystemExit) as end:
         plan.main(["launch.plan", TINY, *arguments])
     assert end.value.code == common.BAD_INPUT
