@@ -33,21 +33,16 @@ def host_devices(monkeypatch):
 
 
 def test_compares_and_writes(host_devices, tmp_path, capsys):
-    arguments = ["--topology=1,4", "--batch_sizes=16,32", "--compare", f"--output={tmp_path}"]
-    plan.main(["launch.plan", TINY, *arguments, "--config.data.num_nouns=1"])
+    arguments = ["--topology=1,4", "--batch_sizes=16", "--compare", f"--output={tmp_path}"]
+    plan.main(["launch.plan", TINY, *arguments])
     lines = capsys.readouterr().out.splitlines()
     assert lines[0].startswith("| topology | chips | batch | fits |")
     found = json.loads((tmp_path / "plan.json").read_text())
-    assert [(p["num_chips"], p["batch_size"]) for p in found] == [
-        (1, 16),
-        (1, 32),
-        (4, 16),
-        (4, 32),
-    ]
+    assert [(p["num_chips"], p["batch_size"]) for p in found] == [(1, 16), (4, 16)]
     assert (tmp_path / "plan.md").read_text().startswith("\n".join(lines))
     # The same work an image, on one chip and on four.
     assert found[0]["program"]["flops_per_image"] == pytest.approx(
-        found[2]["program"]["flops_per_image"], rel=0.02
+        found[1]["program"]["flops_per_image"], rel=0.02
     )
     assert found[0]["program"]["collectives"] == []
 
