@@ -68,6 +68,8 @@ def test_padding_is_not_useful():
     config = base.get_config()
     assert flops.useful_flops(config) < flops.step_flops(config)
     config.data.packed_length = 160
-    padded = flops.step_flops(config)
-    assert padded > 1.2 * flops.step_flops(base.get_config())
+    text = config.model.text
+    tokens = flops.text_encoder_flops(text, 160, 160**2) - flops.text_encoder_flops(text, 80, 80**2)
+    added = flops.step_flops(config) - flops.step_flops(base.get_config())
+    assert added == pytest.approx(3 * tokens)
     assert flops.useful_flops(config) == flops.useful_flops(base.get_config())
