@@ -36,6 +36,7 @@ def make_model_config(image: dict, text: dict, projector: dict) -> ConfigDict:
         | projector,
         "initial_temperature": towers["initial_temperature"],
         "share_logit_scale": towers["share_logit_scale"],
+        "initial_logit_bias": towers["initial_logit_bias"],
         **Execution()._asdict(),
         "dtype": "float32",
     }
