@@ -8,10 +8,10 @@ also tokens of a packed row of texts.
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-from jaxtyping import Array, Bool, Float, Int, Key, PyTree, UInt8
+from jaxtyping import Array, Bool, Float, Int, Key, PyTree, UInt, UInt8
 
 __all__ = ["Array", "Batch", "Bool", "Float", "ImageFeatures", "Int", "Key", "Params", "PyTree"]
-__all__ += ["TwoTowerOutput", "UInt8"]
+__all__ += ["TwoTowerOutput", "UInt", "UInt8"]
 
 # "image": UInt8 "B H W 3"; "text": Int32 "B L", the caption's and its prompts' tokens behind each
 # other, padded with zeros; "text_ends": Int32 "B N", where the caption and the K prompts end in

@@ -1,0 +1,178 @@
+"""Local alignment: segments against words by token-wise late interaction (FILIP, 2111.07783).
+
+As in the contrastive losses a device compares its own examples with everyone's in blocks, computes
+the scores anew backward, and forms the whole gradient of its own embeddings.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from groupvit_jax.losses import blocks
+from groupvit_jax.losses.blocks import Both, Comparison, Metrics, Side, product
+from groupvit_jax.typing import Array, Bool, Float, Int
+
+# In place of minus infinity, of which two have no difference.
+NEVER = -1e30
+
+
+def local_alignment_loss(
+    segments: Float[Array, "B G D"],
+    words: Float[Array, "B W D"],
+    word_mask: Bool[Array, "B W"],
+    logit_scale: Float[Array, ""],
+    comparison: Comparison = blocks.ON_ONE_DEVICE,
+    ids: Int[Array, "B"] | None = None,
+) -> tuple[Float[Array, ""], Metrics]:
+    """Matches images with texts by their parts.
+
+    With `s[i, g, j, w]` the scaled cosine of segment g of image i and word w of text j, there are
+    two similarities: of image i to text j, `A[i, j] = mean_g max_w s[i, g, j, w]`, and of text j to
+    image i, `T[i, j] = mean_w max_g s[i, g, j, w]`, over the words that count. The loss is the mean
+    of two cross-entropies over the global batch: of A over all texts, for each image, against its
+    own text; and of T over all images, for each text, against its own image.
+
+    A text without a word that counts is nobody's negative, and it and its image add nothing to the
+    mean; the image remains a negative of other texts. With ids, the positives of an image are all
+    texts of the same id as its own, each to the same share, and likewise those of a text.
+
+    Args:
+      segments: embeddings of the examples' segments, not normalised; within `jax.shard_map` of the
+        device's.
+      words: embeddings of each example's words, not normalised.
+      word_mask: which of them count.
+      logit_scale: logarithm of the inverse temperature.
+      comparison: where and how it is computed; as many examples are compared with at once as have
+        no more than `block_size` segments or words, one at least. The kind doesn't matter: it is
+        a softmax.
+      ids: what tells texts apart; None: each text is another one, even if it says the same.
+
+    Returns:
+      The value over the global batch, 0 without any word; and the metrics `image_to_text_accuracy`,
+      `text_to_image_accuracy`, both of the texts with words, and `texts_with_words`, their share.
+    """
+    scale = blocks.clipped_scale(logit_scale)
+    segments, words = blocks.l2_normalize(segments), scale * blocks.l2_normalize(words)
+    comparison = dataclasses.replace(
+        comparison,
+        kind="softmax",
+        block_size=max(1, comparison.block_size // max(segments.shape[1], words.shape[1])),
+    )
+    position = blocks.global_positions(comparison, len(segments))
+    found = _compare(comparison, segments, words, word_mask, position if ids is None else ids)
+    image, text = (jax.tree.map(lambda x: x[:, 0], totals) for totals in found)
+    has_words = word_mask.any(axis=1)
+    num_texts = blocks.global_sum(comparison, jnp.float32(has_words))
+
+    def mean(x: Float[Array, "B"]) -> Float[Array, ""]:
+        total = blocks.global_sum(comparison, jnp.where(has_words, x, 0.0))
+        return total / jnp.maximum(num_texts, 1.0)
+
+    # As many positives of an image as of its text, and none where it has no words.
+    number = jnp.maximum(image.positives.number, 1.0)
+    positives = (image.positives.total + text.positives.total) / number
+    return mean(image.total + text.total - positives) / 2, {
+        "image_to_text_accuracy": mean(jnp.float32(image.hit)),
+        "text_to_image_accuracy": mean(jnp.float32(text.hit)),
+        "texts_with_words": blocks.global_mean(comparison, jnp.float32(has_words)),
+    }
+
+
+class Examples(NamedTuple):
+    """Embeddings that are ready to be multiplied, and what tells texts apart."""
+
+    segments: Float[Array, "B G D"]
+    words: Float[Array, "B W D"]
+    mask: Bool[Array, "B W"]
+    ids: Int[Array, "B"]
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _compare(
+    comparison: Comparison,
+    segments: Float[Array, "B G D"],
+    words: Float[Array, "B W D"],
+    mask: Bool[Array, "B W"],
+    ids: Int[Array, "B"],
+) -> Both:
+    """Compares the device's images with the texts of all devices, and its texts with all images."""
+    return _compare_forward(comparison, segments, words, mask, ids)[0]
+
+
+def _compare_forward(
+    comparison: Comparison, segments: Array, words: Array, mask: Array, ids: Array
+) -> tuple[Both, Any]:
+    own = Examples(segments, words, mask, ids)
+    everyone = blocks.gather(comparison, own)
+
+    def add(totals: Both, block: Examples) -> Both:
+        to_text, _ = _similarities(own.segments, block.words, block.mask)
+        _, to_image = _similarities(block.segments, own.words, own.mask)
+        add_to = functools.partial(blocks.add_logits, "softmax", _same(own, block)[:, None])
+        return Both(
+            add_to(totals.image, to_text[:, None]), add_to(totals.text, to_image.T[:, None])
+        )
+
+    # Made of the words, so that they are known to differ among devices.
+    none = blocks.no_totals(words[:, :1, 0], count_positives=True)
+    totals = blocks.fold(comparison, add, Both(none, none), everyone)
+    totals = Both(*(blocks.finished("softmax", part) for part in totals))
+    return totals, (own, everyone, totals.image.total, totals.text.total)
+
+
+def _compare_backward(
+    comparison: Comparison, residuals: Any, gradients: Both
+) -> tuple[Array | None, ...]:
+    own, everyone, image_total, text_total = residuals
+    image_side = blocks.side(image_total, gradients.image)
+    text_side = blocks.side(text_total, gradients.text)
+    others = (everyone, *blocks.gather(comparison, (image_side, text_side)))
+
+    def add(sums: tuple[Array, Array], block: tuple[Examples, Side, Side]) -> tuple[Array, Array]:
+        examples, block_image_side, block_text_side = block
+        same = _same(own, examples)
+        by_segments = functools.partial(_similarities, words=examples.words, mask=examples.mask)
+        by_words = functools.partial(_similarities, examples.segments, mask=own.mask)
+        segments = _pull_back(by_segments, own.segments, same, image_side, block_text_side)
+        words = _pull_back(by_words, own.words, same.T, block_image_side, text_side)
+        return sums[0] + segments, sums[1] + words
+
+    sums = (jnp.zeros_like(own.segments), jnp.zeros_like(own.words))
+    return *blocks.fold(comparison, add, sums, others), None, None
+
+
+_compare.defvjp(_compare_forward, _compare_backward)
+
+
+def _similarities(
+    segments: Float[Array, "B G D"], words: Float[Array, "C W D"], mask: Bool[Array, "C W"]
+) -> tuple[Float[Array, "B C"], Float[Array, "B C"]]:
+    """Returns those of images to texts, by each segment's best word, and of texts to images."""
+    scores = product("bgd,cwd->bcgw", segments, words)
+    to_text = jnp.where(mask[:, None], scores, NEVER).max(axis=3).mean(axis=2)
+    to_image = jnp.where(mask, scores.max(axis=2), 0.0).sum(axis=2)
+    return to_text, to_image / jnp.maximum(mask.sum(axis=1), 1)
+
+
+def _same(own: Examples, block: Examples) -> Bool[Array, "B C"]:
+    """Returns which texts are each other's, and so their images' positives."""
+    has_words = own.mask.any(axis=1)[:, None] & block.mask.any(axis=1)
+    return (own.ids[:, None] == block.ids) & has_words
+
+
+def _pull_back(
+    similarities: Callable[[Array], tuple[Array, Array]],
+    embeddings: Array,
+    same: Bool[Array, "B C"],
+    image_side: Side,
+    text_side: Side,
+) -> Array:
+    """Returns the gradient of the loss by embeddings that similarities [B, C] are made of."""
+    (to_text, to_image), pull = jax.vjp(similarities, embeddings)
+    text_side = jax.tree.map(jnp.transpose, text_side)
+    by_image = blocks.softmax_weights(same, to_text, image_side)
+    return pull((by_image, blocks.softmax_weights(same, to_image, text_side)))[0]
