@@ -73,7 +73,8 @@ def make_batch(config: ConfigDict) -> tuple[Batch, np.ndarray]:
     row, ends, overflow = pack(texts, config.data.packed_length)
     image = np.random.default_rng(1).integers(0, 256, (B, size, size, 3), np.uint8)
     batch = {"image": image, "text": row, "text_ends": ends, "index": np.arange(B, dtype=np.int32)}
-    return batch | {"text_overflow": overflow.astype(np.int32)}, texts
+    unused = {"text_ids": ends, "text_overflow": overflow.astype(np.int32)}
+    return batch | unused, texts
 
 
 def our_loss(pretrained: Pretrained, config: ConfigDict, batch: Batch) -> float:
@@ -92,7 +93,7 @@ def our_loss(pretrained: Pretrained, config: ConfigDict, batch: Batch) -> float:
             rngs={"drop_path": jax.random.key(0)},
             mutable=["batch_stats"],
         )
-        return contrastive_loss(output, config.loss, mesh)[0]
+        return contrastive_loss(output, config.loss, mesh, {})[0]
 
     return float(loss(pretrained.variables, *(batch[n] for n in ("image", "text", "text_ends"))))
 

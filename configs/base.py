@@ -52,6 +52,11 @@ def get_config() -> ConfigDict:
         kind="softmax",  # or "sigmoid"
         global_weight=1.0,
         multi_label_weight=1.0,
+        local_weight=0.0,  # of the alignment of segments with words, docs/losses.md
+        local_words="tokens",  # of the caption; or "prompts"
+        # Texts of a batch that say the same are each other's images' "negatives", as published, or
+        # "positives".
+        identical_texts="negatives",
         exchange="all_gather",  # how devices see each other's embeddings; or "ring"
         block_size=256,  # logits are computed against this many images and their texts at once
     )

@@ -15,7 +15,8 @@ __all__ += ["TwoTowerOutput", "UInt", "UInt8"]
 
 # "image": UInt8 "B H W 3"; "text": Int32 "B L", the caption's and its prompts' tokens behind each
 # other, padded with zeros; "text_ends": Int32 "B N", where the caption and the K prompts end in
-# that row; "text_overflow": Int32 "B", how many prompts did not fit and are the caption instead;
+# that row; "text_ids": Int32 "B N", what tells captions and prompts' words apart, from 0 to
+# 2^31 - 1; "text_overflow": Int32 "B", how many prompts did not fit and are the caption instead;
 # "index": Int32 "B", the position of the example in its source.
 Batch = Mapping[str, Any]
 Params = PyTree
@@ -38,7 +39,8 @@ class ImageFeatures(NamedTuple):
 class TwoTowerOutput(NamedTuple):
     """Joint embeddings (not normalised, float32), log temperatures and image features.
 
-    The biases are the sigmoid losses'; the features are absent where only projectors ran.
+    The biases are the sigmoid losses'; the features are absent where only projectors ran, segments
+    and the captions' tokens where no loss compares them.
     """
 
     image: Float[Array, "B D"]
@@ -48,3 +50,5 @@ class TwoTowerOutput(NamedTuple):
     image_features: ImageFeatures | None = None
     logit_bias: Float[Array, ""] | None = None
     multi_label_logit_bias: Float[Array, ""] | None = None
+    segments: Float[Array, "B G D"] | None = None
+    tokens: Float[Array, "B W D"] | None = None

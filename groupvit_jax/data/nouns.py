@@ -18,6 +18,7 @@ from groupvit_jax.data.text import clean_text
 __all__ = [
     "both_kinds",
     "clip_templates",
+    "draw_prompts",
     "make_prompts",
     "noun_phrases",
     "nouns",
@@ -82,6 +83,17 @@ def make_prompts(
     kind: str = "words",
     found: Sequence[str] | None = None,
 ) -> list[str]:
+    """Returns the prompts of `draw_prompts`."""
+    return draw_prompts(caption, num_nouns, rng, kind, found)[0]
+
+
+def draw_prompts(
+    caption: str,
+    num_nouns: int,
+    rng: np.random.Generator,
+    kind: str = "words",
+    found: Sequence[str] | None = None,
+) -> tuple[list[str], list[str]]:
     """Puts words of the caption, drawn without replacement, into templates drawn at random.
 
     Args:
@@ -92,7 +104,7 @@ def make_prompts(
       found: what tagging the caption would find, if that is known already.
 
     Returns:
-      K texts; the caption itself stands in for words that it does not have.
+      K texts, and the word in each; the caption itself stands in for words that it does not have.
 
     Raises:
       ValueError: the kind is unknown.
@@ -100,14 +112,15 @@ def make_prompts(
     if kind not in ("words", "phrases"):
         raise ValueError(f"config.data.noun_kind is {kind!r}; expected 'words' or 'phrases'")
     if num_nouns == 0:
-        return []
+        return [], []
     if found is None:
         found = nouns(caption) if kind == "words" else noun_phrases(caption)
     templates = clip_templates()
     chosen = [found[i] for i in rng.permutation(len(found))[:num_nouns]]
     drawn = rng.integers(len(templates), size=len(chosen))
     prompts = [templates[i].format(word) for i, word in zip(drawn, chosen, strict=True)]
-    return prompts + [caption] * (num_nouns - len(prompts))
+    fill = [caption] * (num_nouns - len(prompts))
+    return prompts + fill, chosen + fill
 
 
 def split_words(caption: str) -> list[str]:

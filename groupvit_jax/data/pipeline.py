@@ -25,7 +25,7 @@ from groupvit_jax.data.decode import BrokenImageError, decode
 from groupvit_jax.data.mixture import ExampleOrder, MixedSource
 from groupvit_jax.data.object_cache import make_cache
 from groupvit_jax.data.sources import BrokenSampleError, Sample, Source, make_source
-from groupvit_jax.data.text import Tokenizer, check_packed_length, pack_texts
+from groupvit_jax.data.text import Tokenizer, check_packed_length, pack_texts, text_id
 from groupvit_jax.data.worker_processes import end_with_parent
 
 _MAX_CHUNK = 64  # rows that a worker delivers at once
@@ -109,20 +109,21 @@ def transform_pair(
     """Draws a caption and its prompts and augments the image.
 
     Returns:
-      {"image": UInt8 "S S 3", "text": Int32 "L", "text_ends": Int32 "N", "text_overflow": Int32 ""}
-      with N = 1 + num_nouns, the caption first; see `pack_texts`.
+      What `typing.Batch` says of one example, without its index.
     """
     index = int(rng.integers(len(sample["captions"])))
-    found = sample.get("nouns", {}).get(noun_kind)
+    caption, found = sample["captions"][index], sample.get("nouns", {}).get(noun_kind)
     known = found[index] if found else None
-    prompts = nouns.make_prompts(sample["captions"][index], num_nouns, rng, noun_kind, known)
+    prompts, words = nouns.draw_prompts(caption, num_nouns, rng, noun_kind, known)
     image = image_transform(sample["image"], rng=rng)
     texts = prepare_text.tokenize(sample, index, prompts, tokenizer)
     row, ends, overflow = pack_texts(list(texts), packed_length, tokenizer.end_of_text_id)
+    ids = np.array([text_id(each) for each in (caption, *words)], np.int32)
     return {
         "image": image,
         "text": row,
         "text_ends": ends,
+        "text_ids": np.where(ends == ends[0], ids[0], ids),  # some did not fit
         "text_overflow": np.asarray(overflow, np.int32),
     }
 

@@ -5,6 +5,7 @@ import html
 import io
 import itertools
 import re
+import zlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
@@ -21,7 +22,7 @@ from groupvit_jax.data.wordpiece import WordPiece
 
 __all__ = ["ClipTokenizer", "SentencePieceTokenizer", "Tokenizer", "WordPieceTokenizer"]
 __all__ += ["check_packed_length", "check_text_config", "clean_text", "make_tokenizer"]
-__all__ += ["pack_texts", "train_sentencepiece", "trim"]
+__all__ += ["has_start_token", "pack_texts", "text_id", "train_sentencepiece", "trim"]
 
 _CLIP_MARKER = re.compile(r"<(start|end)_of_text>", re.IGNORECASE)
 
@@ -250,6 +251,20 @@ def pack_texts(
         overflow += key not in stored
         ends[i] = stored.get(key, ends[0])
     return row, ends, overflow
+
+
+def text_id(text: str) -> int:
+    """Returns a number below 2^31, the same for texts that differ in case and white space only.
+
+    Two of 16,000 different texts share one in 6 of 100 batches.
+    """
+    folded = " ".join(text.casefold().split())
+    return zlib.crc32(folded.encode("utf-8", "surrogatepass")) & 0x7FFFFFFF
+
+
+def has_start_token(tokenizer: Tokenizer) -> bool:
+    """Returns whether texts begin with a token that is no part of them."""
+    return bool(tokenizer([""])[0, 0] != tokenizer.end_of_text_id)
 
 
 def trim(tokens: Int32[np.ndarray, "N T"]) -> Int32[np.ndarray, "N L"]:

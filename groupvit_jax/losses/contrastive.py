@@ -99,7 +99,8 @@ def _loss(
     image_total = jax.nn.logsumexp(image.total, axis=1, keepdims=True)
     if own_logits is not None:
         return (image_total + text.total) / 2 - own_logits
-    assert image.positives is not None and text.positives is not None  # noqa: PT018
+    assert image.positives is not None
+    assert text.positives is not None
     of_image, number = (x.sum(axis=1, keepdims=True) for x in image.positives)
     of_text = text.positives.total / text.positives.number
     return (image_total - of_image / number + text.total - of_text) / 2

@@ -42,8 +42,11 @@ class BertEncoder(nn.Module):
 
     @nn.compact
     def __call__(
-        self, tokens: Int[Array, "B L"], ends: Int[Array, "B N"] | None = None
-    ) -> Float[Array, "B N C"]:
+        self,
+        tokens: Int[Array, "B L"],
+        ends: Int[Array, "B N"] | None = None,
+        places: Int[Array, "W"] | None = None,
+    ) -> Float[Array, "B M C"]:
         """Encodes texts.
 
         Args:
@@ -51,6 +54,10 @@ class BertEncoder(nn.Module):
             influence.
           ends: where in its row each text has its end-of-text token; a place may be named several
             times. None: a row is one text, which ends at the first such token (N = 1).
+          places: of tokens in every row.
+
+        Returns:
+          The features of the texts, and behind them those of the tokens at `places`.
 
         Raises:
           ValueError: if rows of one text are longer than `context_length`.
@@ -67,6 +74,8 @@ class BertEncoder(nn.Module):
         block = BertBlock(self.num_heads, self.mlp_ratio, self.dtype, parent=None)
         x = run_blocks(self, block, self.num_layers, x, own_text, execution=self.execution)
         first = jnp.take_along_axis(starts, ends, axis=1)
+        if places is not None:
+            first = jnp.concatenate([first, jnp.tile(places, (len(tokens), 1))], axis=1)
         return jnp.take_along_axis(x, first[:, :, None], axis=1).astype(jnp.float32)
 
     def _embed(self, tokens: Int[Array, "B L"], place: Int[Array, "B L"]) -> Float[Array, "B L C"]:

@@ -289,17 +289,30 @@ class BatchNorm(nn.Module):
     epsilon: float = 1e-5
 
     @nn.compact
-    def __call__(self, x: Float[Array, "B C"], *, train: bool) -> Float[Array, "B C"]:
-        """Normalises in float32 and returns float32; updates `batch_stats` when training."""
+    def __call__(
+        self,
+        x: Float[Array, "B C"],
+        *,
+        train: bool,
+        statistics_of: Float[Array, "S C"] | None = None,
+    ) -> Float[Array, "B C"]:
+        """Normalises in float32 and returns float32; updates `batch_stats` when training.
+
+        Args:
+          x: what is normalised.
+          train: takes the statistics from the batch instead of the running ones.
+          statistics_of: the batch to take them from, where that is not `x`; nothing is updated.
+        """
         x = x.astype(jnp.float32)
-        B, C = x.shape
+        batch = x if statistics_of is None else statistics_of.astype(jnp.float32)
+        B, C = batch.shape
         scale = self.param("scale", nn.initializers.ones, (C,))
         bias = self.param("bias", nn.initializers.zeros, (C,))
         running_mean = self.variable("batch_stats", "mean", jnp.zeros, (C,))
         running_var = self.variable("batch_stats", "var", jnp.ones, (C,))
         if train:
-            mean, var = x.mean(0), x.var(0)
-            if not self.is_initializing():
+            mean, var = batch.mean(0), batch.var(0)
+            if statistics_of is None and not self.is_initializing():
                 unbiased = var * (B / max(B - 1, 1))
                 running_mean.value += self.momentum * (mean - running_mean.value)
                 running_var.value += self.momentum * (unbiased - running_var.value)

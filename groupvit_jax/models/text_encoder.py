@@ -41,8 +41,11 @@ class TextEncoder(nn.Module):
 
     @nn.compact
     def __call__(
-        self, tokens: Int[Array, "B L"], ends: Int[Array, "B N"] | None = None
-    ) -> Float[Array, "B N C"]:
+        self,
+        tokens: Int[Array, "B L"],
+        ends: Int[Array, "B N"] | None = None,
+        places: Int[Array, "W"] | None = None,
+    ) -> Float[Array, "B M C"]:
         """Encodes texts.
 
         Args:
@@ -50,6 +53,10 @@ class TextEncoder(nn.Module):
             influence.
           ends: where in its row each text has its end-of-text token; a place may be named several
             times. None: a row is one text, which ends at the first such token (N = 1).
+          places: of tokens in every row.
+
+        Returns:
+          The features of the texts, and behind them those of the tokens at `places`.
 
         Raises:
           ValueError: if rows of one text are longer than `context_length`.
@@ -58,6 +65,8 @@ class TextEncoder(nn.Module):
             if self.context_length < (T := tokens.shape[1]):
                 raise ValueError(f"text: {T} tokens, expected at most {self.context_length}")
             ends = (tokens == self.end_of_text_id).argmax(axis=1)[:, None]
+        if places is not None:
+            ends = jnp.concatenate([ends, jnp.tile(places, (len(tokens), 1))], axis=1)
         starts, mask = separate_texts(tokens, self.end_of_text_id)
         # Padding behind the texts may be longer than any of them.
         place = jnp.minimum(jnp.arange(tokens.shape[1]) - starts, self.context_length - 1)

@@ -1,5 +1,7 @@
 """Both towers, their projectors into the joint space, and the temperatures of the losses."""
 
+from typing import Any
+
 import flax.linen as nn
 import jax.numpy as jnp
 import numpy as np
@@ -24,14 +26,27 @@ class Projector(nn.Module):
     dtype: Dtype = jnp.float32
 
     @nn.compact
-    def __call__(self, x: Float[Array, "B C"], *, train: bool) -> Float[Array, "B D"]:
-        """Projects features into the joint space, not normalised."""
+    def __call__(
+        self,
+        x: Float[Array, "B C"],
+        *,
+        train: bool,
+        statistics_of: Float[Array, "S C"] | None = None,
+    ) -> Float[Array, "B D"]:
+        """Projects features into the joint space, not normalised.
+
+        Args:
+          x: the features.
+          train: takes BatchNorm's statistics from the batch.
+          statistics_of: other features to take them from, as if `x` did not exist.
+        """
 
         def dense(dim: int, name: str) -> nn.Dense:
             return nn.Dense(dim, kernel_init=fan_in_uniform, dtype=self.dtype, name=name)
 
-        x = dense(self.hidden_dim, "linear_hidden")(x)
-        x = nn.relu(BatchNorm(name="norm")(x, train=train))
+        hidden = dense(self.hidden_dim, "linear_hidden")
+        batch = None if statistics_of is None else hidden(statistics_of)
+        x = nn.relu(BatchNorm(name="norm")(hidden(x), train=train, statistics_of=batch))
         return dense(self.out_dim, "linear_out")(x).astype(jnp.float32)
 
 
@@ -98,7 +113,8 @@ class TwoTower(nn.Module):
         text_ends: Int[Array, "B N"],
         *,
         noise_ids: Int[Array, "B"] | None = None,
-    ) -> tuple[ImageFeatures, Float[Array, "B N C"]]:
+        caption_tokens: bool = False,
+    ) -> tuple[ImageFeatures, Float[Array, "B M C"]]:
         """Returns what both encoders yield: of each example alone, whatever its batch.
 
         Args:
@@ -106,23 +122,46 @@ class TwoTower(nn.Module):
           text: tokens.
           text_ends: ends of the texts.
           noise_ids: see `ImageEncoder`.
+          caption_tokens: whether the features of the texts are followed by those of the tokens that
+            may be a caption's, behind its first token and before the last it can end with.
         """
-        return self.image_encoder(images, noise_ids=noise_ids), self.text_encoder(text, text_ends)
+        # The caption is the row's first text.
+        longest = min(self.text_encoder.context_length, text.shape[1])
+        places = jnp.arange(1, longest - 1) if caption_tokens else None
+        features = self.image_encoder(images, noise_ids=noise_ids)
+        return features, self.text_encoder(text, text_ends, places)
 
     def project(
-        self, image: Float[Array, "B C"], text: Float[Array, "B N Q"], *, train: bool
+        self,
+        image: Float[Array, "B C"],
+        text: Float[Array, "B N Q"],
+        segments: Float[Array, "B G C"] | None = None,
+        tokens: Float[Array, "B W Q"] | None = None,
+        *,
+        train: bool,
     ) -> TwoTowerOutput:
         """Returns the joint embeddings of `encode`'s features, without the image features.
 
         Args:
           image: embeddings of the image encoder.
           text: features of the text encoder.
+          segments: of the images; in training, BatchNorm's statistics are those of the images
+            themselves, so that segments see what a trained model projects them with.
+          tokens: features of the captions' tokens, likewise.
           train: see `__call__`; BatchNorm needs the whole batch at once.
         """
         B, N, _ = text.shape
         # Captions and prompts share one BatchNorm batch, as in the published model, in which a
         # caption counts as often as it stands in for a prompt.
-        text_embedding = self.text_projector(text.reshape(B * N, -1), train=train)
+        texts = text.reshape(B * N, -1)
+        text_embedding = self.text_projector(texts, train=train)
+
+        def project_parts(projector: Projector, parts: Array | None, wholes: Array) -> Any:
+            if parts is None:
+                return None
+            flat = parts.reshape(-1, parts.shape[-1])
+            return projector(flat, train=train, statistics_of=wholes).reshape(*parts.shape[:2], -1)
+
         own = "" if self.share_logit_scale else "multi_label_"
         biased = self.initial_logit_bias is not None
         return TwoTowerOutput(
@@ -130,6 +169,8 @@ class TwoTower(nn.Module):
             text=text_embedding.reshape(B, N, -1),
             logit_scale=self.logit_scale,
             multi_label_logit_scale=getattr(self, f"{own}logit_scale"),
+            segments=project_parts(self.image_projector, segments, image),
+            tokens=project_parts(self.text_projector, tokens, texts),
             logit_bias=self.logit_bias if biased else None,
             multi_label_logit_bias=getattr(self, f"{own}logit_bias") if biased else None,
         )

@@ -14,7 +14,7 @@ from groupvit_jax import losses, optim, parallel
 from groupvit_jax.data import pipeline, text
 from groupvit_jax.data.vocabulary import Vocabulary, read_vocabulary
 from groupvit_jax.models import TwoTower, build_model
-from groupvit_jax.train import checkpoint, run_folder, state
+from groupvit_jax.train import checkpoint, run_folder, state, step
 from groupvit_jax.train.grad_cache import check_micro_batch_size
 from groupvit_jax.train.writers import check_wandb
 
@@ -80,6 +80,7 @@ def build(config: ConfigDict, workdir: Path) -> Parts:
     vocabulary = find_vocabulary(config, workdir)
     tokenizer = text.make_tokenizer(vocabulary, config.model.text.context_length)
     text.check_text_config(config.model.text, tokenizer)
+    check_local_words(config.loss, tokenizer)
     examples = pipeline.make_train_examples(config, tokenizer)
     num_steps, warmup_steps = run_length(config, examples.num_samples)
     schedule = optim.make_schedule(
@@ -137,6 +138,8 @@ def check_settings(config: ConfigDict) -> None:
         ("checkpoint.best_mode", config.checkpoint.best_mode, ("max", "min")),
         ("loss.kind", config.loss.kind, losses.KINDS),
         ("loss.exchange", config.loss.exchange, losses.EXCHANGES),
+        ("loss.local_words", config.loss.local_words, step.LOCAL_WORDS),
+        ("loss.identical_texts", config.loss.identical_texts, step.IDENTICAL_TEXTS),
     ):
         if choice not in choices:
             expected = " or ".join(map(repr, choices))
@@ -148,11 +151,27 @@ def check_settings(config: ConfigDict) -> None:
             f"{config.loss.kind!r}, expected a number (such as -10, with "
             "config.model.initial_temperature 0.1) for 'sigmoid' and None for 'softmax'"
         )
+    with_prompts = config.loss.local_weight and config.loss.local_words == "prompts"
+    if with_prompts and not config.data.num_nouns:
+        raise ValueError(
+            "config.loss.local_words: 'prompts' found with config.data.num_nouns 0, expected "
+            "'tokens' or prompts"
+        )
     best = config.checkpoint.best_metric
     if best and best.partition("/")[0] not in config.evaluators:
         raise ValueError(
             f"config.checkpoint.best_metric: {best!r} found, expected EVALUATOR/METRIC with one of "
             f"config.evaluators ({', '.join(config.evaluators) or 'none'})"
+        )
+
+
+def check_local_words(loss_config: ConfigDict, tokenizer: text.Tokenizer) -> None:
+    """Raises ValueError where alignment would leave out a caption's first word."""
+    with_tokens = loss_config.local_weight and loss_config.local_words == "tokens"
+    if with_tokens and not text.has_start_token(tokenizer):
+        raise ValueError(
+            "config.loss.local_words: 'tokens' found with a vocabulary without a start token, "
+            "expected one with it or 'prompts'"
         )
 
 

@@ -45,6 +45,7 @@ def batch_shapes(config: ConfigDict) -> BatchShapes:
         "image": jax.ShapeDtypeStruct((B, side, side, 3), jnp.uint8),
         "text": jax.ShapeDtypeStruct((B, config.data.packed_length), jnp.int32),
         "text_ends": jax.ShapeDtypeStruct((B, 1 + config.data.num_nouns), jnp.int32),
+        "text_ids": jax.ShapeDtypeStruct((B, 1 + config.data.num_nouns), jnp.int32),
         "text_overflow": jax.ShapeDtypeStruct((B,), jnp.int32),
         "index": jax.ShapeDtypeStruct((B,), jnp.int32),
     }

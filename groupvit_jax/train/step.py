@@ -20,6 +20,8 @@ from groupvit_jax.typing import Array, Batch, Float, ImageFeatures, Int, Key, Py
 Metrics = dict[str, Float[Array, ""]]
 NOISE = ("drop_path", "gumbel", "random_erasing")
 LOSSES = ("global", "multi_label")
+LOCAL_WORDS = ("tokens", "prompts")
+IDENTICAL_TEXTS = ("negatives", "positives")
 
 
 def make_train_step(
@@ -43,14 +45,17 @@ def make_train_step(
 
     Returns:
       A jitted function of the state and a global batch (see `typing.Batch`). Its metrics are
-      float32 scalars of the step: `loss`, for each loss `global/...` and `multi_label/...` the
-      weightless `loss` and what `losses` yields, `gradient_norm` (before clipping),
+      float32 scalars of the step: `loss`, for each loss `global/...`, `multi_label/...` and
+      `local/...` the weightless `loss` and what `losses` yields, `gradient_norm` (before clipping),
       `update_norm`, `parameter_norm` (after the update: it is finite if the new parameters are),
       `learning_rate`, `text_overflow` (share of the images with a prompt that did not fit) and
       `groups_in_use/stage_I`.
     """
     encode: grad_cache.Encode = functools.partial(
-        encode_examples, model, erasing=config.data.augment.random_erasing
+        encode_examples,
+        model,
+        erasing=config.data.augment.random_erasing,
+        parts=parts_to_align(config.loss),
     )
     if config.train.micro_batch_size is not None:
         encode = grad_cache.in_micro_batches(encode, config.train.micro_batch_size, mesh)
@@ -67,11 +72,12 @@ def make_train_step(
                 {"params": params, "batch_stats": state.batch_stats},
                 features.image,
                 features.text,
+                **features.parts,
                 train=True,
                 mutable=["batch_stats"],
                 method="project",
             )
-            loss, metrics = contrastive_loss(output, config.loss, mesh)
+            loss, metrics = contrastive_loss(output, config.loss, mesh, batch)
             in_use = {f"groups_in_use/{k}": v.mean() for k, v in features.groups_in_use.items()}
             return loss, (updated["batch_stats"], metrics | in_use)
 
@@ -96,15 +102,30 @@ class Features(NamedTuple):
       image: embeddings of the images.
       text: features of their texts.
       groups_in_use: see `groups_in_use`.
+      parts: those that the local alignment compares: "segments" [B, G, C] and, unless prompts are
+        its words, "tokens" [B, W, Q].
     """
 
     image: Float[Array, "B C"]
     text: Float[Array, "B N Q"]
     groups_in_use: dict[str, Int[Array, "B"]]
+    parts: dict[str, Float[Array, "B _ _"]]
+
+
+def parts_to_align(config: ConfigDict) -> tuple[str, ...]:
+    """Returns which parts of the features the losses of `config.loss` need."""
+    if not config.local_weight:
+        return ()
+    return ("segments", "tokens") if config.local_words == "tokens" else ("segments",)
 
 
 def encode_examples(
-    model: nn.Module, params: PyTree, keys: PyTree, rows: Batch, erasing: float
+    model: nn.Module,
+    params: PyTree,
+    keys: PyTree,
+    rows: Batch,
+    erasing: float,
+    parts: tuple[str, ...] = (),
 ) -> Features:
     """Normalises, erases and encodes examples, each with its own noise.
 
@@ -115,6 +136,7 @@ def encode_examples(
       rows: "image", "text" and "text_ends" of a batch or a part of it, and "noise_ids", the
         examples' positions in the global batch.
       erasing: probability of random erasing.
+      parts: what `parts_to_align` returns.
     """
     noise_ids = rows["noise_ids"]
     erasing_keys = example_keys(keys["random_erasing"], noise_ids)
@@ -128,9 +150,13 @@ def encode_examples(
         noise_ids=noise_ids,
         rngs={name: keys[name] for name in ("drop_path", "gumbel")},
         method="encode",
+        **({"caption_tokens": True} if "tokens" in parts else {}),
     )
     features, text = encoded
-    return Features(features.embedding, text, groups_in_use(features))
+    text, tokens = jnp.split(text, [rows["text_ends"].shape[1]], axis=1)
+    found = {"segments": features.segments, "tokens": tokens}
+    kept = {name: found[name] for name in parts}
+    return Features(features.embedding, text, groups_in_use(features), kept)
 
 
 def apply_gradients(
@@ -157,41 +183,86 @@ def noise_keys(state: TrainState) -> dict[str, Key[Array, ""]]:
 
 
 def contrastive_loss(
-    output: TwoTowerOutput, config: ConfigDict, mesh: Mesh
+    output: TwoTowerOutput, config: ConfigDict, mesh: Mesh, batch: Batch
 ) -> tuple[Float[Array, ""], Metrics]:
-    """Returns the weighted sum of the global and, where there are prompts, multi-label loss.
+    """Returns the weighted sum of the losses and their metrics.
+
+    They are the global loss, where there are prompts the multi-label loss, and with a weight the
+    local alignment.
 
     Args:
       output: of the model for the global batch; text 0 of an image is its caption, the others its
         prompts.
       config: `config.loss`.
       mesh: the device mesh.
+      batch: whose "text_ids" tell which texts are identical and "text_ends" which words there are;
+        neither is needed for the published losses.
     """
-    comparison = losses.Comparison(
-        config.kind, parallel.BATCH_AXES, config.exchange, config.block_size
-    )
+    ids = batch["text_ids"] if config.identical_texts == "positives" else None
     num_losses = 1 if output.text.shape[1] == 1 else 2
     scales = [output.logit_scale, output.multi_label_logit_scale][:num_losses]
     biases = None
     if config.kind == "sigmoid":
         biases = [output.logit_bias, output.multi_label_logit_bias][:num_losses]
 
-    def on_device(image: Array, text: Array, scales: PyTree, biases: PyTree) -> list[Any]:
-        texts = [text[:, :1], text[:, 1:]][:num_losses]
-        return losses.contrastive_losses(image, texts, scales, biases, comparison)
+    def by_loss(texts: Array) -> list[Array]:
+        return [texts[:, :1], texts[:, 1:]][:num_losses]
 
-    by_row = PartitionSpec(parallel.BATCH_AXES)
-    found = jax.shard_map(
-        on_device, mesh=mesh, in_specs=(by_row, by_row, PartitionSpec(), PartitionSpec()),
-        out_specs=PartitionSpec(),
-    )(output.image, output.text, scales, biases)  # fmt: skip
+    def on_device(rows: PyTree, scales: PyTree, biases: PyTree) -> list[Any]:
+        image, text, ids = rows
+        return losses.contrastive_losses(
+            image,
+            by_loss(text),
+            scales,
+            biases,
+            comparison(config),
+            None if ids is None else by_loss(ids),
+        )
+
+    by_row, alike = PartitionSpec(parallel.BATCH_AXES), PartitionSpec()
+    compare = jax.shard_map(on_device, mesh=mesh, in_specs=(by_row, alike, alike), out_specs=alike)
+    rows = (output.image, output.text, ids)
+    found = dict(zip(LOSSES, compare(rows, scales, biases), strict=False))
+    if config.local_weight:
+        found["local"] = local_loss(output, config, mesh, batch)
     total: Float[Array, ""] = jnp.float32(0)
     metrics: Metrics = {}
-    weights = (config.global_weight, config.multi_label_weight)
-    for name, weight, (value, more) in zip(LOSSES, weights, found, strict=False):
-        total += weight * value
+    for name, (value, more) in found.items():
+        total += config[f"{name}_weight"] * value
         metrics |= {f"{name}/loss": value} | {f"{name}/{key}": m for key, m in more.items()}
     return total, metrics | {"loss": total}
+
+
+def local_loss(
+    output: TwoTowerOutput, config: ConfigDict, mesh: Mesh, batch: Batch
+) -> tuple[Float[Array, ""], Metrics]:
+    """Returns the weightless local alignment; see `contrastive_loss` for the arguments.
+
+    It has the global loss's temperature, with which groups are compared with class names, too.
+    """
+    ends, ids = batch["text_ends"], batch["text_ids"]
+    if output.tokens is not None:
+        words = output.tokens
+        mask = jnp.arange(1, 1 + words.shape[1]) < ends[:, :1]
+        ids = ids[:, 0]
+    else:
+        words = output.text[:, 1:]
+        mask = ends[:, 1:] != ends[:, :1]  # else the caption stands in for a prompt
+        ids = jnp.where(mask, ids[:, 1:], 0).sum(axis=1)  # the same for the same set of words
+    given = (output.segments, words, mask, ids if config.identical_texts == "positives" else None)
+
+    def on_device(rows: PyTree, scale: Array) -> Any:
+        segments, words, mask, ids = rows
+        return losses.local_alignment_loss(segments, words, mask, scale, comparison(config), ids)
+
+    by_row, alike = PartitionSpec(parallel.BATCH_AXES), PartitionSpec()
+    compare = jax.shard_map(on_device, mesh=mesh, in_specs=(by_row, alike), out_specs=alike)
+    return compare(given, output.logit_scale)
+
+
+def comparison(config: ConfigDict) -> losses.Comparison:
+    """Returns what `config.loss` says of where and how losses are computed."""
+    return losses.Comparison(config.kind, parallel.BATCH_AXES, config.exchange, config.block_size)
 
 
 def groups_in_use(features: ImageFeatures) -> dict[str, Int[Array, "B"]]:

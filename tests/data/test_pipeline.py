@@ -151,6 +151,7 @@ def test_batch_of_the_real_transforms(tmp_path):
         "image": ((4, 32, 32, 3), "uint8"),
         "text": ((4, 80), "int32"),
         "text_ends": ((4, 4), "int32"),
+        "text_ids": ((4, 4), "int32"),
         "text_overflow": ((4,), "int32"),
         "index": ((4,), "int32"),
         "broken": ((4,), "int32"),

@@ -51,6 +51,7 @@ def test_batch_shapes(setup):
         "image": ((16, 32, 32, 3), jnp.uint8),
         "text": ((16, 64), jnp.int32),
         "text_ends": ((16, 4), jnp.int32),
+        "text_ids": ((16, 4), jnp.int32),
         "text_overflow": ((16,), jnp.int32),
         "index": ((16,), jnp.int32),
     }

@@ -50,6 +50,7 @@ def host_batch(config, seed):
     texts[2::5, -1:] = texts[2::5, :1]  # a caption that stands in for a prompt
     image = colors[:, None, None] // 2 + noise.repeat(8, axis=1).repeat(8, axis=2)
     batch = {"image": image, "index": np.arange(len(image), dtype=np.int32)}
+    batch["text_ids"] = texts[..., 3]  # the word after the color's
     return batch | packed(texts, config)
 
 
@@ -278,7 +279,7 @@ def test_packed_texts_give_the_loss_and_gradients_of_padded_ones(num_nouns, num_
             output, updated = model.apply(
                 given, *inputs, **train, method=method, rngs=rngs, mutable=["batch_stats"]
             )
-            return step_lib.contrastive_loss(output, config.loss, mesh)[0], updated
+            return step_lib.contrastive_loss(output, config.loss, mesh, {})[0], updated
 
         (value, updated), gradients = jax.value_and_grad(loss, has_aux=True)(params)
         return {"loss": value, "gradients": gradients, **updated}
