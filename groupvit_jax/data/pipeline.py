@@ -106,11 +106,7 @@ def transform_pair(
     noun_kind: str,
     packed_length: int,
 ) -> dict[str, np.ndarray]:
-    """Draws a caption and its prompts and augments the image.
-
-    Returns:
-      What `typing.Batch` says of one example, without its index.
-    """
+    """Draws a caption and its prompts and augments the image; see `typing.Batch`."""
     index = int(rng.integers(len(sample["captions"])))
     caption, found = sample["captions"][index], sample.get("nouns", {}).get(noun_kind)
     known = found[index] if found else None

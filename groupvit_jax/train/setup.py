@@ -126,14 +126,15 @@ def find_vocabulary(config: ConfigDict, workdir: Path) -> Vocabulary:
 def check_settings(config: ConfigDict) -> None:
     """Raises ValueError for settings that would only show during the run."""
     check_wandb(config.wandb_project)
-    for field, value in (
-        ("checkpoint.every_steps", config.checkpoint.every_steps),
-        ("checkpoint.keep_last", config.checkpoint.keep_last),
-        ("log_every_steps", config.log_every_steps),
-        ("loss.block_size", config.loss.block_size),
+    for field, value, least in (
+        ("checkpoint.every_steps", config.checkpoint.every_steps, 1),
+        ("checkpoint.keep_last", config.checkpoint.keep_last, 1),
+        ("log_every_steps", config.log_every_steps, 1),
+        ("loss.block_size", config.loss.block_size, 1),
+        ("loss.local_weight", config.loss.local_weight, 0),
     ):
-        if value < 1:
-            raise ValueError(f"config.{field}: {value} found, expected at least 1")
+        if value < least:
+            raise ValueError(f"config.{field}: {value} found, expected at least {least}")
     for field, choice, choices in (
         ("checkpoint.best_mode", config.checkpoint.best_mode, ("max", "min")),
         ("loss.kind", config.loss.kind, losses.KINDS),

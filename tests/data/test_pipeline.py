@@ -17,9 +17,10 @@ from groupvit_jax.data.pipeline import (
     TrainLoader,
     eval_examples,
     make_train_examples,
+    transform_pair,
 )
 from groupvit_jax.data.sources import WebDatasetSource
-from groupvit_jax.data.text import ClipTokenizer
+from groupvit_jax.data.text import ClipTokenizer, text_id
 from tests.data.shard_files import encode, pair, write_pairs, write_tar
 
 
@@ -156,6 +157,29 @@ def test_batch_of_the_real_transforms(tmp_path):
         "index": ((4,), "int32"),
         "broken": ((4,), "int32"),
     }
+
+
+def test_ids_tell_words_and_captions_apart():
+    def ids_of(caption, packed_length=64):
+        example = transform_pair(
+            {"image": b"", "captions": [caption]},
+            np.random.default_rng(0),
+            image_transform=lambda image, rng: np.zeros((2, 2, 3), np.uint8),
+            tokenizer=ClipTokenizer(16),
+            num_nouns=2,
+            noun_kind="words",
+            packed_length=packed_length,
+        )
+        assert example["text_ids"].dtype == np.int32
+        return example["text_ids"].tolist()
+
+    dog, grass = text_id("dog"), text_id("grass")
+    caption = "A dog on the grass"
+    assert ids_of(caption)[0] == ids_of(caption.upper())[0] == text_id(caption)
+    assert set(ids_of(caption)[1:]) == {dog, grass}
+    assert ids_of("the big Dog") == [text_id("the big dog"), dog, text_id("the big dog")]
+    # What does not fit is the caption, whatever its word.
+    assert ids_of(caption, packed_length=8) == [text_id(caption)] * 3
 
 
 def test_a_caption_is_drawn_each_epoch(tmp_path):

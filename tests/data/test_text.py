@@ -274,6 +274,21 @@ def test_packed_rows_hold_what_the_tokenizer_gives(name, num_nouns, model_file):
     assert len(set(ends.tolist())) == len({ids.tobytes() for ids in texts})
 
 
+def test_texts_that_say_the_same_have_one_id():
+    assert text.text_id(" A red  Dog") == text.text_id("a red dog")
+    assert text.text_id("Straße") == text.text_id("STRASSE")
+    ids = {text.text_id(f"noun {i}") for i in range(10_000)} | {text.text_id(""), text.text_id("é")}
+    assert len(ids) == 10_002
+    assert all(0 <= number < 2**31 for number in ids)
+    assert text.text_id("dog") == 19675517  # in every process and run
+    text.text_id("\ud83d")  # half a character
+
+
+def test_start_tokens_are_known(model_file):
+    assert text.has_start_token(text.ClipTokenizer(8))
+    assert text.has_start_token(open_model(model_file, 8))
+
+
 def test_a_row_has_room_for_the_longest_caption():
     text.check_packed_length(77, text.ClipTokenizer(77))
     with pytest.raises(ValueError, match=r"config\.data\.packed_length: 76 found, .* = 77"):

@@ -70,6 +70,16 @@ def test_a_text_has_the_same_feature_wherever_it_stands(params):
         np.testing.assert_allclose(row, [*alone, alone[0]], atol=1e-5)
 
 
+def test_tokens_have_features_of_their_own(params):
+    row, ends = pack(FIRST, SECOND), np.array([[3, 6]])
+    found = jax.jit(ENCODER.apply)({"params": params}, row, ends, jnp.array([0, 1, 2, 4]))
+    assert found.shape == (1, 6, 64)
+    # A text's feature is that of its first token.
+    np.testing.assert_array_equal(found[:, 2], found[:, 0])
+    numbers = np.asarray(found[0])
+    assert min(np.abs(numbers[i] - numbers[j]).max() for i in range(5) for j in range(2, i)) > 0.1
+
+
 def test_gradients_of_packed_texts_equal_those_of_texts_apart(params):
     def packed_sum(params):
         rows, ends = jnp.array(pack(FIRST, LONGEST, SECOND)), jnp.array([[3, 11, 14]])

@@ -53,6 +53,21 @@ def test_a_text_has_the_same_feature_wherever_it_stands(params):
         np.testing.assert_allclose(row, [*alone, alone[0]], atol=1e-5)
 
 
+@pytest.mark.parametrize("places", [[1, 2], [4, 5, 0]])
+def test_tokens_have_features_of_their_own(params, places):
+    """In a causal tower those of the text that ends with them."""
+    row = pack(FIRST, SECOND)
+    ends = np.array([[3, 6]])
+    apply = jax.jit(ENCODER.apply)
+    found = apply({"params": params}, row, ends, jnp.array(places))
+    assert found.shape == (1, 2 + len(places), 64)
+    expected = apply({"params": params}, row, np.array([[3, 6, *places]]))
+    np.testing.assert_array_equal(found, expected)
+    # At the end-of-text token the text's feature is the token's.
+    again = apply({"params": params}, row, ends, jnp.array([3, 6]))
+    np.testing.assert_array_equal(again[:, 2:], again[:, :2])
+
+
 def test_separate_texts():
     starts, mask = separate_texts(jnp.array([[39, 5, 40, 39, 40, 0, 0]]), 40)
     np.testing.assert_array_equal(starts, [[0, 0, 0, 3, 3, 5, 5]])

@@ -73,6 +73,33 @@ def test_training_updates_statistics_and_depends_on_the_noise(model, variables, 
     np.testing.assert_array_equal(out.text, other.text)
 
 
+def test_parts_are_projected_with_the_statistics_of_the_wholes(model, perturbed, inputs):
+    @partial(jax.jit, static_argnames="train")
+    def project(variables, *parts, train):
+        given = features.embedding, texts[:, :4], *parts
+        method = {"method": "project", "mutable": ["batch_stats"], "train": train}
+        return model.apply(variables, *given, **method)
+
+    @jax.jit
+    def encode(variables):
+        return model.apply(variables, *inputs, method="encode", caption_tokens=True)
+
+    features, texts = encode(perturbed)
+    tokens = texts[:, 4:]
+    assert tokens.shape[1] == 32 - 2
+    whole, updated = project(perturbed, train=True)
+    out, updated_with_parts = project(perturbed, features.segments, tokens, train=True)
+    jax.tree.map(np.testing.assert_array_equal, updated_with_parts, updated)
+    np.testing.assert_array_equal(out.image, whole.image)
+    # Parts that are the wholes come out as these do.
+    same, _ = project(perturbed, features.embedding[:, None], texts[:, :4], train=True)
+    np.testing.assert_allclose(same.segments[:, 0], out.image, rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(same.tokens, out.text, rtol=1e-4, atol=1e-5)
+    evaluated, _ = project(perturbed, features.segments, tokens, train=False)
+    apart = jax.jit(partial(model.apply, method="project_groups"))(perturbed, features.segments)
+    np.testing.assert_allclose(evaluated.segments, apart, rtol=1e-4, atol=1e-5)
+
+
 def test_every_parameter_gets_a_gradient(model, perturbed, inputs):
     @jax.jit
     def gradients(params):

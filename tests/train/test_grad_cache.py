@@ -22,11 +22,19 @@ BATCH = 64
 OPTIMIZER = optax.trace(decay=0.0)
 
 
+LOSSES = {
+    "published": {},
+    "tokens": {"local_weight": 0.5, "identical_texts": "positives"},
+    "prompts": {"local_weight": 0.5, "local_words": "prompts"},
+}
+
+
 @functools.cache
-def parts(mesh, micro_batch_size, batch_size=BATCH):
+def parts(mesh, micro_batch_size, batch_size=BATCH, loss="published"):
     """The configuration, the mesh, the state's shapes with shardings and the compiled step."""
     config = tiny_config()
     config.train.update(batch_size=batch_size, micro_batch_size=micro_batch_size)
+    config.loss.update(LOSSES[loss])
     config.model.image.update(depths=(2, 1), drop_path_rate=0.5)
     sizes = MESHES[mesh]
     mesh = parallel.make_mesh(sizes, jax.devices()[: np.prod(list(sizes.values()))])
@@ -45,9 +53,9 @@ def trained(leaf, name, rng):
 
 
 @functools.cache
-def result_of(mesh, micro_batch_size):
+def result_of(mesh, micro_batch_size, loss="published"):
     """Metrics, BatchNorm's statistics and gradients after a step."""
-    config, mesh, abstract, step = parts(mesh, micro_batch_size)
+    config, mesh, abstract, step = parts(mesh, micro_batch_size, loss=loss)
     rng = np.random.default_rng(1)
 
     def value(path, leaf):
@@ -94,6 +102,22 @@ slow = pytest.mark.slow
 )
 def test_micro_batches_give_the_step_of_the_whole_batch(mesh, parts_of_batch):
     assert_same(result_of(mesh, BATCH // parts_of_batch), result_of("one", None))
+
+
+@pytest.mark.parametrize(
+    ("mesh", "loss"),
+    [
+        ("data", "tokens"),
+        *(pytest.param("fsdp", loss, marks=slow) for loss in ("tokens", "prompts")),
+    ],
+)
+def test_micro_batches_align_as_the_whole_batch(mesh, loss):
+    found, expected = result_of(mesh, BATCH // 8, loss), result_of("one", None, loss)
+    assert_same(found, expected)
+    assert np.isfinite(expected["metrics"]["local/loss"])
+    # The statistics are those of images and texts, not of their parts.
+    published = result_of("one", None, "published")
+    jax.tree.map(np.testing.assert_array_equal, expected["stats"], published["stats"])
 
 
 def test_noise_is_on():

@@ -1,10 +1,10 @@
 import pytest
 
 from configs import tiny
-from groupvit_jax.data.text import train_sentencepiece
+from groupvit_jax.data.text import ClipTokenizer, train_sentencepiece
 from groupvit_jax.data.vocabulary import CLIP, read_vocabulary
 from groupvit_jax.train.checkpoint import Checkpointer, stored_vocabulary
-from groupvit_jax.train.setup import find_vocabulary
+from groupvit_jax.train.setup import check_local_words, check_settings, find_vocabulary
 from tests.train import toy
 
 CAPTIONS = ["a red dog", "a blue boat on the water", "two green birds"]
@@ -58,3 +58,45 @@ def test_a_run_does_not_go_on_with_another_vocabulary(tmp_path, config):
     config.data.tokenizer.update(name="clip", path="")
     with pytest.raises(ValueError, match=r"tokenizer: clip with .* checkpoints of sentencepiece"):
         find_vocabulary(config, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (
+            {"identical_texts": "ignored"},
+            r"config.loss.identical_texts: 'ignored' found, expected '",
+        ),
+        (
+            {"local_words": "nouns"},
+            r"config.loss.local_words: 'nouns' found, expected 'tokens' or '",
+        ),
+        ({"local_weight": -1.0}, r"config.loss.local_weight: -1.0 found, expected at least 0"),
+        (
+            {"local_words": "prompts", "local_weight": 1.0},
+            r"config.loss.local_words: 'prompts' found with config.data.num_nouns 0, expected",
+        ),
+    ],
+)
+def test_losses_that_there_are_not(config, changes, message):
+    config.data.num_nouns = 0
+    check_settings(config)
+    config.loss.update(changes)
+    with pytest.raises(ValueError, match=message):
+        check_settings(config)
+
+
+class WithoutStart(ClipTokenizer):
+    def __call__(self, texts):
+        return super().__call__(texts)[:, 1:]
+
+
+def test_the_first_token_of_a_caption_is_no_word(config):
+    config.loss.local_weight = 1.0
+    check_local_words(config.loss, ClipTokenizer(8))
+    with pytest.raises(
+        ValueError, match=r"local_words: 'tokens' found with a vocabulary without a"
+    ):
+        check_local_words(config.loss, WithoutStart(8))
+    config.loss.local_words = "prompts"
+    check_local_words(config.loss, WithoutStart(8))

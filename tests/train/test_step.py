@@ -213,9 +213,9 @@ class StandIn(nn.Module):
         y = self.text(texts.astype(jnp.float32))
         return ImageFeatures(x, x[:, None], (jnp.ones((len(text), 2, 3)),)), y
 
-    def project(self, image, text, *, train):
+    def project(self, image, text, segments=None, *, train):
         self.norm(train)
-        return TwoTowerOutput(image, text, *self.scales)
+        return TwoTowerOutput(image, text, *self.scales, segments=segments)
 
 
 def stand_in(**changes):
@@ -351,6 +351,16 @@ def test_weights():
     metrics = run(host_batch(config, 0))
     expected = 0.5 * metrics["global/loss"] + 2 * metrics["multi_label/loss"]
     np.testing.assert_allclose(metrics["loss"], expected, rtol=1e-6)
+
+
+def test_weight_of_the_local_alignment():
+    config, run = stand_in(**{"loss.local_weight": 0.5, "loss.local_words": "prompts"})
+    metrics = run(host_batch(config, 0))
+    parts = metrics["global/loss"], metrics["multi_label/loss"], 0.5 * metrics["local/loss"]
+    np.testing.assert_allclose(metrics["loss"], sum(parts), rtol=1e-6)
+    assert metrics["local/loss"] > 0.1
+    assert metrics["local/texts_with_words"] == 1
+    assert 0 <= metrics["local/image_to_text_accuracy"] <= 1
 
 
 def test_batch_stats_come_back():
