@@ -353,16 +353,6 @@ def test_weights():
     np.testing.assert_allclose(metrics["loss"], expected, rtol=1e-6)
 
 
-def test_weight_of_the_local_alignment():
-    config, run = stand_in(**{"loss.local_weight": 0.5, "loss.local_words": "prompts"})
-    metrics = run(host_batch(config, 0))
-    parts = metrics["global/loss"], metrics["multi_label/loss"], 0.5 * metrics["local/loss"]
-    np.testing.assert_allclose(metrics["loss"], sum(parts), rtol=1e-6)
-    assert metrics["local/loss"] > 0.1
-    assert metrics["local/texts_with_words"] == 1
-    assert 0 <= metrics["local/image_to_text_accuracy"] <= 1
-
-
 def test_batch_stats_come_back():
     config, run = stand_in()
     run(host_batch(config, 0))

@@ -10,7 +10,7 @@ import pytest
 from groupvit_jax import losses, parallel
 from groupvit_jax.train import step as step_lib
 from groupvit_jax.typing import TwoTowerOutput
-from tests.train.test_step import MESHES, tiny_config
+from tests.train.test_step import MESHES, host_batch, stand_in, tiny_config
 
 B, N, D = 8, 3, 4
 
@@ -93,3 +93,13 @@ def test_negatives_need_no_ids():
     output, config, mesh, _ = parts_of_batch(tiny_config())
     total = functools.partial(step_lib.contrastive_loss, config=config, mesh=mesh, batch={})
     assert np.isfinite(jax.jit(total)(output)[0])
+
+
+def test_weight_of_the_local_alignment():
+    config, run = stand_in(**{"loss.local_weight": 0.5, "loss.local_words": "prompts"})
+    metrics = run(host_batch(config, 0))
+    parts = metrics["global/loss"], metrics["multi_label/loss"], 0.5 * metrics["local/loss"]
+    np.testing.assert_allclose(metrics["loss"], sum(parts), rtol=1e-6)
+    assert metrics["local/loss"] > 0.1
+    assert metrics["local/texts_with_words"] == 1
+    assert 0 <= metrics["local/image_to_text_accuracy"] <= 1
