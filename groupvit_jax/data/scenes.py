@@ -149,6 +149,7 @@ def make_example(config: SceneConfig, split: str, index: int) -> tuple[Scene, Dr
 class Scenes(tfds.core.GeneratorBasedBuilder):
     """Scenes of things in front of stuff. A mask's values are indices into `CLASS_NAMES`."""
 
+    __module__ = "groupvit_jax.data.scenes"  # also as a command: TFDS looks for the module's files
     VERSION = tfds.core.Version("1.0.0")
     BUILDER_CONFIGS: ClassVar[list[SceneConfig]] = [
         SceneConfig(name="small", description="64 x 64 pixels"),
