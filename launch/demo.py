@@ -17,12 +17,12 @@ from ml_collections import ConfigDict
 
 from configs import scenes as scenes_config
 from groupvit_jax.data import scenes
+from groupvit_jax.data.masks import TfdsMasks
 from groupvit_jax.data.sources import TfdsSource
 from groupvit_jax.eval import report, visualize
 from groupvit_jax.eval.encoding import Encoder
 from groupvit_jax.eval.evaluators import Evaluator, make_evaluators
 from groupvit_jax.eval.inference import WindowEncoder
-from groupvit_jax.eval.masks import TfdsMasks
 from groupvit_jax.eval.protocol import Protocol
 from groupvit_jax.eval.segment_images import ImageSegmenter
 from groupvit_jax.eval.segmentation_evaluator import Segmentation

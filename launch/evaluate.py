@@ -26,9 +26,9 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from groupvit_jax import parallel
+from groupvit_jax.data.benchmarks import NAMES
 from groupvit_jax.data.text import make_tokenizer
 from groupvit_jax.eval import evaluation_report, results
-from groupvit_jax.eval.benchmarks import NAMES
 from groupvit_jax.eval.encoding import Encoder
 from groupvit_jax.eval.evaluators import benchmark_evaluator
 from groupvit_jax.eval.protocol import BACKGROUND_RULES, PROTOCOLS

@@ -7,15 +7,16 @@ from typing import Any, Protocol, runtime_checkable
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
+from groupvit_jax.data.benchmarks import ClassificationSet, RetrievalSet, open_benchmark
+from groupvit_jax.data.labelled import ImageFolder
+from groupvit_jax.data.masks import TfdsMasks
 from groupvit_jax.data.object_cache import make_cache
 from groupvit_jax.data.sources import make_source
 from groupvit_jax.data.text import Tokenizer
-from groupvit_jax.eval.benchmarks import ClassificationSet, RetrievalSet, open_benchmark
 from groupvit_jax.eval.encoding import Encoder
-from groupvit_jax.eval.masks import TfdsMasks
 from groupvit_jax.eval.protocol import make_protocol
 from groupvit_jax.eval.segmentation_evaluator import Segmentation
-from groupvit_jax.eval.zero_shot import Classification, ImageFolder, Retrieval
+from groupvit_jax.eval.zero_shot import Classification, Retrieval
 from groupvit_jax.models.two_tower import TwoTower
 from groupvit_jax.typing import Params
 

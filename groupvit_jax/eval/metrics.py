@@ -8,9 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Integer
 
+from groupvit_jax.data.masks import IGNORED
 from groupvit_jax.typing import Array, Bool, Float, Int
-
-IGNORED = 255
 
 
 def confusion_matrix(

@@ -11,11 +11,11 @@ import numpy as np
 from jax.sharding import PartitionSpec
 
 from groupvit_jax import parallel
+from groupvit_jax.data.masks import MaskedSource
 from groupvit_jax.eval import metrics, segmentation
 from groupvit_jax.eval.encoding import Encoder
 from groupvit_jax.eval.evaluation_report import Example
 from groupvit_jax.eval.inference import ImageOutput, Prepared, WindowEncoder
-from groupvit_jax.eval.masks import MaskedSource
 from groupvit_jax.eval.protocol import Protocol
 from groupvit_jax.eval.segment_images import ImageSegmenter
 from groupvit_jax.eval.segmentation import ImageWindows

@@ -6,8 +6,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from groupvit_jax.data.device_ops import normalize
+from groupvit_jax.data.masks import MaskedImage
 from groupvit_jax.eval.encoding import encode_images, project_groups
-from groupvit_jax.eval.masks import MaskedImage
 from groupvit_jax.losses import l2_normalize
 from tests.eval import protocol as slow
 

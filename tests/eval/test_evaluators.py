@@ -4,7 +4,7 @@ from configs import tiny
 from groupvit_jax.data import scenes
 from groupvit_jax.data.text import ClipTokenizer
 from groupvit_jax.eval.evaluators import make_evaluators
-from tests.eval.benchmarks import miniatures
+from tests.data.benchmarks import miniatures
 from tests.eval.conftest import make_mesh
 
 

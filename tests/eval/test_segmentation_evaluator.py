@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from groupvit_jax import parallel
+from groupvit_jax.data.labelled import ImageFolder
 from groupvit_jax.data.text import ClipTokenizer
 from groupvit_jax.eval import metrics, segmentation_evaluator
 from groupvit_jax.eval.encoding import Encoder
@@ -16,7 +17,7 @@ from groupvit_jax.eval.protocol import Protocol
 from groupvit_jax.eval.segment_images import ImageSegmenter
 from groupvit_jax.eval.segmentation_evaluator import Segmentation
 from groupvit_jax.eval.visualize import png
-from groupvit_jax.eval.zero_shot import Classification, ImageFolder, Retrieval
+from groupvit_jax.eval.zero_shot import Classification, Retrieval
 from tests.eval.conftest import make_mesh
 from tests.eval.photos import NAMES, Photos, spread_text, with_highest_scale
 

@@ -7,15 +7,10 @@ import numpy as np
 import pytest
 
 from groupvit_jax.data.device_ops import normalize
+from groupvit_jax.data.labelled import ImageFolder, LabelledFiles
 from groupvit_jax.data.text import ClipTokenizer
 from groupvit_jax.eval.encoding import IMAGENET_PROMPTS, Encoder
-from groupvit_jax.eval.zero_shot import (
-    Classification,
-    ImageFolder,
-    LabelledFiles,
-    Retrieval,
-    match_ranks,
-)
+from groupvit_jax.eval.zero_shot import Classification, Retrieval, match_ranks
 from tests.eval.conftest import make_mesh
 
 WORDS = ["dog", "cat", "tree", "house", "boat", "sky", "grass", "person", "red", "blue", "old"]

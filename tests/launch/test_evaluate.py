@@ -13,7 +13,7 @@ from configs import tiny
 from groupvit_jax.eval import benchmarks
 from groupvit_jax.interop.save import save_pretrained
 from launch import evaluate
-from tests.eval.benchmarks import miniatures
+from tests.data.benchmarks import miniatures
 from tests.interop import weights
 
 R1 = "image_to_text_r1"

@@ -19,9 +19,9 @@ from groupvit_jax.interop.layout import flatten
 from groupvit_jax.train.loop import train
 from groupvit_jax.train.setup import build
 from launch import common, evaluate, export, segment
+from tests.data.benchmarks import miniatures
 from tests.data.images import photo
 from tests.data.shard_files import encode, write_tar
-from tests.eval.benchmarks import miniatures
 
 THINGS = ("dog", "cat", "boat", "tree", "house", "bird", "kite", "car")
 CAPTIONS = [f"a {thing} near the {THINGS[i * 3 % 8]}" for i, thing in enumerate(THINGS * 5)]

@@ -10,10 +10,10 @@ With a background, evaluated as what is none of the classes, the first line is `
 
 from pathlib import Path
 
-from groupvit_jax.eval.benchmarks.files import Layout, MaskFiles, find, read_lines
-from groupvit_jax.eval.benchmarks.registry import SegmentationSet, register
-from groupvit_jax.eval.masks import class_ids
-from groupvit_jax.eval.zero_shot import IMAGE_SUFFIXES
+from groupvit_jax.data.benchmarks.files import Layout, MaskFiles, find, read_lines
+from groupvit_jax.data.benchmarks.registry import SegmentationSet, register
+from groupvit_jax.data.labelled import IMAGE_SUFFIXES
+from groupvit_jax.data.masks import class_ids
 
 _LAYOUT = Layout("folder", ("folder",), ("classes.txt", "images", "masks"), "your own images")
 

@@ -8,9 +8,9 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 
+from groupvit_jax.data.labelled import LabelledSource
+from groupvit_jax.data.masks import MaskedSource
 from groupvit_jax.data.sources import Source
-from groupvit_jax.eval.masks import MaskedSource
-from groupvit_jax.eval.zero_shot import LabelledSource
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,6 +27,11 @@ class SegmentationSet:
     source: MaskedSource
     class_names: tuple[str, ...]
     has_background: bool
+
+    @property
+    def all_names(self) -> tuple[str, ...]:
+        """The names of the masks' values from 0 on."""
+        return (*(["background"] if self.has_background else []), *self.class_names)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,12 +55,18 @@ class RetrievalSet:
 
 
 Benchmark = SegmentationSet | ClassificationSet | RetrievalSet
-Opener = Callable[[Path], Benchmark]
-_OPENERS: dict[str, Opener] = {}
+# (folder) -> set, or (folder, split) -> set where there are several splits.
+Opener = Callable[..., Benchmark]
+_OPENERS: dict[str, tuple[Opener, tuple[str, ...]]] = {}
 
 
-def register(name: str) -> Callable[[Opener], Opener]:
+def register(name: str, splits: tuple[str, ...] = ("val",)) -> Callable[[Opener], Opener]:
     """Makes a function from the data's folder to a set the one that opens the set `name`.
+
+    Args:
+      name: of the set.
+      splits: what it can be asked for, the evaluated one first; a function of several is given
+        the split after the folder.
 
     Raises:
       ValueError: there is a set of that name.
@@ -64,7 +75,7 @@ def register(name: str) -> Callable[[Opener], Opener]:
         raise ValueError(f"benchmark {name!r} is registered already")
 
     def add(opener: Opener) -> Opener:
-        _OPENERS[name] = opener
+        _OPENERS[name] = opener, splits
         return opener
 
     return add
@@ -75,20 +86,27 @@ def names() -> tuple[str, ...]:
     return tuple(sorted(_OPENERS))
 
 
-def open_benchmark(name: str, data_dir: str | os.PathLike) -> Benchmark:
+def open_benchmark(name: str, data_dir: str | os.PathLike, split: str = "") -> Benchmark:
     """Opens a set; files are listed but no image is read.
 
     Args:
       name: one of `names()`.
       data_dir: the folder that holds all sets in their customary places, or the set's own folder.
+      split: which part of it; by default the one that is evaluated.
 
     Raises:
-      ValueError: there is no set of that name, or a list or table of it can't be understood.
+      ValueError: there is no set of that name or no such split of it, or a list or table of it
+        can't be understood.
       FileNotFoundError: its files aren't there; the message says what was expected where.
     """
     if name not in _OPENERS:
         raise ValueError(f"benchmark {name!r} found, expected one of {', '.join(names())}")
-    benchmark = _OPENERS[name](Path(data_dir).expanduser())
+    opener, splits = _OPENERS[name]
+    split = split or splits[0]
+    if split not in splits:
+        raise ValueError(f"benchmark {name}: split {split!r} found, expected one of {splits}")
+    arguments = (split,) if len(splits) > 1 else ()
+    benchmark = opener(Path(data_dir).expanduser(), *arguments)
     if not len(benchmark.source):
         raise FileNotFoundError(f"{name}: no image found in {data_dir}; see docs/benchmarks.md")
     return benchmark

@@ -4,9 +4,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from groupvit_jax.eval import benchmarks
-from groupvit_jax.eval.benchmarks import registry
-from tests.eval.benchmarks import miniatures
+from groupvit_jax.data import benchmarks
+from groupvit_jax.data.benchmarks import registry
+from tests.data.benchmarks import miniatures
 
 DOCS = Path("docs/benchmarks.md").read_text()
 

@@ -1,13 +1,13 @@
-"""ImageNet's validation (ILSVRC 2012): 50,000 images, 1,000 classes with CLIP's names.
+"""ImageNet (ILSVRC 2012): val with 50,000 images, train with 1,281,167; 1,000 classes.
 
-Either one folder for each synset, or all images in one, as the download is unpacked; their classes
+Their names are CLIP's. Either one folder for each synset, or all images in one, as the download is unpacked; their classes
 are then those of TFDS's list.
 
     imagenet/
       val/n01440764/ILSVRC2012_val_00000293.JPEG
       val/ILSVRC2012_val_00000293.JPEG              or ILSVRC2012_img_val
 
-As a TFDS set it is imagenet2012.
+The images to train on are in train/n01440764/. As a TFDS set it is imagenet2012.
 """
 
 from collections.abc import Sequence
@@ -15,30 +15,32 @@ from pathlib import Path
 
 import tensorflow_datasets as tfds
 
+from groupvit_jax.data.benchmarks.files import Layout, class_names, find, read_lines
+from groupvit_jax.data.benchmarks.registry import ClassificationSet, register
+from groupvit_jax.data.labelled import IMAGE_SUFFIXES, LabelledFiles
 from groupvit_jax.data.sources import Sample
-from groupvit_jax.eval.benchmarks.files import Layout, class_names, find, read_lines
-from groupvit_jax.eval.benchmarks.registry import ClassificationSet, register
-from groupvit_jax.eval.zero_shot import IMAGE_SUFFIXES, LabelledFiles
 
 _URL = "https://image-net.org/download-images"
 _FOLDERS = ("imagenet", "ImageNet", "ILSVRC2012")
-_SYNSETS = Layout("imagenet", _FOLDERS, ("val/n0*",), _URL)
 _FLAT = tuple(
     Layout("imagenet", _FOLDERS, (f"{folder}/ILSVRC2012_val_*.JPEG",), _URL)
     for folder in ("val", "ILSVRC2012_img_val")
 )
+_TFDS_SPLITS = {"val": "validation", "train": "train"}
 _TFDS = Layout("imagenet", ("imagenet2012/*",), ("features.json",), _URL)
 
 
-@register("imagenet")
-def open_imagenet(data_dir: Path) -> ClassificationSet:
+@register("imagenet", ("val", "train"))
+def open_imagenet(data_dir: Path, split: str) -> ClassificationSet:
     """Opens the set; raises ValueError if a file's class can't be told."""
-    layout, root = find(data_dir, _SYNSETS, *_FLAT, _TFDS)
+    synset_folders = Layout("imagenet", _FOLDERS, (f"{split}/n0*",), _URL)
+    flat = _FLAT if split == "val" else ()
+    layout, root = find(data_dir, synset_folders, *flat, _TFDS)
     names = class_names("imagenet")
     if layout is _TFDS:
-        return ClassificationSet(TfdsImages(root), names)
-    if layout is _SYNSETS:
-        files = sorted(f for f in root.glob("val/*/*") if f.suffix.lower() in IMAGE_SUFFIXES)
+        return ClassificationSet(TfdsImages(root, _TFDS_SPLITS[split]), names)
+    if layout is synset_folders:
+        files = sorted(f for f in root.glob(f"{split}/*/*") if f.suffix.lower() in IMAGE_SUFFIXES)
         synsets = [file.parent.name for file in files]
     else:
         files = sorted(root.glob(layout.needs[0]))
@@ -69,15 +71,15 @@ def _labels(root: Path, found: Sequence[str]) -> list[int]:
 
 
 class TfdsImages:
-    """The validation split of the TFDS set imagenet2012; a labelled source."""
+    """A split of the TFDS set imagenet2012; a labelled source."""
 
-    def __init__(self, root: Path) -> None:
+    def __init__(self, root: Path, split: str) -> None:
         """Opens the folder of the set's version; raises ValueError if it isn't imagenet2012."""
         self._root = root
         try:
             builder = tfds.builder_from_directory(root)
             skip = {"image": tfds.decode.SkipDecoding()}
-            self._examples = builder.as_data_source("validation", decoders=skip)
+            self._examples = builder.as_data_source(split, decoders=skip)
             self._labels = _labels(root, builder.info.features["label"].names)
         except (AttributeError, KeyError, NotImplementedError) as error:
             raise ValueError(f"{root}: expected the TFDS set imagenet2012, got {error}") from error

@@ -26,9 +26,9 @@ import numpy as np
 import scipy.io
 from jaxtyping import Integer
 
-from groupvit_jax.eval.benchmarks.files import Layout, MaskFiles, class_names, find, read_lines
-from groupvit_jax.eval.benchmarks.registry import SegmentationSet, register
-from groupvit_jax.eval.masks import class_ids
+from groupvit_jax.data.benchmarks.files import Layout, MaskFiles, class_names, find, read_lines
+from groupvit_jax.data.benchmarks.registry import SegmentationSet, register
+from groupvit_jax.data.masks import class_ids
 
 _FOLDERS = ("VOCdevkit/VOC2010", "VOC2010")
 _URL = "https://cs.stanford.edu/~roozbeh/pascal-context/"

@@ -7,10 +7,10 @@ import pycocotools.mask
 import pytest
 import scipy.io
 
-from groupvit_jax.eval.benchmarks import SegmentationSet, open_benchmark
-from groupvit_jax.eval.benchmarks.files import class_names
-from groupvit_jax.eval.masks import MaskedSource
-from tests.eval.benchmarks import miniatures
+from groupvit_jax.data.benchmarks import SegmentationSet, open_benchmark
+from groupvit_jax.data.benchmarks.files import class_names
+from groupvit_jax.data.masks import MaskedSource
+from tests.data.benchmarks import miniatures
 
 COCO_164K = ("coco_stuff164k/images/val2017", "coco_stuff164k/annotations/val2017")
 TRAIN_IDS = functools.partial(miniatures.cityscapes, suffix="labelTrainIds")

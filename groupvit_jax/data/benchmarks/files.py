@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Integer
 
-from groupvit_jax.eval.masks import IdTable, MaskedImage, pair, read_mask, read_photo
+from groupvit_jax.data.masks import IdTable, MaskedImage, pair, read_mask, read_photo
 
 
 @dataclasses.dataclass(frozen=True)

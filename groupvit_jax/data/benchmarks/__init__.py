@@ -3,7 +3,7 @@
 import importlib
 import pkgutil
 
-from groupvit_jax.eval.benchmarks.registry import (
+from groupvit_jax.data.benchmarks.registry import (
     ClassificationSet,
     RetrievalSet,
     SegmentationSet,

@@ -11,10 +11,9 @@ TFDS set it is cityscapes/semantic_segmentation.
 
 from pathlib import Path
 
-from groupvit_jax.eval.benchmarks.files import Layout, MaskFiles, class_names, find
-from groupvit_jax.eval.benchmarks.registry import SegmentationSet, register
-from groupvit_jax.eval.masks import MaskedSource, TfdsMasks, class_ids
-from groupvit_jax.eval.metrics import IGNORED
+from groupvit_jax.data.benchmarks.files import Layout, MaskFiles, class_names, find
+from groupvit_jax.data.benchmarks.registry import SegmentationSet, register
+from groupvit_jax.data.masks import IGNORED, MaskedSource, TfdsMasks, class_ids
 
 _URL = "https://www.cityscapes-dataset.com/downloads/"
 _FILES = Layout("cityscapes", ("cityscapes",), ("leftImg8bit/val", "gtFine/val"), _URL)

@@ -4,9 +4,9 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
+from groupvit_jax.data.benchmarks.files import below, naming
 from groupvit_jax.data.captions_table import read_captions
 from groupvit_jax.data.sources import Sample
-from groupvit_jax.eval.benchmarks.files import below, naming
 
 
 class CaptionedFiles:

@@ -4,8 +4,8 @@ import PIL.Image
 import pytest
 
 from groupvit_jax.data.decode import decode
+from groupvit_jax.data.masks import IdTable, MaskedSource, TfdsMasks, pair, read_mask, read_photo
 from groupvit_jax.data.scenes import SceneConfig, build
-from groupvit_jax.eval.masks import IdTable, MaskedSource, TfdsMasks, pair, read_mask, read_photo
 from tests.data.images import encode
 
 MARKED = np.zeros((20, 30), np.uint8)  # as stored: the mask marks the photo's bright corner

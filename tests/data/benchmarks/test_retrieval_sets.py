@@ -1,9 +1,9 @@
 import pytest
 
+from groupvit_jax.data.benchmarks import RetrievalSet, open_benchmark
 from groupvit_jax.data.decode import decode
 from groupvit_jax.data.sources import Source
-from groupvit_jax.eval.benchmarks import RetrievalSet, open_benchmark
-from tests.eval.benchmarks import miniatures
+from tests.data.benchmarks import miniatures
 
 # Name, how it lies on disk, the set's own folder, number of images and of the first's captions.
 SETS = {

@@ -11,15 +11,15 @@ import tensorflow_datasets as tfds
 from jaxtyping import Integer
 
 from groupvit_jax.data.decode import decode, orient, read_header
-from groupvit_jax.eval.metrics import IGNORED
 from groupvit_jax.typing import UInt8
 
+IGNORED = 255  # the class of pixels that do not count
 _NUM_IDS = 2**16
 _GREY_MODES = ("1", "L", "P", "I", "I;16")  # one value for each pixel; P: a palette's index
 
 
 class MaskedImage(NamedTuple):
-    """An RGB image and the class of each of its pixels (`metrics.IGNORED` doesn't count)."""
+    """An RGB image and the class of each of its pixels (`IGNORED` doesn't count)."""
 
     image: UInt8[np.ndarray, "H W 3"]
     mask: UInt8[np.ndarray, "H W"]

@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 import pycocotools.mask
 
-from groupvit_jax.eval.benchmarks.files import below, naming
-from groupvit_jax.eval.masks import IdTable, MaskedImage, pair, read_photo
+from groupvit_jax.data.benchmarks.files import below, naming
+from groupvit_jax.data.masks import IdTable, MaskedImage, pair, read_photo
 from groupvit_jax.typing import Bool, Int
 
 _FARTHEST = 1e5  # of a point, in pixels

@@ -21,10 +21,10 @@ import itertools
 from collections.abc import Sequence
 from pathlib import Path
 
+from groupvit_jax.data.benchmarks.captions import read_karpathy, read_table
+from groupvit_jax.data.benchmarks.files import Layout, find
+from groupvit_jax.data.benchmarks.registry import RetrievalSet, register
 from groupvit_jax.data.sources import TfdsSource
-from groupvit_jax.eval.benchmarks.captions import read_karpathy, read_table
-from groupvit_jax.eval.benchmarks.files import Layout, find
-from groupvit_jax.eval.benchmarks.registry import RetrievalSet, register
 
 _COCO_URL = "https://cocodataset.org/#download"
 _COCO_TFDS = Layout("coco_retrieval", ("coco_captions/2014/*",), ("features.json",), _COCO_URL)

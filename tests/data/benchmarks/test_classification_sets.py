@@ -3,10 +3,10 @@ import functools
 import pytest
 import tensorflow_datasets as tfds
 
+from groupvit_jax.data.benchmarks import ClassificationSet, open_benchmark
 from groupvit_jax.data.decode import decode
-from groupvit_jax.eval.benchmarks import ClassificationSet, open_benchmark
-from groupvit_jax.eval.zero_shot import LabelledSource
-from tests.eval.benchmarks import miniatures
+from groupvit_jax.data.labelled import LabelledSource
+from tests.data.benchmarks import miniatures
 
 UNPACKED = functools.partial(miniatures.imagenet_flat, photos="ILSVRC2012_img_val")
 LAYOUTS = {
