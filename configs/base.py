@@ -8,6 +8,8 @@ def get_config() -> ConfigDict:
     """Returns groupvit-small with the published optimisation and augmentation, without data."""
     config = ConfigDict()
     config.seed = 0
+    # Or "segmentation": a segment head is trained with masks, docs/finetune.md.
+    config.task = "contrastive"
     # A checkpoint to start from (not to resume): parameters only.
     config.init_from = ""
     # A Hugging Face directory of a BERT that the text tower starts from, docs/text.md.
@@ -82,6 +84,15 @@ def get_config() -> ConfigDict:
         magnitude=9.0,
         magnitude_std=0.5,
         random_erasing=0.25,
+    )
+    # The task "segmentation" reads `data.sources` {kind: "benchmark" (benchmark, split, data_dir) |
+    # "tfds" (name, split, data_dir, image, mask)} and augments by these.
+    config.segmentation = dict(
+        num_classes=0,  # values of the masks, the background included; 255 has no class
+        min_scale=0.5,  # of the shorter side over the crop's, uniform
+        max_scale=2.0,
+        flip=0.5,
+        jitter=0.4,  # 1: brightness, contrast and saturation change by up to 90 %
     )
     config.data.num_workers = 8
     config.data.prefetch = 2  # batches kept ready on the device

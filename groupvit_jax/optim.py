@@ -93,6 +93,35 @@ def learning_rate_factors(params: Params, groups: Sequence[tuple[str, float]]) -
     return jax.tree_util.tree_map_with_path(factor_of, params)
 
 
+def layer_decay_groups(model_config: ConfigDict, decay: float) -> tuple[tuple[str, float], ...]:
+    """Returns `config.optimizer.groups` by which lower layers of the image tower learn slower.
+
+    Layer l of L has the factor `decay ** (L - l)` (as BEiT, arXiv 2106.08254, fine-tunes): 0 are
+    patch and position embedding; each transformer block and each grouping block is one; L are the
+    last normalisation and what follows the tower. A stage's group tokens belong to the layer
+    before its first block.
+
+    Args:
+      model_config: `config.model`.
+      decay: over 0, up to 1.
+
+    Raises:
+      ValueError: the decay is no such number.
+    """
+    if not 0 < decay <= 1:
+        raise ValueError(f"layer decay: {decay} found, expected over 0, at most 1")
+    layers = [r"patch_embed/|^image_encoder/position_embedding"]
+    image = model_config.image
+    for stage, (depth, tokens) in enumerate(zip(image.depths, image.num_group_tokens, strict=True)):
+        prefix = rf"stages_{stage}/"
+        if tokens:
+            layers[-1] += rf"|^image_encoder/{prefix}group_(token|projector)\b"
+        layers += [rf"{prefix}blocks_{block}/" for block in range(depth)]
+        layers += [rf"{prefix}downsample/"] if tokens else []
+    factors = [decay**above for above in range(len(layers), 0, -1)]
+    return tuple((f"^image_encoder/{p}", f) for p, f in zip(layers, factors, strict=True))
+
+
 def stop_frozen_gradients(params: Params, groups: Sequence[tuple[str, float]]) -> Params:
     """Returns the same parameters; what is frozen is a constant to `jax.grad`.
 

@@ -17,7 +17,8 @@ __all__ += ["TwoTowerOutput", "UInt", "UInt8"]
 # other, padded with zeros; "text_ends": Int32 "B N", where the caption and the K prompts end in
 # that row; "text_ids": Int32 "B N", what tells captions and prompts' words apart, from 0 to
 # 2^31 - 1; "text_overflow": Int32 "B", how many prompts did not fit and are the caption instead;
-# "index": Int32 "B", the position of the example in its source.
+# "index": Int32 "B", the position of the example in its source. To learn from masks, "mask": UInt8
+# "B H W" in place of the texts, 255 where a pixel has no class.
 Batch = Mapping[str, Any]
 Params = PyTree
 

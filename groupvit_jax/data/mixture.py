@@ -3,9 +3,10 @@
 import bisect
 import functools
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
+from ml_collections import ConfigDict
 
 from groupvit_jax.data.sources import BatchSource, BrokenSampleError, Sample, Source
 
@@ -103,6 +104,43 @@ class ExampleOrder:
                 return source, before
             position -= before
         return len(self._shares) - 1, position
+
+
+def open_mixture(
+    config: ConfigDict, open_source: Callable[[str, ConfigDict], Source]
+) -> tuple[MixedSource, ExampleOrder]:
+    """Opens `config.data.sources` as one, with the order in which `config.seed` visits it.
+
+    Args:
+      config: the whole configuration.
+      open_source: opens a source by its name and its fields.
+
+    Raises:
+      ValueError: there is no source, or some have no weight or one that isn't positive.
+    """
+    source = MixedSource([open_source(*named) for named in _named_sources(config.data)])
+    return source, ExampleOrder(source.sizes, _weights(config.data), config.seed)
+
+
+def _named_sources(data_config: ConfigDict) -> list[tuple[str, ConfigDict]]:
+    if not data_config.sources:
+        raise ValueError("config.data.sources is empty: name at least one set")
+    # Sorted, so that the order of the examples doesn't hang on how a config was put together.
+    return sorted(data_config.sources.items())
+
+
+def _weights(data_config: ConfigDict) -> list[float] | None:
+    weights = {name: fields.get("weight") for name, fields in _named_sources(data_config)}
+    given = {name: weight for name, weight in weights.items() if weight is not None}
+    if not given:
+        return None
+    for name, weight in weights.items():
+        if not (given.get(name, 0.0) > 0):
+            raise ValueError(
+                f"config.data.sources.{name}.weight={weight}: expected a positive number, "
+                "in all sources or in none"
+            )
+    return [float(weight) for weight in given.values()]
 
 
 def permute(index: int, size: int, keys: tuple[int, ...]) -> int:

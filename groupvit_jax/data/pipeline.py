@@ -22,7 +22,7 @@ from ml_collections import ConfigDict
 
 from groupvit_jax.data import image_ops, nouns, prepare_text
 from groupvit_jax.data.decode import BrokenImageError, decode
-from groupvit_jax.data.mixture import ExampleOrder, MixedSource
+from groupvit_jax.data.mixture import ExampleOrder, MixedSource, open_mixture
 from groupvit_jax.data.object_cache import make_cache
 from groupvit_jax.data.sources import BrokenSampleError, Sample, Source, make_source
 from groupvit_jax.data.text import Tokenizer, check_packed_length, pack_texts, text_id
@@ -53,7 +53,7 @@ class TrainExamples:
         source: MixedSource,
         order: ExampleOrder,
         seed: int,
-        transform: Callable[[Sample, np.random.Generator], dict[str, np.ndarray]],
+        transform: Callable[[Any, np.random.Generator], dict[str, np.ndarray]],
     ):
         """Joins what is read, in which order, and what is made of it."""
         self.num_samples = len(source)
@@ -72,9 +72,7 @@ class TrainExamples:
         samples = self._source.read_many(indices)
         yield from map(self._make, positions, indices, samples)
 
-    def _make(
-        self, position: int, index: int, sample: Sample | BrokenSampleError
-    ) -> dict[str, np.ndarray]:
+    def _make(self, position: int, index: int, sample: Any) -> dict[str, np.ndarray]:
         rng = np.random.default_rng((self._seed, position))
         for attempt in range(_MAX_REPLACEMENTS):
             try:
@@ -241,30 +239,8 @@ def make_train_examples(
         packed_length=data.packed_length,
     )
     opened = data.index_dir, make_cache(data.cache_dir, data.cache_gib)
-    source = MixedSource([make_source(*named, *opened) for named in _named_sources(data)])
-    order = ExampleOrder(source.sizes, _weights(data), config.seed)
+    source, order = open_mixture(config, lambda name, fields: make_source(name, fields, *opened))
     return TrainExamples(source, order, config.seed, transform)
-
-
-def _named_sources(data_config: ConfigDict) -> list[tuple[str, ConfigDict]]:
-    if not data_config.sources:
-        raise ValueError("config.data.sources is empty: name at least one set of pairs")
-    # Sorted, so that the order of the examples doesn't hang on how a config was put together.
-    return sorted(data_config.sources.items())
-
-
-def _weights(data_config: ConfigDict) -> list[float] | None:
-    weights = {name: fields.get("weight") for name, fields in _named_sources(data_config)}
-    given = {name: weight for name, weight in weights.items() if weight is not None}
-    if not given:
-        return None
-    for name, weight in weights.items():
-        if not (given.get(name, 0.0) > 0):
-            raise ValueError(
-                f"config.data.sources.{name}.weight={weight}: expected a positive number, "
-                "in all sources or in none"
-            )
-    return [float(weight) for weight in given.values()]
 
 
 def _batched(

@@ -46,19 +46,59 @@ def project_groups(
     return result
 
 
-class Encoder:
-    """Embeds images, texts and class names.
+class ImageTower:
+    """A model's image tower on a mesh: what evaluators need of any model.
 
     What it returns is replicated, so every process sees every embedding.
     """
 
+    def __init__(self, model: Any, mesh: Mesh) -> None:
+        """Takes a model with an `image_encoder`; nothing is compiled before it is used."""
+        self.model, self.mesh = model, mesh
+        compiled = functools.partial(jax.jit, out_shardings=parallel.replicated(mesh))
+        self.image_features = compiled(self._image_features)
+        self.replicate = compiled(lambda arrays: arrays)
+
+    def _image_features(
+        self, variables: Params, images: UInt8[Array, "B H W 3"]
+    ) -> Float[Array, "B C"]:
+        """Returns the tower's pooled embeddings, before any projector."""
+
+        def encode(model: Any, images: Array) -> Array:
+            return model.image_encoder(images).embedding
+
+        embeddings: Any = self.model.apply(variables, normalize(images), method=encode)
+        return embeddings
+
+    def class_embeddings(
+        self, variables: Params, names: Sequence[str], prompts: Sequence[str]
+    ) -> Float[np.ndarray, "N D"]:
+        """Returns what segments are compared with, a row a class."""
+        raise NotImplementedError
+
+    def image_sizes(self, resize: int | None, crop: int | None) -> tuple[int, int]:
+        """Returns the shorter side and the crop, in the published ratio 256 : 224 by default."""
+        crop = crop or self.model.image_encoder.image_size
+        return resize or round(crop * 256 / 224), crop
+
+    def batch_size(self, wanted: int) -> int:
+        """Returns the least batch size from `wanted` on that devices and processes divide."""
+        shards = np.prod([self.mesh.shape[axis] for axis in parallel.BATCH_AXES])
+        return _round_up(wanted, int(np.lcm(shards, jax.process_count())))
+
+
+class Encoder(ImageTower):
+    """Embeds images, texts and class names into the joint space."""
+
+    model: TwoTower
+
     def __init__(self, model: TwoTower, tokenizer: Tokenizer, mesh: Mesh) -> None:
         """Takes the parts of a run; nothing is compiled before it is used."""
-        self.model, self.tokenizer, self.mesh = model, tokenizer, mesh
+        super().__init__(model, mesh)
+        self.tokenizer = tokenizer
         compiled = functools.partial(jax.jit, out_shardings=parallel.replicated(mesh))
         self.image_embeddings = compiled(self._image_embeddings)
         self.token_embeddings = compiled(self._token_embeddings)
-        self.replicate = compiled(lambda arrays: arrays)
 
     def _image_embeddings(
         self, variables: Params, images: UInt8[Array, "B H W 3"]
@@ -105,16 +145,6 @@ class Encoder:
         embeddings = self.text_embeddings(variables, texts)
         means = embeddings.reshape(len(names), len(prompts), -1).mean(axis=1)
         return np.asarray(l2_normalize(jnp.asarray(means)))
-
-    def image_sizes(self, resize: int | None, crop: int | None) -> tuple[int, int]:
-        """Returns the shorter side and the crop, in the published ratio 256 : 224 by default."""
-        crop = crop or self.model.image_encoder.image_size
-        return resize or round(crop * 256 / 224), crop
-
-    def batch_size(self, wanted: int) -> int:
-        """Returns the least batch size from `wanted` on that devices and processes divide."""
-        shards = np.prod([self.mesh.shape[axis] for axis in parallel.BATCH_AXES])
-        return _round_up(wanted, int(np.lcm(shards, jax.process_count())))
 
 
 def _round_up(number: int, multiple: int) -> int:

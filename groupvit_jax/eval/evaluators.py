@@ -7,16 +7,23 @@ from typing import Any, Protocol, runtime_checkable
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from groupvit_jax.data.benchmarks import ClassificationSet, RetrievalSet, open_benchmark
+from groupvit_jax.data.benchmarks import (
+    ClassificationSet,
+    RetrievalSet,
+    SegmentationSet,
+    open_benchmark,
+)
 from groupvit_jax.data.labelled import ImageFolder
-from groupvit_jax.data.masks import TfdsMasks
+from groupvit_jax.data.masks import MaskedSource, TfdsMasks
 from groupvit_jax.data.object_cache import make_cache
 from groupvit_jax.data.sources import make_source
 from groupvit_jax.data.text import Tokenizer
 from groupvit_jax.eval.encoding import Encoder
 from groupvit_jax.eval.protocol import make_protocol
+from groupvit_jax.eval.segment_head import HeadSegmentation, HeadTower
 from groupvit_jax.eval.segmentation_evaluator import Segmentation
 from groupvit_jax.eval.zero_shot import Classification, Retrieval
+from groupvit_jax.models.segment_head import SegmentationModel
 from groupvit_jax.models.two_tower import TwoTower
 from groupvit_jax.typing import Params
 
@@ -32,7 +39,7 @@ class Evaluator(Protocol):
 
 
 def make_evaluators(
-    config: ConfigDict, model: TwoTower, tokenizer: Tokenizer, mesh: Mesh
+    config: ConfigDict, model: TwoTower | SegmentationModel, tokenizer: Tokenizer, mesh: Mesh
 ) -> list[tuple[Evaluator, int]]:
     """Returns each evaluator of `config.evaluators` with its interval in steps.
 
@@ -44,28 +51,34 @@ def make_evaluators(
     - "retrieval": `source` (as in `config.data.sources`) and the options of `Retrieval`;
     - "classification": `folder` (see `ImageFolder`) and the options of `Classification`;
     - "segmentation": `source` (`name`, `split`, `data_dir` of a TFDS set), `classes`, `protocol`
-      and its knobs (`Protocol`), `windows_at_once` and `background_name`.
+      and its knobs (`Protocol`), `windows_at_once` and `background_name`;
+    - "segment_head", of the task "segmentation": `benchmark` and `data_dir`, or `source` and
+      `classes` as above; the knobs of `Protocol`, and `windows_at_once`.
 
     Raises:
       ValueError: naming the field, if a kind or field is unknown or a set can't be read.
       FileNotFoundError: a set's files aren't there.
     """
-    encoder = Encoder(model, tokenizer, mesh)
+    encoder: Any = None
+    if isinstance(model, SegmentationModel):
+        encoder, kinds = HeadTower(model, mesh), _HEAD_KINDS
+    else:
+        encoder, kinds = Encoder(model, tokenizer, mesh), _KINDS
     cache = make_cache(config.data.cache_dir, config.data.cache_gib)
     evaluators = []
     for name, entry in config.evaluators.items():
         options = entry.to_dict()
         kind, every_steps = options.pop("kind", None), options.pop("every_steps", 0)
-        if kind not in _KINDS:
+        if kind not in kinds:
             raise ValueError(
-                f"config.evaluators.{name}.kind: {kind!r} found, expected one of {list(_KINDS)}"
+                f"config.evaluators.{name}.kind: {kind!r} found, expected one of {list(kinds)}"
             )
         if kind == "retrieval":
             options["open_source"] = partial(
                 make_source, name, index_dir=config.data.index_dir, cache=cache
             )
         try:
-            evaluators.append((_KINDS[kind](encoder, name, options), every_steps))
+            evaluators.append((kinds[kind](encoder, name, options), every_steps))
         except (TypeError, ValueError) as error:  # or which argument is unknown or missing
             raise ValueError(f"config.evaluators.{name}: {error}") from error
     return evaluators
@@ -150,10 +163,32 @@ def _segmentation(encoder: Encoder, name: str, options: dict[str, Any]) -> Evalu
     return Segmentation(encoder, source, class_names, protocol, name=name, **rest)
 
 
+def _segment_head(encoder: HeadTower, name: str, options: dict[str, Any]) -> Evaluator:
+    if "source" in options:
+        source: MaskedSource = TfdsMasks(**options.pop("source"))
+        class_names = options.pop("classes", ())
+    else:
+        benchmark = options.pop("benchmark", name)
+        opened = open_benchmark(benchmark, options.pop("data_dir", "."))
+        if not isinstance(opened, SegmentationSet):
+            raise ValueError(f"benchmark {benchmark!r} found, expected one with masks")
+        source, class_names = opened.source, opened.all_names
+    windows_at_once = options.pop("windows_at_once", None)
+    # What it was trained on: crops of the training's side, of images that are mostly larger.
+    options.setdefault("window", encoder.model.image_encoder.image_size)
+    protocol = make_protocol("groupvit", **options)
+    return HeadSegmentation(
+        encoder, source, class_names, protocol, name=name, windows_at_once=windows_at_once
+    )
+
+
 _SEGMENTATION_OPTIONS = ("windows_at_once", "background_name")
-_KINDS: Mapping[str, Callable[[Encoder, str, dict[str, Any]], Evaluator]] = {
+_KINDS: Mapping[str, Callable[[Any, str, dict[str, Any]], Evaluator]] = {
     "benchmark": _benchmark,
     "retrieval": _retrieval,
     "classification": _classification,
     "segmentation": _segmentation,
+}
+_HEAD_KINDS: Mapping[str, Callable[[Any, str, dict[str, Any]], Evaluator]] = {
+    "segment_head": _segment_head,
 }

@@ -16,7 +16,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from groupvit_jax import parallel
 from groupvit_jax.eval import segmentation
-from groupvit_jax.eval.encoding import Encoder
+from groupvit_jax.eval.encoding import ImageTower
 from groupvit_jax.eval.protocol import Protocol
 from groupvit_jax.eval.segmentation import ImageWindows, WindowFeatures
 from groupvit_jax.eval.windows import Layout, lay_out, resampling, resize_to_fit, round_up_size
@@ -110,11 +110,16 @@ class WindowEncoder:
     """Encodes the windows of many images, in batches of one shape, on this process's devices.
 
     Every process works on images of its own: nothing waits for another process.
+
+    Attributes:
+      mixture: see `segmentation.segment`.
     """
+
+    mixture = False
 
     def __init__(
         self,
-        encoder: Encoder,
+        encoder: ImageTower,
         protocol: Protocol,
         *,
         views: bool = False,
@@ -176,13 +181,17 @@ class WindowEncoder:
     def _encode_batch(self, variables: Params, text: Array, windows: Sequence[np.ndarray]) -> Any:
         missing = self.batch_size - len(windows)
         batch = np.stack([*windows, *[windows[-1]] * missing])
-        image, groups, maps = self._encode(variables, jax.device_put(batch, self.sharding))
+        return self._classified(variables, text, jax.device_put(batch, self.sharding))
+
+    def _classified(self, variables: Params, text: Array, windows: Array) -> WindowOutput:
+        """Returns the arrays on the devices; they are being computed."""
+        image, groups, maps = self._encode(variables, windows)
         scale = variables["params"]["logit_scale"]
         return WindowOutput(maps, *self._classify(image, groups, text, scale))
 
 
 @functools.lru_cache(maxsize=4)
-def _compiled_towers(encoder: Encoder, sharding: NamedSharding, views: bool) -> Any:
+def _compiled_towers(encoder: ImageTower, sharding: NamedSharding, views: bool) -> Any:
     """Returns the jitted image tower; all sets that an encoder is evaluated on share it."""
 
     def encode(variables: Params, windows: UInt8[Array, "B H W 3"]) -> WindowFeatures:

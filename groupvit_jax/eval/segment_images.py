@@ -37,7 +37,8 @@ class ImageSegmenter:
         self.protocol, self._windows = windows.protocol, windows
         self._patch_size = windows.encoder.model.image_encoder.patch_size
         self._scores = jax.jit(
-            segmentation.segment, static_argnames=("window", "canvas", "patch_size", "protocol")
+            segmentation.segment,
+            static_argnames=("window", "canvas", "patch_size", "protocol", "mixture"),
         )
 
     def __call__(
@@ -65,6 +66,7 @@ class ImageSegmenter:
             canvas=layout.canvas,
             patch_size=self._patch_size,
             protocol=self.protocol,
+            mixture=self._windows.mixture,
         )
         classes = output.classes[output.classes >= 0]
         if self.protocol.has_background:

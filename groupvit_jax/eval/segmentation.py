@@ -6,7 +6,6 @@ windows, whichever images they are of; `class_scores` compares their groups with
 groups of every patch and the groups' best classes.
 """
 
-from collections.abc import Sequence
 from typing import NamedTuple
 
 import jax
@@ -18,6 +17,7 @@ from groupvit_jax.eval.pamr import refine
 from groupvit_jax.eval.protocol import Protocol
 from groupvit_jax.eval.windows import Resampling
 from groupvit_jax.losses import clipped_scale, l2_normalize
+from groupvit_jax.models.grouping import group_maps, resize_maps
 from groupvit_jax.models.two_tower import TwoTower
 from groupvit_jax.typing import Array, Float, Int, Params, UInt8
 
@@ -58,27 +58,6 @@ class ImageWindows(NamedTuple):
     columns: Resampling
     size: Int[Array, " 2"]
     pixels: UInt8[Array, "H W 3"] | None
-
-
-def group_maps(
-    assignments: Sequence[Float[Array, "B _ _"]], grid: tuple[int, int]
-) -> tuple[Float[Array, "B h w _"], ...]:
-    """Returns for each grouping stage how much every patch is of every group.
-
-    Args:
-      assignments: for each grouping stage in order, the soft assignment [B, groups, segments];
-        those up to a stage are multiplied.
-      grid: patches in height and width.
-    """
-    maps, of_patch = [], None
-    for assignment in assignments:
-        if of_patch is None:
-            of_patch = assignment
-        else:
-            of_patch = jnp.einsum("bhg,bgl->bhl", assignment, of_patch, precision=_HIGHEST)
-        flat = jnp.moveaxis(of_patch, 1, 2).astype(jnp.float32)
-        maps.append(flat.reshape(flat.shape[0], *grid, -1))
-    return tuple(maps)
 
 
 def class_scores(
@@ -135,10 +114,7 @@ def pixel_groups(
       size: height and width of the windows.
       patch_size: side of a patch; padding beyond `size` is cut off.
     """
-    B, h, w, G = maps.shape
-    shape = (B, h * patch_size, w * patch_size, G)
-    resized = jax.image.resize(maps, shape, "bilinear", antialias=False)
-    return resized[:, : size[0], : size[1]].argmax(-1)
+    return resize_maps(maps, size, patch_size).argmax(-1)
 
 
 def add_background(scores: Float[Array, "H W K"], threshold: Array) -> Float[Array, "H W M"]:
@@ -148,7 +124,7 @@ def add_background(scores: Float[Array, "H W K"], threshold: Array) -> Float[Arr
 
 
 def join_windows(
-    groups: Int[Array, "V H W"],
+    groups: Int[Array, "V H W"] | Float[Array, "V H W G"],
     scores: Float[Array, "V G K"],
     corners: Int[Array, "V 2"],
     canvas: tuple[int, int],
@@ -157,7 +133,7 @@ def join_windows(
     """Returns every pixel's score of every class, averaged over the windows that hold it.
 
     Args:
-      groups: of every pixel of each window of an image.
+      groups: of every pixel of each window of an image: its one, or how much it is of each.
       scores: of each window's groups, for the same K classes in all windows.
       corners: where the windows begin.
       canvas: height and width of what is returned; 0 beyond the image.
@@ -168,7 +144,10 @@ def join_windows(
 
     def add(total, window):
         index, of_group, (y, x) = window
-        part = of_group[index]
+        if index.ndim == 2:
+            part = of_group[index]
+        else:
+            part = jnp.matmul(index, of_group, precision=_HIGHEST)
         if per_window:
             part = add_background(part, jnp.minimum(jnp.asarray(threshold), of_group.max()))
         part = jnp.concatenate([part, jnp.ones_like(part[..., :1])], axis=-1)
@@ -203,6 +182,7 @@ def segment(
     canvas: tuple[int, int],
     patch_size: int,
     protocol: Protocol,
+    mixture: bool = False,
 ) -> Float[Array, "H W M"]:
     """Returns the scores of the original image's pixels; the class is their argmax.
 
@@ -212,8 +192,9 @@ def segment(
       canvas: height and width of the canvas.
       patch_size: side of a patch.
       protocol: the knobs.
+      mixture: a pixel scores as its groups do, each by its share, not as its likeliest group.
     """
-    groups = pixel_groups(windows.maps, window, patch_size)
+    groups = (resize_maps if mixture else pixel_groups)(windows.maps, window, patch_size)
     scores = join_windows(groups, windows.scores, windows.corners, canvas, protocol)
     if protocol.pamr_iterations:
         assert windows.pixels is not None

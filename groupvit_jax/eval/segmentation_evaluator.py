@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import grain
 import jax
@@ -13,7 +13,7 @@ from jax.sharding import PartitionSpec
 from groupvit_jax import parallel
 from groupvit_jax.data.masks import MaskedSource
 from groupvit_jax.eval import metrics, segmentation
-from groupvit_jax.eval.encoding import Encoder
+from groupvit_jax.eval.encoding import ImageTower
 from groupvit_jax.eval.evaluation_report import Example
 from groupvit_jax.eval.inference import ImageOutput, Prepared, WindowEncoder
 from groupvit_jax.eval.protocol import Protocol
@@ -38,11 +38,14 @@ class Segmentation:
       all_names: of the classes, the background's first if there is one.
       source: images with masks.
       protocol: the knobs.
+      window_encoder: makes what encodes windows.
     """
+
+    window_encoder: ClassVar[type[WindowEncoder]] = WindowEncoder
 
     def __init__(
         self,
-        encoder: Encoder,
+        encoder: ImageTower,
         source: MaskedSource,
         class_names: Sequence[str],
         protocol: Protocol,
@@ -67,7 +70,7 @@ class Segmentation:
         self._encoder, self.source, self.protocol = encoder, source, protocol
         self._class_names = tuple(class_names)
         self.all_names = (*([background_name] if protocol.has_background else []), *class_names)
-        self._windows = WindowEncoder(encoder, protocol, windows_at_once=windows_at_once)
+        self._windows = self.window_encoder(encoder, protocol, windows_at_once=windows_at_once)
         self._count = jax.jit(self._count_images, static_argnums=(0, 1))
 
     def __call__(self, variables: Params) -> dict[str, float]:
@@ -139,6 +142,7 @@ class Segmentation:
                 canvas=canvas,
                 patch_size=self._encoder.model.image_encoder.patch_size,
                 protocol=self.protocol,
+                mixture=self._windows.mixture,
             )
             prediction = classes[0][scores.argmax(-1)]
             present = jnp.ones(1, bool)  # what is padding is ignored in the mask

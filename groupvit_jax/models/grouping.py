@@ -4,6 +4,7 @@ Section 3.2 of the paper (arXiv 2202.11094).
 """
 
 import functools
+from collections.abc import Sequence
 
 import flax.linen as nn
 import jax
@@ -50,6 +51,45 @@ def assign_to_groups(
         logits = logits + jax.vmap(draw)(gumbel_keys)
     soft = jax.nn.softmax(logits / temperature, axis=1)
     return soft if kind == "soft" else straight_through_one_hot(soft)
+
+
+def group_maps(
+    assignments: Sequence[Float[Array, "B _ _"]], grid: tuple[int, int]
+) -> tuple[Float[Array, "B h w _"], ...]:
+    """Returns for each grouping stage how much every patch is of every group.
+
+    Args:
+      assignments: for each grouping stage in order, the soft assignment [B, groups, segments];
+        those up to a stage are multiplied.
+      grid: patches in height and width.
+    """
+    maps, of_patch = [], None
+    for assignment in assignments:
+        if of_patch is None:
+            of_patch = assignment
+        else:
+            of_patch = jnp.einsum(
+                "bhg,bgl->bhl", assignment, of_patch, precision=jax.lax.Precision.HIGHEST
+            )
+        flat = jnp.moveaxis(of_patch, 1, 2).astype(jnp.float32)
+        maps.append(flat.reshape(flat.shape[0], *grid, -1))
+    return tuple(maps)
+
+
+def resize_maps(
+    maps: Float[Array, "B h w G"], size: tuple[int, int], patch_size: int
+) -> Float[Array, "B H W G"]:
+    """Returns the maps of pixels: bilinear, half-pixel centres, not antialiased.
+
+    Args:
+      maps: how much every patch is of every group.
+      size: height and width of the images.
+      patch_size: side of a patch; padding beyond `size` is cut off.
+    """
+    B, h, w, G = maps.shape
+    shape = (B, h * patch_size, w * patch_size, G)
+    resized = jax.image.resize(maps, shape, "bilinear", antialias=False)
+    return resized[:, : size[0], : size[1]]
 
 
 class AssignAttention(nn.Module):

@@ -4,6 +4,7 @@ import dataclasses
 import logging
 import math
 from pathlib import Path
+from typing import Any
 
 import jax
 import optax
@@ -13,9 +14,9 @@ from ml_collections import ConfigDict
 from groupvit_jax import losses, optim, parallel
 from groupvit_jax.data import pipeline, text
 from groupvit_jax.data.vocabulary import Vocabulary, read_vocabulary
-from groupvit_jax.models import TwoTower, build_model
 from groupvit_jax.train import checkpoint, run_folder, state, step
 from groupvit_jax.train.grad_cache import check_micro_batch_size
+from groupvit_jax.train.tasks import Task, task_of
 from groupvit_jax.train.writers import check_wandb
 
 logger = logging.getLogger(__name__)
@@ -29,7 +30,8 @@ class Parts:
       config: the whole configuration.
       workdir: the run's folder.
       mesh: the devices.
-      model: both towers.
+      task: what is learnt.
+      model: of the task: both towers, or the image tower with a segment head.
       vocabulary: of the tokenizer, to be kept in checkpoints.
       tokenizer: of the captions; evaluators need it too.
       examples: the sequence of training examples.
@@ -42,7 +44,8 @@ class Parts:
     config: ConfigDict
     workdir: Path
     mesh: Mesh
-    model: TwoTower
+    task: Task
+    model: Any
     vocabulary: Vocabulary
     tokenizer: text.Tokenizer
     examples: pipeline.TrainExamples
@@ -57,7 +60,7 @@ class Parts:
             self.model,
             self.optimizer,
             jax.random.key(self.config.seed),
-            state.batch_shapes(self.config),
+            self.task.batch_shapes(self.config),
             self.mesh,
             self.config.parallel.rules,
         )
@@ -74,6 +77,7 @@ def build(config: ConfigDict, workdir: Path) -> Parts:
     """
     run_folder.check_writable(workdir)
     check_settings(config)
+    task = task_of(config)
     mesh = parallel.make_mesh(config.parallel.mesh)
     parallel.check_batch_size(config.train.batch_size, mesh)
     check_micro_batch_size(config.train.micro_batch_size, config.train.batch_size, mesh)
@@ -81,18 +85,18 @@ def build(config: ConfigDict, workdir: Path) -> Parts:
     tokenizer = text.make_tokenizer(vocabulary, config.model.text.context_length)
     text.check_text_config(config.model.text, tokenizer)
     check_local_words(config.loss, tokenizer)
-    examples = pipeline.make_train_examples(config, tokenizer)
+    model = task.build_model(config)
+    examples = task.make_examples(config, tokenizer)
     num_steps, warmup_steps = run_length(config, examples.num_samples)
     schedule = optim.make_schedule(
         config.optimizer, config.train.batch_size, num_steps, warmup_steps
     )
-    model = build_model(config.model)
-    shapes = state.batch_shapes(config)
+    shapes = task.batch_shapes(config)
     params = state.abstract_params(model, shapes)
     optimizer = optim.make_optimizer(config.optimizer, schedule, params)
     abstract = state.abstract_state(model, optimizer, shapes, mesh, config.parallel.rules)
     parts = Parts(
-        config, workdir, mesh, model, vocabulary, tokenizer, examples, num_steps, schedule,
+        config, workdir, mesh, task, model, vocabulary, tokenizer, examples, num_steps, schedule,
         optimizer, abstract,
     )  # fmt: skip
     _log_summary(parts)

@@ -51,15 +51,27 @@ def batch_shapes(config: ConfigDict) -> BatchShapes:
     }
 
 
+def masked_batch_shapes(config: ConfigDict) -> BatchShapes:
+    """Returns the shapes of the global batches of images and masks that `config` describes."""
+    B, side = config.train.batch_size, config.model.image.image_size
+    return {
+        "image": jax.ShapeDtypeStruct((B, side, side, 3), jnp.uint8),
+        "mask": jax.ShapeDtypeStruct((B, side, side), jnp.uint8),
+        "index": jax.ShapeDtypeStruct((B,), jnp.int32),
+    }
+
+
 def init_variables(model: nn.Module, key: Key[Array, ""], shapes: BatchShapes) -> PyTree:
-    """Returns the model's variables, {"params", "batch_stats"}.
+    """Returns the model's variables, {"params", maybe "batch_stats"}.
 
     Args:
-      model: a model with `TwoTower`'s call.
+      model: a model with `TwoTower`'s call; without texts in the batch, with one of images alone.
       key: of the random initial values.
       shapes: of a batch; parameters depend on the images' size only.
     """
     images = jnp.zeros((1, *shapes["image"].shape[1:]))
+    if "text" not in shapes:
+        return model.init(key, images)
     text = jnp.zeros((1, shapes["text"].shape[1]), jnp.int32)
     return model.init(key, images, text, jnp.zeros((1, 1), jnp.int32), train=False)
 
@@ -82,7 +94,7 @@ def init_state(
     return TrainState(
         step=jnp.zeros((), jnp.int32),
         params=variables["params"],
-        batch_stats=variables["batch_stats"],
+        batch_stats=variables.get("batch_stats", {}),
         opt_state=optimizer.init(variables["params"]),
         key=noise_key,
     )

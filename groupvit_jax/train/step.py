@@ -1,6 +1,7 @@
 """One jitted training step over the global batch."""
 
 import functools
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import flax.linen as nn
@@ -12,7 +13,9 @@ from ml_collections import ConfigDict
 
 from groupvit_jax import losses, optim, parallel
 from groupvit_jax.data import device_ops
+from groupvit_jax.models.grouping import resize_maps
 from groupvit_jax.models.layers import example_keys
+from groupvit_jax.models.segment_head import SegmentationModel
 from groupvit_jax.train import grad_cache
 from groupvit_jax.train.state import TrainState
 from groupvit_jax.typing import Array, Batch, Float, ImageFeatures, Int, Key, PyTree, TwoTowerOutput
@@ -22,6 +25,9 @@ NOISE = ("drop_path", "gumbel", "random_erasing")
 LOSSES = ("global", "multi_label")
 LOCAL_WORDS = ("tokens", "prompts")
 IDENTICAL_TEXTS = ("negatives", "positives")
+# (params, state, global batch) -> loss, (batch statistics after it, metrics)
+LossFn = Callable[[PyTree, TrainState, Batch], tuple[Float[Array, ""], tuple[PyTree, Metrics]]]
+MakeLoss = Callable[[Any, ConfigDict, Mesh], LossFn]
 
 
 def make_train_step(
@@ -31,25 +37,58 @@ def make_train_step(
     config: ConfigDict,
     mesh: Mesh,
     state_shardings: PyTree,
+    make_loss: MakeLoss | None = None,
 ) -> Any:
     """Returns the jitted `(state, batch) -> (state, metrics)`; the given state is consumed.
 
     Args:
-      model: a model with `TwoTower`'s `encode` and `project`.
+      model: what `make_loss` takes.
       optimizer: what `optim.make_optimizer` returns.
       schedule: the optimizer's learning rate, for the metrics.
-      config: the whole configuration; `loss`, `train.micro_batch_size`, `optimizer.groups` and
-        `data.augment.random_erasing` are used.
+      config: the whole configuration; `optimizer.groups` and what `make_loss` reads are used.
       mesh: the device mesh.
       state_shardings: what `create_sharded_state` returns beside the state.
+      make_loss: of the task; `make_contrastive_loss` by default.
 
     Returns:
       A jitted function of the state and a global batch (see `typing.Batch`). Its metrics are
-      float32 scalars of the step: `loss`, for each loss `global/...`, `multi_label/...` and
-      `local/...` the weightless `loss` and what `losses` yields, `gradient_norm` (before clipping),
-      `update_norm`, `parameter_norm` (after the update: it is finite if the new parameters are),
-      `learning_rate`, `text_overflow` (share of the images with a prompt that did not fit) and
-      `groups_in_use/stage_I`.
+      float32 scalars of the step: those of the loss, `gradient_norm` (before clipping),
+      `update_norm`, `parameter_norm` (after the update: it is finite if the new parameters are) and
+      `learning_rate`.
+    """
+    loss_of = (make_loss or make_contrastive_loss)(model, config, mesh)
+
+    def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
+        def loss_fn(params: PyTree) -> tuple[Float[Array, ""], tuple[PyTree, Metrics]]:
+            params = optim.stop_frozen_gradients(params, config.optimizer.groups)
+            return loss_of(params, state, batch)
+
+        gradients, (batch_stats, metrics) = jax.grad(loss_fn, has_aux=True)(state.params)
+        metrics["learning_rate"] = schedule(state.step)
+        state, norms = apply_gradients(state, optimizer, gradients, batch_stats)
+        return state, jax.tree.map(jnp.float32, metrics | norms)
+
+    return jax.jit(
+        train_step,
+        in_shardings=(state_shardings, parallel.batch_sharding(mesh)),
+        out_shardings=(state_shardings, parallel.replicated(mesh)),
+        donate_argnums=0,
+    )
+
+
+def make_contrastive_loss(model: nn.Module, config: ConfigDict, mesh: Mesh) -> LossFn:
+    """Returns the loss of images and their texts.
+
+    Args:
+      model: a model with `TwoTower`'s `encode` and `project`.
+      config: the whole configuration; `loss`, `train.micro_batch_size` and
+        `data.augment.random_erasing` are used.
+      mesh: the device mesh.
+
+    Returns:
+      A function whose metrics are `loss`, for each loss `global/...`, `multi_label/...` and
+      `local/...` the weightless `loss` and what `losses` yields, `text_overflow` (share of the
+      images with a prompt that did not fit) and `groups_in_use/stage_I`.
     """
     encode: grad_cache.Encode = functools.partial(
         encode_examples,
@@ -60,39 +99,61 @@ def make_train_step(
     if config.train.micro_batch_size is not None:
         encode = grad_cache.in_micro_batches(encode, config.train.micro_batch_size, mesh)
 
-    def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
+    def loss_fn(
+        params: PyTree, state: TrainState, batch: Batch
+    ) -> tuple[Float[Array, ""], tuple[PyTree, Metrics]]:
         rows = {name: batch[name] for name in ("image", "text", "text_ends")}
-        ids = jnp.arange(len(batch["image"]))
-        rows["noise_ids"] = jax.lax.with_sharding_constraint(ids, parallel.batch_sharding(mesh))
-
-        def loss_fn(params: PyTree) -> tuple[Float[Array, ""], tuple[PyTree, Metrics]]:
-            params = optim.stop_frozen_gradients(params, config.optimizer.groups)
-            features = encode(params, noise_keys(state), rows)
-            output, updated = model.apply(
-                {"params": params, "batch_stats": state.batch_stats},
-                features.image,
-                features.text,
-                **features.parts,
-                train=True,
-                mutable=["batch_stats"],
-                method="project",
-            )
-            loss, metrics = contrastive_loss(output, config.loss, mesh, batch)
-            in_use = {f"groups_in_use/{k}": v.mean() for k, v in features.groups_in_use.items()}
-            return loss, (updated["batch_stats"], metrics | in_use)
-
-        gradients, (batch_stats, metrics) = jax.grad(loss_fn, has_aux=True)(state.params)
-        metrics["learning_rate"] = schedule(state.step)
+        rows["noise_ids"] = noise_ids(batch, mesh)
+        features = encode(params, noise_keys(state), rows)
+        output, updated = model.apply(
+            {"params": params, "batch_stats": state.batch_stats},
+            features.image,
+            features.text,
+            **features.parts,
+            train=True,
+            mutable=["batch_stats"],
+            method="project",
+        )
+        loss, metrics = contrastive_loss(output, config.loss, mesh, batch)
         metrics["text_overflow"] = (batch["text_overflow"] > 0).mean()
-        state, norms = apply_gradients(state, optimizer, gradients, batch_stats)
-        return state, jax.tree.map(jnp.float32, metrics | norms)
+        return loss, (updated["batch_stats"], metrics | mean_in_use(features.groups_in_use))
 
-    return jax.jit(
-        train_step,
-        in_shardings=(state_shardings, parallel.batch_sharding(mesh)),
-        out_shardings=(state_shardings, parallel.replicated(mesh)),
-        donate_argnums=0,
-    )
+    return loss_fn
+
+
+def make_segmentation_loss(model: SegmentationModel, config: ConfigDict, mesh: Mesh) -> LossFn:
+    """Returns the loss of images and their masks, `losses.segmentation_loss` at full resolution.
+
+    Args:
+      model: the image tower with its head.
+      config: not used; randomness of the images is the input pipeline's.
+      mesh: the device mesh.
+
+    Returns:
+      A function whose metrics are `loss`, `labelled_pixels` (the share that counts) and
+      `groups_in_use/stage_I`.
+    """
+    del config
+
+    def loss_fn(
+        params: PyTree, state: TrainState, batch: Batch
+    ) -> tuple[Float[Array, ""], tuple[PyTree, Metrics]]:
+        keys = noise_keys(state)
+        images = device_ops.normalize(batch["image"])
+        output: Any = model.apply(
+            {"params": params},
+            images,
+            noise_ids=noise_ids(batch, mesh),
+            rngs={name: keys[name] for name in ("drop_path", "gumbel")},
+        )
+        _, H, W, _ = images.shape
+        maps = resize_maps(output.maps, (H, W), model.image_encoder.patch_size)
+        loss, labelled = losses.segmentation_loss(maps, output.logits, batch["mask"])
+        metrics = {"loss": loss, "labelled_pixels": labelled}
+        in_use = mean_in_use(groups_in_use(output.features))
+        return loss, (state.batch_stats, metrics | in_use)
+
+    return loss_fn
 
 
 class Features(NamedTuple):
@@ -174,6 +235,12 @@ def apply_gradients(
         "parameter_norm": optax.tree.norm(params),
     }
     return TrainState(state.step + 1, params, batch_stats, opt_state, state.key), norms
+
+
+def noise_ids(batch: Batch, mesh: Mesh) -> Int[Array, "B"]:
+    """Returns by which number each example draws its noise: its position in the global batch."""
+    ids = jnp.arange(len(batch["image"]))
+    return jax.lax.with_sharding_constraint(ids, parallel.batch_sharding(mesh))
 
 
 def noise_keys(state: TrainState) -> dict[str, Key[Array, ""]]:
@@ -272,3 +339,8 @@ def groups_in_use(features: ImageFeatures) -> dict[str, Int[Array, "B"]]:
         best = jax.nn.one_hot(assignment.argmax(axis=1), assignment.shape[1], dtype=bool)
         counts[f"stage_{stage}"] = best.any(axis=1).sum(axis=1)
     return counts
+
+
+def mean_in_use(counts: dict[str, Int[Array, "B"]]) -> Metrics:
+    """Returns the metrics of `groups_in_use`'s counts."""
+    return {f"groups_in_use/{stage}": count.mean() for stage, count in counts.items()}

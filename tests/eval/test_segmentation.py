@@ -6,6 +6,7 @@ import pytest
 from groupvit_jax.eval import segmentation
 from groupvit_jax.eval.protocol import Protocol
 from groupvit_jax.eval.windows import resampling
+from groupvit_jax.models import grouping
 from tests.eval import protocol as slow
 
 
@@ -62,7 +63,7 @@ def test_pixels_take_the_group_of_their_patch_through_all_stages():
     first = np.zeros((1, 3, 4), np.float32)  # 3 groups of 2 x 2 patches
     first[0, [0, 1, 2, 2], [0, 1, 2, 3]] = 1
     second = jnp.array([[[1.0, 0, 0], [0, 1, 1]]])
-    of_first, of_second = segmentation.group_maps((jnp.asarray(first), second), (2, 2))
+    of_first, of_second = grouping.group_maps((jnp.asarray(first), second), (2, 2))
     np.testing.assert_array_equal(of_first[0].argmax(-1), [[0, 1], [2, 2]])
     pixels = segmentation.pixel_groups(of_second, (16, 16), 8)[0]
     assert pixels[2, 2] == 0

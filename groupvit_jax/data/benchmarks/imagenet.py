@@ -1,7 +1,7 @@
 """ImageNet (ILSVRC 2012): val with 50,000 images, train with 1,281,167; 1,000 classes.
 
-Their names are CLIP's. Either one folder for each synset, or all images in one, as the download is unpacked; their classes
-are then those of TFDS's list.
+Their names are CLIP's. Either one folder for each synset, or all images in one, as the download is
+unpacked; their classes are then those of TFDS's list.
 
     imagenet/
       val/n01440764/ILSVRC2012_val_00000293.JPEG

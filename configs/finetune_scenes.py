@@ -1,0 +1,34 @@
+"""A segment head on the drawn scenes, from masks: the upper bound of what captions alone reach.
+
+python -m launch.train --config=configs/scenes.py --workdir=runs/scenes
+python -m launch.train --config=configs/finetune_scenes.py --workdir=runs/finetune_scenes \\
+        --config.init_from=runs/scenes
+"""
+
+from ml_collections import ConfigDict
+
+from configs import scenes
+from groupvit_jax.data.scene_drawing import CLASS_NAMES
+
+
+def get_config() -> ConfigDict:
+    """Returns the model of the scenes with a head, the whole tower trained."""
+    config = scenes.get_config()
+    config.task = "segmentation"
+    config.init_from = "runs/scenes"
+    config.segmentation.update(
+        num_classes=len(CLASS_NAMES), min_scale=1.0, max_scale=1.3, flip=0.0, jitter=0.0
+    )
+    config.train.update(batch_size=64, num_steps=1000)
+    config.optimizer.update(learning_rate=2e-3, final_learning_rate=1e-5, warmup_steps=50)
+    common = dict(
+        kind="segment_head", classes=CLASS_NAMES, resize=(), window=64, stride=64,
+        windows_at_once=64,
+    )  # fmt: skip
+    source = dict(name="scenes/small", data_dir="data")
+    config.evaluators = dict(
+        validation=dict(common, every_steps=250, source=dict(source, split="validation")),
+        test=dict(common, source=dict(source, split="test")),
+        shifted=dict(common, source=dict(source, split="shifted")),
+    )
+    return config

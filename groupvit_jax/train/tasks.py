@@ -1,0 +1,73 @@
+"""What a run learns: `config.task` chooses model, examples and loss; all else is shared."""
+
+import dataclasses
+from collections.abc import Callable, Mapping
+
+import flax.linen as nn
+from ml_collections import ConfigDict
+
+from groupvit_jax.data.masked_examples import make_masked_examples
+from groupvit_jax.data.pipeline import TrainExamples, make_train_examples
+from groupvit_jax.data.text import Tokenizer
+from groupvit_jax.models import build_model
+from groupvit_jax.models.segment_head import build_segmentation_model
+from groupvit_jax.train import state, step
+
+
+@dataclasses.dataclass(frozen=True)
+class Task:
+    """The parts that differ between tasks; all take the whole configuration.
+
+    Attributes:
+      build_model: the model.
+      make_examples: the sequence of training examples.
+      batch_shapes: shapes of the global batches.
+      make_loss: the loss of a step.
+      unused: fields that have no meaning here, with the value that they must keep.
+    """
+
+    build_model: Callable[[ConfigDict], nn.Module]
+    make_examples: Callable[[ConfigDict, Tokenizer], TrainExamples]
+    batch_shapes: Callable[[ConfigDict], state.BatchShapes]
+    make_loss: step.MakeLoss
+    unused: Mapping[str, object] = dataclasses.field(default_factory=dict)
+
+
+TASKS = {
+    "contrastive": Task(
+        build_model=lambda config: build_model(config.model),
+        make_examples=make_train_examples,
+        batch_shapes=state.batch_shapes,
+        make_loss=step.make_contrastive_loss,
+    ),
+    "segmentation": Task(
+        build_model=lambda config: build_segmentation_model(
+            config.model, config.segmentation.num_classes
+        ),
+        make_examples=lambda config, tokenizer: make_masked_examples(config),
+        batch_shapes=state.masked_batch_shapes,
+        make_loss=step.make_segmentation_loss,
+        unused={"text_init_from": "", "train.micro_batch_size": None},
+    ),
+}
+
+
+def task_of(config: ConfigDict) -> Task:
+    """Returns the task of a configuration; those recorded before there were tasks are contrastive.
+
+    Raises:
+      ValueError: there is no such task, or a field is set that has no meaning in it.
+    """
+    name = config.get("task", "contrastive")
+    if name not in TASKS:
+        expected = " or ".join(map(repr, TASKS))
+        raise ValueError(f"config.task: {name!r} found, expected {expected}")
+    task = TASKS[name]
+    for field, value in task.unused.items():
+        section, _, leaf = field.rpartition(".")
+        found = (config[section] if section else config).get(leaf)
+        if found != value:
+            raise ValueError(
+                f"config.{field}: {found!r} found, expected {value!r} with config.task {name!r}"
+            )
+    return task
