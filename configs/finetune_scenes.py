@@ -1,7 +1,7 @@
-"""A segment head on the drawn scenes, from masks: the upper bound of what captions alone reach.
+r"""A segment head on the drawn scenes, from masks: the upper bound of what captions alone reach.
 
 python -m launch.train --config=configs/scenes.py --workdir=runs/scenes
-python -m launch.train --config=configs/finetune_scenes.py --workdir=runs/finetune_scenes \\
+python -m launch.train --config=configs/finetune_scenes.py --workdir=runs/finetune_scenes \
         --config.init_from=runs/scenes
 """
 

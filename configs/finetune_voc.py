@@ -1,7 +1,7 @@
-"""The published model with a segment head, fine-tuned on Pascal VOC 2012.
+r"""The published model with a segment head, fine-tuned on Pascal VOC 2012.
 
-python -m launch.train --config=configs/finetune_voc.py --workdir=runs/finetune_voc \\
-        --config.init_from=runs/first --config.data.sources.voc.data_dir=data \\
+python -m launch.train --config=configs/finetune_voc.py --workdir=runs/finetune_voc \
+        --config.init_from=runs/first --config.data.sources.voc.data_dir=data \
         --config.evaluators.voc.data_dir=data
 """
 
