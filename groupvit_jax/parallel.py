@@ -209,6 +209,11 @@ def to_global_batch(mesh: Mesh, host_batch: Mapping[str, np.ndarray]) -> dict[st
     }
 
 
+def put(array: np.ndarray, sharding: NamedSharding) -> jax.Array:
+    """Returns the sharded array of what every process holds whole."""
+    return jax.make_array_from_callback(array.shape, sharding, lambda index: array[index])
+
+
 def check_batch_size(batch_size: int, mesh: Mesh) -> None:
     """Raises ValueError unless the global batch divides evenly among devices and hosts."""
     num_shards = num_batch_shards(mesh)

@@ -9,6 +9,7 @@ from ml_collections import ConfigDict
 
 from groupvit_jax.data.benchmarks import (
     ClassificationSet,
+    ProbeSet,
     RetrievalSet,
     SegmentationSet,
     open_benchmark,
@@ -18,7 +19,8 @@ from groupvit_jax.data.masks import MaskedSource, TfdsMasks
 from groupvit_jax.data.object_cache import make_cache
 from groupvit_jax.data.sources import make_source
 from groupvit_jax.data.text import Tokenizer
-from groupvit_jax.eval.encoding import Encoder
+from groupvit_jax.eval.encoding import Encoder, ImageTower
+from groupvit_jax.eval.probe import LinearProbe, NearestNeighbours, Probe
 from groupvit_jax.eval.protocol import make_protocol
 from groupvit_jax.eval.segment_head import HeadSegmentation, HeadTower
 from groupvit_jax.eval.segmentation_evaluator import Segmentation
@@ -53,7 +55,9 @@ def make_evaluators(
     - "segmentation": `source` (`name`, `split`, `data_dir` of a TFDS set), `classes`, `protocol`
       and its knobs (`Protocol`), `windows_at_once` and `background_name`;
     - "segment_head", of the task "segmentation": `benchmark` and `data_dir`, or `source` and
-      `classes` as above; the knobs of `Protocol`, and `windows_at_once`.
+      `classes` as above; the knobs of `Protocol`, and `windows_at_once`;
+    - "linear_probe" and "knn", of any task: `benchmark` ("imagenet" or "image_folder") and
+      `data_dir`, and the options of `LinearProbe` or `NearestNeighbours`.
 
     Raises:
       ValueError: naming the field, if a kind or field is unknown or a set can't be read.
@@ -94,7 +98,7 @@ def benchmark_evaluator(
     windows_at_once: int | None = None,
     batch_size: int = 256,
     **knobs: Any,
-) -> Segmentation | Classification | Retrieval:
+) -> Segmentation | Classification | Retrieval | Probe:
     """Returns the evaluator of one of the field's sets.
 
     Args:
@@ -113,6 +117,8 @@ def benchmark_evaluator(
       FileNotFoundError: the set's files aren't there.
     """
     name, opened = name or benchmark, open_benchmark(benchmark, data_dir)
+    if isinstance(opened, ProbeSet):
+        return _make_probe(encoder, opened, name=name, batch_size=batch_size)
     if isinstance(opened, RetrievalSet):
         return Retrieval(encoder, opened.source, name=name, batch_size=batch_size)
     if isinstance(opened, ClassificationSet):
@@ -182,13 +188,29 @@ def _segment_head(encoder: HeadTower, name: str, options: dict[str, Any]) -> Eva
     )
 
 
+def _probe(kind: str, encoder: ImageTower, name: str, options: dict[str, Any]) -> Evaluator:
+    benchmark, data_dir = options.pop("benchmark", name), options.pop("data_dir", ".")
+    opened = open_benchmark(f"{benchmark}_{kind}", data_dir)
+    assert isinstance(opened, ProbeSet)
+    return _make_probe(encoder, opened, name=name, **options)
+
+
+def _make_probe(encoder: ImageTower, opened: ProbeSet, **options: Any) -> Probe:
+    num_classes = len(opened.class_names)
+    return _PROBES[opened.probe](encoder, opened.train, opened.source, num_classes, **options)
+
+
+_PROBES: Mapping[str, type[Probe]] = {"linear_probe": LinearProbe, "knn": NearestNeighbours}
+_PROBE_KINDS = {kind: partial(_probe, kind) for kind in _PROBES}
 _SEGMENTATION_OPTIONS = ("windows_at_once", "background_name")
 _KINDS: Mapping[str, Callable[[Any, str, dict[str, Any]], Evaluator]] = {
     "benchmark": _benchmark,
     "retrieval": _retrieval,
     "classification": _classification,
     "segmentation": _segmentation,
+    **_PROBE_KINDS,
 }
 _HEAD_KINDS: Mapping[str, Callable[[Any, str, dict[str, Any]], Evaluator]] = {
     "segment_head": _segment_head,
+    **_PROBE_KINDS,
 }

@@ -12,7 +12,7 @@ from groupvit_jax.data.labelled import LabelledSource
 from groupvit_jax.data.pipeline import eval_examples
 from groupvit_jax.data.sources import Source
 from groupvit_jax.eval import metrics
-from groupvit_jax.eval.encoding import IMAGENET_PROMPTS, Encoder
+from groupvit_jax.eval.encoding import IMAGENET_PROMPTS, Encoder, ImageTower
 from groupvit_jax.losses import l2_normalize
 from groupvit_jax.typing import Array, Float, Int, Params
 
@@ -160,7 +160,7 @@ class Classification:
 
 
 def batches(
-    encoder: Encoder, source: Source, batch_size: int, resize: int, crop: int
+    encoder: ImageTower, source: Source, batch_size: int, resize: int, crop: int
 ) -> Iterator[dict[str, Any]]:
     """Yields this process's rows of the padded batches of a whole source."""
     yield from eval_examples(

@@ -67,11 +67,12 @@ def initialise_from(
       ValueError: if the file is damaged, if nothing in it fits, or naming the field if the weights
         mean something else in this model.
     """
-    source = load_pretrained(path, model_config)
-    _check_same_meaning(path, source.model_config, model_config)
+    source = load_pretrained(path, model_config, whole=False)
     found = flatten(source.variables)
     fitted, resized = _fit_positions(found, source.model_config, model_config)
     own = flatten({"params": params, "batch_stats": batch_stats})
+    has_text = any(name.startswith(_TEXT_TOWER) for name in own)
+    _check_same_meaning(path, source.model_config, model_config, has_text)
     towers = [text_tower(config.text) for config in (source.model_config, model_config)]
     merged, loaded, initialised = {}, [], {}
     for name, leaf in own.items():
@@ -88,9 +89,10 @@ def initialise_from(
     if not loaded:
         raise ValueError(f"{path}: none of its {len(found)} tensors fits the model")
     unused = tuple(name for name in found if name not in own)
+    resized = {name: how for name, how in resized.items() if name in own}
     report = InitialisationReport(tuple(loaded), resized, initialised, unused, source.notes)
     variables = unflatten(merged)
-    return variables["params"], variables["batch_stats"], report
+    return variables["params"], variables.get("batch_stats", {}), report
 
 
 def _fit_positions(
@@ -106,7 +108,7 @@ def _fit_positions(
         resized[_IMAGE_POSITIONS] = f"{old}x{old} to {side}x{side} patches, bicubic"
     length = target.text.context_length
     same_tower = text_tower(source.text) == text_tower(target.text)
-    if same_tower and length < source.text.context_length:
+    if same_tower and length < source.text.context_length and _TEXT_POSITIONS in found:
         # What is encoded has no token at the positions that are cut off.
         fitted[_TEXT_POSITIONS] = found[_TEXT_POSITIONS][:length]
         resized[_TEXT_POSITIONS] = f"{source.text.context_length} cut to {length} tokens"
@@ -119,8 +121,10 @@ def placed_like(leaf: Array, value: np.ndarray) -> Array:
     return jax.make_array_from_callback(leaf.shape, leaf.sharding, lambda index: value[index])
 
 
-def _check_same_meaning(path: str | Path, source: ConfigDict, target: ConfigDict) -> None:
-    same_tower = text_tower(source.text) == text_tower(target.text)
+def _check_same_meaning(
+    path: str | Path, source: ConfigDict, target: ConfigDict, has_text: bool
+) -> None:
+    same_tower = has_text and text_tower(source.text) == text_tower(target.text)
     for field in _SAME_FIELDS:
         section, name = field.split(".")
         if section == "text" and not same_tower:

@@ -26,21 +26,33 @@ def find_step(path: Path) -> Path | None:
     return None
 
 
-def read_orbax(step: Path) -> Pretrained:
+def read_orbax(step: Path, *, whole: bool = True) -> Pretrained:
     """Reads a step's model, on one host, however many devices wrote it.
+
+    Args:
+      step: its folder.
+      whole: see `load_pretrained`.
 
     Raises:
       FileNotFoundError: if a file is missing.
-      ValueError: naming the array that doesn't fit the configuration.
+      ValueError: naming the array that doesn't fit the configuration, or the task of a run that
+        has no text tower.
     """
     run = config_from_dict(read_json(step / "config" / "metadata"))
     if "model" not in run:
         raise ValueError(f"{step / 'config'}: no field 'model', expected a run's configuration")
+    learnt_masks = run.get("task") == "segmentation"
+    if learnt_masks and whole:
+        raise ValueError(
+            f"{step}: config.task 'segmentation' found, expected 'contrastive': a segment head has "
+            "no text tower"
+        )
     with ocp.PyTreeCheckpointer() as checkpointer:
         described = checkpointer.metadata(step / "model").item_metadata.tree
         as_numpy = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), described)
         flat = flatten(checkpointer.restore(step / "model", restore_args=as_numpy))
-    check_variables(flat, run.model, step / "model")
+    if not learnt_masks:
+        check_variables(flat, run.model, step / "model")
     return Pretrained(run.model, unflatten(flat), _read_tokenizer(step, run))
 
 

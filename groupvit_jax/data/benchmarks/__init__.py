@@ -5,6 +5,7 @@ import pkgutil
 
 from groupvit_jax.data.benchmarks.registry import (
     ClassificationSet,
+    ProbeSet,
     RetrievalSet,
     SegmentationSet,
     names,
@@ -18,5 +19,5 @@ for _module in pkgutil.iter_modules(__path__):
 
 NAMES = names()
 
-__all__ = ["NAMES", "ClassificationSet", "RetrievalSet", "SegmentationSet"]
+__all__ = ["NAMES", "ClassificationSet", "ProbeSet", "RetrievalSet", "SegmentationSet"]
 __all__ += ["names", "open_benchmark", "register"]

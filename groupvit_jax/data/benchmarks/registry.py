@@ -54,7 +54,24 @@ class RetrievalSet:
     source: Source
 
 
-Benchmark = SegmentationSet | ClassificationSet | RetrievalSet
+@dataclasses.dataclass(frozen=True)
+class ProbeSet:
+    """Images with one class each, to learn from and to be measured on.
+
+    Attributes:
+      train: to learn from.
+      source: to be measured on.
+      class_names: what the labels of both index.
+      probe: what learns, "linear_probe" or "knn".
+    """
+
+    train: LabelledSource
+    source: LabelledSource
+    class_names: tuple[str, ...]
+    probe: str
+
+
+Benchmark = SegmentationSet | ClassificationSet | RetrievalSet | ProbeSet
 # (folder) -> set, or (folder, split) -> set where there are several splits.
 Opener = Callable[..., Benchmark]
 _OPENERS: dict[str, tuple[Opener, tuple[str, ...]]] = {}

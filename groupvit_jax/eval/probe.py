@@ -1,0 +1,378 @@
+"""How well the frozen image embedding tells classes apart: a linear probe, and nearest neighbours.
+
+The embedding is the image tower's own, before the projector into the joint space, as the field
+measures encoders. Both learn from one split and are measured on another.
+"""
+
+import functools
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from groupvit_jax import parallel
+from groupvit_jax.data.labelled import LabelledSource
+from groupvit_jax.eval import metrics
+from groupvit_jax.eval.encoding import ImageTower
+from groupvit_jax.eval.zero_shot import batches
+from groupvit_jax.losses import l2_normalize
+from groupvit_jax.typing import Array, Float, Int, Params
+
+_HIGHEST = jax.lax.Precision.HIGHEST
+_QUERIES_AT_ONCE = 256
+_ROWS_AT_ONCE = 8192  # of the logits of a linear probe
+# CLIP's sweep of the regularisation (Radford et al. 2021, A.3), as powers of ten.
+_STRENGTHS = tuple(range(-6, 7, 2))
+_FINEST = 1 / 8
+
+
+class Embedded(NamedTuple):
+    """A set's embeddings and classes, on the host; broken images are left out."""
+
+    features: Float[np.ndarray, "N C"]
+    labels: Int[np.ndarray, " N"]
+
+
+class LinearModel(NamedTuple):
+    """Weights of a softmax regression."""
+
+    kernel: Float[Array, "C M"]
+    bias: Float[Array, " M"]
+
+
+class Rows(NamedTuple):
+    """Examples in chunks, the rows of each divided over the devices; `weight` 0 is padding."""
+
+    features: Float[Array, "K R C"]
+    labels: Int[Array, "K R"]
+    weight: Float[Array, "K R"]
+
+
+class Probe:
+    """What both probes share: reading both splits and embedding them.
+
+    Attributes:
+      name: prefix of the metrics.
+      source: the images that are measured.
+    """
+
+    def __init__(
+        self,
+        tower: ImageTower,
+        train: LabelledSource,
+        source: LabelledSource,
+        num_classes: int,
+        *,
+        name: str = "probe",
+        batch_size: int = 256,
+        resize: int | None = None,
+        crop: int | None = None,
+    ) -> None:
+        """Takes what to learn from and what to evaluate on.
+
+        Args:
+          tower: the image tower.
+          train: images to learn from.
+          source: images to evaluate on.
+          num_classes: that the labels of both index.
+          name: prefix of the metrics.
+          batch_size: of the embedding, global; rounded up to what the devices divide.
+          resize: the shorter side of the images in pixels; 8/7 of the crop by default.
+          crop: side of the central square that is embedded; the training images' by default.
+        """
+        self.name, self.source, self.num_classes = name, source, num_classes
+        self._tower, self._train = tower, train
+        self._batch_size = tower.batch_size(batch_size)
+        self._resize, self._crop = tower.image_sizes(resize, crop)
+
+    def __call__(self, variables: Params) -> dict[str, float]:
+        """Returns `top1`, `top5` and the numbers of images that were read.
+
+        Raises:
+          ValueError: no image of a split can be read.
+        """
+        train, val = (self._embed(variables, source) for source in (self._train, self.source))
+        ranks = self.ranks(train, val)
+        return {
+            "top1": metrics.recall(ranks, 1),
+            "top5": metrics.recall(ranks, 5),
+            "images": float(len(val.labels)),
+            "train_images": float(len(train.labels)),
+        }
+
+    def ranks(self, train: Embedded, val: Embedded) -> Int[np.ndarray, " N"]:
+        """Returns how many classes come before the true one, for each image of `val`."""
+        raise NotImplementedError
+
+    def _embed(self, variables: Params, source: LabelledSource) -> Embedded:
+        """Returns every image once, in the source's order, on every process."""
+        tower, found = self._tower, []
+        for batch in batches(tower, source, self._batch_size, self._resize, self._crop):
+            index = np.where(batch["_mask"], batch["index"], 0)
+            labels = np.array([source.label(i) for i in index.tolist()], np.int32)
+            host = {"image": batch["image"], "label": labels, "_mask": batch["_mask"]}
+            arrays = parallel.to_global_batch(tower.mesh, host)
+            features = tower.image_features(variables, arrays["image"])
+            rest = tower.replicate((arrays["label"], arrays["_mask"]))
+            features, labels, present = jax.device_get((features, *rest))
+            found.append(Embedded(features[present], labels[present]))
+        features, labels = (np.concatenate(parts) for parts in zip(*found, strict=True))
+        if not len(labels):
+            raise ValueError(f"{self.name}: none of {len(source)} images can be read")
+        return Embedded(features, labels)
+
+
+class NearestNeighbours(Probe):
+    """Weighted votes of the k nearest training images (as DINO, arXiv 2104.14294).
+
+    A neighbour votes for its class with `exp(cosine / temperature)`. A class without a vote is not
+    found.
+    """
+
+    def __init__(self, *args: Any, k: int = 20, temperature: float = 0.07, **options: Any) -> None:
+        """Takes the number of neighbours and the temperature, beside what `Probe` takes.
+
+        Raises:
+          ValueError: one of them isn't positive.
+        """
+        super().__init__(*args, **options)
+        if k < 1 or not temperature > 0:
+            raise ValueError(f"k={k}, temperature={temperature}: expected both over 0")
+        self._k, self._temperature = k, temperature
+
+    def ranks(self, train: Embedded, val: Embedded) -> Int[np.ndarray, " N"]:
+        """See `Probe.ranks`."""
+        mesh = self._tower.mesh
+        features, labels = (
+            parallel.put(x, parallel.replicated(mesh)) for x in (train.features, train.labels)
+        )
+        rank = jax.jit(
+            functools.partial(
+                neighbour_ranks,
+                num_classes=self.num_classes,
+                k=min(self._k, len(train.labels)),
+                temperature=self._temperature,
+            ),
+            out_shardings=parallel.replicated(mesh),
+        )
+        size, found = self._tower.batch_size(_QUERIES_AT_ONCE), []
+        for start in range(0, len(val.labels), size):
+            part = Embedded(*(x[start : start + size] for x in val))
+            query = [parallel.put(_padded(x, size), parallel.batch_sharding(mesh)) for x in part]
+            found.append(np.asarray(rank(*query, features, labels))[: len(part.labels)])
+        return np.concatenate(found)
+
+
+def neighbour_ranks(
+    query: Float[Array, "Q C"],
+    truth: Int[Array, " Q"],
+    features: Float[Array, "N C"],
+    labels: Int[Array, " N"],
+    *,
+    num_classes: int,
+    k: int,
+    temperature: float,
+) -> Int[Array, " Q"]:
+    """Returns how many classes have more votes than the true one; of equals the first comes first.
+
+    Args:
+      query: embeddings to classify, not normalised.
+      truth: their classes.
+      features: embeddings of the neighbours, not normalised.
+      labels: their classes.
+      num_classes: what a class without a vote has as its rank.
+      k: neighbours that vote.
+      temperature: see `NearestNeighbours`.
+    """
+    cosines = jnp.matmul(l2_normalize(query), l2_normalize(features).T, precision=_HIGHEST)
+    nearest, index = jax.lax.top_k(cosines, k)
+    of_class = jax.nn.one_hot(labels[index], num_classes)
+    votes = jnp.einsum("qk,qkm->qm", jnp.exp(nearest / temperature), of_class, precision=_HIGHEST)
+    own = jnp.take_along_axis(votes, truth[:, None], axis=1)[:, 0]
+    return jnp.where(own > 0, metrics.rank_of_true_class(votes, truth), num_classes)
+
+
+class LinearProbe(Probe):
+    """Softmax regression on the embeddings, its regularisation swept (as CLIP's linear probe).
+
+    The strength is chosen on a tenth of the training images, drawn by a fixed seed: powers of 100
+    from 1e-6 to 1e6, then twice as fine round the best until there are 8 in a factor of ten. The
+    regression with the best is fitted to all training images and measured on the others.
+    """
+
+    def __init__(
+        self,
+        *args: Any,
+        strengths: Sequence[float] = (),
+        max_iterations: int = 1000,
+        **options: Any,
+    ) -> None:
+        """Takes what can be changed, beside what `Probe` takes.
+
+        Args:
+          *args: see `Probe`.
+          strengths: the only ones to try, in place of the sweep.
+          max_iterations: of L-BFGS.
+          **options: see `Probe`.
+        """
+        super().__init__(*args, **options)
+        self._strengths = strengths
+        self._fit = jax.jit(
+            functools.partial(fit, num_classes=self.num_classes, max_iterations=max_iterations),
+            out_shardings=parallel.replicated(self._tower.mesh),
+        )
+        self._rank = jax.jit(row_ranks, out_shardings=parallel.replicated(self._tower.mesh))
+
+    def __call__(self, variables: Params) -> dict[str, float]:
+        """Returns what `Probe` does and the `strength` that was chosen."""
+        return super().__call__(variables) | {"strength": self._chosen}
+
+    def ranks(self, train: Embedded, val: Embedded) -> Int[np.ndarray, " N"]:
+        """See `Probe.ranks`."""
+        mesh = self._tower.mesh
+        held_out = np.zeros(len(train.labels), np.float32)
+        order = np.random.default_rng(0).permutation(len(held_out))
+        held_out[order[: max(1, len(order) // 10)]] = 1
+        fitted = in_chunks(mesh, train, 1 - held_out)
+
+        @functools.cache
+        def score(strength: float) -> float:
+            ranks = self._ranks(self._fit(fitted, strength), fitted, len(held_out))
+            return float((ranks == 0) @ held_out)
+
+        if len(self._strengths) == 1 or len(held_out) == 1:
+            best = (self._strengths or (1.0,))[0]
+        elif self._strengths:
+            best = max(self._strengths, key=score)
+        else:
+            best = sweep(score)
+        self._chosen = float(best)
+        model = self._fit(in_chunks(mesh, train), self._chosen)
+        return self._ranks(model, in_chunks(mesh, val), len(val.labels))
+
+    def _ranks(self, model: LinearModel, rows: Rows, count: int) -> Int[np.ndarray, " N"]:
+        return np.asarray(self._rank(model, rows)).reshape(-1)[:count]
+
+
+def sweep(score: Any) -> float:
+    """Returns the strength with the best score; of equals the strongest regularisation.
+
+    Args:
+      score: of a strength; called for seven, and for two more each time the distance is halved.
+    """
+
+    def of_power(power: float) -> tuple[float, float]:
+        return score(10.0**power), power
+
+    best, step = max(map(of_power, _STRENGTHS)), 2.0
+    while step > _FINEST:
+        step /= 2
+        beside = [p for p in (best[1] - step, best[1] + step) if abs(p) <= max(_STRENGTHS)]
+        best = max(best, *map(of_power, beside))
+    return 10.0 ** best[1]
+
+
+def in_chunks(
+    mesh: Mesh, examples: Embedded, weight: Float[np.ndarray, " N"] | None = None
+) -> Rows:
+    """Puts examples on the devices, padded with rows of weight 0.
+
+    Args:
+      mesh: the devices.
+      examples: what each process holds whole.
+      weight: of the examples; 1 by default.
+    """
+    count, shards = len(examples.labels), parallel.num_batch_shards(mesh)
+    rows = -(-min(count, _ROWS_AT_ONCE) // shards) * shards
+    num_chunks = -(-count // rows)
+    weight = np.ones(count, np.float32) if weight is None else weight
+    sharding = NamedSharding(mesh, PartitionSpec(None, parallel.BATCH_AXES))
+    return Rows(
+        *(
+            parallel.put(
+                _padded(x, num_chunks * rows).reshape(num_chunks, rows, *x.shape[1:]), sharding
+            )
+            for x in (*examples, weight)
+        )
+    )
+
+
+def objective(
+    model: LinearModel, rows: Rows, strength: Float[Array, ""] | float
+) -> Float[Array, ""]:
+    """Returns the mean cross-entropy plus `strength / (2 n) |kernel|^2`, n the weights' sum.
+
+    It is 1/n of what scikit-learn's LogisticRegression minimises with C = 1 / strength.
+    """
+    count = rows.weight.sum()
+
+    @jax.checkpoint  # the logits of all chunks would not fit the memory
+    def add(total: Array, chunk: Rows) -> tuple[Array, None]:
+        log_classes = jax.nn.log_softmax(_logits(model, chunk))
+        own = jnp.take_along_axis(log_classes, chunk.labels[:, None], axis=1)[:, 0]
+        return total - (chunk.weight * own).sum() / count, None
+
+    total, _ = jax.lax.scan(add, jnp.float32(0), rows)
+    return total + strength / (2 * count) * jnp.sum(model.kernel**2)
+
+
+def fit(
+    rows: Rows,
+    strength: Float[Array, ""] | float,
+    *,
+    num_classes: int,
+    max_iterations: int,
+    tolerance: float = 1e-5,
+) -> LinearModel:
+    """Minimises `objective` by L-BFGS, from zero.
+
+    Args:
+      rows: examples.
+      strength: of the regularisation.
+      num_classes: that the labels index.
+      max_iterations: after which it ends in any case.
+      tolerance: it ends where no derivative is larger.
+    """
+    solver = optax.lbfgs()
+    value_fn = functools.partial(objective, rows=rows, strength=strength)
+    value_and_gradient = optax.value_and_grad_from_state(value_fn)
+    start = LinearModel(jnp.zeros((rows.features.shape[-1], num_classes)), jnp.zeros(num_classes))
+
+    def is_going_on(carry: tuple[LinearModel, Any, Array, Array]) -> Array:
+        _, _, iteration, steepness = carry
+        return (iteration < max_iterations) & (steepness > tolerance)
+
+    def step(
+        carry: tuple[LinearModel, Any, Array, Array],
+    ) -> tuple[LinearModel, Any, Array, Array]:
+        model, state, iteration, _ = carry
+        value, gradient = value_and_gradient(model, state=state)
+        updates, state = solver.update(
+            gradient, state, model, value=value, grad=gradient, value_fn=value_fn
+        )
+        steepness = optax.tree.norm(gradient, ord=jnp.inf)
+        return optax.apply_updates(model, updates), state, iteration + 1, steepness
+
+    first = (start, solver.init(start), jnp.int32(0), jnp.float32(jnp.inf))
+    return jax.lax.while_loop(is_going_on, step, first)[0]
+
+
+def row_ranks(model: LinearModel, rows: Rows) -> Int[Array, "K R"]:
+    """Returns how many classes score more than the true one, for each row."""
+
+    def rank(chunk: Rows) -> Array:
+        return metrics.rank_of_true_class(_logits(model, chunk), chunk.labels)
+
+    return jax.lax.map(rank, rows)
+
+
+def _logits(model: LinearModel, chunk: Rows) -> Array:
+    return jnp.matmul(chunk.features, model.kernel, precision=_HIGHEST) + model.bias
+
+
+def _padded(x: np.ndarray, size: int) -> np.ndarray:
+    return np.pad(x, [(0, size - len(x))] + [(0, 0)] * (x.ndim - 1))
