@@ -6,8 +6,9 @@ import numpy as np
 import optax
 import pytest
 
-from configs import base
+from configs import base, tiny
 from groupvit_jax import optim
+from groupvit_jax.models.segment_head import build_segmentation_model
 
 PARAMS = {
     "image_encoder": {
@@ -254,3 +255,33 @@ def test_wrong_groups_are_refused(config, groups, message):
     config.groups = groups
     with pytest.raises(ValueError, match=message):
         optim.make_optimizer(config, optax.constant_schedule(1e-3), tree(0))
+
+
+def test_layer_decay_gives_each_parameter_one_factor():
+    config = tiny.get_config().model
+    model = build_segmentation_model(config, 5)
+    images = jax.ShapeDtypeStruct((1, 32, 32, 3), jnp.float32)
+    params = jax.eval_shape(model.init, jax.random.key(0), images)["params"]
+    factors = optim.learning_rate_factors(params, optim.layer_decay_groups(config, 0.5))
+    tower = factors["image_encoder"]
+    stages = [tower[f"stages_{i}"] for i in range(3)]
+    # Embedding, (block, grouping) x 2, block: six layers below the last normalisation.
+    expected = {
+        2**-6: (tower["patch_embed"], tower["position_embedding"], stages[0]["group_token"]),
+        2**-5: (stages[0]["blocks_0"],),
+        2**-4: (stages[0]["downsample"], stages[1]["group_token"], stages[1]["group_projector"]),
+        2**-3: (stages[1]["blocks_0"],),
+        2**-2: (stages[1]["downsample"],),
+        2**-1: (stages[2]["blocks_0"],),
+        1.0: (tower["norm"], factors["segment_head"]),
+    }
+    for factor, parts in expected.items():
+        assert set(jax.tree.leaves(parts)) == {factor}
+    counted = sum(len(jax.tree.leaves(parts)) for parts in expected.values())
+    assert counted == len(jax.tree.leaves(factors))
+
+
+@pytest.mark.parametrize("decay", [0.0, 1.5, float("nan")])
+def test_layer_decay_is_checked(decay):
+    with pytest.raises(ValueError, match="layer decay"):
+        optim.layer_decay_groups(tiny.get_config().model, decay)
