@@ -26,7 +26,7 @@ _HIGHEST = jax.lax.Precision.HIGHEST
 _QUERIES_AT_ONCE = 256
 _ROWS_AT_ONCE = 8192  # of the logits of a linear probe
 # CLIP's sweep of the regularisation (Radford et al. 2021, A.3), as powers of ten.
-_STRENGTHS = tuple(range(-6, 7, 2))
+_STRENGTHS = tuple(map(float, range(-6, 7, 2)))
 _FINEST = 1 / 8
 
 

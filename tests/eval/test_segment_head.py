@@ -1,0 +1,113 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from configs import tiny
+from groupvit_jax.data.device_ops import normalize
+from groupvit_jax.eval.evaluators import make_evaluators
+from groupvit_jax.eval.protocol import Protocol
+from groupvit_jax.eval.segment_head import HeadSegmentation, HeadTower
+from groupvit_jax.models.segment_head import build_segmentation_model
+from tests.data.benchmarks import miniatures
+from tests.eval import protocol as slow
+from tests.eval.conftest import make_mesh
+from tests.eval.photos import NAMES, Photos
+
+PROTOCOL = Protocol(resize=(), window=32, stride=16)
+SIZES = [(32, 32), (40, 32), (20, 50)]
+
+
+@pytest.fixture(scope="module")
+def model():
+    return build_segmentation_model(tiny.get_config().model, len(NAMES))
+
+
+@pytest.fixture(scope="module")
+def variables(model):
+    """Random leaves, so that groups and classes differ."""
+    shapes = jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, 32, 32, 3)))
+    rng = np.random.default_rng(0)
+
+    def draw(leaf):
+        scale = 3.0 * leaf.shape[0] ** -0.5 if len(leaf.shape) > 1 else 0.3
+        return jnp.asarray(rng.normal(0, scale, leaf.shape), jnp.float32)
+
+    return jax.tree.map(draw, shapes)
+
+
+def slow_labels(model, variables, image):
+    """The mixture's class of every pixel, windows averaged, in float64."""
+
+    @jax.jit
+    def encode(window):
+        features = model.apply(variables, normalize(window), method=lambda m, x: m.image_encoder(x))
+        return features.segments[0], [a[0] for a in features.assignments]
+
+    H, W = image.shape[:2]
+    h, w = min(32, H), min(32, W)
+    total, count = np.zeros((H, W, len(NAMES))), np.zeros((H, W, 1))
+    head = jax.tree.map(np.float64, variables["params"]["segment_head"]["classes"])
+    for y in slow.starts(H, h, 16):
+        for x in slow.starts(W, w, 16):
+            segments, assignments = jax.tree.map(
+                np.float64, encode(jnp.asarray(image[None, y : y + h, x : x + w]))
+            )
+            classes = [slow.softmax(s @ head["kernel"] + head["bias"]) for s in segments]
+            rows, columns = -(-h // 8), -(-w // 8)
+            of_patch = (assignments[1] @ assignments[0]).T.reshape(rows, columns, -1)
+            maps = slow.interpolate(of_patch, rows * 8, columns * 8)[:h, :w]
+            total[y : y + h, x : x + w] += maps @ np.array(classes)
+            count[y : y + h, x : x + w] += 1
+    return (total / count).argmax(-1)
+
+
+@pytest.mark.parametrize(("num_devices", "windows"), [(1, 3), (8, 8)])
+def test_pixels_take_the_likeliest_class_of_the_mixture(model, variables, num_devices, windows):
+    tower = HeadTower(model, make_mesh(num_devices))
+    photos = Photos(SIZES)
+    evaluator = HeadSegmentation(tower, photos, NAMES, PROTOCOL, windows_at_once=windows)
+    expected = np.zeros((8, 8), int)
+    for image, mask in photos:
+        labels = slow_labels(model, variables, image)
+        np.add.at(expected, (mask[mask != 255], labels[mask != 255]), 1)
+    found = evaluator.confusion(variables)
+    assert found.sum() == expected.sum()
+    assert np.abs(found - expected).sum() <= 4  # two pixels between two classes
+    assert (expected.sum(0) > 0).sum() > 3
+    assert {"miou", "pixel_accuracy"} < set(evaluator.scores(found))
+    (example,) = evaluator.examples(variables, 1)
+    assert (example.prediction == slow_labels(model, variables, photos[0].image)).mean() > 0.99
+
+
+def make(model, **entry):
+    config = tiny.get_config()
+    config.evaluators.x = entry
+    return make_evaluators(config, model, None, make_mesh(1))
+
+
+def test_a_benchmark_is_evaluated_with_its_background(variables, tmp_path):
+    miniatures.folder(tmp_path)
+    model = build_segmentation_model(tiny.get_config().model, 3)
+    entry = dict(kind="segment_head", benchmark="folder", data_dir=str(tmp_path), every_steps=2)
+    ((evaluator, every_steps),) = make(model, **entry)
+    assert every_steps == 2
+    assert evaluator.all_names == ("background", "red panda", "sky")
+    assert (evaluator.protocol.window, evaluator.protocol.stride) == (32, 16)
+
+
+@pytest.mark.parametrize(
+    ("entry", "message"),
+    [
+        (dict(kind="segmentation"), r"x\.kind: 'segmentation' found, expected one of \['segment_"),
+        (dict(kind="segment_head", benchmark="folder"), r"3 classes found, but the head has 8"),
+        (dict(kind="segment_head", benchmark="image_folder"), r"expected one with masks"),
+    ],
+)
+def test_wrong_entry_is_named(model, tmp_path, entry, message):
+    miniatures.folder(tmp_path)
+    miniatures.image_folder(tmp_path)
+    if "benchmark" in entry:
+        entry = dict(entry, data_dir=str(tmp_path))
+    with pytest.raises(ValueError, match=message):
+        make(model, **entry)
