@@ -15,6 +15,8 @@ def test_every_set_is_there_and_documented():
     assert set(benchmarks.NAMES) == {
         *("voc", "voc20", "context", "context59", "coco_object", "coco_stuff"),
         *("cityscapes", "ade20k", "folder", "imagenet", "image_folder"),
+        *("imagenet_knn", "imagenet_linear_probe"),
+        *("image_folder_knn", "image_folder_linear_probe"),
         *("coco_retrieval", "flickr30k_retrieval", "flickr8k_retrieval"),
     }
     for name in benchmarks.NAMES:

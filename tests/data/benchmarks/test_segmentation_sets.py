@@ -288,3 +288,31 @@ def test_own_set_without_classes_is_an_error(names, found, tmp_path):
     miniatures.folder(tmp_path, names)
     with pytest.raises(ValueError, match=rf"classes.txt: {found} names found, expected 1 to 255"):
         open_benchmark("folder", tmp_path)
+
+
+def test_train_splits_are_read_like_those_that_are_evaluated(tmp_path):
+    voc, ade = tmp_path / "VOCdevkit/VOC2012", tmp_path / "ADEChallengeData2016"
+    miniatures.voc(tmp_path)
+    miniatures.write_text(voc / "ImageSets/Segmentation/train.txt", "2007_000032\n")
+    miniatures.write_photo(ade / "images/training/ADE_train_1.jpg")
+    miniatures.write_mask(ade / "annotations/training/ADE_train_1.png", [[0, 1, 150]] * 2)
+    miniatures.write_photo(tmp_path / "coco/train2017/1.jpg", 0, (4, 6))
+    maps = tmp_path / "coco/stuffthingmaps/train2017/1.png"
+    miniatures.write_mask(maps, [[0, 89, 91, 181, 255, 12]] * 4)
+    expected = {
+        "voc": [3, 3, 3],
+        "voc20": [2, 2, 2],
+        "ade20k": [255, 0, 149],
+        "coco_stuff": [0, 79, 80, 170, 255, 11],
+        "coco_object": [1, 80, 0, 0, 0, 12],
+    }
+    for name, row in expected.items():
+        opened = open_benchmark(name, tmp_path, "train")
+        assert len(opened.source) == 1
+        assert opened.source[0].mask[0].tolist() == row
+        assert len(opened.all_names) == len(opened.class_names) + opened.has_background
+
+
+def test_split_that_a_set_lacks_is_named(tmp_path):
+    with pytest.raises(ValueError, match=r"benchmark voc: split 'test' found, expected one of"):
+        open_benchmark("voc", tmp_path, "test")
