@@ -25,15 +25,27 @@ def model():
 
 @pytest.fixture(scope="module")
 def variables(model):
-    """Random leaves, so that groups and classes differ."""
+    """Random leaves, and a head that tells the segments of photos apart."""
     shapes = jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, 32, 32, 3)))
     rng = np.random.default_rng(0)
 
-    def draw(leaf):
+    def draw(path, leaf):
         scale = 3.0 * leaf.shape[0] ** -0.5 if len(leaf.shape) > 1 else 0.3
-        return jnp.asarray(rng.normal(0, scale, leaf.shape), jnp.float32)
+        value = rng.normal(0, scale, leaf.shape)
+        return jnp.float32(
+            np.abs(value) + 0.5 if "'scale'" in jax.tree_util.keystr(path) else value
+        )
 
-    return jax.tree.map(draw, shapes)
+    drawn = jax.tree_util.tree_map_with_path(draw, shapes)
+    images = normalize(jnp.stack([image for image, _ in Photos([(32, 32)] * 8)]))
+    segments = np.asarray(jax.jit(model.apply)(drawn, images).features.segments).reshape(-1, 32)
+    mean = segments.mean(0)
+    directions = np.linalg.svd(segments - mean)[2][: len(NAMES) // 2]
+    kernel = (
+        3 / ((segments - mean) @ directions.T).std() * np.concatenate([directions, -directions]).T
+    )
+    head = {"classes": {"kernel": jnp.asarray(kernel), "bias": jnp.asarray(-mean @ kernel)}}
+    return {"params": drawn["params"] | {"segment_head": head}}
 
 
 def slow_labels(model, variables, image):
