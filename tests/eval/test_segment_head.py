@@ -5,6 +5,7 @@ import pytest
 
 from configs import tiny
 from groupvit_jax.data.device_ops import normalize
+from groupvit_jax.data.text import ClipTokenizer
 from groupvit_jax.eval.evaluators import make_evaluators
 from groupvit_jax.eval.protocol import Protocol
 from groupvit_jax.eval.segment_head import HeadSegmentation, HeadTower
@@ -95,7 +96,7 @@ def test_pixels_take_the_likeliest_class_of_the_mixture(model, variables, num_de
 def make(model, **entry):
     config = tiny.get_config()
     config.evaluators.x = entry
-    return make_evaluators(config, model, None, make_mesh(1))
+    return make_evaluators(config, model, ClipTokenizer(32), make_mesh(1))
 
 
 def test_a_benchmark_is_evaluated_with_its_background(variables, tmp_path):
