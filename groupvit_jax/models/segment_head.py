@@ -9,6 +9,7 @@ from ml_collections import ConfigDict
 from groupvit_jax.models.grouping import group_maps
 from groupvit_jax.models.image_encoder import ImageEncoder
 from groupvit_jax.models.layers import vit_init
+from groupvit_jax.models.two_tower import execution_of
 from groupvit_jax.typing import Array, Float, ImageFeatures, Int
 
 
@@ -76,5 +77,6 @@ def build_segmentation_model(model_config: ConfigDict, num_classes: int) -> Segm
         )
     dtype = jnp.dtype(model_config.dtype)
     return SegmentationModel(
-        ImageEncoder(**model_config.image, dtype=dtype), SegmentHead(num_classes)
+        ImageEncoder(**model_config.image, execution=execution_of(model_config), dtype=dtype),
+        SegmentHead(num_classes),
     )

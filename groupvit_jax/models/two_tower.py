@@ -199,10 +199,7 @@ def build_model(config: ConfigDict) -> TwoTower:
       ValueError: naming the field, if the configuration contradicts itself.
     """
     dtype = jnp.dtype(config.dtype)
-    # Weights are described without how they are computed.
-    execution = Execution(config.get("scan_layers", False), config.get("remat", "none"))
-    if execution.remat not in REMAT:
-        raise ValueError(f"model.remat: {execution.remat!r}, expected one of {tuple(REMAT)}")
+    execution = execution_of(config)
     projector = {"hidden_dim": config.projector.hidden_dim, "out_dim": config.projector.output_dim}
     return TwoTower(
         image_encoder=ImageEncoder(**config.image, execution=execution, dtype=dtype),
@@ -214,6 +211,18 @@ def build_model(config: ConfigDict) -> TwoTower:
         # Absent in configurations recorded before there was a sigmoid loss.
         initial_logit_bias=config.get("initial_logit_bias"),
     )
+
+
+def execution_of(config: ConfigDict) -> Execution:
+    """Returns how `config.model` wants the blocks to be computed; weights are described without.
+
+    Raises:
+      ValueError: there is no such rematerialisation.
+    """
+    execution = Execution(config.get("scan_layers", False), config.get("remat", "none"))
+    if execution.remat not in REMAT:
+        raise ValueError(f"model.remat: {execution.remat!r}, expected one of {tuple(REMAT)}")
+    return execution
 
 
 def text_tower(text_config: ConfigDict) -> str:
