@@ -98,10 +98,10 @@ class Program:
     entry: str
     files: dict[int, str]
 
-    def stems_from(self, instruction: Instruction, file: str) -> bool:
-        """Returns whether a line of a Python file, named by its end, made the instruction."""
+    def stems_from(self, instruction: Instruction, part: str) -> bool:
+        """Returns whether a line of a Python file whose path has this part made the instruction."""
         found = re.search(r"stack_frame_id=(\d+)", instruction.attributes)
-        return found is not None and self.files.get(int(found[1]), "").endswith(file)
+        return found is not None and part in self.files.get(int(found[1]), "")
 
 
 @dataclasses.dataclass(frozen=True)

@@ -10,7 +10,7 @@ from absl import flags
 from absl.testing import flagsaver
 
 from configs import tiny
-from groupvit_jax.eval import benchmarks
+from groupvit_jax.data import benchmarks
 from groupvit_jax.interop.save import save_pretrained
 from launch import evaluate
 from tests.data.benchmarks import miniatures
