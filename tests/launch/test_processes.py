@@ -20,6 +20,8 @@ pytestmark = pytest.mark.slow
 @pytest.fixture(scope="module")
 def config(shards):
     config = small_config(shards)
+    # A hard assignment jumps where rounding decides a tie, and then the losses part.
+    config.model.image.assignment = "soft"
     config.train.num_steps = 40
     config.checkpoint.every_steps = 4
     source = dict(kind="webdataset", pattern=shards)
@@ -79,11 +81,11 @@ def said(folder):
 
 
 def compare_with_one(two, one):
-    """Equal up to rounding; hard assignments let it grow later, so the first steps are compared."""
+    """Equal up to rounding, which every step adds to."""
     assert [line.keys() for line in two] == [line.keys() for line in one]
-    for here, there in zip(two[:6], one[:6], strict=True):
+    for here, there in zip(two, one, strict=True):
         assert here["step"] == there["step"]
-        np.testing.assert_allclose(here["loss"], there["loss"], rtol=1e-5)
+        np.testing.assert_allclose(here["loss"], there["loss"], rtol=1e-4)
 
 
 def test_two_processes_train_like_one_also_when_disturbed(config, launch_two, tmp_path):
