@@ -15,8 +15,47 @@ def get_config() -> ConfigDict:
     # A Hugging Face directory of a BERT that the text tower starts from, docs/text.md.
     config.text_init_from = ""
 
-    config.model = ConfigDict()
-    config.model.image = dict(
+    config.model = _model()
+    config.loss = _loss()
+    config.data = _data()
+    # The task "segmentation" reads `data.sources` {kind: "benchmark" (benchmark, split, data_dir) |
+    # "tfds" (name, split, data_dir, image, mask)} and augments by these.
+    config.segmentation = dict(
+        num_classes=0,  # values of the masks, the background included; 255 has no class
+        min_scale=0.5,  # of the shorter side over the crop's, uniform
+        max_scale=2.0,
+        flip=0.5,
+        jitter=0.4,  # 1: brightness, contrast and saturation change by up to 90 %
+    )
+    config.train = dict(
+        batch_size=4096,
+        # Images that are encoded at once over all devices, for batches that do not fit their
+        # memory (docs/scale.md); the same step, a third slower. None: the whole batch.
+        micro_batch_size=placeholder(int),
+        num_epochs=30.0,
+        num_steps=placeholder(int),  # takes precedence over num_epochs
+    )
+    config.optimizer = _optimizer()
+    config.parallel = _parallel()
+    config.checkpoint = dict(
+        every_steps=1000,
+        keep_last=3,
+        best_metric="",  # e.g. "retrieval/image_to_text_r1"; the best checkpoint by it is kept too
+        best_mode="max",  # or "min"
+    )
+    config.log_every_steps = 50
+    config.profile_steps = (0, 0)  # trace from the first to the second step
+    config.tensorboard = True  # event files, where TensorFlow is installed
+    config.wandb_project = ""
+    # Name -> {kind: "retrieval" | "classification" | "segmentation", every_steps: int, ...}
+    config.evaluators = ConfigDict()
+    return config
+
+
+def _model() -> ConfigDict:
+    """The published model."""
+    model = ConfigDict()
+    model.image = dict(
         image_size=224,
         patch_size=16,
         width=384,
@@ -32,7 +71,7 @@ def get_config() -> ConfigDict:
         assign_eps=1.0,
         drop_path_rate=0.1,
     )
-    config.model.text = dict(
+    model.text = dict(
         kind="clip",  # or "bert": bidirectional, its feature at [CLS]
         vocab_size=49408,
         context_length=77,
@@ -42,15 +81,19 @@ def get_config() -> ConfigDict:
         mlp_ratio=4.0,
         end_of_text_id=49407,
     )
-    config.model.projector = dict(hidden_dim=4096, output_dim=256)
-    config.model.initial_temperature = 0.07
-    config.model.share_logit_scale = False
-    config.model.initial_logit_bias = placeholder(float)  # -10 for the sigmoid loss
-    config.model.scan_layers = False  # True: one compiled block a stage, docs/scale.md
-    config.model.remat = "none"  # or "dots", "blocks": less memory for more computation
-    config.model.dtype = "bfloat16"  # of the computation; parameters and statistics are float32
+    model.projector = dict(hidden_dim=4096, output_dim=256)
+    model.initial_temperature = 0.07
+    model.share_logit_scale = False
+    model.initial_logit_bias = placeholder(float)  # -10 for the sigmoid loss
+    model.scan_layers = False  # True: one compiled block a stage, docs/scale.md
+    model.remat = "none"  # or "dots", "blocks": less memory for more computation
+    model.dtype = "bfloat16"  # of the computation; parameters and statistics are float32
+    return model
 
-    config.loss = dict(
+
+def _loss() -> ConfigDict:
+    """The published losses."""
+    loss = dict(
         kind="softmax",  # or "sigmoid"
         global_weight=1.0,
         multi_label_weight=1.0,
@@ -62,19 +105,23 @@ def get_config() -> ConfigDict:
         exchange="all_gather",  # how devices see each other's embeddings; or "ring"
         block_size=256,  # logits are computed against this many images and their texts at once
     )
+    return ConfigDict(loss)
 
-    config.data = ConfigDict()
+
+def _data() -> ConfigDict:
+    """Sources, texts, augmentation and how they are read."""
+    data = ConfigDict()
     # Name -> {kind: "webdataset" (pattern) | "tfds" (name, split, data_dir)}, each maybe with a
     # weight; without weights several sets are mixed by size.
-    config.data.sources = ConfigDict()
+    data.sources = ConfigDict()
     # "clip", or "sentencepiece" (path of a .model), or "wordpiece" (path of a vocab.txt)
-    config.data.tokenizer = dict(name="clip", path="")
-    config.data.num_nouns = 3  # K; 0 switches the multi-label loss off
-    config.data.noun_kind = "words"  # or "phrases"
+    data.tokenizer = dict(name="clip", path="")
+    data.num_nouns = 3  # K; 0 switches the multi-label loss off
+    data.noun_kind = "words"  # or "phrases"
     # Tokens of the row that an image's texts share, at least the context length. Real captions and
     # 3 prompts take about 45; a prompt that does not fit becomes the caption (docs/text.md).
-    config.data.packed_length = 80
-    config.data.augment = dict(
+    data.packed_length = 80
+    data.augment = dict(
         min_area=0.08,
         max_area=1.0,
         min_ratio=3 / 4,
@@ -85,33 +132,20 @@ def get_config() -> ConfigDict:
         magnitude_std=0.5,
         random_erasing=0.25,
     )
-    # The task "segmentation" reads `data.sources` {kind: "benchmark" (benchmark, split, data_dir) |
-    # "tfds" (name, split, data_dir, image, mask)} and augments by these.
-    config.segmentation = dict(
-        num_classes=0,  # values of the masks, the background included; 255 has no class
-        min_scale=0.5,  # of the shorter side over the crop's, uniform
-        max_scale=2.0,
-        flip=0.5,
-        jitter=0.4,  # 1: brightness, contrast and saturation change by up to 90 %
-    )
-    config.data.num_workers = 8
-    config.data.prefetch = 2  # batches kept ready on the device
-    config.data.max_broken_fraction = 0.01
+    data.num_workers = 8
+    data.prefetch = 2  # batches kept ready on the device
+    data.max_broken_fraction = 0.01
     # Where tar indices are cached, a folder or a URL; beside the shards by default.
-    config.data.index_dir = ""
+    data.index_dir = ""
     # Shards and sets on object stores are kept here whole as far as they fit, docs/storage.md.
-    config.data.cache_dir = ""
-    config.data.cache_gib = 100.0
+    data.cache_dir = ""
+    data.cache_gib = 100.0
+    return data
 
-    config.train = dict(
-        batch_size=4096,
-        # Images that are encoded at once over all devices, for batches that do not fit their
-        # memory (docs/scale.md); the same step, a third slower. None: the whole batch.
-        micro_batch_size=placeholder(int),
-        num_epochs=30.0,
-        num_steps=placeholder(int),  # takes precedence over num_epochs
-    )
-    config.optimizer = dict(
+
+def _optimizer() -> ConfigDict:
+    """The published optimisation."""
+    optimizer = dict(
         learning_rate=1.6e-3,
         reference_batch_size=4096,  # the rate is scaled by batch_size / reference_batch_size
         warmup_learning_rate=4e-6,
@@ -127,11 +161,15 @@ def get_config() -> ConfigDict:
         # one the factor is 1. With 0 they are frozen: neither gradients nor optimizer state.
         groups=(),
     )
+    return ConfigDict(optimizer)
 
-    config.parallel = ConfigDict()
-    config.parallel.mesh = dict(data=-1, fsdp=1, tensor=1)  # -1: the devices that remain
+
+def _parallel() -> ConfigDict:
+    """Data parallel over all devices, and what other axes would shard."""
+    parallel = ConfigDict()
+    parallel.mesh = dict(data=-1, fsdp=1, tensor=1)  # -1: the devices that remain
     # First match wins; one entry of the spec per dimension.
-    config.parallel.rules = (
+    parallel.rules = (
         # One dimension is the number of group tokens, too few to divide.
         (r"(group_projector|mlp_inter)/", ()),
         (r"(attn/(qkv|q_proj|k_proj|v_proj)|fc1|linear_hidden)/kernel$", ("fsdp", "tensor")),
@@ -140,17 +178,4 @@ def get_config() -> ConfigDict:
         (r"token_embedding/embedding$", (("fsdp", "tensor"),)),
         (r".*", ()),
     )
-
-    config.checkpoint = dict(
-        every_steps=1000,
-        keep_last=3,
-        best_metric="",  # e.g. "retrieval/image_to_text_r1"; the best checkpoint by it is kept too
-        best_mode="max",  # or "min"
-    )
-    config.log_every_steps = 50
-    config.profile_steps = (0, 0)  # trace from the first to the second step
-    config.tensorboard = True  # event files, where TensorFlow is installed
-    config.wandb_project = ""
-    # Name -> {kind: "retrieval" | "classification" | "segmentation", every_steps: int, ...}
-    config.evaluators = ConfigDict()
-    return config
+    return parallel

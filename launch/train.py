@@ -19,7 +19,7 @@ from absl import app
 from groupvit_jax.data.pipeline import TooManyBrokenSamplesError
 from groupvit_jax.data.retries import StorageError
 from groupvit_jax.eval.evaluators import Evaluator, make_evaluators
-from groupvit_jax.interop import initialise_from, initialise_text_from
+from groupvit_jax.interop import INITIALISERS
 from groupvit_jax.train.hooks import NonFiniteError
 from groupvit_jax.train.loop import train
 from groupvit_jax.train.setup import Parts
@@ -47,8 +47,7 @@ def main(argv: list[str]) -> int:
                 CONFIG.value,
                 Path(common.WORKDIR.value),
                 make_evaluators=evaluators_of,
-                initialise_from=initialise_from,
-                initialise_text_from=initialise_text_from,
+                initialisers=INITIALISERS,
                 show=show,
             )
     except (NonFiniteError, TooManyBrokenSamplesError, StorageError) as error:

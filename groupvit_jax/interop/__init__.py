@@ -5,5 +5,8 @@ from groupvit_jax.interop.initialise import InitialisationReport, initialise_fro
 from groupvit_jax.interop.load import load_pretrained
 from groupvit_jax.interop.pretrained import Pretrained
 
-__all__ = ["InitialisationReport", "Pretrained", "initialise_from", "initialise_text_from"]
-__all__ += ["load_pretrained"]
+# By the field of the configuration that names the weights.
+INITIALISERS = {"init_from": initialise_from, "text_init_from": initialise_text_from}
+
+__all__ = ["INITIALISERS", "InitialisationReport", "Pretrained", "initialise_from"]
+__all__ += ["initialise_text_from", "load_pretrained"]

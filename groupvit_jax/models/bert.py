@@ -6,7 +6,7 @@ from flax.typing import Dtype
 
 from groupvit_jax.models.blocks import Execution, run_blocks
 from groupvit_jax.models.layers import Mlp, SelfAttention, vit_init
-from groupvit_jax.models.text_encoder import separate_texts
+from groupvit_jax.models.text_encoder import end_of_only_text, separate_texts
 from groupvit_jax.typing import Array, Bool, Float, Int
 
 BERT_NORM_EPS = 1e-12
@@ -47,25 +47,9 @@ class BertEncoder(nn.Module):
         ends: Int[Array, "B N"] | None = None,
         places: Int[Array, "W"] | None = None,
     ) -> Float[Array, "B M C"]:
-        """Encodes texts.
-
-        Args:
-          tokens: rows of texts, none longer than `context_length`; what follows the last has no
-            influence.
-          ends: where in its row each text has its end-of-text token; a place may be named several
-            times. None: a row is one text, which ends at the first such token (N = 1).
-          places: of tokens in every row.
-
-        Returns:
-          The features of the texts, and behind them those of the tokens at `places`.
-
-        Raises:
-          ValueError: if rows of one text are longer than `context_length`.
-        """
+        """Encodes texts; arguments, result and errors are those of `TextEncoder`."""
         if ends is None:
-            if self.context_length < (T := tokens.shape[1]):
-                raise ValueError(f"text: {T} tokens, expected at most {self.context_length}")
-            ends = (tokens == self.end_of_text_id).argmax(axis=1)[:, None]
+            ends = end_of_only_text(tokens, self.end_of_text_id, self.context_length)
         starts, _ = separate_texts(tokens, self.end_of_text_id)
         # Padding behind the texts is as if it were one more text, which may be longer than any.
         own_text = starts[:, :, None] == starts[:, None, :]

@@ -62,9 +62,7 @@ class TextEncoder(nn.Module):
           ValueError: if rows of one text are longer than `context_length`.
         """
         if ends is None:
-            if self.context_length < (T := tokens.shape[1]):
-                raise ValueError(f"text: {T} tokens, expected at most {self.context_length}")
-            ends = (tokens == self.end_of_text_id).argmax(axis=1)[:, None]
+            ends = end_of_only_text(tokens, self.end_of_text_id, self.context_length)
         if places is not None:
             ends = jnp.concatenate([ends, jnp.tile(places, (len(tokens), 1))], axis=1)
         starts, mask = separate_texts(tokens, self.end_of_text_id)
@@ -97,6 +95,19 @@ class TextEncoder(nn.Module):
         # Normalising one token a text instead of all is the same and cheaper.
         x = jnp.take_along_axis(x, ends[:, :, None], axis=1)
         return layer_norm(self.dtype, "norm")(x).astype(jnp.float32)
+
+
+def end_of_only_text(
+    tokens: Int[Array, "B T"], end_of_text_id: int, context_length: int
+) -> Int[Array, "B 1"]:
+    """Returns where the text of each row ends: at the first end-of-text token.
+
+    Raises:
+      ValueError: the rows are longer than a text may be.
+    """
+    if context_length < (T := tokens.shape[1]):
+        raise ValueError(f"text: {T} tokens, expected at most {context_length}")
+    return (tokens == end_of_text_id).argmax(axis=1)[:, None]
 
 
 def separate_texts(

@@ -6,6 +6,7 @@ import dataclasses
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import jax
@@ -19,7 +20,7 @@ from groupvit_jax.train import checkpoint, run_folder, setup
 from groupvit_jax.train import hooks as hooks_lib
 from groupvit_jax.train.position import DataPosition, continue_from
 from groupvit_jax.train.prefetch import DeviceBatch, DevicePrefetcher
-from groupvit_jax.train.start import InitialiseFrom, start
+from groupvit_jax.train.start import Initialisers, start
 from groupvit_jax.train.state import TrainState
 from groupvit_jax.train.step import make_train_step
 from groupvit_jax.train.stopping import StopRequest
@@ -56,8 +57,7 @@ def train(
     workdir: Path | str,
     *,
     make_evaluators: MakeEvaluators = lambda parts: (),
-    initialise_from: InitialiseFrom | None = None,
-    initialise_text_from: InitialiseFrom | None = None,
+    initialisers: Initialisers = MappingProxyType({}),
     show: ShowProgress = log_progress,
 ) -> Result:
     """Trains as configured, or goes on where the workdir's run stopped.
@@ -66,8 +66,7 @@ def train(
       config: the whole configuration.
       workdir: the run's folder; created where missing.
       make_evaluators: makes evaluators and their intervals in steps of the run's parts.
-      initialise_from: reads what `config.init_from` names (`interop.initialise_from`).
-      initialise_text_from: likewise `config.text_init_from` (`interop.initialise_text_from`).
+      initialisers: read what the fields name that a run may start from (`interop.INITIALISERS`).
       show: shows step, number of steps and a text.
 
     Raises:
@@ -86,9 +85,8 @@ def train(
         )
         stack.callback(checkpoints.close)
         state, saved = start(
-            config, checkpoints, parts.abstract_state, parts.fresh_state, initialise_from,
-            initialise_text_from,
-        )  # fmt: skip
+            config, checkpoints, parts.abstract_state, parts.fresh_state, initialisers
+        )
         run_folder.check_same_run(config, workdir, resuming=saved is not None)
         position = continue_from(
             saved,

@@ -25,6 +25,9 @@ class Report(Protocol):
 
 # (path, fresh parameters, fresh batch statistics, config.model) -> those with the path's values.
 InitialiseFrom = Callable[[str, Params, PyTree, ConfigDict], tuple[Params, PyTree, Report]]
+# By the field of the configuration that holds the path.
+Initialisers = Mapping[str, InitialiseFrom]
+INIT_FIELDS = ("init_from", "text_init_from")  # in the order in which they are read
 
 
 def start(
@@ -32,8 +35,7 @@ def start(
     checkpointer: Checkpointer,
     abstract_state: TrainState,
     fresh_state: Callable[[], TrainState],
-    initialise_from: InitialiseFrom | None,
-    initialise_text_from: InitialiseFrom | None = None,
+    initialisers: Initialisers,
 ) -> tuple[TrainState, Mapping[str, Any] | None]:
     """Returns the state to go on from and its data position (None: the beginning).
 
@@ -50,8 +52,7 @@ def start(
       checkpointer: of the workdir.
       abstract_state: shapes, dtypes and shardings of the state.
       fresh_state: makes the state of case 3.
-      initialise_from: reads the checkpoint of case 2; None where there is no such reader.
-      initialise_text_from: likewise for `config.text_init_from`.
+      initialisers: readers of case 2.
 
     Raises:
       ValueError: the checkpoint is of another architecture, or nothing of `init_from` fits, or the
@@ -64,12 +65,11 @@ def start(
         logger.info("resuming after step %d of this workdir", int(jax.device_get(state.step)))
         return state, position
     state = fresh_state()
-    readers = {"init_from": initialise_from, "text_init_from": initialise_text_from}
-    sources = {field: path for field in readers if (path := config.get(field))}
+    sources = {field: path for field in INIT_FIELDS if (path := config.get(field))}
     if not sources:
         logger.info("fresh start from seed %d", config.seed)
     for field, path in sources.items():
-        state = _initialised(state, path, field, readers[field], config.model)
+        state = _initialised(state, path, field, initialisers.get(field), config.model)
     return state, None
 
 

@@ -14,7 +14,7 @@ from configs import tiny
 from groupvit_jax.data.text import train_sentencepiece
 from groupvit_jax.data.vocabulary import read_vocabulary
 from groupvit_jax.eval.evaluators import make_evaluators
-from groupvit_jax.interop import initialise_from, initialise_text_from, load_pretrained
+from groupvit_jax.interop import INITIALISERS, initialise_text_from, load_pretrained
 from groupvit_jax.interop.layout import flatten
 from groupvit_jax.train.loop import train
 from groupvit_jax.train.setup import build
@@ -98,8 +98,7 @@ def run(config, workdir):
         config,
         workdir,
         make_evaluators=lambda p: make_evaluators(p.config, p.model, p.tokenizer, p.mesh),
-        initialise_from=initialise_from,
-        initialise_text_from=initialise_text_from,
+        initialisers=INITIALISERS,
     )
 
 

@@ -14,7 +14,7 @@ from absl import flags
 from configs import tiny
 from groupvit_jax.data.pipeline import TooManyBrokenSamplesError
 from groupvit_jax.data.retries import StorageError
-from groupvit_jax.interop.initialise import initialise_from
+from groupvit_jax.interop import INITIALISERS
 from groupvit_jax.interop.load import load_pretrained
 from groupvit_jax.train import setup
 from groupvit_jax.train.checkpoint import Checkpointer
@@ -180,7 +180,7 @@ def test_starts_from_the_parameters_of_another_run(trained, config, tmp_path, ca
     checkpoints = Checkpointer(tmp_path / "checkpoints", config.checkpoint)
     with caplog.at_level("INFO"):
         state, position = start(
-            config, checkpoints, parts.abstract_state, parts.fresh_state, initialise_from
+            config, checkpoints, parts.abstract_state, parts.fresh_state, INITIALISERS
         )
     assert (int(state.step), position) == (0, None)
     toy.assert_same(

@@ -22,7 +22,10 @@ def ones_from(path, params, batch_stats, model_config):
     return jax.tree.map(lambda x: x * 0 + 1, params), batch_stats, Report()
 
 
-def start_from(workdir, init_from="", reader=ones_from):
+READERS = {"init_from": ones_from}
+
+
+def start_from(workdir, init_from="", readers=READERS):
     mesh = toy.make_mesh(*MESH)
     settings = ConfigDict({"keep_last": 2, "best_metric": "", "best_mode": "max"})
     config = ConfigDict({"init_from": init_from, "seed": 5, "model": {"width": 8}})
@@ -31,7 +34,7 @@ def start_from(workdir, init_from="", reader=ones_from):
         Checkpointer(workdir, settings),
         toy.abstract(mesh, toy.init_state()),
         lambda: toy.on_mesh(mesh, toy.init_state(seed=5)),
-        reader,
+        readers,
     )
 
 
@@ -74,17 +77,19 @@ def test_2_the_text_tower_is_taken_after_all_else(tmp_path, init_from):
     )
     checkpointer, fresh = Checkpointer(tmp_path, settings), toy.on_mesh(mesh, toy.init_state(5))
     abstract = toy.abstract(mesh, fresh)
-    state, _ = start(config, checkpointer, abstract, lambda: fresh, ones_from, two_from)
+    state, _ = start(
+        config, checkpointer, abstract, lambda: fresh, READERS | {"text_init_from": two_from}
+    )
     assert state.params["logit_scale"] == 2
     is_one = np.all(np.asarray(state.params["tower"]["kernel"]) == 1)
     assert is_one == bool(init_from)
     with pytest.raises(ValueError, match=r"config.text_init_from='bert': nothing here can read"):
-        start(config, checkpointer, abstract, lambda: fresh, ones_from)
+        start(config, checkpointer, abstract, lambda: fresh, READERS)
 
 
 def test_2_without_a_reader_is_an_error(tmp_path):
     with pytest.raises(ValueError, match=r"config.init_from='somewhere'"):
-        start_from(tmp_path, init_from="somewhere", reader=None)
+        start_from(tmp_path, init_from="somewhere", readers={})
 
 
 def test_3_a_fresh_state_otherwise(tmp_path):
