@@ -6,7 +6,10 @@ import sys
 
 import pytest
 
-from launch import common
+from launch import (
+    common,
+    train,  # noqa: F401  It defines --config.
+)
 
 TINY = "--config=configs/tiny.py"
 

@@ -22,12 +22,16 @@ KINDS = {
         *("voc", "voc20", "context", "context59", "coco_object", "coco_stuff"),
         *("cityscapes", "ade20k", "folder"),
     ),
-    "top1": ("imagenet", "image_folder"),
+    "top1": (
+        *("imagenet", "imagenet_knn", "imagenet_linear_probe"),
+        *("image_folder", "image_folder_knn", "image_folder_linear_probe"),
+    ),
     R1: ("coco_retrieval", "flickr30k_retrieval", "flickr8k_retrieval"),
 }
 DRAWN = (
     "voc", "context", "coco_photos", "coco_maps", "cityscapes", "ade20k", "folder",
-    "imagenet_folders", "image_folder", "coco_captions", "flickr30k", "flickr8k",
+    "imagenet_folders", "imagenet_train", "image_folder_splits", "coco_captions", "flickr30k",
+    "flickr8k",
 )  # fmt: skip
 
 

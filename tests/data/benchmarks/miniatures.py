@@ -155,9 +155,20 @@ def imagenet_flat(data: Path, photos: str = "val") -> None:
         file.parent.rmdir()
 
 
-def image_folder(data: Path) -> None:
-    write_photo(data / "image_folder/red_panda/1.jpg")
-    write_photo(data / "image_folder/tabby cat/2.png")
+def imagenet_train(data: Path) -> None:
+    """One image of each class of `imagenet_folders`."""
+    for synset in ("n15075141", "n01440764", "n02012849"):
+        write_photo(data / f"imagenet/train/{synset}/{synset}_1.JPEG")
+
+
+def image_folder(data: Path, split: str = "") -> None:
+    write_photo(data / "image_folder" / split / "red_panda/1.jpg")
+    write_photo(data / "image_folder" / split / "tabby cat/2.png")
+
+
+def image_folder_splits(data: Path) -> None:
+    for split in ("train", "val"):
+        image_folder(data, split)
 
 
 def karpathy(table: Path, photos: Path, names: tuple[str, ...]) -> None:
