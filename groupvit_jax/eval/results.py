@@ -3,7 +3,7 @@
 import hashlib
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -54,18 +54,22 @@ def table(benchmarks: Mapping[str, Mapping[str, Any]]) -> tuple[list[str], list[
 def markdown(results: Mapping[str, Any]) -> str:
     """Returns the table with what one has to know beside it."""
     header, rows = table(results["benchmarks"])
-    lines = [header, ["---"] * len(header)]
-    lines += [[_cell(value) for value in row] for row in rows]
     checkpoint = results["checkpoint"]
     return "\n".join(
         [
-            *("| " + " | ".join(line) + " |" for line in lines),
+            markdown_table(header, [[_cell(value) for value in row] for row in rows]),
             "",
             f"Figures in per cent. Checkpoint `{checkpoint['path']}`, SHA-256 of its parameters "
             f"`{checkpoint['sha256']}`.",
             "",
         ]
     )
+
+
+def markdown_table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """Returns a table whose columns but the first are aligned to the right."""
+    lines = [header, ["---", *["---:"] * (len(header) - 1)], *rows]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
 def _cell(value: object) -> str:

@@ -5,6 +5,7 @@ import itertools
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+from groupvit_jax.eval.results import markdown_table
 from groupvit_jax.plan.collectives import Collective
 from groupvit_jax.plan.hardware import GIB
 from groupvit_jax.plan.plan import LargestBatch, Plan
@@ -63,12 +64,6 @@ def to_json(plan: Plan, largest: LargestBatch | None = None) -> dict[str, Any]:
         "largest_batch": dataclasses.asdict(largest) if largest else None,
     }
     return dataclasses.asdict(plan) | derived
-
-
-def markdown_table(header: Sequence[str], rows: Rows) -> str:
-    """Returns a table whose columns but the first are aligned to the right."""
-    lines = [header, ["---", *["---:"] * (len(header) - 1)], *rows]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
 def _verdict(plan: Plan) -> str:

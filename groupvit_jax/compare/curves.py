@@ -1,0 +1,114 @@
+"""Learning curves of a comparison: the mean of each group over its seeds."""
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from groupvit_jax.compare.charts import ramp
+from groupvit_jax.compare.groups import Comparison
+from groupvit_jax.compare.runs import Run
+from groupvit_jax.eval import report
+
+_MOST_POINTS = 200
+_UNFINISHED = "#8a8f98"
+
+Curve = Mapping[float, float]
+
+
+class Curves(NamedTuple):
+    """Curves by name, the last on top; bands of a standard deviation; colours."""
+
+    series: dict[str, list[tuple[float, float]]]
+    bands: dict[str, list[tuple[float, float, float]]]
+    colours: dict[str, str]
+
+
+def rank_colours(count: int) -> list[str]:
+    """Returns the colours of so many groups, the best first."""
+    return [ramp(1 - i / max(count - 1, 1)) for i in range(count)]
+
+
+def learning_curves(comparison: Comparison, metric: str, factor: float = 1.0) -> Curves:
+    """Returns the curves of the groups, and of the runs that aren't in one.
+
+    Args:
+      comparison: of the runs.
+      metric: what is drawn.
+      factor: values are multiplied by it.
+    """
+    edges = _edges(comparison, metric)
+    found = Curves({}, {}, {})
+    for score in comparison.others:
+        curve = _thinned(score.run, metric, edges, factor)
+        found.series[f"{score.run.name} ({score.run.state})"] = sorted(curve.items())
+    found.colours.update(dict.fromkeys(found.series, _UNFINISHED))
+    colours = rank_colours(len(comparison.groups))
+    for group, colour in reversed(list(zip(comparison.groups, colours, strict=True))):
+        curves = [_thinned(score.run, metric, edges, factor) for score in group.scores]
+        shared = sorted(set(curves[0]).intersection(*curves[1:]))
+        values = np.array([[curve[x] for x in shared] for curve in curves])
+        mean = values.mean(axis=0)
+        found.series[group.label] = list(zip(shared, mean.tolist(), strict=True))
+        found.colours[group.label] = colour
+        if len(curves) > 1:
+            std = values.std(axis=0, ddof=1)
+            found.bands[group.label] = [
+                (x, float(m - s), float(m + s)) for x, m, s in zip(shared, mean, std, strict=True)
+            ]
+    return found
+
+
+def _edges(comparison: Comparison, metric: str) -> Sequence[float]:
+    """The steps of all runs, or where many the ends of as many stretches as can be seen."""
+    scores = [s for group in comparison.groups for s in group.scores] + list(comparison.others)
+    steps = sorted({float(step) for s in scores for step, _ in s.run.points(metric)})
+    if len(steps) <= _MOST_POINTS:
+        return steps
+    return np.linspace(0.0, steps[-1], _MOST_POINTS + 1)[1:].tolist()
+
+
+def _thinned(run: Run, metric: str, edges: Sequence[float], factor: float) -> Curve:
+    """The mean of what is finite up to each edge from the one before."""
+    values: dict[float, list[float]] = {}
+    for step, value in run.points(metric):
+        if math.isfinite(value):
+            edge = edges[min(int(np.searchsorted(edges, step - 1e-6)), len(edges) - 1)]
+            values.setdefault(edge, []).append(value * factor)
+    return {edge: float(np.mean(found)) for edge, found in values.items()}
+
+
+def curve_chart(title: str, curves: Curves) -> str:
+    """Returns the chart; what lies far beyond all else is cut off, and the title says so.
+
+    Args:
+      title: stands below.
+      curves: of the groups.
+    """
+    values = [y for points in curves.series.values() for _, y in points]
+    values += [y for points in curves.bands.values() for _, *ends in points for y in ends]
+    if not values:
+        return report.paragraph(f"{title}: nothing recorded.")
+    low, high, is_cut = visible_range(values)
+    if is_cut:
+        title += "; values beyond are cut off"
+    options = {"bands": curves.bands, "colours": curves.colours, "y_range": (low, high)}
+    return report.line_chart(title, curves.series, **options)
+
+
+def visible_range(values: Sequence[float]) -> tuple[float, float, bool]:
+    """Returns the range to draw, and whether values lie beyond it.
+
+    Args:
+      values: all that there are to draw, one or more.
+    """
+    low, high = min(values), max(values)
+    few, most = np.quantile(values, [0.05, 0.95]).tolist()
+    far = 2 * (most - few)
+    kept_low, kept_high = max(low, few - far), min(high, most + far)
+    if kept_low >= kept_high:
+        kept_low, kept_high = low, high
+    room = 0.04 * (kept_high - kept_low) or 0.05 * abs(high) or 1.0
+    is_cut = kept_low > low or kept_high < high
+    return kept_low - room, kept_high + room, is_cut

@@ -1,0 +1,218 @@
+"""A comparison as one HTML page that answers at a glance which settings won."""
+
+import html
+import math
+import re
+from collections.abc import Sequence
+
+import numpy as np
+
+from groupvit_jax.compare import charts, table
+from groupvit_jax.compare.curves import curve_chart, learning_curves, rank_colours
+from groupvit_jax.compare.groups import ABSENT, Comparison
+from groupvit_jax.compare.statistics import Effect
+from groupvit_jax.compare.verdict import APART, NOISE, UNKNOWN, judge, show_p
+from groupvit_jax.eval import report
+
+_MOST_BARS, _MOST_NAMES, _MOST_VALUES = 20, 8, 8
+_VERDICTS = {
+    APART: ("Not noise", "#2e8b57"),
+    NOISE: ("May be noise", "#d08a1d"),
+    UNKNOWN: ("Cannot tell", "#7a808a"),
+}
+
+
+def page(comparison: Comparison) -> str:
+    """Returns the page: what can be said, charts, tables."""
+    parts = [_verdict(comparison)]
+    if comparison.groups:
+        parts.append(_bars(comparison))
+    header, rows = table.group_table(comparison)
+    parts += [
+        report.paragraph(table.metric_line(comparison)),
+        report.table(header, _with_swatches(rows, len(comparison.groups)), sortable=True),
+    ]
+    if len(comparison.groups) > 1:
+        parts.append(report.paragraph(table.P_LINE))
+    parts += _effects(comparison)
+    if len(comparison.names) > 1 and len(comparison.groups) > 2:
+        parts += [report.heading("Settings and result"), _parallel(comparison)]
+    parts += _learning(comparison)
+    parts += [
+        report.heading("Every run"),
+        report.table(*table.run_table(comparison), sortable=True),
+    ]
+    return report.page(f"Comparison of {len(table.all_scores(comparison))} runs", parts)
+
+
+def _verdict(comparison: Comparison) -> str:
+    verdict = judge(comparison)
+    name, colour = _VERDICTS[verdict.kind]
+    text = re.sub("`([^`]*)`", r"<code>\1</code>", html.escape(verdict.text))
+    notes = "".join(f"<br><small>{html.escape(note)}</small>" for note in comparison.notes)
+    style = f"border-left: .5rem solid {colour}; background: var(--shade); padding: .8rem 1rem"
+    return f'<p id="verdict" style="{style}"><b>{name}.</b> {text}{notes}</p>'
+
+
+def _bars(comparison: Comparison) -> str:
+    written, groups = comparison.format, comparison.groups[:_MOST_BARS]
+    colours = rank_colours(len(comparison.groups))
+    bars = [
+        charts.Bar(
+            group.label,
+            f"{written.full(group.mean, group.std)}  (n={len(group.values)})",
+            group.mean * written.factor,
+            group.std * written.factor,
+            [value * written.factor for value in group.values.tolist()],
+            colour,
+        )
+        for group, colour in zip(groups, colours, strict=False)
+    ]
+    count = len(comparison.groups)
+    which = f"the best {len(groups)} of {count}" if count > len(groups) else "best first"
+    title = (
+        f"{comparison.metric.name}, {which}: mean, standard deviation, a dot for each seed; "
+        "dashed: the first"
+    )
+    return charts.interval_bars(title, bars, _label(comparison))
+
+
+def _label(comparison: Comparison) -> str:
+    unit = " in per cent" if comparison.format.unit else ""
+    return comparison.metric.name + unit
+
+
+def _with_swatches(rows: Sequence[Sequence[str]], count: int) -> list[list[str]]:
+    """Puts its colour beside the rank of each of the first rows."""
+    marked = [list(row) for row in rows]
+    for row, colour in zip(marked, rank_colours(count), strict=False):
+        swatch = f'<span class="swatch" style="background:{colour};margin-left:0"></span>'
+        row[0] = report.Html(f"{row[0]} {swatch}")
+    return marked
+
+
+def _effects(comparison: Comparison) -> list[str]:
+    effects = sorted(table.effects_of(comparison).items(), key=lambda item: -item[1].range)
+    if not effects:
+        return []
+    factor = comparison.format.factor
+    panels = [
+        charts.Panel(
+            name, [(at.value, at.mean * factor, at.error * factor) for at in effect.levels]
+        )
+        for name, effect in effects
+    ]
+    title = f"{_label(comparison)}: mean over all else, and its standard error"
+    return [
+        report.heading("What each setting does by itself"),
+        *(report.paragraph(_effect_line(comparison, *effect)) for effect in effects),
+        charts.effect_panels(title, panels, charts.ramp(0.5)),
+    ]
+
+
+def _effect_line(comparison: Comparison, name: str, effect: Effect) -> str:
+    pick = max if comparison.metric.mode == "max" else min
+    best = pick(effect.levels, key=lambda level: level.mean)
+    p = "one seed each: can't tell" if math.isnan(effect.p) else f"p {show_p(effect.p)}"
+    gap = comparison.format.difference(effect.range)
+    return f"{name}: best at {best.value}, {gap} between its best and its worst value ({p})."
+
+
+def _parallel(comparison: Comparison) -> str:
+    settings = [group.settings for group in comparison.groups]
+    axes, heights = [], []
+    for name, values in zip(comparison.names, zip(*settings, strict=True), strict=True):
+        labels, at = setting_axis(values)
+        axes.append(charts.Axis(name, labels))
+        heights.append(at)
+    low, high = comparison.groups[-1].mean, comparison.groups[0].mean
+    span = (high - low) or 1.0
+    factor = comparison.format.factor
+    marks = report.ticks(min(low, high) * factor, max(low, high) * factor)
+    labels = {f"{mark:.6g}": (mark / factor - low) / span for mark in marks}
+    axes.append(charts.Axis(_label(comparison), labels))
+    heights.append([(group.mean - low) / span for group in comparison.groups])
+    colours = rank_colours(len(settings))
+    lines = [
+        charts.Line(
+            f"{group.label}: {comparison.format.full(group.mean, group.std)}",
+            [at[i] for at in heights], colours[i], 4.0 if i == 0 else 2.0,
+        )
+        for i, group in enumerate(comparison.groups)
+    ]  # fmt: skip
+    title = "A line for each setting, from the last (dark) to the first (light, thick)"
+    return charts.parallel_coordinates(title, axes, lines[::-1])
+
+
+def setting_axis(values: Sequence[str]) -> tuple[dict[str, float], list[float | None]]:
+    """Returns an axis's labels with their heights, and the height of each value.
+
+    Few values are evenly spaced, in order; many numbers lie where they are, or their logarithms
+    where they range over more than a factor of 50.
+
+    Args:
+      values: as text; `ABSENT` has no height.
+    """
+    known = [value for value in dict.fromkeys(values) if value != ABSENT]
+    numbers = _numbers(known)
+    if numbers and len(known) > _MOST_VALUES:
+        return _scale(values, numbers)
+    ordered = sorted(known, key=lambda value: (numbers.get(value, 0.0), value))
+    heights = {value: i / max(len(known) - 1, 1) for i, value in enumerate(ordered)}
+    every = -(-len(ordered) // 16)
+    return dict(list(heights.items())[::every]), [heights.get(value) for value in values]
+
+
+def _numbers(values: Sequence[str]) -> dict[str, float]:
+    """Returns the numbers that all values are; nothing if one is none."""
+    try:
+        numbers = {value: float(value) for value in values}
+    except ValueError:
+        return {}
+    return numbers if all(map(math.isfinite, numbers.values())) else {}
+
+
+def _scale(
+    values: Sequence[str], numbers: dict[str, float]
+) -> tuple[dict[str, float], list[float | None]]:
+    low, high = min(numbers.values()), max(numbers.values())
+    is_log = low > 0 and high / low > 50
+    marks = report.ticks(low, high)
+    if is_log:
+        decades = range(math.ceil(math.log10(low)), math.floor(math.log10(high)) + 1)
+        marks = [10.0**power for power in decades]
+
+    def height(value: float) -> float:
+        if is_log:
+            return math.log(value / low) / math.log(high / low)
+        return (value - low) / (high - low)
+
+    labels = {f"{mark:.6g}": height(mark) for mark in marks}
+    return labels, [height(numbers[v]) if v in numbers else None for v in values]
+
+
+def _learning(comparison: Comparison) -> list[str]:
+    metric, factor = comparison.metric.name, comparison.format.factor
+    parts = [report.heading("While they learnt"), _legend(comparison)]
+    parts.append(
+        curve_chart(
+            f"{_label(comparison)} over the steps: means and standard deviations over seeds",
+            learning_curves(comparison, metric, factor),
+        )
+    )
+    if metric != "loss":
+        parts.append(curve_chart("loss over the steps", learning_curves(comparison, "loss")))
+    return parts
+
+
+def _legend(comparison: Comparison) -> str:
+    names, colours = (
+        [group.label for group in comparison.groups],
+        rank_colours(len(comparison.groups)),
+    )
+    if len(names) > _MOST_NAMES:
+        names, colours = [f"first: {names[0]}", f"last: {names[-1]}"], [colours[0], colours[-1]]
+    if any(score.run.records for score in comparison.others):
+        names, colours = [*names, "not compared"], [*colours, "#8a8f98"]
+    rgb = [[int(colour[i : i + 2], 16) for i in (1, 3, 5)] for colour in colours]
+    return report.legend(names, np.array(rgb, np.uint8).reshape(-1, 3))

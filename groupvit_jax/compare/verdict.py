@@ -1,0 +1,82 @@
+"""Which settings won, by how much, and whether that is noise: in words."""
+
+import math
+from typing import NamedTuple
+
+from groupvit_jax.compare.groups import Comparison, Group
+from groupvit_jax.compare.statistics import LEVEL, Difference
+
+APART, NOISE, UNKNOWN = "apart", "maybe noise", "cannot tell"
+
+
+class Verdict(NamedTuple):
+    """`kind` is one of the three above; `text` are sentences."""
+
+    kind: str
+    text: str
+
+
+def judge(comparison: Comparison) -> Verdict:
+    """Returns what can be said of the first group against the others."""
+    groups = comparison.groups
+    if not groups:
+        return Verdict(UNKNOWN, "Cannot tell: no run has finished with a value of the metric.")
+    if len(groups) == 1:
+        return Verdict(
+            UNKNOWN, f"Nothing to compare with: {_described(comparison, groups[0])} is alone."
+        )
+    first, second = groups[:2]
+    difference = second.behind
+    if difference.value == 0.0:
+        text = f"A tie: {_described(comparison, first)} and {_described(comparison, second)}."
+        return Verdict(NOISE if difference.p >= LEVEL else UNKNOWN, text + _rest(comparison))
+    gap = comparison.format.difference(difference.value)
+    direction = "ahead of" if comparison.metric.mode == "max" else "below"
+    lead = (
+        f"{_described(comparison, first)} is first, {gap} {direction} the second, "
+        f"{_described(comparison, second)}."
+    )
+    if math.isnan(difference.p):
+        return Verdict(UNKNOWN, f"{lead} Cannot tell whether that is noise: {_why(first, second)}.")
+    kind = APART if difference.p < LEVEL else NOISE
+    return Verdict(kind, f"{lead} {_sure(comparison, difference)}{_rest(comparison)}")
+
+
+def _described(comparison: Comparison, group: Group) -> str:
+    value = comparison.format.full(group.mean, group.std)
+    return f"`{group.label}` ({value}, n={len(group.values)})"
+
+
+def _why(first: Group, second: Group) -> str:
+    if len(first.values) == len(second.values) == 1:
+        return "one seed each"
+    if min(len(first.values), len(second.values)) == 1:
+        return f"one seed of `{(first if len(first.values) == 1 else second).label}`"
+    return "the seeds of each make no difference at all"
+
+
+def _sure(comparison: Comparison, difference: Difference) -> str:
+    test = f"Welch's t, p {show_p(difference.p)}"
+    errors = f"The difference is {abs(difference.t):.1f} of its standard errors ({test})"
+    if difference.p < LEVEL:
+        return f"{errors}: not noise."
+    needed = comparison.format.difference(difference.needed)
+    return f"{errors}: may be noise, {needed} would have been needed to tell."
+
+
+def _rest(comparison: Comparison) -> str:
+    """What of the third and all after it."""
+    others = comparison.groups[2:]
+    alike = [group for group in others if not group.behind.p < LEVEL]
+    if not alike:
+        return ""
+    if len(alike) == len(others):
+        return f" None of the other {len(others)} can be told from the first either."
+    return f" {len(alike)} of the other {len(others)} can't be told from the first either."
+
+
+def show_p(p: float) -> str:
+    """Returns p with one digit that counts, two where it matters; "" for NaN."""
+    if math.isnan(p):
+        return ""
+    return "<0.001" if p < 0.001 else f"{p:.3f}" if p < 0.1 else f"{p:.2f}"

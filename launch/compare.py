@@ -1,0 +1,106 @@
+"""Compares runs: which settings won, by how much, and whether that is noise.
+
+python -m launch.compare runs/first runs/second --output=comparison
+python -m launch.compare sweeps/losses 'runs/more-*' --metric=validation/miou --output=comparison
+
+Each RUN is a folder of launch.train, a folder of such (a sweep) or a glob. Runs that differ in
+nothing but config.seed are one group. Prints the table and writes it into OUTPUT: comparison.md,
+comparison.csv (a row for each run), comparison.json and comparison.html, which needs nothing
+beside itself. docs/compare.md tells how to read it.
+
+Exit codes: 0 done; 2 something is wrong with flags or files.
+"""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from groupvit_jax.compare import page, table
+from groupvit_jax.compare.groups import Comparison, compare
+from groupvit_jax.compare.metric import choose_metric
+from groupvit_jax.compare.runs import find_runs, read_runs
+from groupvit_jax.compare.verdict import judge
+from groupvit_jax.eval import results
+from launch import common
+
+
+def parse_flags(argv: Sequence[str]) -> argparse.Namespace:
+    """Parses the command line, `argv[0]` being the program."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    add = parser.add_argument
+    add("runs", nargs="+", metavar="RUN", help="a run's folder, a folder of such or a quoted glob")
+    add("--output", required=True, help="folder to write into")
+    add(
+        "--metric",
+        default="",
+        help="as in metrics.jsonl; default: config.checkpoint.best_metric, else the first "
+        "evaluator's first figure, else the loss",
+    )
+    add(
+        "--mode",
+        default="",
+        choices=["max", "min"],
+        help="whether more or less is better; default: less for losses, norms and times",
+    )
+    add(
+        "--value",
+        default="last",
+        choices=["last", "best"],
+        help="of a run; the best one flatters runs that were measured often (default: last)",
+    )
+    return parser.parse_args(argv[1:])
+
+
+def main(flags: argparse.Namespace) -> int:
+    """Runs the command; returns its exit code."""
+    try:
+        return _run(flags)
+    except (ValueError, FileExistsError) as error:
+        if not common.is_own(error):
+            raise
+        common.fail(common.BAD_INPUT, error)
+
+
+def _run(flags: argparse.Namespace) -> int:
+    output = Path(flags.output)
+    if output.exists() and not output.is_dir():
+        raise FileExistsError(f"--output={output}: a file found, expected a folder")
+    runs = read_runs(find_runs(flags.runs))
+    comparison = compare(runs, choose_metric(runs, flags.metric, flags.mode), flags.value)
+    contents = {
+        "md": table.markdown(comparison),
+        "csv": table.csv_text(comparison),
+        "json": table.json_text(comparison),
+        "html": page.page(comparison),
+    }
+    output.mkdir(parents=True, exist_ok=True)
+    for ending, content in contents.items():
+        results.write(output / f"comparison.{ending}", content)
+    _print(comparison)
+    print(f"compared {len(runs)} runs into {output / 'comparison.html'}")
+    return 0
+
+
+def _print(comparison: Comparison) -> None:
+    header, rows = table.group_table(comparison)
+    shown = Table()
+    for i, name in enumerate(header):
+        shown.add_column(Text(name), justify="right" if i else "left")
+    for row in rows:
+        shown.add_row(*map(Text, row))
+    console = Console(soft_wrap=True, highlight=False, markup=False)
+    console.print(table.metric_line(comparison))
+    console.print(shown)
+    for line in (*comparison.notes, judge(comparison).text.replace("`", "")):
+        console.print(line)
+
+
+if __name__ == "__main__":
+    sys.exit(main(parse_flags(sys.argv)))
