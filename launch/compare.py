@@ -92,14 +92,16 @@ def _print(comparison: Comparison) -> None:
     header, rows = table.group_table(comparison)
     shown = Table()
     for i, name in enumerate(header):
-        shown.add_column(Text(name), justify="right" if i else "left")
+        shown.add_column(Text(name), justify="right" if i else "left", overflow="fold")
     for row in rows:
         shown.add_row(*map(Text, row))
-    console = Console(soft_wrap=True, highlight=False, markup=False)
-    console.print(table.metric_line(comparison))
-    console.print(shown)
-    for line in (*comparison.notes, judge(comparison).text.replace("`", "")):
-        console.print(line)
+    console = Console(highlight=False, markup=False)
+    if not console.is_terminal:
+        everything = console.options.update(max_width=1000)
+        console.width = max(console.width, console.measure(shown, options=everything).maximum)
+    for line in (table.metric_line(comparison), shown, *comparison.notes):
+        console.print(line, soft_wrap=True)
+    console.print(judge(comparison).text.replace("`", ""), soft_wrap=True)
 
 
 if __name__ == "__main__":

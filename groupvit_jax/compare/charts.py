@@ -8,6 +8,7 @@ from typing import NamedTuple
 from groupvit_jax.eval.report import figure, text, ticks
 
 _WIDTH = 640.0
+_BOLD = 'font-weight="600"'
 # From the worst to the best: lighter and warmer, and clear of white and of black.
 _RAMP = ((83, 74, 200), (150, 62, 190), (208, 64, 135), (232, 104, 72), (242, 160, 30))
 _LETTER = 6.4  # width in a text of size 12, on average
@@ -66,11 +67,11 @@ def interval_bars(title: str, bars: Sequence[Bar], label: str) -> str:
         x = place(value)
         parts.append(_line(x, top, x, bottom, 'stroke="currentColor" stroke-opacity=".15"'))
         parts.append(text(x, bottom + 16, f"{value:.6g}"))
-    for i, bar in enumerate(bars):
-        parts += _bar(bar, top + i * row, place, place(max(start, 0.0)), cut_off)
     first = place(bars[0].mean)
     dashed = 'stroke="currentColor" stroke-dasharray="3 4" stroke-opacity=".6"'
     parts.append(_line(first, top, first, bottom, dashed))
+    for i, bar in enumerate(bars):
+        parts += _bar(bar, top + i * row, place, place(max(start, 0.0)), cut_off)
     if cut_off:
         label += f"; the axis begins at {start:.4g}, not at 0"
     parts.append(text(_WIDTH / 2, bottom + 34, label))
@@ -96,7 +97,7 @@ def _bar(bar: Bar, y: float, place, zero: float, cut_off: bool) -> list[str]:
     x, width = min(zero, end), max(abs(end - zero), 0.5)
     parts = [
         titled(text(12, y + 15, cut(bar.name, most), "start"), bar.name),
-        text(_WIDTH - 12, y + 15, bar.shown, "end").replace("<text", '<text font-weight="600"'),
+        text(_WIDTH - 12, y + 15, bar.shown, "end").replace("<text", f"<text {_HALO} {_BOLD}"),
         f'<rect x="{x:.1f}" y="{y + 21:g}" width="{width:.1f}" height="16" rx="2" '
         f'fill="{bar.colour}"{" mask=" + chr(34) + "url(#faded)" + chr(34) if cut_off else ""}/>',
     ]
@@ -166,13 +167,19 @@ def parallel_coordinates(title: str, axes: Sequence[Axis], lines: Sequence[Line]
             f'<path d="{_smooth(points)}" fill="none" {style}>'
             f"<title>{html.escape(line.name)}</title></path>"
         )
-    most = int(gap / _LETTER) - 1
+    crowded = max(len(axis.name) for axis in axes) * _LETTER > gap
+    most = int(gap / _LETTER) * (2 if crowded else 1) - 1
     for i, axis in enumerate(axes):
         x, _ = place(i, 0.0)
         parts.append(_line(x, top, x, bottom, _INK))
-        # Names at different heights have room for twice their distance.
-        name = text(x, 34.0 if i % 2 else 16.0, cut(axis.name, 2 * most - 6))
-        parts.append(titled(name, axis.name).replace("<text", '<text font-weight="600"'))
+        # Names at two heights have room for twice their distance.
+        at, anchor = 16.0 if crowded and i % 2 == 0 else 34.0, "middle"
+        if i in (0, len(axes) - 1):
+            x_name, anchor = (4.0, "start") if i == 0 else (width - 4, "end")
+        else:
+            x_name = x
+        name = text(x_name, at, cut(axis.name, most), anchor)
+        parts.append(titled(name, axis.name).replace("<text", f"<text {_BOLD}"))
         for label, height in axis.labels.items():
             _, y = place(i, height)
             parts.append(_line(x - 3, y, x + 3, y, _INK))
@@ -241,7 +248,7 @@ def _panel(
     xs = [left + step * (i + 0.5) for i in range(len(panel.points))]
     most = int(step * len(xs) / _LETTER)
     name = text((xs[0] + xs[-1]) / 2, span[0] - 14, cut(panel.name, most))
-    parts = [titled(name, panel.name).replace("<text", '<text font-weight="600"')]
+    parts = [titled(name, panel.name).replace("<text", f"<text {_BOLD}")]
     path = " ".join(
         f"{x:.1f},{height(m):.1f}" for x, (_, m, _) in zip(xs, panel.points, strict=True)
     )

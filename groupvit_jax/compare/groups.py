@@ -1,21 +1,31 @@
 """Runs by their settings: those that differ in nothing but the seed are one group."""
 
 import collections
-import json
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
 from groupvit_jax.compare.metric import Format, Metric, make_format
 from groupvit_jax.compare.runs import FINISHED, Run, shortest_ends
-from groupvit_jax.compare.statistics import Difference, Values, holm, mean_and_std, welch
-from groupvit_jax.train.config_check import FREE_FIELDS
-
-SEED = "seed"
-ABSENT = "—"
-_FREE = tuple(f"{field}." for field in FREE_FIELDS)
+from groupvit_jax.compare.settings import (
+    ABSENT,
+    SEED,
+    differing_fields,
+    in_order,
+    short_texts,
+    show,
+)
+from groupvit_jax.compare.statistics import (
+    Difference,
+    Effect,
+    Values,
+    holm,
+    main_effects,
+    mean_and_std,
+    welch,
+)
 
 
 class Score(NamedTuple):
@@ -79,6 +89,7 @@ class Comparison(NamedTuple):
       names: the same, as short as they can be told apart.
       groups: of the finished runs, the best first.
       others: runs that aren't finished or have no value.
+      effects: of the settings by name, the largest first; empty if not all combinations are there.
       notes: what one has to know to trust the figures.
     """
 
@@ -89,6 +100,7 @@ class Comparison(NamedTuple):
     names: tuple[str, ...]
     groups: tuple[Group, ...]
     others: tuple[Score, ...]
+    effects: Mapping[str, Effect]
     notes: tuple[str, ...]
 
 
@@ -104,7 +116,9 @@ def compare(runs: Sequence[Run], metric: Metric, by: str = "last") -> Comparison
     planned = [run.config for run in runs if not run.is_configured]
     fields = differing_fields(whole, planned)
     names = shortest_ends(fields, ".")
-    texts = {field: _texts([c[field] for c in whole + planned if field in c]) for field in fields}
+    texts = {
+        field: short_texts([c[field] for c in whole + planned if field in c]) for field in fields
+    }
     scores = [_score(run, metric, texts, by) for run in runs]
     kept = [s for s in scores if s.run.state == FINISHED and math.isfinite(s.value)]
     groups = _rank(kept, names, metric.sign)
@@ -117,47 +131,9 @@ def compare(runs: Sequence[Run], metric: Metric, by: str = "last") -> Comparison
         tuple(names),
         tuple(groups),
         tuple(sorted(others, key=lambda score: (score.run.state, score.run.name))),
+        _effects(groups, names),
         tuple(_notes(groups, others, len(runs))),
     )
-
-
-def differing_fields(
-    configs: Sequence[Mapping[str, Any]], overrides: Sequence[Mapping[str, Any]] = ()
-) -> list[str]:
-    """Returns the paths of the settings that aren't the same in all, without the seed.
-
-    A field that some lack differs only below those that users name (`FREE_FIELDS`): elsewhere it
-    came with a later version, and the runs before it had its default.
-
-    Args:
-      configs: whole configurations, values by dotted path.
-      overrides: what is known of others.
-    """
-    fields = dict.fromkeys(field for config in (*configs, *overrides) for field in config)
-    return [
-        field
-        for field in fields
-        if field != SEED
-        if len({show(config[field]) for config in (*configs, *overrides) if field in config}) > 1
-        or (field.startswith(_FREE) and any(field not in config for config in configs))
-    ]
-
-
-def show(value: Any, digits: int = 15) -> str:
-    """Returns a setting's value as text; 1 and 1.0 are the same."""
-    if isinstance(value, float):
-        return f"{value:.{digits}g}"
-    return value if isinstance(value, str) and value else json.dumps(value)
-
-
-def _texts(values: Sequence[Any]) -> dict[str, str]:
-    """Returns for each value in full what is shown of it: digits that tell it from the others."""
-    full = {show(value): value for value in values}
-    for digits in range(3, 16):
-        short = {text: show(value, digits) for text, value in full.items()}
-        if len(set(short.values())) == len(full):
-            return short
-    return {text: text for text in full}
 
 
 def _score(run: Run, metric: Metric, texts: Mapping[str, Mapping[str, str]], by: str) -> Score:
@@ -203,6 +179,14 @@ def _group(settings: tuple[str, ...], scores: Sequence[Score], names: Sequence[s
         label or "all settings the same", settings, tuple(ordered), values,
         *mean_and_std(values), none,
     )  # fmt: skip
+
+
+def _effects(groups: Sequence[Group], names: Sequence[str]) -> dict[str, Effect]:
+    columns = list(zip(*(group.settings for group in groups), strict=True))
+    orders = [in_order(column) for column in columns]
+    effects = main_effects({group.settings: group.values for group in groups}, orders)
+    found = dict(zip(names, effects, strict=False))
+    return dict(sorted(found.items(), key=lambda item: -item[1].range))
 
 
 def _notes(groups: Sequence[Group], others: Sequence[Score], count: int) -> list[str]:

@@ -64,7 +64,7 @@ class Format(NamedTuple):
 def choose_metric(runs: Sequence[Run], name: str = "", mode: str = "") -> Metric:
     """Returns the metric to compare by.
 
-    Without a name it is the one by which the runs kept their best checkpoints, else the first
+    Without a name it is the one that the runs' sweep or their checkpoints name, else the first
     evaluator's first in the order of `results.COLUMNS`, else the loss.
 
     Args:
@@ -97,9 +97,8 @@ def _instead(name: str, recorded: Sequence[str]) -> str:
 
 def _default(runs: Sequence[Run], recorded: Sequence[str]) -> tuple[str, str]:
     for run in runs:
-        best = run.config.get("checkpoint.best_metric")
-        if best and best in recorded:
-            return best, "config.checkpoint.best_metric"
+        if run.wanted[0] in recorded:
+            return run.wanted[0], "of the sweep or config.checkpoint.best_metric"
     evaluators = [key.split(".")[1] for run in runs for key in run.config if _is_evaluator(key)]
     for evaluator in dict.fromkeys([*evaluators, *(key.split("/")[0] for key in recorded)]):
         for end in COLUMNS:
@@ -116,8 +115,8 @@ def _is_evaluator(field: str) -> bool:
 
 def _mode(runs: Sequence[Run], name: str) -> str:
     for run in runs:
-        if run.config.get("checkpoint.best_metric") == name:
-            return str(run.config.get("checkpoint.best_mode", "max"))
+        if run.wanted[0] == name:
+            return run.wanted[1]
     return "min" if name.lower().endswith(_LESS_IS_BETTER) else "max"
 
 

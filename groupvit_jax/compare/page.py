@@ -9,12 +9,13 @@ import numpy as np
 
 from groupvit_jax.compare import charts, table
 from groupvit_jax.compare.curves import curve_chart, learning_curves, rank_colours
-from groupvit_jax.compare.groups import ABSENT, Comparison
+from groupvit_jax.compare.groups import Comparison
+from groupvit_jax.compare.settings import in_order, numbers_of
 from groupvit_jax.compare.statistics import Effect
-from groupvit_jax.compare.verdict import APART, NOISE, UNKNOWN, judge, show_p
+from groupvit_jax.compare.verdict import APART, NOISE, UNKNOWN, best_and_worst, judge, show_p
 from groupvit_jax.eval import report
 
-_MOST_BARS, _MOST_NAMES, _MOST_VALUES = 20, 8, 8
+_MOST_BARS, _MOST_NAMES, _MOST_VALUES = 12, 8, 8
 _VERDICTS = {
     APART: ("Not noise", "#2e8b57"),
     NOISE: ("May be noise", "#d08a1d"),
@@ -24,20 +25,17 @@ _VERDICTS = {
 
 def page(comparison: Comparison) -> str:
     """Returns the page: what can be said, charts, tables."""
+    groups = comparison.groups
     parts = [_verdict(comparison)]
-    if comparison.groups:
+    if groups:
         parts.append(_bars(comparison))
-    header, rows = table.group_table(comparison)
-    parts += [
-        report.paragraph(table.metric_line(comparison)),
-        report.table(header, _with_swatches(rows, len(comparison.groups)), sortable=True),
-    ]
-    if len(comparison.groups) > 1:
-        parts.append(report.paragraph(table.P_LINE))
-    parts += _effects(comparison)
-    if len(comparison.names) > 1 and len(comparison.groups) > 2:
-        parts += [report.heading("Settings and result"), _parallel(comparison)]
-    parts += _learning(comparison)
+    parts.append(report.paragraph(table.metric_line(comparison)))
+    tables = [report.heading("Settings, best first"), _group_table(comparison)]
+    if len(groups) > 1:
+        tables.append(report.paragraph(table.P_LINE))
+    shown = [*_effects(comparison), *_parallel(comparison), *_learning(comparison)]
+    # A long table would hide the charts.
+    parts += shown + tables if len(groups) > _MOST_BARS else tables + shown
     parts += [
         report.heading("Every run"),
         report.table(*table.run_table(comparison), sortable=True),
@@ -82,17 +80,17 @@ def _label(comparison: Comparison) -> str:
     return comparison.metric.name + unit
 
 
-def _with_swatches(rows: Sequence[Sequence[str]], count: int) -> list[list[str]]:
-    """Puts its colour beside the rank of each of the first rows."""
-    marked = [list(row) for row in rows]
-    for row, colour in zip(marked, rank_colours(count), strict=False):
+def _group_table(comparison: Comparison) -> str:
+    """The table with its colour beside the rank of each group."""
+    header, rows = table.group_table(comparison)
+    for row, colour in zip(rows, rank_colours(len(comparison.groups)), strict=False):
         swatch = f'<span class="swatch" style="background:{colour};margin-left:0"></span>'
-        row[0] = report.Html(f"{row[0]} {swatch}")
-    return marked
+        row[0] = report.Html(f"{row[0]}&nbsp;{swatch}")
+    return report.table(header, rows, sortable=True)
 
 
 def _effects(comparison: Comparison) -> list[str]:
-    effects = sorted(table.effects_of(comparison).items(), key=lambda item: -item[1].range)
+    effects = comparison.effects.items()
     if not effects:
         return []
     factor = comparison.format.factor
@@ -111,14 +109,15 @@ def _effects(comparison: Comparison) -> list[str]:
 
 
 def _effect_line(comparison: Comparison, name: str, effect: Effect) -> str:
-    pick = max if comparison.metric.mode == "max" else min
-    best = pick(effect.levels, key=lambda level: level.mean)
+    best, worst = best_and_worst(comparison, effect)
     p = "one seed each: can't tell" if math.isnan(effect.p) else f"p {show_p(effect.p)}"
     gap = comparison.format.difference(effect.range)
-    return f"{name}: best at {best.value}, {gap} between its best and its worst value ({p})."
+    return f"{name}: best at {best.value}, worst at {worst.value}, {gap} between them ({p})."
 
 
-def _parallel(comparison: Comparison) -> str:
+def _parallel(comparison: Comparison) -> list[str]:
+    if len(comparison.names) < 2 or len(comparison.groups) < 3:
+        return []
     settings = [group.settings for group in comparison.groups]
     axes, heights = [], []
     for name, values in zip(comparison.names, zip(*settings, strict=True), strict=True):
@@ -141,7 +140,8 @@ def _parallel(comparison: Comparison) -> str:
         for i, group in enumerate(comparison.groups)
     ]  # fmt: skip
     title = "A line for each setting, from the last (dark) to the first (light, thick)"
-    return charts.parallel_coordinates(title, axes, lines[::-1])
+    chart = charts.parallel_coordinates(title, axes, lines[::-1])
+    return [report.heading("Settings and result"), chart]
 
 
 def setting_axis(values: Sequence[str]) -> tuple[dict[str, float], list[float | None]]:
@@ -151,25 +151,15 @@ def setting_axis(values: Sequence[str]) -> tuple[dict[str, float], list[float | 
     where they range over more than a factor of 50.
 
     Args:
-      values: as text; `ABSENT` has no height.
+      values: as text; what is absent has no height among many numbers.
     """
-    known = [value for value in dict.fromkeys(values) if value != ABSENT]
-    numbers = _numbers(known)
-    if numbers and len(known) > _MOST_VALUES:
+    numbers = numbers_of(values)
+    if len(numbers) > _MOST_VALUES:
         return _scale(values, numbers)
-    ordered = sorted(known, key=lambda value: (numbers.get(value, 0.0), value))
-    heights = {value: i / max(len(known) - 1, 1) for i, value in enumerate(ordered)}
+    ordered = in_order(values)
+    heights = {value: i / max(len(ordered) - 1, 1) for i, value in enumerate(ordered)}
     every = -(-len(ordered) // 16)
-    return dict(list(heights.items())[::every]), [heights.get(value) for value in values]
-
-
-def _numbers(values: Sequence[str]) -> dict[str, float]:
-    """Returns the numbers that all values are; nothing if one is none."""
-    try:
-        numbers = {value: float(value) for value in values}
-    except ValueError:
-        return {}
-    return numbers if all(map(math.isfinite, numbers.values())) else {}
+    return dict(list(heights.items())[::every]), [heights[value] for value in values]
 
 
 def _scale(

@@ -11,7 +11,7 @@ from groupvit_jax.train.config_check import flatten
 from groupvit_jax.train.run_folder import CONFIG_FILE, config_from_json
 from groupvit_jax.train.writers import METRICS_FILE, read_metrics
 
-TRIAL_FILE = "trial.json"
+TRIAL_FILE, SWEEP_FILE = "trial.json", "sweep.json"
 FINISHED = "finished"
 
 
@@ -24,6 +24,7 @@ class Run(NamedTuple):
       config: the configuration's values by dotted path.
       is_configured: whether `config` is whole; of a run that has not begun it is what a sweep will
         override.
+      wanted: metric and mode that its sweep compares by, or its checkpoints; "" without.
       state: "finished"; else "pending", "running", "failed" or "stopped", as it stands.
       remark: what else is to be known of the state, "" if nothing.
       records: the lines of its metrics, each with its `step`.
@@ -33,6 +34,7 @@ class Run(NamedTuple):
     path: Path
     config: Mapping[str, Any]
     is_configured: bool
+    wanted: tuple[str, str]
     state: str
     remark: str
     records: Sequence[Mapping[str, Any]]
@@ -99,16 +101,18 @@ def read_runs(paths: Sequence[Path]) -> list[Run]:
 
 def _read_run(name: str, path: Path) -> Run:
     try:
-        trial = _read_trial(path / TRIAL_FILE)
+        trial = _read_object(path / TRIAL_FILE)
         config = _read_config(path / CONFIG_FILE)
+        wanted = _wanted(_read_object(path.resolve().parent / SWEEP_FILE), config)
         records = _read_records(path / METRICS_FILE)
     except ValueError as error:
-        return Run(name, path, {}, False, "unreadable", str(error), [])
+        return Run(name, path, {}, False, ("", ""), "unreadable", str(error), [])
     state, remark = _state(trial, config, records[-1]["step"] if records else None)
-    return Run(name, path, config or _overrides(trial), bool(config), state, remark, records)
+    known = config or _overrides(trial)
+    return Run(name, path, known, bool(config), wanted, state, remark, records)
 
 
-def _read_trial(path: Path) -> dict[str, Any]:
+def _read_object(path: Path) -> dict[str, Any]:
     if not path.is_file():
         return {}
     try:
@@ -122,6 +126,13 @@ def _read_trial(path: Path) -> dict[str, Any]:
 
 def _read_config(path: Path) -> dict[str, Any]:
     return flatten(config_from_json(path), free=()) if path.is_file() else {}
+
+
+def _wanted(sweep: Mapping[str, Any], config: Mapping[str, Any]) -> tuple[str, str]:
+    if metric := sweep.get("metric"):
+        return str(metric), str(sweep.get("mode", "max"))
+    best = config.get("checkpoint.best_metric") or ""
+    return best, str(config.get("checkpoint.best_mode", "max")) if best else ""
 
 
 def _overrides(trial: Mapping[str, Any]) -> dict[str, Any]:

@@ -90,18 +90,20 @@ class Effect(NamedTuple):
     p: float
 
 
-def main_effects(samples: Mapping[tuple[str, ...], Values]) -> list[Effect]:
+def main_effects(
+    samples: Mapping[tuple[str, ...], Values], settings: Sequence[Sequence[str]]
+) -> list[Effect]:
     """Returns the effect of each setting, if every combination of values is there.
 
     A level's mean is that of the samples' means, each sample counting once.
 
     Args:
       samples: the values of the seeds by the values of the settings, as many for each.
+      settings: the values of each setting, in order.
 
     Returns:
       An effect for each setting; none for a single setting or where a combination is missing.
     """
-    settings = [list(dict.fromkeys(values)) for values in zip(*samples, strict=True)]
     full = set(itertools.product(*settings)) == set(samples)
     if len(settings) < 2 or not full:
         return []

@@ -7,8 +7,9 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from groupvit_jax.compare.groups import SEED, Comparison, Group, Score
-from groupvit_jax.compare.statistics import Effect, main_effects
+from groupvit_jax.compare.groups import Comparison, Group, Score
+from groupvit_jax.compare.runs import FINISHED
+from groupvit_jax.compare.settings import SEED
 from groupvit_jax.compare.verdict import judge, show_p
 from groupvit_jax.eval.results import markdown_table
 
@@ -18,8 +19,10 @@ Rows = list[list[str]]
 def group_table(comparison: Comparison) -> tuple[list[str], Rows]:
     """Returns header and rows of the groups, the best first, and the unfinished runs after them."""
     unit = f" {comparison.format.unit}" if comparison.format.unit else ""
-    header = ["", *comparison.names, comparison.metric.name + unit, "n", "behind the first", "p",
-              "best, at step"]  # fmt: skip
+    header = ["", *comparison.names, comparison.metric.name + unit, "n", "behind first", "p",
+              "best", "at step"]  # fmt: skip
+    if comparison.others:
+        header.append("state")
     rows = [_group_row(comparison, i, group) for i, group in enumerate(comparison.groups, 1)]
     rows += [_other_row(comparison, score) for score in comparison.others]
     return header, rows
@@ -31,15 +34,18 @@ def _group_row(comparison: Comparison, rank: int, group: Group) -> list[str]:
     return [
         str(rank), *group.settings, written.spread(group.mean, group.std), str(len(group.values)),
         written.plain(abs(group.behind.value)) if rank > 1 else "", show_p(group.behind.p),
-        f"{written.plain(best.best)}, {best.best_step}",
+        written.plain(best.best), str(best.best_step), *([FINISHED] if comparison.others else []),
     ]  # fmt: skip
 
 
 def _other_row(comparison: Comparison, score: Score) -> list[str]:
-    remark = describe_state(comparison, score)
     value = "" if math.isnan(score.last) else comparison.format.plain(score.last)
-    best = f"{comparison.format.plain(score.best)}, {score.best_step}" if score.best_step else ""
-    return [score.run.name, *score.settings, value, remark, "", "", best]
+    best = [comparison.format.plain(score.best), str(score.best_step)]
+    best = best if score.best_step else ["", ""]
+    return [
+        score.run.name, *score.settings, value, "", "", "", *best,
+        describe_state(comparison, score),
+    ]  # fmt: skip
 
 
 def describe_state(comparison: Comparison, score: Score) -> str:
@@ -72,16 +78,9 @@ def all_scores(comparison: Comparison) -> list[Score]:
     return [s for group in comparison.groups for s in group.scores] + list(comparison.others)
 
 
-def effects_of(comparison: Comparison) -> dict[str, Effect]:
-    """Returns the main effect of each setting by name, if the groups are all combinations."""
-    samples = {group.settings: group.values for group in comparison.groups}
-    return dict(zip(comparison.names, main_effects(samples), strict=False)) if samples else {}
-
-
 def effects_table(comparison: Comparison) -> tuple[list[str], Rows]:
     """Returns header and rows of the main effects, the largest first."""
     header = ["setting", "means over all else", "largest difference", "p"]
-    effects = effects_of(comparison).items()
     return header, [
         [
             name,
@@ -91,7 +90,7 @@ def effects_table(comparison: Comparison) -> tuple[list[str], Rows]:
             comparison.format.plain(effect.range),
             show_p(effect.p),
         ]
-        for name, effect in sorted(effects, key=lambda item: -item[1].range)
+        for name, effect in comparison.effects.items()
     ]
 
 
@@ -166,7 +165,7 @@ def json_text(comparison: Comparison) -> str:
         "others": [_score_json(comparison, score) for score in comparison.others],
         "main_effects": {
             name: effect._asdict() | {"levels": [level._asdict() for level in effect.levels]}
-            for name, effect in effects_of(comparison).items()
+            for name, effect in comparison.effects.items()
         },
     }
     return json.dumps(_finite(content), indent=2, ensure_ascii=False) + "\n"

@@ -4,8 +4,9 @@ import math
 from typing import NamedTuple
 
 from groupvit_jax.compare.groups import Comparison, Group
-from groupvit_jax.compare.statistics import LEVEL, Difference
+from groupvit_jax.compare.statistics import LEVEL, Difference, Effect, Level
 
+_LEAST = 0.001
 APART, NOISE, UNKNOWN = "apart", "maybe noise", "cannot tell"
 
 
@@ -32,14 +33,17 @@ def judge(comparison: Comparison) -> Verdict:
         return Verdict(NOISE if difference.p >= LEVEL else UNKNOWN, text + _rest(comparison))
     gap = comparison.format.difference(difference.value)
     direction = "ahead of" if comparison.metric.mode == "max" else "below"
+    value = comparison.format.full(first.mean, first.std)
     lead = (
-        f"{_described(comparison, first)} is first, {gap} {direction} the second, "
+        f"`{first.label}` is first: {value} (n={len(first.values)}), {gap} {direction} the second, "
         f"{_described(comparison, second)}."
     )
     if math.isnan(difference.p):
-        return Verdict(UNKNOWN, f"{lead} Cannot tell whether that is noise: {_why(first, second)}.")
+        why = f"Cannot tell whether that is noise: {_why(first, second)}."
+        return Verdict(UNKNOWN, f"{lead} {why}{_largest_effect(comparison)}")
     kind = APART if difference.p < LEVEL else NOISE
-    return Verdict(kind, f"{lead} {_sure(comparison, difference)}{_rest(comparison)}")
+    rest = _rest(comparison) + _largest_effect(comparison)
+    return Verdict(kind, f"{lead} {_sure(comparison, difference)}{rest}")
 
 
 def _described(comparison: Comparison, group: Group) -> str:
@@ -56,7 +60,7 @@ def _why(first: Group, second: Group) -> str:
 
 
 def _sure(comparison: Comparison, difference: Difference) -> str:
-    test = f"Welch's t, p {show_p(difference.p)}"
+    test = f"Welch's t, {p_equals(difference.p)}"
     errors = f"The difference is {abs(difference.t):.1f} of its standard errors ({test})"
     if difference.p < LEVEL:
         return f"{errors}: not noise."
@@ -75,8 +79,32 @@ def _rest(comparison: Comparison) -> str:
     return f" {len(alike)} of the other {len(others)} can't be told from the first either."
 
 
+def _largest_effect(comparison: Comparison) -> str:
+    """What of the setting that does most over all the others, if that is more than noise."""
+    for name, effect in comparison.effects.items():
+        if effect.p < LEVEL:
+            best, worst = best_and_worst(comparison, effect)
+            gap = comparison.format.difference(effect.range)
+            return (
+                f" Over all else, `{name}` does most: {gap} from {worst.value} to {best.value} "
+                f"({p_equals(effect.p)})."
+            )
+    return ""
+
+
+def best_and_worst(comparison: Comparison, effect: Effect) -> tuple[Level, Level]:
+    """Returns a setting's values with the best and the worst mean."""
+    ordered = sorted(effect.levels, key=lambda level: comparison.metric.sign * level.mean)
+    return ordered[-1], ordered[0]
+
+
+def p_equals(p: float) -> str:
+    """Returns "p = 0.012" or "p < 0.001"."""
+    return f"p < {_LEAST}" if p < _LEAST else f"p = {show_p(p)}"
+
+
 def show_p(p: float) -> str:
     """Returns p with one digit that counts, two where it matters; "" for NaN."""
     if math.isnan(p):
         return ""
-    return "<0.001" if p < 0.001 else f"{p:.3f}" if p < 0.1 else f"{p:.2f}"
+    return f"<{_LEAST}" if p < _LEAST else f"{p:.3f}" if p < 0.1 else f"{p:.2f}"

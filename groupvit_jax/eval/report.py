@@ -23,6 +23,7 @@ body { font: 16px/1.5 system-ui, sans-serif; max-width: 60rem; margin: 2rem auto
 table { border-collapse: collapse; margin: 1rem 0 }
 th, td { padding: .2rem .8rem; border-bottom: 1px solid var(--line); text-align: right }
 th:first-child, td:first-child { text-align: left }
+th { vertical-align: bottom }
 .scroll, figure { overflow-x: auto }
 .sortable th { cursor: pointer }
 figure { margin: 1rem 0 } figcaption { color: var(--quiet) }
@@ -175,10 +176,12 @@ def line_chart(
     xs, ys = zip(*(point for points in kept.values() for point in points), strict=True)
     x_end = max(*xs, 1.0)
     y_start, y_end = y_range or (0.0, max(*ys, 1e-9) * 1.05)
+    top = 12.0 if colours else _MARGIN
+    height = _HEIGHT - _MARGIN - top
 
     def place(x: float, y: float) -> tuple[float, float]:
         left = _MARGIN + x / x_end * (_WIDTH - 2 * _MARGIN)
-        up = (y - y_start) / (y_end - y_start) * (_HEIGHT - 2 * _MARGIN)
+        up = (y - y_start) / (y_end - y_start) * height
         return round(left, 1), round(_HEIGHT - _MARGIN - up, 1)
 
     strokes = colours or dict(zip(kept, _LINE_COLOURS * len(kept), strict=False))
@@ -188,9 +191,10 @@ def line_chart(
     ]
     inside += [_curve(name, points, place, strokes[name]) for name, points in kept.items()]
     # An SVG of its own cuts off what lies outside of the range.
-    size = f'width="{_WIDTH:g}" height="{_HEIGHT - 2 * _MARGIN:g}"'
-    window = f'<svg y="{_MARGIN:g}" {size} viewBox="0 {_MARGIN:g} {_WIDTH:g} '
-    window += f'{_HEIGHT - 2 * _MARGIN:g}">{"".join(inside)}</svg>'
+    window = (
+        f'<svg y="{top:g}" width="{_WIDTH:g}" height="{height:g}" '
+        f'viewBox="0 {top:g} {_WIDTH:g} {height:g}">{"".join(inside)}</svg>'
+    )
     parts = [*_axes(x_end, (y_start, y_end), place), window]
     parts.append(text(_WIDTH / 2, _HEIGHT - 8.0, x_label))
     for i, name in enumerate(() if colours else kept):
