@@ -92,12 +92,15 @@ def _interval(bar: Bar) -> list[float]:
 
 
 def _bar(bar: Bar, y: float, place, zero: float, cut_off: bool) -> list[str]:
-    most = int((_WIDTH - 30) / _LETTER) - len(bar.shown)
+    most = int((_WIDTH - 40) / _LETTER) - len(bar.shown)
+    name = html.escape(cut(bar.name, most))
+    # The value comes first, for it is what narrow screens show.
+    label = text(12, y + 15, bar.shown, "start").replace("<text", f"<text {_BOLD}")
+    label = label.replace("</text>", f'<tspan dx="10" font-weight="400">{name}</tspan></text>')
     end, middle = place(bar.mean), y + 29
     x, width = min(zero, end), max(abs(end - zero), 0.5)
     parts = [
-        titled(text(12, y + 15, cut(bar.name, most), "start"), bar.name),
-        text(_WIDTH - 12, y + 15, bar.shown, "end").replace("<text", f"<text {_HALO} {_BOLD}"),
+        titled(label, bar.name),
         f'<rect x="{x:.1f}" y="{y + 21:g}" width="{width:.1f}" height="16" rx="2" '
         f'fill="{bar.colour}"{" mask=" + chr(34) + "url(#faded)" + chr(34) if cut_off else ""}/>',
     ]
@@ -153,7 +156,8 @@ def parallel_coordinates(title: str, axes: Sequence[Axis], lines: Sequence[Line]
       axes: from the left, two or more.
       lines: the last is drawn on top.
     """
-    width, top, bottom = max(_WIDTH, 130.0 * len(axes)), 46.0, 330.0
+    width, top, bottom = max(_WIDTH, 210.0 * len(axes) - 60), 46.0, 380.0
+    opacity = 0.85 if len(lines) <= 12 else 0.6
     gap = (width - 130) / (len(axes) - 1)
 
     def place(i: int, height: float) -> tuple[float, float]:
@@ -162,7 +166,7 @@ def parallel_coordinates(title: str, axes: Sequence[Axis], lines: Sequence[Line]
     parts = []
     for line in lines:
         points = [place(i, h) for i, h in enumerate(line.heights) if h is not None]
-        style = f'stroke="{line.colour}" stroke-width="{line.width:g}" stroke-opacity=".85"'
+        style = f'stroke="{line.colour}" stroke-width="{line.width:g}" stroke-opacity="{opacity}"'
         parts.append(
             f'<path d="{_smooth(points)}" fill="none" {style}>'
             f"<title>{html.escape(line.name)}</title></path>"
@@ -183,7 +187,9 @@ def parallel_coordinates(title: str, axes: Sequence[Axis], lines: Sequence[Line]
         for label, height in axis.labels.items():
             _, y = place(i, height)
             parts.append(_line(x - 3, y, x + 3, y, _INK))
-            shown = titled(text(x - 7, y + 4, cut(label, 14 if i else 10), "end"), label)
+            beside = (x + 7, "start") if i == len(axes) - 1 else (x - 7, "end")
+            label_text = text(beside[0], y + 4, cut(label, 14 if i else 10), beside[1])
+            shown = titled(label_text, label)
             parts.append(shown.replace("<text", f"<text {_HALO}"))
     return figure(title, width, bottom + 14, parts)
 
@@ -203,10 +209,11 @@ def _smooth(points: Sequence[tuple[float, float]]) -> str:
 
 
 class Panel(NamedTuple):
-    """A setting with (value, mean, standard error or NaN) of each of its values."""
+    """A setting with (value, mean, standard error or NaN) of each value; numbers are joined."""
 
     name: str
     points: Sequence[tuple[str, float, float]]
+    joined: bool
 
 
 def effect_panels(title: str, panels: Sequence[Panel], colour: str) -> str:
@@ -252,7 +259,8 @@ def _panel(
     path = " ".join(
         f"{x:.1f},{height(m):.1f}" for x, (_, m, _) in zip(xs, panel.points, strict=True)
     )
-    parts.append(f'<polyline points="{path}" fill="none" stroke="{colour}" stroke-width="2"/>')
+    if panel.joined:
+        parts.append(f'<polyline points="{path}" fill="none" stroke="{colour}" stroke-width="2"/>')
     for x, (value, mean, error) in zip(xs, panel.points, strict=True):
         if not math.isnan(error):
             parts.append(_line(x, height(mean - error), x, height(mean + error), _INK))

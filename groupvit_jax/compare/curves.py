@@ -11,8 +11,8 @@ from groupvit_jax.compare.groups import Comparison
 from groupvit_jax.compare.runs import Run
 from groupvit_jax.eval import report
 
-_MOST_POINTS = 200
-_UNFINISHED = "#8a8f98"
+_MOST_POINTS, _MOST_BANDS = 200, 8
+UNFINISHED_COLOUR = "#8a8f98"
 
 Curve = Mapping[float, float]
 
@@ -43,7 +43,7 @@ def learning_curves(comparison: Comparison, metric: str, factor: float = 1.0) ->
     for score in comparison.others:
         curve = _thinned(score.run, metric, edges, factor)
         found.series[f"{score.run.name} ({score.run.state})"] = sorted(curve.items())
-    found.colours.update(dict.fromkeys(found.series, _UNFINISHED))
+    found.colours.update(dict.fromkeys(found.series, UNFINISHED_COLOUR))
     colours = rank_colours(len(comparison.groups))
     for group, colour in reversed(list(zip(comparison.groups, colours, strict=True))):
         curves = [_thinned(score.run, metric, edges, factor) for score in group.scores]
@@ -52,7 +52,7 @@ def learning_curves(comparison: Comparison, metric: str, factor: float = 1.0) ->
         mean = values.mean(axis=0)
         found.series[group.label] = list(zip(shared, mean.tolist(), strict=True))
         found.colours[group.label] = colour
-        if len(curves) > 1:
+        if len(curves) > 1 and len(comparison.groups) <= _MOST_BANDS:
             std = values.std(axis=0, ddof=1)
             found.bands[group.label] = [
                 (x, float(m - s), float(m + s)) for x, m, s in zip(shared, mean, std, strict=True)
@@ -93,8 +93,13 @@ def curve_chart(title: str, curves: Curves) -> str:
     low, high, is_cut = visible_range(values)
     if is_cut:
         title += "; values beyond are cut off"
-    options = {"bands": curves.bands, "colours": curves.colours, "y_range": (low, high)}
-    return report.line_chart(title, curves.series, **options)
+    return report.line_chart(
+        title,
+        curves.series,
+        bands=curves.bands,
+        colours=curves.colours,
+        y_range=(low, high),
+    )
 
 
 def visible_range(values: Sequence[float]) -> tuple[float, float, bool]:

@@ -1,5 +1,6 @@
 """A comparison as one HTML page that answers at a glance which settings won."""
 
+import collections
 import html
 import math
 import re
@@ -8,11 +9,16 @@ from collections.abc import Sequence
 import numpy as np
 
 from groupvit_jax.compare import charts, table
-from groupvit_jax.compare.curves import curve_chart, learning_curves, rank_colours
+from groupvit_jax.compare.curves import (
+    UNFINISHED_COLOUR,
+    curve_chart,
+    learning_curves,
+    rank_colours,
+)
 from groupvit_jax.compare.groups import Comparison
 from groupvit_jax.compare.settings import in_order, numbers_of
 from groupvit_jax.compare.statistics import Effect
-from groupvit_jax.compare.verdict import APART, NOISE, UNKNOWN, best_and_worst, judge, show_p
+from groupvit_jax.compare.verdict import APART, NOISE, UNKNOWN, best_and_worst, judge, p_equals
 from groupvit_jax.eval import report
 
 _MOST_BARS, _MOST_NAMES, _MOST_VALUES = 12, 8, 8
@@ -84,7 +90,7 @@ def _group_table(comparison: Comparison) -> str:
     """The table with its colour beside the rank of each group."""
     header, rows = table.group_table(comparison)
     for row, colour in zip(rows, rank_colours(len(comparison.groups)), strict=False):
-        swatch = f'<span class="swatch" style="background:{colour};margin-left:0"></span>'
+        swatch = f'<span class="swatch" style="background:{colour}"></span>'
         row[0] = report.Html(f"{row[0]}&nbsp;{swatch}")
     return report.table(header, rows, sortable=True)
 
@@ -96,7 +102,9 @@ def _effects(comparison: Comparison) -> list[str]:
     factor = comparison.format.factor
     panels = [
         charts.Panel(
-            name, [(at.value, at.mean * factor, at.error * factor) for at in effect.levels]
+            name,
+            [(at.value, at.mean * factor, at.error * factor) for at in effect.levels],
+            bool(numbers_of([at.value for at in effect.levels])),
         )
         for name, effect in effects
     ]
@@ -110,7 +118,7 @@ def _effects(comparison: Comparison) -> list[str]:
 
 def _effect_line(comparison: Comparison, name: str, effect: Effect) -> str:
     best, worst = best_and_worst(comparison, effect)
-    p = "one seed each: can't tell" if math.isnan(effect.p) else f"p {show_p(effect.p)}"
+    p = "one seed each: can't tell" if math.isnan(effect.p) else p_equals(effect.p)
     gap = comparison.format.difference(effect.range)
     return f"{name}: best at {best.value}, worst at {worst.value}, {gap} between them ({p})."
 
@@ -123,13 +131,14 @@ def _parallel(comparison: Comparison) -> list[str]:
     for name, values in zip(comparison.names, zip(*settings, strict=True), strict=True):
         labels, at = setting_axis(values)
         axes.append(charts.Axis(name, labels))
-        heights.append(at)
+        heights.append(_side_by_side(at))
     low, high = comparison.groups[-1].mean, comparison.groups[0].mean
     span = (high - low) or 1.0
     factor = comparison.format.factor
     marks = report.ticks(min(low, high) * factor, max(low, high) * factor)
     labels = {f"{mark:.6g}": (mark / factor - low) / span for mark in marks}
-    axes.append(charts.Axis(_label(comparison), labels))
+    unit = " %" if comparison.format.unit else ""
+    axes.append(charts.Axis(comparison.metric.name + unit, labels))
     heights.append([(group.mean - low) / span for group in comparison.groups])
     colours = rank_colours(len(settings))
     lines = [
@@ -142,6 +151,21 @@ def _parallel(comparison: Comparison) -> list[str]:
     title = "A line for each setting, from the last (dark) to the first (light, thick)"
     chart = charts.parallel_coordinates(title, axes, lines[::-1])
     return [report.heading("Settings and result"), chart]
+
+
+def _side_by_side(heights: Sequence[float | None]) -> list[float | None]:
+    """Moves lines at the same height a little apart, those of better groups upwards."""
+    counts = collections.Counter(heights)
+    room = min(0.06, 0.4 / len(counts))
+    seen: collections.Counter[float | None] = collections.Counter()
+    moved: list[float | None] = []
+    for height in heights:
+        if height is None or counts[height] == 1:
+            moved.append(height)
+            continue
+        moved.append(height + room * (0.5 - seen[height] / (counts[height] - 1)))
+        seen[height] += 1
+    return moved
 
 
 def setting_axis(values: Sequence[str]) -> tuple[dict[str, float], list[float | None]]:
@@ -169,8 +193,10 @@ def _scale(
     is_log = low > 0 and high / low > 50
     marks = report.ticks(low, high)
     if is_log:
-        decades = range(math.ceil(math.log10(low)), math.floor(math.log10(high)) + 1)
-        marks = [10.0**power for power in decades]
+        decades = range(math.floor(math.log10(low)), math.floor(math.log10(high)) + 1)
+        steps = (1, 2, 5) if len(decades) < 4 else (1,)
+        marks = [step * 10.0**power for power in decades for step in steps]
+        marks = [mark for mark in marks if low <= mark <= high]
 
     def height(value: float) -> float:
         if is_log:
@@ -203,6 +229,6 @@ def _legend(comparison: Comparison) -> str:
     if len(names) > _MOST_NAMES:
         names, colours = [f"first: {names[0]}", f"last: {names[-1]}"], [colours[0], colours[-1]]
     if any(score.run.records for score in comparison.others):
-        names, colours = [*names, "not compared"], [*colours, "#8a8f98"]
+        names, colours = [*names, "not compared"], [*colours, UNFINISHED_COLOUR]
     rgb = [[int(colour[i : i + 2], 16) for i in (1, 3, 5)] for colour in colours]
     return report.legend(names, np.array(rgb, np.uint8).reshape(-1, 3))

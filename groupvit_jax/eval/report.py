@@ -31,7 +31,8 @@ img { max-width: 100% }
 svg { max-width: 100%; height: auto }
 @media (max-width: 40rem) { figure svg { max-width: none; width: 34rem } }
 code, pre { background: var(--shade); padding: .1rem .3rem }
-.swatch { display: inline-block; width: 1em; height: 1em; margin: 0 .3em 0 1em;
+.key { display: inline-block; margin-right: 1em }
+.swatch { display: inline-block; width: 1em; height: 1em; margin: 0 .3em 0 0;
           vertical-align: -.1em }
 .scenes { display: grid; gap: .3rem; align-items: start }
 .scenes img { width: 100%; display: block }
@@ -128,7 +129,8 @@ def _embedded(kind: str, data: bytes, alt: str) -> str:
 def legend(names: Sequence[str], colours: UInt8[np.ndarray, "N 3"]) -> str:
     """Returns a line that says which colour is which."""
     items = (
-        f'<span class="swatch" style="background:rgb({r},{g},{b})"></span>{html.escape(name)}'
+        f'<span class="key"><span class="swatch" style="background:rgb({r},{g},{b})"></span>'
+        f"{html.escape(name)}</span>"
         for name, (r, g, b) in zip(names, colours.tolist(), strict=True)
     )
     return f"<p>{''.join(items)}</p>"
