@@ -156,7 +156,7 @@ def parallel_coordinates(title: str, axes: Sequence[Axis], lines: Sequence[Line]
       axes: from the left, two or more.
       lines: the last is drawn on top.
     """
-    width, top, bottom = max(_WIDTH, 210.0 * len(axes) - 60), 46.0, 380.0
+    width, top, bottom = max(_WIDTH, 210.0 * len(axes) - 60), 54.0, 388.0
     opacity = 0.85 if len(lines) <= 12 else 0.6
     gap = (width - 130) / (len(axes) - 1)
 

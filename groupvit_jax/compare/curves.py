@@ -91,6 +91,8 @@ def curve_chart(title: str, curves: Curves) -> str:
     if not values:
         return report.paragraph(f"{title}: nothing recorded.")
     low, high, is_cut = visible_range(values)
+    if curves.bands:
+        title += "; means over seeds, shaded: a standard deviation"
     if is_cut:
         title += "; values beyond are cut off"
     return report.line_chart(

@@ -53,7 +53,9 @@ def _verdict(comparison: Comparison) -> str:
     verdict = judge(comparison)
     name, colour = _VERDICTS[verdict.kind]
     text = re.sub("`([^`]*)`", r"<code>\1</code>", html.escape(verdict.text))
-    notes = "".join(f"<br><small>{html.escape(note)}</small>" for note in comparison.notes)
+    notes = "".join(
+        f'<small style="display: block">{html.escape(note)}</small>' for note in comparison.notes
+    )
     style = f"border-left: .5rem solid {colour}; background: var(--shade); padding: .8rem 1rem"
     return f'<p id="verdict" style="{style}"><b>{name}.</b> {text}{notes}</p>'
 
@@ -212,8 +214,7 @@ def _learning(comparison: Comparison) -> list[str]:
     parts = [report.heading("While they learnt"), _legend(comparison)]
     parts.append(
         curve_chart(
-            f"{_label(comparison)} over the steps: means and standard deviations over seeds",
-            learning_curves(comparison, metric, factor),
+            f"{_label(comparison)} over the steps", learning_curves(comparison, metric, factor)
         )
     )
     if metric != "loss":
