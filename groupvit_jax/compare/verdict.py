@@ -28,9 +28,10 @@ def judge(comparison: Comparison) -> Verdict:
         )
     first, second = groups[:2]
     difference = second.behind
+    rest = _rest(comparison) + _largest_effect(comparison)
     if difference.value == 0.0:
         text = f"A tie: {_described(comparison, first)} and {_described(comparison, second)}."
-        return Verdict(NOISE if difference.p >= LEVEL else UNKNOWN, text + _rest(comparison))
+        return Verdict(NOISE if difference.p >= LEVEL else UNKNOWN, text + rest)
     gap = comparison.format.difference(difference.value)
     direction = "ahead of" if comparison.metric.mode == "max" else "below"
     value = comparison.format.full(first.mean, first.std)
@@ -42,7 +43,6 @@ def judge(comparison: Comparison) -> Verdict:
         why = f"Cannot tell whether that is noise: {_why(first, second)}."
         return Verdict(UNKNOWN, f"{lead} {why}{_largest_effect(comparison)}")
     kind = APART if difference.p < LEVEL else NOISE
-    rest = _rest(comparison) + _largest_effect(comparison)
     return Verdict(kind, f"{lead} {_sure(comparison, difference)}{rest}")
 
 
@@ -74,6 +74,8 @@ def _rest(comparison: Comparison) -> str:
     alike = [group for group in others if not group.behind.p < LEVEL]
     if not alike:
         return ""
+    if len(others) == 1:
+        return " The third can't be told from the first either."
     if len(alike) == len(others):
         return f" None of the other {len(others)} can be told from the first either."
     return f" {len(alike)} of the other {len(others)} can't be told from the first either."
