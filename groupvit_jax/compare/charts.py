@@ -95,7 +95,7 @@ def _bar(bar: Bar, y: float, place, zero: float, cut_off: bool) -> list[str]:
     most = int((_WIDTH - 40) / _LETTER) - len(bar.shown)
     name = html.escape(cut(bar.name, most))
     # The value comes first, for it is what narrow screens show.
-    label = text(12, y + 15, bar.shown, "start").replace("<text", f"<text {_BOLD}")
+    label = text(12.0, y + 15, bar.shown, "start").replace("<text", f"<text {_BOLD}")
     label = label.replace("</text>", f'<tspan dx="10" font-weight="400">{name}</tspan></text>')
     end, middle = place(bar.mean), y + 29
     x, width = min(zero, end), max(abs(end - zero), 0.5)
