@@ -55,7 +55,7 @@ def parse_flags(argv: Sequence[str]) -> argparse.Namespace:
         choices=["last", "best"],
         help="of a run; the best one flatters runs that were measured often (default: last)",
     )
-    return parser.parse_args(argv[1:])
+    return parser.parse_intermixed_args(argv[1:])  # runs before and after the flags
 
 
 def main(flags: argparse.Namespace) -> int:
