@@ -34,7 +34,7 @@ class Metric(NamedTuple):
     def is_share(self) -> bool:
         """Whether it is recorded as a share of one, and shown in per cent."""
         _, _, end = self.name.partition("/")
-        return end in COLUMNS or end.startswith("iou/")
+        return end in COLUMNS or end.startswith("iou/") or end.endswith("_accuracy")
 
 
 class Format(NamedTuple):

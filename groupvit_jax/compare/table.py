@@ -107,7 +107,7 @@ def metric_line(comparison: Comparison) -> str:
 
 P_LINE = (
     "p: Welch's t against the first; from the third row on corrected for their number (Holm). "
-    "Empty: too few seeds to tell."
+    "Empty: too few seeds, or seeds that make no difference."
 )
 
 
