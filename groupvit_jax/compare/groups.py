@@ -158,8 +158,8 @@ def _rank(scores: Sequence[Score], names: Sequence[str], sign: int) -> list[Grou
     groups = [_group(settings, found, names) for settings, found in by_settings.items()]
     groups.sort(key=lambda group: (-sign * group.mean, group.label))
     behind = [welch(groups[0].values, group.values) for group in groups[1:]]
-    # Of samples of one distribution the first and the second differ by p < 0.05 in 0.2 % (20
-    # samples of 5) to 4 % (2 of 5): no correction. The first and the last in up to 67 %.
+    # Of samples of one distribution the first two lie close together, the more so the more there
+    # are: no correction. The first and the last lie far apart.
     corrected = [d.p for d in behind[:1]] + holm([difference.p for difference in behind[1:]])
     return groups[:1] + [
         group._replace(behind=difference._replace(p=p))
