@@ -46,6 +46,10 @@ def test_bars_of_any_values_stay_inside(values):
     parse(chart)
     numbers = re.findall(r'<(?:rect x|circle cx)="([^"]+)"', chart)
     assert all(0 <= float(number) <= 640 for number in numbers)
+    ends = [
+        float(x) + float(w) for x, w in re.findall(r'<rect x="(\S+)" y="\S+" width="(\S+)"', chart)
+    ]
+    assert all(end <= 640 for end in ends)
     assert all(width > 0 for width in widths(chart))
 
 

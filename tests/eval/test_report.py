@@ -111,3 +111,42 @@ def test_photos_are_far_smaller_than_pictures():
 def test_write_creates_the_folder(tmp_path):
     report.write(tmp_path / "new" / "report.html", "content")
     assert (tmp_path / "new" / "report.html").read_text() == "content"
+
+
+def test_only_what_is_html_stays_as_it_is_in_a_table_that_sorts():
+    rows = [(report.Html("<b>1</b>"), "<i>"), ("2", math.nan)]
+    content = report.page("T", [report.table(["rank", "x"], rows, sortable=True)])
+    assert "<td><b>1</b></td><td>&lt;i&gt;</td>" in content
+    assert "<script>" in content
+    parse(content)
+    assert "<script>" not in report.page("T", [report.table(["rank"], [("1",)])])
+
+
+def test_chart_of_a_range_with_bands_and_colours_given():
+    chart = report.line_chart(
+        "loss",
+        {"train <1>": [(0.0, 3.0), (10.0, 2.0)], "one point": [(5.0, 2.5)]},
+        bands={"train <1>": [(0.0, 2.9, 3.1), (10.0, 1.9, 2.1)]},
+        colours={"train <1>": "#111111", "one point": "#222222"},
+        y_range=(2.0, 3.0),
+    )
+    line = [float(y) for y in re.findall(r'<polyline points="\S+?,(\S+) \S+?,(\S+)"', chart)[0]]
+    assert line == [12.0, 250.0]  # the range fills the chart
+    (band,) = re.findall(r'<polygon points="([^"]+)" fill="#111111"', chart)
+    heights = [float(point.split(",")[1]) for point in band.split()]
+    assert heights[0] < 12.0 < heights[3] < heights[1] < 250.0 < heights[2]
+    assert '<circle cx="320.0" cy="131.0" r="3" fill="#222222">' in chart
+    assert parse(chart).count("one point") == 1  # when pointed at; the legend is elsewhere
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "expected"),
+    [
+        (0.0, 10.0, [0, 2, 4, 6, 8, 10]),
+        (0.27, 0.34, [0.28, 0.3, 0.32, 0.34]),
+        (-1.0, 1.0, [-1, -0.5, 0, 0.5, 1]),
+        (3.0, 3.0, [3]),
+    ],
+)
+def test_ticks_are_round_numbers_inside_the_range(low, high, expected):
+    assert report.ticks(low, high) == pytest.approx(expected)
