@@ -71,12 +71,13 @@ def _edges(comparison: Comparison, metric: str) -> Sequence[float]:
 
 def _thinned(run: Run, metric: str, edges: Sequence[float], factor: float) -> Curve:
     """The mean of what is finite up to each edge from the one before."""
-    values: dict[float, list[float]] = {}
-    for step, value in run.points(metric):
-        if math.isfinite(value):
-            edge = edges[min(int(np.searchsorted(edges, step - 1e-6)), len(edges) - 1)]
-            values.setdefault(edge, []).append(value * factor)
-    return {edge: float(np.mean(found)) for edge, found in values.items()}
+    points = [point for point in run.points(metric) if math.isfinite(point[1])]
+    if not points:
+        return {}
+    steps, values = np.array(points, float).T
+    at = np.minimum(np.searchsorted(edges, steps - 1e-6), len(edges) - 1)
+    counts, sums = np.bincount(at), np.bincount(at, weights=values * factor)
+    return {edges[i]: float(sums[i] / counts[i]) for i in np.flatnonzero(counts)}
 
 
 def curve_chart(title: str, curves: Curves) -> str:
