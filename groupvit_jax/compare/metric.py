@@ -58,7 +58,10 @@ class Format(NamedTuple):
 
     def difference(self, value: float) -> str:
         """Returns how far values are apart, in points where they are in per cent."""
-        return self.plain(abs(value)) + (" points" if self.unit else "")
+        shown, least = self.plain(abs(value)), self.plain(10.0**-self.digits / self.factor)
+        if value and float(shown) == 0:
+            shown = f"less than {least}"
+        return shown + (" points" if self.unit else "")
 
 
 def choose_metric(runs: Sequence[Run], name: str = "", mode: str = "") -> Metric:

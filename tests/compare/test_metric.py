@@ -59,6 +59,8 @@ def test_shares_are_shown_in_per_cent_with_the_digits_that_differ():
     wide = make_format(miou, [0.30, 0.42, math.nan])
     assert wide.full(0.4213, 0.0071) == "42.1 ± 0.7 %"
     assert wide.difference(-0.051) == "5.1 points"
+    assert wide.difference(0.0001) == "less than 0.1 points"
+    assert wide.difference(0.0) == "0.0 points"
     narrow = make_format(miou, [0.4210, 0.4213])
     assert narrow.plain(0.42134) == "42.134"
     loss = make_format(Metric("loss", "min", ""), [2.51, 2.53])
