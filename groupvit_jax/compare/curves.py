@@ -77,7 +77,7 @@ def _thinned(run: Run, metric: str, edges: Sequence[float], factor: float) -> Cu
     steps, values = np.array(points, float).T
     at = np.minimum(np.searchsorted(edges, steps - 1e-6), len(edges) - 1)
     counts, sums = np.bincount(at), np.bincount(at, weights=values * factor)
-    return {edges[i]: float(sums[i] / counts[i]) for i in np.flatnonzero(counts)}
+    return {edges[i]: float(sums[i] / counts[i]) for i in np.flatnonzero(counts).tolist()}
 
 
 def curve_chart(title: str, curves: Curves) -> str:
