@@ -21,7 +21,7 @@ def get_config() -> ConfigDict:
     # The task "segmentation" reads `data.sources` {kind: "benchmark" (benchmark, split, data_dir) |
     # "tfds" (name, split, data_dir, image, mask)} and augments by these.
     config.segmentation = dict(
-        num_classes=0,  # values of the masks, the background included; 255 has no class
+        class_names=(),  # what the masks' values from 0 on stand for; 255 has no class
         min_scale=0.5,  # of the shorter side over the crop's, uniform
         max_scale=2.0,
         flip=0.5,

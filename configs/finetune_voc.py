@@ -8,6 +8,7 @@ python -m launch.train --config=configs/finetune_voc.py --workdir=runs/finetune_
 from ml_collections import ConfigDict
 
 from configs import base
+from groupvit_jax.data.benchmarks import class_names
 from groupvit_jax.optim import layer_decay_groups
 
 
@@ -17,7 +18,7 @@ def get_config() -> ConfigDict:
     config.task = "segmentation"
     config.init_from = "gcc_yfcc.pth"  # any checkpoint
     config.model.image.image_size = 448  # positions are resized from the checkpoint's 224
-    config.segmentation.num_classes = 21
+    config.segmentation.class_names = ("background", *class_names("voc"))
     config.data.sources.voc = dict(kind="benchmark", split="train", data_dir="data")
     config.train.update(batch_size=16, num_steps=4000)
     config.optimizer.update(
@@ -30,5 +31,5 @@ def get_config() -> ConfigDict:
         # To train the head alone: groups=(("^image_encoder/", 0.0),)
     )
     config.checkpoint.best_metric = "voc/miou"
-    config.evaluators.voc = dict(kind="segment_head", data_dir="data", every_steps=1000)
+    config.evaluators.voc = dict(kind="benchmark", data_dir="data", every_steps=1000)
     return config

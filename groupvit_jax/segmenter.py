@@ -3,6 +3,8 @@
 segmenter = Segmenter.from_pretrained("path")
 result = segmenter("photo.jpg", ["dog", "grass", "frisbee"])
 result.mask, result.scores, result.groups, result.overlay()
+
+A model with a segment head has labels of its own: segmenter("photo.jpg").
 """
 
 import collections
@@ -19,13 +21,13 @@ from groupvit_jax import parallel
 from groupvit_jax.data.photo import read_photo
 from groupvit_jax.data.text import make_tokenizer
 from groupvit_jax.eval import visualize
-from groupvit_jax.eval.encoding import Encoder
+from groupvit_jax.eval.evaluators import make_encoder
 from groupvit_jax.eval.inference import WindowEncoder
 from groupvit_jax.eval.protocol import Protocol, make_protocol
+from groupvit_jax.eval.segment_head import HeadTower, HeadWindowEncoder, head_protocol
 from groupvit_jax.eval.segment_images import ImageSegmenter
 from groupvit_jax.interop.load import load_pretrained
 from groupvit_jax.interop.pretrained import Pretrained
-from groupvit_jax.models import build_model
 from groupvit_jax.typing import Float, Int, UInt8
 
 BACKGROUND = "background"
@@ -109,7 +111,12 @@ class SegmentationResult:
 
 
 class Segmenter:
-    """Segments images into any labels; the model is compiled at the first image."""
+    """Segments images into any labels; the model is compiled at the first image.
+
+    Attributes:
+      protocol: how images are cut into windows and compared with labels.
+      class_names: the only labels of a model with a segment head; () of others.
+    """
 
     def __init__(
         self,
@@ -126,7 +133,8 @@ class Segmenter:
         Args:
           pretrained: the model; `from_pretrained` reads it.
           protocol: of `eval.protocol.PROTOCOLS`; its windows, made for images of 224 pixels in
-            training, are scaled to those of this model.
+            training, are scaled to those of this model. A segment head has windows of its own
+            training's size, and knows no other protocol, background, prompts or kept labels.
           background: whether pixels may have none of the labels; a number is the threshold that a
             label's score has to reach, 0 to 1.
           prompts: texts with one `{}` for a label, whose embeddings are averaged; by default those
@@ -138,17 +146,24 @@ class Segmenter:
           ValueError: naming the argument, if its value can't be.
           TypeError: there is no such knob.
         """
-        config = pretrained.model_config
-        self.protocol = _make_protocol(
-            protocol, config.image.image_size, background, prompts=prompts, **knobs
-        )
+        config, self.class_names = pretrained.model_config, pretrained.class_names
+        image_size, knobs = config.image.image_size, {"prompts": prompts, **knobs}
         mesh = parallel.make_mesh({"data": -1, "fsdp": 1, "tensor": 1}, jax.local_devices())
         tokenizer = make_tokenizer(pretrained.tokenizer, config.text.context_length)
-        self._encoder = Encoder(build_model(config), tokenizer, mesh)
+        encoder = make_encoder(pretrained.build_model(), tokenizer, self.class_names, mesh)
+        of_windows: dict[str, Any] = {"views": True, "windows_at_once": windows_at_once}
+        if isinstance(encoder, HeadTower):
+            if background is not False:
+                raise ValueError(f"background={background}: a segment head has learnt its own")
+            self.protocol = head_protocol(image_size, protocol=protocol, **knobs)
+            self._has_background = encoder.has_background
+            windows: WindowEncoder = HeadWindowEncoder(encoder, self.protocol, **of_windows)
+        else:
+            self.protocol = _make_protocol(protocol, image_size, background, **knobs)
+            self._has_background = self.protocol.has_background
+            windows = WindowEncoder(encoder, self.protocol, **of_windows)
+        self._encoder, self._segment = encoder, ImageSegmenter(windows)
         self._variables = jax.device_put(pretrained.variables, parallel.replicated(mesh))
-        self._segment = ImageSegmenter(
-            WindowEncoder(self._encoder, self.protocol, views=True, windows_at_once=windows_at_once)
-        )
         self._embed = functools.lru_cache(_LABEL_LISTS_KEPT)(self._class_embeddings)
 
     @classmethod
@@ -166,37 +181,53 @@ class Segmenter:
         """
         return cls(load_pretrained(path), **options)
 
-    def __call__(self, image: Any, labels: Sequence[str]) -> SegmentationResult:
+    def __call__(self, image: Any, labels: Sequence[str] | None = None) -> SegmentationResult:
         """Segments one image.
 
         Args:
           image: a file's path, a `PIL.Image`, or UInt8 [H, W], [H, W, 3] or [H, W, 4]. It is
             turned upright by its EXIF orientation; transparency is laid on white.
-          labels: what to look for, e.g. ["dog", "grass", "frisbee"].
+          labels: what to look for, e.g. ["dog", "grass", "frisbee"]; those of a segment head by
+            default.
 
         Raises:
-          ValueError: no labels, an empty one, one twice; or something that is no image.
+          ValueError: no labels, an empty one, one twice, or others than the segment head's; or
+            something that is no image.
           FileNotFoundError: there is no such file.
         """
-        labels = check_labels(labels, self.protocol.has_background)
-        return next(self._results([("image", image)], labels))
+        return next(self._results([("image", image)], self._checked(labels)))
 
-    def batch(self, images: Iterable[Any], labels: Sequence[str]) -> Iterator[SegmentationResult]:
+    def batch(
+        self, images: Iterable[Any], labels: Sequence[str] | None = None
+    ) -> Iterator[SegmentationResult]:
         """Segments many images, faster than one by one; their results come in order.
 
         Images are read as they are needed. Arguments and errors are those of a single image.
         """
-        labels = check_labels(labels, self.protocol.has_background)
-        return self._results(((f"images[{i}]", image) for i, image in enumerate(images)), labels)
+        checked = self._checked(labels)
+        return self._results(((f"images[{i}]", image) for i, image in enumerate(images)), checked)
 
-    def mask_labels(self, labels: Sequence[str]) -> tuple[str, ...]:
+    def mask_labels(self, labels: Sequence[str] | None = None) -> tuple[str, ...]:
         """Returns what the values of masks stand for, from 0 on: a background comes first.
 
         Raises:
-          ValueError: no labels, an empty one, one twice.
+          ValueError: no labels, an empty one, one twice, or others than the segment head's.
         """
-        labels = check_labels(labels, self.protocol.has_background)
-        return (BACKGROUND, *labels) if self.protocol.has_background else labels
+        checked = self._checked(labels)
+        return (BACKGROUND, *checked) if self.protocol.has_background else checked
+
+    def _checked(self, labels: Sequence[str] | None) -> tuple[str, ...]:
+        own = self.class_names
+        if labels is None and not own:
+            raise ValueError("labels: none found, expected what to look for")
+        if labels is None:
+            return own
+        if own and tuple(labels) != own:
+            raise ValueError(
+                f"labels: {list(labels)} found, expected none or {list(own)}: the segment head of "
+                "this model knows no others"
+            )
+        return own or check_labels(labels, self.protocol.has_background)
 
     def _results(
         self, images: Iterable[tuple[str, Any]], labels: tuple[str, ...]
@@ -208,7 +239,7 @@ class Segmenter:
                 waiting.append(read_photo(image, name))
                 yield waiting[-1]
 
-        names, has_background = self.mask_labels(labels), self.protocol.has_background
+        names = self.mask_labels(labels)
         for found in self._segment(self._variables, self._embed(labels), read()):
             yield SegmentationResult(
                 waiting.popleft(),
@@ -217,7 +248,7 @@ class Segmenter:
                 found.scores,
                 found.classes,
                 found.groups,
-                has_background,
+                self._has_background,
             )
 
     def _class_embeddings(self, labels: tuple[str, ...]) -> Float[np.ndarray, "N D"]:

@@ -1,4 +1,4 @@
-r"""Evaluates a checkpoint of any kind on the sets of the field, zero-shot.
+r"""Evaluates a checkpoint of any kind on the sets of the field: zero-shot, or its segment head.
 
 python -m launch.evaluate --checkpoint=runs/first --benchmarks=voc,context,imagenet \
     --data_dir=data --output=evaluation
@@ -30,11 +30,11 @@ from groupvit_jax.data.benchmarks import NAMES
 from groupvit_jax.data.text import make_tokenizer
 from groupvit_jax.eval import evaluation_report, results
 from groupvit_jax.eval.encoding import Encoder
-from groupvit_jax.eval.evaluators import benchmark_evaluator
+from groupvit_jax.eval.evaluators import benchmark_evaluator, make_encoder
 from groupvit_jax.eval.protocol import BACKGROUND_RULES, PROTOCOLS
+from groupvit_jax.eval.segment_head import HeadSegmentation, HeadTower
 from groupvit_jax.eval.segmentation_evaluator import Segmentation
 from groupvit_jax.interop import load_pretrained
-from groupvit_jax.models import build_model
 from groupvit_jax.train.run_folder import environment
 from groupvit_jax.typing import Params
 from launch import common
@@ -93,7 +93,7 @@ def _run() -> int:
     mesh = parallel.make_mesh({"data": -1, "fsdp": 1, "tensor": 1})
     config = pretrained.model_config
     tokenizer = make_tokenizer(pretrained.tokenizer, config.text.context_length)
-    encoder = Encoder(build_model(config), tokenizer, mesh)
+    encoder = make_encoder(pretrained.build_model(), tokenizer, pretrained.class_names, mesh)
     # All are opened before the first is measured.
     evaluators = [_open(encoder, entry) for entry in _BENCHMARKS.value]
     checkpoint = {
@@ -106,7 +106,7 @@ def _run() -> int:
     return Evaluation(output, checkpoint).run(evaluators, variables)
 
 
-def _open(encoder: Encoder, entry: str) -> Any:
+def _open(encoder: Encoder | HeadTower, entry: str) -> Any:
     """Returns the evaluator of NAME or NAME=FOLDER."""
     name, _, folder = entry.strip().partition("=")
     knobs = {key: holder.value for key, holder in _KNOBS.items()}
@@ -177,7 +177,7 @@ class Evaluation:
                 "metrics": {k: v for k, v in metrics.items() if not k.startswith("iou/")},
                 "classes": classes,
                 "images": images,
-                "protocol": _PROTOCOL.value if isinstance(evaluator, Segmentation) else "",
+                "protocol": _protocol_of(evaluator),
                 "settings": settings,
                 "seconds": round(time.monotonic() - start, 1),
             }
@@ -194,7 +194,7 @@ class Evaluation:
         classes = {name: entry["classes"] for name, entry in found["benchmarks"].items()}
         evaluation_report.write_report(
             self._output / "report.html",
-            f"Zero-shot evaluation of {found['checkpoint']['path']}",
+            f"Evaluation of {found['checkpoint']['path']}",
             header=header,
             rows=rows,
             facts={
@@ -211,6 +211,13 @@ def _say(text: str) -> None:
     """Prints on one of the processes."""
     if jax.process_index() == 0:
         print(text, flush=True)
+
+
+def _protocol_of(evaluator: Any) -> str:
+    """Returns the name of how images are segmented, where they are."""
+    if isinstance(evaluator, HeadSegmentation):
+        return "segment head"
+    return _PROTOCOL.value if isinstance(evaluator, Segmentation) else ""
 
 
 def _settings(evaluator: Any) -> dict[str, Any]:

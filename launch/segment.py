@@ -1,5 +1,7 @@
 """Segments images into any labels, and leaves pictures to look at and masks to work with.
 
+A model with a segment head has labels of its own, and --labels is left out.
+
 python -m launch.segment --checkpoint=runs/first --labels="dog, grass" --output=segmented *.jpg
 python -m launch.segment --checkpoint=gcc_yfcc.pth --labels=@names.txt --background \
     --output=segmented photos 'more/**/*.png'
@@ -47,7 +49,7 @@ def parse_flags(argv: Sequence[str]) -> argparse.Namespace:
         required=True,
         help="a run's folder or a step of it, an export, a Hugging Face directory or a .pth",
     )
-    add("--labels", required=True, help="with commas between, or @FILE with one on each line")
+    add("--labels", help="with commas between, or @FILE with one on each line")
     add("--output", required=True, help="folder to write into")
     add("--background", action="store_true", help="pixels may have none of the labels")
     add(
@@ -84,15 +86,18 @@ def _run(flags: argparse.Namespace) -> int:
     if output.exists() and not output.is_dir():
         raise FileExistsError(f"--output={output}: a file found, expected a folder")
     has_background = flags.background or flags.background_threshold is not None
-    labels = check_labels(_split("--labels", flags.labels, ","), has_background)
+    labels = None
+    if flags.labels is not None:
+        labels = check_labels(_split("--labels", flags.labels, ","), has_background)
     names = unique_names(find_images(flags.images, output))
     segmenter = Segmenter.from_pretrained(flags.checkpoint, **_options(flags, has_background))
+    mask_labels = segmenter.mask_labels(labels)
     output.mkdir(parents=True, exist_ok=True)
     entries: dict[str, dict[str, Any]] = {}
     try:
         skipped = _segment_all(segmenter, labels, names, output, entries)
     finally:  # masks without their labels are of no use
-        content = {"labels": segmenter.mask_labels(labels), "images": entries}
+        content = {"labels": mask_labels, "images": entries}
         text = json.dumps(content, indent=2, ensure_ascii=False)
         (output / "labels.json").write_text(text + "\n", encoding="utf-8")
     print(f"segmented {len(entries)} of {len(names)} images into {output}")
@@ -176,7 +181,7 @@ def unique_names(paths: Sequence[Path]) -> dict[str, Path]:
 
 def _segment_all(
     segmenter: Segmenter,
-    labels: Sequence[str],
+    labels: Sequence[str] | None,
     names: Mapping[str, Path],
     output: Path,
     entries: dict[str, dict[str, Any]],

@@ -5,7 +5,7 @@ a pure function of (seed, p).
 """
 
 import functools
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from types import SimpleNamespace
 from typing import Any
 
@@ -51,7 +51,7 @@ class MaskedSamples:
 
 
 def open_masked_source(
-    name: str, fields: ConfigDict | Mapping[str, Any], num_classes: int
+    name: str, fields: ConfigDict | Mapping[str, Any], class_names: Sequence[str]
 ) -> MaskedSource:
     """Opens the set `config.data.sources.NAME` of the segmentation task.
 
@@ -60,10 +60,10 @@ def open_masked_source(
       fields: `kind` and the fields of that kind: "benchmark" has `benchmark` (by default NAME),
         `split` ("train") and `data_dir`, see docs/benchmarks.md; "tfds" has `name`, `split`
         ("train"), `data_dir` and the features `image` and `mask`. `weight` is the mixture's.
-      num_classes: that the masks must have, the background included.
+      class_names: what the masks' values must stand for, the background's included.
 
     Raises:
-      ValueError: an unknown kind or field, another number of classes, or a set that can't be read.
+      ValueError: an unknown kind or field, other classes, or a set that can't be read.
       FileNotFoundError: the set's files aren't there.
     """
     field = f"config.data.sources.{name}"
@@ -75,16 +75,15 @@ def open_masked_source(
     options = {key: value for key, value in fields.items() if key not in ("kind", "weight")}
     split, data_dir = options.pop("split", "train"), options.pop("data_dir", ".")
     if kind == "tfds":
-        ids = class_ids(num_classes)
+        ids = class_ids(len(class_names))
         return TfdsMasks(options.pop("name", ""), split, data_dir, ids=ids, **options)
     opened = open_benchmark(options.get("benchmark", name), data_dir, split)
     if not isinstance(opened, SegmentationSet):
         raise ValueError(f"{field}: a set without masks found, expected one to segment")
-    if len(opened.all_names) != num_classes:
-        raise ValueError(
-            f"config.segmentation.num_classes: {num_classes} found, but {field} has "
-            f"{len(opened.all_names)}, the background included if it counts"
-        )
+    try:
+        opened.check_names(class_names, "config.segmentation.class_names")
+    except ValueError as error:
+        raise ValueError(f"{field}: {error}") from error
     return opened.source
 
 
@@ -104,7 +103,7 @@ def make_masked_examples(config: ConfigDict) -> TrainExamples:
     )
 
     def open_source(name: str, fields: ConfigDict) -> MaskedSamples:
-        return MaskedSamples(open_masked_source(name, fields, settings.num_classes))
+        return MaskedSamples(open_masked_source(name, fields, settings.class_names))
 
     source, order = open_mixture(config, open_source)
     return TrainExamples(source, order, config.seed, transform)

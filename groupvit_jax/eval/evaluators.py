@@ -1,6 +1,6 @@
 """Makes the evaluators that a configuration names."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any, Protocol, runtime_checkable
 
@@ -22,12 +22,14 @@ from groupvit_jax.data.text import Tokenizer
 from groupvit_jax.eval.encoding import Encoder, ImageTower
 from groupvit_jax.eval.probe import LinearProbe, NearestNeighbours, Probe
 from groupvit_jax.eval.protocol import make_protocol
-from groupvit_jax.eval.segment_head import HeadSegmentation, HeadTower
+from groupvit_jax.eval.segment_head import HeadSegmentation, HeadTower, head_protocol
 from groupvit_jax.eval.segmentation_evaluator import Segmentation
 from groupvit_jax.eval.zero_shot import Classification, Retrieval
 from groupvit_jax.models.segment_head import SegmentationModel
 from groupvit_jax.models.two_tower import TwoTower
 from groupvit_jax.typing import Params
+
+Model = TwoTower | SegmentationModel
 
 
 @runtime_checkable
@@ -40,34 +42,47 @@ class Evaluator(Protocol):
         """Returns the metrics of a model with these variables."""
 
 
+def make_encoder(
+    model: Model, tokenizer: Tokenizer, class_names: Sequence[str], mesh: Mesh
+) -> Encoder | HeadTower:
+    """Returns what evaluators need of a model of either task.
+
+    Args:
+      model: both towers, or the image tower with a segment head.
+      tokenizer: of both towers.
+      class_names: of the segment head.
+      mesh: the devices.
+    """
+    if isinstance(model, SegmentationModel):
+        return HeadTower(model, class_names, mesh)
+    return Encoder(model, tokenizer, mesh)
+
+
 def make_evaluators(
-    config: ConfigDict, model: TwoTower | SegmentationModel, tokenizer: Tokenizer, mesh: Mesh
+    config: ConfigDict, model: Model, tokenizer: Tokenizer, mesh: Mesh
 ) -> list[tuple[Evaluator, int]]:
     """Returns each evaluator of `config.evaluators` with its interval in steps.
 
     Every entry has a `kind`, maybe `every_steps` (0, the default: at the end only), and the fields
-    of that kind:
+    of that kind. With a segment head the sets have its classes, and the knobs of texts and of the
+    background no meaning:
 
     - "benchmark": `benchmark` (by default what the entry is called), `data_dir` and the options of
       `benchmark_evaluator`;
     - "retrieval": `source` (as in `config.data.sources`) and the options of `Retrieval`;
     - "classification": `folder` (see `ImageFolder`) and the options of `Classification`;
     - "segmentation": `source` (`name`, `split`, `data_dir` of a TFDS set), `classes`, `protocol`
-      and its knobs (`Protocol`), `windows_at_once` and `background_name`;
-    - "segment_head", of the task "segmentation": `benchmark` and `data_dir`, or `source` and
-      `classes` as above; the knobs of `Protocol`, and `windows_at_once`;
-    - "linear_probe" and "knn", of any task: `benchmark` ("imagenet" or "image_folder") and
+      and its knobs (`Protocol`), `windows_at_once` and `background_name`; with a segment head
+      `source`, the knobs and `windows_at_once`;
+    - "linear_probe" and "knn": `benchmark` ("imagenet" or "image_folder") and
       `data_dir`, and the options of `LinearProbe` or `NearestNeighbours`.
 
     Raises:
       ValueError: naming the field, if a kind or field is unknown or a set can't be read.
       FileNotFoundError: a set's files aren't there.
     """
-    encoder: Any = None
-    if isinstance(model, SegmentationModel):
-        encoder, kinds = HeadTower(model, mesh), _HEAD_KINDS
-    else:
-        encoder, kinds = Encoder(model, tokenizer, mesh), _KINDS
+    encoder = make_encoder(model, tokenizer, config.segmentation.class_names, mesh)
+    kinds = _HEAD_KINDS if isinstance(encoder, HeadTower) else _KINDS
     cache = make_cache(config.data.cache_dir, config.data.cache_gib)
     evaluators = []
     for name, entry in config.evaluators.items():
@@ -89,7 +104,7 @@ def make_evaluators(
 
 
 def benchmark_evaluator(
-    encoder: Encoder,
+    encoder: Encoder | HeadTower,
     benchmark: str,
     data_dir: str,
     *,
@@ -102,7 +117,7 @@ def benchmark_evaluator(
     """Returns the evaluator of one of the field's sets.
 
     Args:
-      encoder: the towers.
+      encoder: the towers, or the tower with a segment head.
       benchmark: of `benchmarks.NAMES`.
       data_dir: see `benchmarks.open_benchmark`.
       name: prefix of the metrics; the benchmark's by default.
@@ -112,13 +127,18 @@ def benchmark_evaluator(
       **knobs: fields of `Protocol` that differ, for segmentation.
 
     Raises:
-      ValueError: there is no such benchmark or protocol, or a value can't be.
+      ValueError: there is no such benchmark or protocol, a value can't be, or a segment head has
+        not the set's classes.
       TypeError: there is no such knob.
       FileNotFoundError: the set's files aren't there.
     """
     name, opened = name or benchmark, open_benchmark(benchmark, data_dir)
     if isinstance(opened, ProbeSet):
         return _make_probe(encoder, opened, name=name, batch_size=batch_size)
+    if isinstance(encoder, HeadTower):
+        chosen = head_protocol(encoder.model.image_encoder.image_size, protocol=protocol, **knobs)
+        source = _source_of_head(encoder, benchmark, opened)
+        return HeadSegmentation(encoder, source, chosen, name=name, windows_at_once=windows_at_once)
     if isinstance(opened, RetrievalSet):
         return Retrieval(encoder, opened.source, name=name, batch_size=batch_size)
     if isinstance(opened, ClassificationSet):
@@ -142,7 +162,21 @@ def benchmark_evaluator(
     )
 
 
-def _benchmark(encoder: Encoder, name: str, options: dict[str, Any]) -> Evaluator:
+def _source_of_head(encoder: HeadTower, benchmark: str, opened: Any) -> MaskedSource:
+    """Returns the images of a set that a head can be measured on."""
+    if not isinstance(opened, SegmentationSet):
+        raise ValueError(
+            f"{benchmark}: a set without masks found, expected one to segment: this model has a "
+            "segment head and no text tower"
+        )
+    try:
+        opened.check_names(encoder.class_names, "the segment head")
+    except ValueError as error:
+        raise ValueError(f"{benchmark}: {error}") from error
+    return opened.source
+
+
+def _benchmark(encoder: Encoder | HeadTower, name: str, options: dict[str, Any]) -> Evaluator:
     return benchmark_evaluator(
         encoder, options.pop("benchmark", name), options.pop("data_dir", "."), name=name, **options
     )
@@ -169,23 +203,11 @@ def _segmentation(encoder: Encoder, name: str, options: dict[str, Any]) -> Evalu
     return Segmentation(encoder, source, class_names, protocol, name=name, **rest)
 
 
-def _segment_head(encoder: HeadTower, name: str, options: dict[str, Any]) -> Evaluator:
-    if "source" in options:
-        source: MaskedSource = TfdsMasks(**options.pop("source"))
-        class_names = options.pop("classes", ())
-    else:
-        benchmark = options.pop("benchmark", name)
-        opened = open_benchmark(benchmark, options.pop("data_dir", "."))
-        if not isinstance(opened, SegmentationSet):
-            raise ValueError(f"benchmark {benchmark!r} found, expected one with masks")
-        source, class_names = opened.source, opened.all_names
+def _head_segmentation(encoder: HeadTower, name: str, options: dict[str, Any]) -> Evaluator:
+    source = TfdsMasks(**options.pop("source", {}))
     windows_at_once = options.pop("windows_at_once", None)
-    # What it was trained on: crops of the training's side, of images that are mostly larger.
-    options.setdefault("window", encoder.model.image_encoder.image_size)
-    protocol = make_protocol("groupvit", **options)
-    return HeadSegmentation(
-        encoder, source, class_names, protocol, name=name, windows_at_once=windows_at_once
-    )
+    protocol = head_protocol(encoder.model.image_encoder.image_size, **options)
+    return HeadSegmentation(encoder, source, protocol, name=name, windows_at_once=windows_at_once)
 
 
 def _probe(kind: str, encoder: ImageTower, name: str, options: dict[str, Any]) -> Evaluator:
@@ -211,6 +233,7 @@ _KINDS: Mapping[str, Callable[[Any, str, dict[str, Any]], Evaluator]] = {
     **_PROBE_KINDS,
 }
 _HEAD_KINDS: Mapping[str, Callable[[Any, str, dict[str, Any]], Evaluator]] = {
-    "segment_head": _segment_head,
+    "benchmark": _benchmark,
+    "segmentation": _head_segmentation,
     **_PROBE_KINDS,
 }

@@ -16,20 +16,58 @@ from groupvit_jax.data.device_ops import normalize
 from groupvit_jax.data.masks import MaskedSource
 from groupvit_jax.eval.encoding import ImageTower
 from groupvit_jax.eval.inference import WindowEncoder, WindowOutput
-from groupvit_jax.eval.protocol import Protocol
+from groupvit_jax.eval.protocol import Protocol, make_protocol
 from groupvit_jax.eval.segmentation_evaluator import Segmentation
+from groupvit_jax.models.grouping import group_maps
 from groupvit_jax.models.segment_head import SegmentationModel
 from groupvit_jax.typing import Array, Float, Params, UInt8
 
+# Knobs of a comparison with texts.
+_OF_TEXTS = ("num_kept", "background_threshold", "background_rule", "prompts")
+
+
+def head_protocol(image_size: int, *, protocol: str = "groupvit", **knobs: Any) -> Protocol:
+    """Returns the windows of a segment head: of the training's size, half of it apart.
+
+    Args:
+      image_size: side of the training's crops, which were cut of images that are mostly larger.
+      protocol: the published one; what others change has no meaning for a head.
+      **knobs: fields of `Protocol` that differ; None stands for the default.
+
+    Raises:
+      ValueError: a knob's value can't be, or has no meaning for a head.
+      TypeError: there is no such knob.
+    """
+    given = {key: value for key, value in knobs.items() if value is not None}
+    without_meaning = {key: given[key] for key in _OF_TEXTS if key in given}
+    if protocol != "groupvit":
+        without_meaning["protocol"] = protocol
+    for key, value in without_meaning.items():
+        raise ValueError(
+            f"{key}={value!r}: no meaning for a segment head, which compares with no texts and has "
+            "learnt the background"
+        )
+    return make_protocol(protocol, **{"window": image_size} | given)
+
 
 class HeadTower(ImageTower):
-    """An image tower with a segment head."""
+    """An image tower with a segment head.
+
+    Attributes:
+      class_names: that the head tells apart; the background, if there is one, is the first.
+    """
 
     model: SegmentationModel
 
-    def __init__(self, model: SegmentationModel, mesh: Mesh) -> None:
+    def __init__(self, model: SegmentationModel, class_names: Sequence[str], mesh: Mesh) -> None:
         """Takes the parts of a run; nothing is compiled before it is used."""
         super().__init__(model, mesh)
+        self.class_names = tuple(class_names)
+
+    @property
+    def has_background(self) -> bool:
+        """Whether class 0 is the background."""
+        return self.class_names[:1] == ("background",)
 
     def class_embeddings(
         self, variables: Params, names: Sequence[str], prompts: Sequence[str]
@@ -44,6 +82,7 @@ class HeadTower(ImageTower):
 class HeadWindowEncoder(WindowEncoder):
     """Encodes windows and classifies their segments by the head."""
 
+    encoder: HeadTower
     mixture = True
 
     def __init__(
@@ -59,23 +98,21 @@ class HeadWindowEncoder(WindowEncoder):
 
         def classify(variables: Params, windows: UInt8[Array, "B H W 3"]) -> Any:
             output: Any = encoder.model.apply(variables, normalize(windows))
+            maps = group_maps(output.features.assignments, output.maps.shape[1:3])
             scores = jax.nn.softmax(output.logits)
             classes = jnp.arange(scores.shape[-1], dtype=jnp.int32)
-            return output.maps, jnp.broadcast_to(classes, (len(windows), len(classes))), scores
+            maps = maps if views else maps[-1:]
+            return maps, jnp.broadcast_to(classes, (len(windows), len(classes))), scores
 
         self._classify_all = jax.jit(classify, out_shardings=self.sharding)
 
     def _classified(self, variables: Params, text: Array, windows: Array) -> WindowOutput:
         del text  # the head's weights are among the variables
-        maps, classes, scores = self._classify_all(variables, windows)
-        return WindowOutput((maps,), classes, scores)
+        return WindowOutput(*self._classify_all(variables, windows))
 
 
 class HeadSegmentation(Segmentation):
-    """Segments every image of a set by the head; metrics as `Segmentation` has them.
-
-    The background, if there is one, is a class like the others: the first of the names.
-    """
+    """Segments every image of a set by the head; metrics as `Segmentation` has them."""
 
     window_encoder: ClassVar[type[WindowEncoder]] = HeadWindowEncoder
 
@@ -83,26 +120,18 @@ class HeadSegmentation(Segmentation):
         self,
         encoder: HeadTower,
         source: MaskedSource,
-        class_names: Sequence[str],
         protocol: Protocol,
         *,
-        name: str = "segment_head",
+        name: str = "segmentation",
         windows_at_once: int | None = None,
     ) -> None:
-        """Takes what to evaluate on; see `Segmentation`.
-
-        Raises:
-          ValueError: the head has another number of classes, or the protocol has a background.
-        """
-        num_classes = encoder.model.segment_head.num_classes
-        if len(class_names) != num_classes:
-            raise ValueError(
-                f"{name}: {len(class_names)} classes found, but the head has {num_classes}"
-            )
-        if protocol.has_background:
-            raise ValueError(
-                f"{name}: background_threshold found, but the head learns the background"
-            )
+        """Takes what to evaluate on; see `Segmentation`. The masks have the head's classes."""
         super().__init__(
-            encoder, source, class_names, protocol, name=name, windows_at_once=windows_at_once
+            encoder,
+            source,
+            encoder.class_names,
+            protocol,
+            name=name,
+            windows_at_once=windows_at_once,
         )
+        self.has_background = encoder.has_background

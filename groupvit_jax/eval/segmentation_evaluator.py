@@ -38,6 +38,7 @@ class Segmentation:
       all_names: of the classes, the background's first if there is one.
       source: images with masks.
       protocol: the knobs.
+      has_background: whether class 0 is painted as the background.
       window_encoder: makes what encodes windows.
     """
 
@@ -68,6 +69,7 @@ class Segmentation:
         """
         self.name = name
         self._encoder, self.source, self.protocol = encoder, source, protocol
+        self.has_background = protocol.has_background
         self._class_names = tuple(class_names)
         self.all_names = (*([background_name] if protocol.has_background else []), *class_names)
         self._windows = self.window_encoder(encoder, protocol, windows_at_once=windows_at_once)
@@ -110,9 +112,9 @@ class Segmentation:
         pairs = [self.source[i] for i in indices]
         text = self._encoder.class_embeddings(variables, self._class_names, self.protocol.prompts)
         segmented = ImageSegmenter(self._windows)(variables, text, [image for image, _ in pairs])
-        has_background = self.protocol.has_background
+        painted = self.all_names, self.has_background
         return [
-            Example(image, found.mask, mask, self.all_names, has_background, self.source.locate(i))
+            Example(image, found.mask, mask, *painted, self.source.locate(i))
             for i, (image, mask), found in zip(indices, pairs, segmented, strict=True)
         ]
 

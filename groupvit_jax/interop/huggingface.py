@@ -119,6 +119,7 @@ def write_huggingface(directory: Path, pretrained: Pretrained) -> None:
     Raises:
       ValueError: naming the field, if `GroupViTModel` has no such model.
     """
+    pretrained.check_two_towers("a Hugging Face directory")
     pretrained = with_learned_positions(pretrained)
     config = from_model_config(pretrained.model_config)
     directory.mkdir(parents=True, exist_ok=True)

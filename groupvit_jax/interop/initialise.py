@@ -67,7 +67,7 @@ def initialise_from(
       ValueError: if the file is damaged, if nothing in it fits, or naming the field if the weights
         mean something else in this model.
     """
-    source = load_pretrained(path, model_config, whole=False)
+    source = load_pretrained(path, model_config)
     found = flatten(source.variables)
     fitted, resized = _fit_positions(found, source.model_config, model_config)
     own = flatten({"params": params, "batch_stats": batch_stats})

@@ -13,6 +13,7 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from ml_collections import ConfigDict
 
 from groupvit_jax.models import TwoTower, build_model
+from groupvit_jax.models.segment_head import SegmentationModel, build_segmentation_model
 from groupvit_jax.typing import PyTree
 
 # Our variables by their path, e.g. "params/image_encoder/norm/scale".
@@ -43,17 +44,29 @@ def unflatten(flat: Mapping[str, Any]) -> dict[str, Any]:
     return unflatten_dict(dict(flat), sep="/")
 
 
-def expected_shapes(model_config: ConfigDict) -> dict[str, tuple[int, ...]]:
-    """Shapes of the model's variables by path, without computing them."""
-    return dict(_shapes(build_model(model_config)))
+def build_task_model(
+    model_config: ConfigDict, num_head_classes: int = 0
+) -> TwoTower | SegmentationModel:
+    """Builds both towers, or with classes the image tower with a segment head."""
+    if num_head_classes:
+        return build_segmentation_model(model_config, num_head_classes)
+    return build_model(model_config)
+
+
+def expected_shapes(
+    model_config: ConfigDict, num_head_classes: int = 0
+) -> dict[str, tuple[int, ...]]:
+    """Shapes of the variables of `build_task_model`'s by path, without computing them."""
+    return dict(_shapes(build_task_model(model_config, num_head_classes)))
 
 
 @functools.cache  # tracing takes a second or two
-def _shapes(model: TwoTower) -> dict[str, tuple[int, ...]]:
+def _shapes(model: TwoTower | SegmentationModel) -> dict[str, tuple[int, ...]]:
     size = model.image_encoder.image_size
     images = jax.ShapeDtypeStruct((1, size, size, 3), jnp.float32)
     text = jax.ShapeDtypeStruct((1, 1), jnp.int32)
-    variables = jax.eval_shape(model.init, jax.random.key(0), images, text, text)
+    texts = (text, text) if isinstance(model, TwoTower) else ()
+    variables = jax.eval_shape(model.init, jax.random.key(0), images, *texts)
     return {name: leaf.shape for name, leaf in flatten(variables).items()}
 
 
@@ -189,10 +202,13 @@ def _extra_names(found: Iterable[str], expected: set[str]) -> list[str]:
 
 
 def check_variables(
-    flat: Mapping[str, np.ndarray], model_config: ConfigDict, path: Path | str
+    flat: Mapping[str, np.ndarray],
+    model_config: ConfigDict,
+    path: Path | str,
+    num_head_classes: int = 0,
 ) -> None:
     """Raises a ValueError that names the first variable that isn't the model's."""
-    shapes = expected_shapes(model_config)
+    shapes = expected_shapes(model_config, num_head_classes)
     check_names(flat, shapes, path)
     for name, shape in shapes.items():
         if flat[name].shape != shape:

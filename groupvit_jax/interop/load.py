@@ -14,15 +14,12 @@ from groupvit_jax.interop.tensor_file import read_json
 KINDS = ("orbax", "safetensors", "huggingface", "original")
 
 
-def load_pretrained(
-    path: str | Path, model_config: ConfigDict | None = None, *, whole: bool = True
-) -> Pretrained:
-    """Reads a model of any kind.
+def load_pretrained(path: str | Path, model_config: ConfigDict | None = None) -> Pretrained:
+    """Reads a model of any kind, of both towers or with a segment head.
 
     Args:
       path: a run's folder or a step of it, an export's or a Hugging Face directory, or a `.pth`.
       model_config: of the model, for a `.pth` whose tensors don't tell (see `read_original`).
-      whole: whether both towers are needed; else a run that learnt from masks is read too.
 
     Raises:
       FileNotFoundError: if there is no such file.
@@ -33,7 +30,7 @@ def load_pretrained(
     if kind == "original":
         return read_original(path, model_config)
     if kind == "orbax":
-        return read_orbax(find_step(path) or path, whole=whole)
+        return read_orbax(find_step(path) or path)
     return (native.read_native if kind == "safetensors" else read_huggingface)(path)
 
 

@@ -33,6 +33,7 @@ def read_native(directory: Path) -> Pretrained:
     model_config = config_from_dict(config["model"])
     path = directory / "model.safetensors"
     tensors = read_safetensors(path)
-    check_variables(tensors, model_config, path)
+    class_names = tuple(config.get("class_names", ()))
+    check_variables(tensors, model_config, path, len(class_names))
     tokenizer = described_tokenizer(config, directory / "config.json")
-    return Pretrained(model_config, unflatten(tensors), tokenizer)
+    return Pretrained(model_config, unflatten(tensors), tokenizer, class_names=class_names)

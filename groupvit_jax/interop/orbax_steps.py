@@ -26,34 +26,29 @@ def find_step(path: Path) -> Path | None:
     return None
 
 
-def read_orbax(step: Path, *, whole: bool = True) -> Pretrained:
+def read_orbax(step: Path) -> Pretrained:
     """Reads a step's model, on one host, however many devices wrote it.
-
-    Args:
-      step: its folder.
-      whole: see `load_pretrained`.
 
     Raises:
       FileNotFoundError: if a file is missing.
-      ValueError: naming the array that doesn't fit the configuration, or the task of a run that
-        has no text tower.
+      ValueError: naming the array that doesn't fit the configuration.
     """
     run = config_from_dict(read_json(step / "config" / "metadata"))
     if "model" not in run:
         raise ValueError(f"{step / 'config'}: no field 'model', expected a run's configuration")
-    learnt_masks = run.get("task") == "segmentation"
-    if learnt_masks and whole:
+    has_head = run.get("task") == "segmentation"
+    class_names = tuple(run.segmentation.get("class_names", ())) if has_head else ()
+    if has_head and not class_names:
         raise ValueError(
-            f"{step}: config.task 'segmentation' found, expected 'contrastive': a segment head has "
-            "no text tower"
+            f"{step / 'config'}: no name in 'segmentation.class_names', expected the segment head's"
         )
     with ocp.PyTreeCheckpointer() as checkpointer:
         described = checkpointer.metadata(step / "model").item_metadata.tree
         as_numpy = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), described)
         flat = flatten(checkpointer.restore(step / "model", restore_args=as_numpy))
-    if not learnt_masks:
-        check_variables(flat, run.model, step / "model")
-    return Pretrained(run.model, unflatten(flat), _read_tokenizer(step, run))
+    check_variables(flat, run.model, step / "model", len(class_names))
+    tokenizer = _read_tokenizer(step, run)
+    return Pretrained(run.model, unflatten(flat), tokenizer, class_names=class_names)
 
 
 def _read_tokenizer(step: Path, run: ConfigDict) -> Vocabulary:

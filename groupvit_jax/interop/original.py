@@ -90,6 +90,7 @@ def write_original(path: Path, pretrained: Pretrained) -> None:
     Raises:
       ValueError: naming the field, if the names of such a model aren't known.
     """
+    pretrained.check_two_towers("a .pth of the original")
     check_text_tower(pretrained.model_config.text, "a .pth of the original")
     pretrained = with_learned_positions(pretrained)
     factors = pretrained.model_config.image.width_factors

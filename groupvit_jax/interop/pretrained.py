@@ -11,10 +11,11 @@ from ml_collections import ConfigDict
 
 from groupvit_jax.data import vocabulary
 from groupvit_jax.data.vocabulary import Vocabulary
-from groupvit_jax.interop.layout import FlatVariables, flatten
+from groupvit_jax.interop.layout import FlatVariables, build_task_model, flatten
 from groupvit_jax.interop.model_config import config_from_dict, config_to_dict
-from groupvit_jax.models import build_model
+from groupvit_jax.models import TwoTower, build_model
 from groupvit_jax.models.position import resize_position_embedding, sincos_position_embedding
+from groupvit_jax.models.segment_head import SegmentationModel
 from groupvit_jax.typing import Float, PyTree
 
 
@@ -26,12 +27,26 @@ class Pretrained(NamedTuple):
       variables: {"params": ..., "batch_stats": ...} of float32 arrays on the host.
       tokenizer: what its texts were encoded with; `data.text.make_tokenizer` takes it.
       notes: what the file didn't hold and what was done about it.
+      class_names: what a segment head tells apart; () where the model has both towers.
     """
 
     model_config: ConfigDict
     variables: PyTree
     tokenizer: Vocabulary
     notes: tuple[str, ...] = ()
+    class_names: tuple[str, ...] = ()
+
+    def build_model(self) -> TwoTower | SegmentationModel:
+        """Builds both towers, or the image tower with its segment head."""
+        return build_task_model(self.model_config, len(self.class_names))
+
+    def check_two_towers(self, wanted_by: str) -> None:
+        """Raises ValueError where there is a segment head in place of the text tower."""
+        if self.class_names:
+            raise ValueError(
+                f"a segment head of {len(self.class_names)} classes found, but {wanted_by} needs a "
+                "model with a text tower; export as safetensors or stablehlo"
+            )
 
 
 def to_host(variables: PyTree) -> FlatVariables:
@@ -53,7 +68,8 @@ def describe(pretrained: Pretrained, directory: Path | None = None) -> dict[str,
         described["path"] = vocabulary.FILE_NAMES[tokenizer.name]
         if described["path"]:
             (directory / described["path"]).write_bytes(tokenizer.content)
-    return {"model": config_to_dict(pretrained.model_config), "tokenizer": described}
+    names = {"class_names": list(pretrained.class_names)} if pretrained.class_names else {}
+    return {"model": config_to_dict(pretrained.model_config), "tokenizer": described, **names}
 
 
 def described_tokenizer(description: dict[str, Any], origin: Path) -> Vocabulary:

@@ -15,7 +15,7 @@ from groupvit_jax.data.device_ops import normalize
 from groupvit_jax.interop.model_config import config_from_dict, config_to_dict
 from groupvit_jax.interop.pretrained import Pretrained, describe
 from groupvit_jax.interop.tensor_file import write_json
-from groupvit_jax.models import build_model
+from groupvit_jax.models.grouping import resize_maps
 from groupvit_jax.typing import Array, Float, Int, UInt8
 
 PLATFORMS = ("cpu", "cuda", "tpu")
@@ -42,6 +42,30 @@ def image_program(pretrained: Pretrained) -> Callable[[UInt8[Array, "B H W 3"]],
     return program
 
 
+def head_program(pretrained: Pretrained) -> Callable[[UInt8[Array, "B H W 3"]], dict[str, Any]]:
+    """Builds the function of RGB images that segments them by a trained head.
+
+    Returns:
+      A function that yields "labels" [B, H, W], the index of each pixel's likeliest class by
+      `losses.mixture_log_likelihood`, "logits" of the classes for each segment [B, G, N], and
+      "assignments", for each grouping block [B, groups, segments].
+    """
+    model, variables = _in_float32(pretrained)
+
+    def program(images: UInt8[Array, "B H W 3"]) -> dict[str, Any]:
+        output = model.apply(variables, normalize(images))
+        H, W = images.shape[1:3]
+        maps = resize_maps(output.maps, (H, W), model.image_encoder.patch_size)
+        scores = maps @ jax.nn.softmax(output.logits)[:, None]
+        return {
+            "labels": scores.argmax(-1).astype(jnp.int32),
+            "logits": output.logits,
+            "assignments": output.features.assignments,
+        }
+
+    return program
+
+
 def text_program(pretrained: Pretrained) -> Callable[[Int[Array, "B T"]], Float[Array, "B D"]]:
     """Builds the function from token ids to embeddings in the joint space, not normalised."""
     model, variables = _in_float32(pretrained)
@@ -58,7 +82,7 @@ def write_stablehlo(
     image_size: int | None = None,
     platforms: Sequence[str] = PLATFORMS,
 ) -> None:
-    """Writes `image.stablehlo`, `text.stablehlo` and `config.json`.
+    """Writes `image.stablehlo`, `text.stablehlo` and `config.json`; with a head there is no text.
 
     Args:
       directory: where to; created where missing.
@@ -71,27 +95,27 @@ def write_stablehlo(
     (batch,) = jax.export.symbolic_shape("batch")
     images = jax.ShapeDtypeStruct((batch, side, side, 3), jnp.uint8)
     tokens = jax.ShapeDtypeStruct((batch, config.text.context_length), jnp.int32)
-    programs = {
-        "image": (image_program(pretrained), images),
-        "text": (text_program(pretrained), tokens),
-    }
+    description: dict[str, Any] = {"platforms": list(platforms), "image_size": side}
+    programs: dict[str, tuple[Callable[..., Any], jax.ShapeDtypeStruct]] = {}
+    if pretrained.class_names:
+        programs["image"] = head_program(pretrained), images
+    else:
+        programs["image"] = image_program(pretrained), images
+        programs["text"] = text_program(pretrained), tokens
+        scale = jnp.minimum(jnp.exp(pretrained.variables["params"]["logit_scale"]), 100.0)
+        description["context_length"] = config.text.context_length
+        description["logit_scale"] = float(scale)  # factor of the cosines
     directory.mkdir(parents=True, exist_ok=True)
     # Otherwise GPUs and TPUs would multiply float32 matrices with fewer digits.
     with jax.default_matmul_precision("highest"):
         for name, (program, argument) in programs.items():
             exported = jax.export.export(jax.jit(program), platforms=platforms)(argument)
             (directory / f"{name}.stablehlo").write_bytes(exported.serialize())
-    scale = jnp.minimum(jnp.exp(pretrained.variables["params"]["logit_scale"]), 100.0)
-    description = {
-        "platforms": list(platforms),
-        "image_size": side,
-        "context_length": config.text.context_length,
-        "logit_scale": float(scale),  # factor of the cosines
-    }
     write_json(directory / "config.json", {**description, **describe(pretrained, directory)})
 
 
 def _in_float32(pretrained: Pretrained) -> tuple[Any, Any]:
     config = config_from_dict(config_to_dict(pretrained.model_config))
     config.dtype = "float32"
-    return build_model(config), jax.tree.map(jnp.asarray, pretrained.variables)
+    model = pretrained._replace(model_config=config).build_model()
+    return model, jax.tree.map(jnp.asarray, pretrained.variables)

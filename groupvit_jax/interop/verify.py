@@ -65,6 +65,7 @@ def our_outputs(
       images: normalised.
       tokens: token ids.
     """
+    pretrained.check_two_towers("the comparison")
     model = build_model(pretrained.model_config)
     return jax.tree.map(np.asarray, _run(model, pretrained.variables, images, tokens))
 

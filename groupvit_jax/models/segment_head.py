@@ -68,8 +68,8 @@ def build_segmentation_model(model_config: ConfigDict, num_classes: int) -> Segm
     """
     if not 1 <= num_classes <= 255:
         raise ValueError(
-            f"config.segmentation.num_classes: {num_classes} found, expected 1 to 255: those that "
-            "the masks have, the background included"
+            f"config.segmentation.class_names: {num_classes} names found, expected 1 to 255: those "
+            "of the masks' values from 0 on, the background included"
         )
     if not model_config.image.num_output_groups:
         raise ValueError(

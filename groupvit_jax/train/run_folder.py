@@ -25,7 +25,7 @@ CHECKPOINTS = "checkpoints"
 REPEAT_FILE = "REPEAT.txt"
 STARTS_FILE = "starts.jsonl"
 # A run can't go on with the parameters of another model. (Another vocabulary is found by content.)
-FIXED_FIELDS = ("model.", "data.tokenizer.name", "task", "segmentation.num_classes")
+FIXED_FIELDS = ("model.", "data.tokenizer.name", "task", "segmentation.class_names")
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
 
 

@@ -42,7 +42,7 @@ TASKS = {
     ),
     "segmentation": Task(
         build_model=lambda config: build_segmentation_model(
-            config.model, config.segmentation.num_classes
+            config.model, len(config.segmentation.class_names)
         ),
         make_examples=lambda config, tokenizer: make_masked_examples(config),
         batch_shapes=state.masked_batch_shapes,

@@ -14,6 +14,7 @@ from groupvit_jax.data.masked_examples import (
 from groupvit_jax.data.masks import MaskedImage
 from tests.data.benchmarks import miniatures
 
+NAMES = ("background", "red panda", "sky")
 PLAIN = dict(min_scale=0.5, max_scale=2.0, flip=0.5, jitter=0.0)
 
 
@@ -33,7 +34,7 @@ def transformed(sample, seed=0, size=32, **settings):
 def config_of(tmp_path, **source):
     config = tiny.get_config()
     config.task = "segmentation"
-    config.segmentation.num_classes = 3
+    config.segmentation.class_names = NAMES
     miniatures.folder(tmp_path)
     source = dict(kind="benchmark", split="val", data_dir=str(tmp_path)) | source
     config.data.sources = dict(folder=source)
@@ -104,10 +105,10 @@ def test_a_mask_that_cannot_be_read_is_replaced(tmp_path):
 def test_scenes_are_read_with_their_masks(tmp_path):
     scenes.build(str(tmp_path), scenes.SceneConfig(name="t", size=32, num_train=4, num_eval=1))
     fields = dict(kind="tfds", data_dir=str(tmp_path / "scenes/t/1.0.0"))
-    source = open_masked_source("scenes", fields, len(scenes.CLASS_NAMES))
+    source = open_masked_source("scenes", fields, scenes.CLASS_NAMES)
     assert len(source) == 4
     with pytest.raises(ValueError, match=r"values \[\d+.* found in the mask, expected one of 3"):
-        [open_masked_source("scenes", fields, 2)[i] for i in range(4)]
+        [open_masked_source("scenes", fields, NAMES[:2])[i] for i in range(4)]
 
 
 @pytest.mark.parametrize(
@@ -125,8 +126,16 @@ def test_wrong_source_is_named(tmp_path, fields, message):
         make_masked_examples(config_of(tmp_path, **fields))
 
 
-def test_number_of_classes_is_compared_with_the_sets(tmp_path):
+@pytest.mark.parametrize(
+    ("names", "message"),
+    [
+        (NAMES[:2], "number 2 'sky', but .*class_names has 2, number 2 missing"),
+        ((*NAMES, "sea"), "number 3 missing, but .*class_names has 4, number 3 'sea'"),
+        (NAMES[1:] + NAMES[:1], "number 0 'background', but .*has 3, number 0 'red panda'"),
+    ],
+)
+def test_classes_are_compared_with_the_sets(tmp_path, names, message):
     config = config_of(tmp_path)
-    config.segmentation.num_classes = 2
-    with pytest.raises(ValueError, match=r"num_classes: 2 found, but .*folder has 3"):
+    config.segmentation.class_names = names
+    with pytest.raises(ValueError, match=rf"sources.folder: 3 classes found, {message}"):
         make_masked_examples(config)

@@ -77,9 +77,9 @@ def slow_labels(model, variables, image):
 
 @pytest.mark.parametrize(("num_devices", "windows"), [(1, 3), (8, 8)])
 def test_pixels_take_the_likeliest_class_of_the_mixture(model, variables, num_devices, windows):
-    tower = HeadTower(model, make_mesh(num_devices))
+    tower = HeadTower(model, NAMES, make_mesh(num_devices))
     photos = Photos(SIZES)
-    evaluator = HeadSegmentation(tower, photos, NAMES, PROTOCOL, windows_at_once=windows)
+    evaluator = HeadSegmentation(tower, photos, PROTOCOL, windows_at_once=windows)
     expected = np.zeros((8, 8), int)
     for image, mask in photos:
         labels = slow_labels(model, variables, image)
@@ -93,8 +93,9 @@ def test_pixels_take_the_likeliest_class_of_the_mixture(model, variables, num_de
     assert (example.prediction == slow_labels(model, variables, photos[0].image)).mean() > 0.99
 
 
-def make(model, **entry):
+def make(model, names=NAMES, **entry):
     config = tiny.get_config()
+    config.segmentation.class_names = tuple(names)
     config.evaluators.x = entry
     return make_evaluators(config, model, ClipTokenizer(32), make_mesh(1))
 
@@ -102,19 +103,30 @@ def make(model, **entry):
 def test_a_benchmark_is_evaluated_with_its_background(variables, tmp_path):
     miniatures.folder(tmp_path)
     model = build_segmentation_model(tiny.get_config().model, 3)
-    entry = dict(kind="segment_head", benchmark="folder", data_dir=str(tmp_path), every_steps=2)
-    ((evaluator, every_steps),) = make(model, **entry)
+    entry = dict(kind="benchmark", benchmark="folder", data_dir=str(tmp_path), every_steps=2)
+    names = ("background", "red panda", "sky")
+    ((evaluator, every_steps),) = make(model, names, **entry)
     assert every_steps == 2
-    assert evaluator.all_names == ("background", "red panda", "sky")
+    assert evaluator.all_names == names
+    assert evaluator.has_background
     assert (evaluator.protocol.window, evaluator.protocol.stride) == (32, 16)
 
 
 @pytest.mark.parametrize(
     ("entry", "message"),
     [
-        (dict(kind="segmentation"), r"x\.kind: 'segmentation' found, expected one of \['segment_"),
-        (dict(kind="segment_head", benchmark="folder"), r"3 classes found, but the head has 8"),
-        (dict(kind="segment_head", benchmark="image_folder"), r"expected one with masks"),
+        (
+            dict(kind="retrieval"),
+            r"x\.kind: 'retrieval' found, expected one of \['benchmark', 'seg",
+        ),
+        (
+            dict(kind="benchmark", benchmark="folder"),
+            r"x: folder: 3 classes found, number 0 'background', but the segment head has 8, nu",
+        ),
+        (dict(kind="benchmark", benchmark="image_folder"), r"a set without masks found"),
+        (dict(kind="benchmark", benchmark="folder", protocol="tcl"), r"protocol='tcl': no meaning"),
+        (dict(kind="benchmark", benchmark="folder", num_kept=3), r"num_kept=3: no meaning for a s"),
+        (dict(kind="benchmark", benchmark="folder", window=0), r"x: window=0: expected at least"),
     ],
 )
 def test_wrong_entry_is_named(model, tmp_path, entry, message):

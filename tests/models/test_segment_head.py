@@ -44,7 +44,7 @@ def test_the_tower_has_the_names_and_shapes_of_the_two_towers(made):
 
 @pytest.mark.parametrize("num_classes", [0, 256])
 def test_number_of_classes_is_checked(num_classes):
-    with pytest.raises(ValueError, match=rf"segmentation.num_classes: {num_classes} found"):
+    with pytest.raises(ValueError, match=rf"class_names: {num_classes} names found"):
         build_segmentation_model(tiny.get_config().model, num_classes)
 
 

@@ -3,6 +3,7 @@
 import importlib
 import pkgutil
 
+from groupvit_jax.data.benchmarks.files import class_names
 from groupvit_jax.data.benchmarks.registry import (
     ClassificationSet,
     ProbeSet,
@@ -20,4 +21,4 @@ for _module in pkgutil.iter_modules(__path__):
 NAMES = names()
 
 __all__ = ["NAMES", "ClassificationSet", "ProbeSet", "RetrievalSet", "SegmentationSet"]
-__all__ += ["names", "open_benchmark", "register"]
+__all__ += ["class_names", "names", "open_benchmark", "register"]

@@ -4,8 +4,9 @@ A module of this package adds a set by decorating the function that opens it wit
 """
 
 import dataclasses
+import itertools
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from groupvit_jax.data.labelled import LabelledSource
@@ -32,6 +33,21 @@ class SegmentationSet:
     def all_names(self) -> tuple[str, ...]:
         """The names of the masks' values from 0 on."""
         return (*(["background"] if self.has_background else []), *self.class_names)
+
+    def check_names(self, names: Sequence[str], whose: str) -> None:
+        """Raises ValueError that shows the first difference, unless `names` are `all_names`."""
+        pairs = enumerate(itertools.zip_longest(self.all_names, names))
+        different = next((found for found in pairs if found[1][0] != found[1][1]), None)
+        if different:
+            i, (here, there) = different
+            raise ValueError(
+                f"{len(self.all_names)} classes found, number {i} {_quoted(here)}, but {whose} has "
+                f"{len(names)}, number {i} {_quoted(there)}"
+            )
+
+
+def _quoted(name: str | None) -> str:
+    return "missing" if name is None else repr(name)
 
 
 @dataclasses.dataclass(frozen=True)
