@@ -99,8 +99,9 @@ def read_bert(directory: Path, model_config: ConfigDict) -> tuple[FlatVariables,
     """Reads the text tower of a model from a Hugging Face directory.
 
     Args:
-      directory: holds `config.json` and `model.safetensors` (or `pytorch_model.bin`) of
-        `BertModel`, or of a BERT with heads, which are not used.
+      directory: holds `config.json` and `model.safetensors` (in one file or in parts with
+        `model.safetensors.index.json`, or `pytorch_model.bin`) of `BertModel`, or of a BERT with
+        heads, which are not used.
       model_config: of the model, whose text tower has the BERT's sizes; its positions are the first
         of the BERT's.
 

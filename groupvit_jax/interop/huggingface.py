@@ -3,6 +3,7 @@
 Names and configuration fields are those of `transformers.GroupViTModel`.
 """
 
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -31,6 +32,7 @@ from groupvit_jax.interop.pretrained import (
 from groupvit_jax.interop.tensor_file import (
     read_json,
     read_safetensors,
+    read_sharded_safetensors,
     write_json,
     write_safetensors,
 )
@@ -75,8 +77,16 @@ def names(name: str) -> tuple[str, ...]:
     return tuple(foreign.replace(".qkv.", f".{part}_proj.") for part in "qkv")
 
 
+# What tensors may lie in; the first that is there.
+_READERS: dict[str, Callable[[Path], dict[str, np.ndarray]]] = {
+    "model.safetensors": read_safetensors,
+    "model.safetensors.index.json": read_sharded_safetensors,
+    "pytorch_model.bin": lambda path: read_torch_file(path)[0],
+}
+
+
 def read_huggingface(directory: Path) -> Pretrained:
-    """Reads a directory of `GroupViTModel`, from safetensors or `pytorch_model.bin`.
+    """Reads a directory of `GroupViTModel`, from safetensors (also in parts) or PyTorch's file.
 
     Raises:
       FileNotFoundError: if a file is missing.
@@ -97,18 +107,16 @@ def read_huggingface(directory: Path) -> Pretrained:
 
 
 def read_tensors(directory: Path) -> tuple[Path, dict[str, np.ndarray]]:
-    """Reads every tensor of a directory; returns the file that held them, too.
+    """Reads every tensor of a directory; returns the file that held or placed them, too.
 
     Raises:
       FileNotFoundError: if there is no file of tensors.
       ValueError: if it is damaged.
     """
-    path, older = directory / "model.safetensors", directory / "pytorch_model.bin"
-    if path.exists():
-        return path, read_safetensors(path)
-    if older.exists():
-        return older, read_torch_file(older)[0]
-    raise FileNotFoundError(f"{directory}: neither {path.name} nor {older.name}")
+    for file, read in _READERS.items():
+        if (directory / file).exists():
+            return directory / file, read(directory / file)
+    raise FileNotFoundError(f"{directory}: none of {', '.join(_READERS)}")
 
 
 def write_huggingface(directory: Path, pretrained: Pretrained) -> None:

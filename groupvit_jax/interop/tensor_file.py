@@ -1,6 +1,8 @@
 """JSON and safetensors files, with errors that name the file and the tensor."""
 
+import collections
 import json
+import re
 import struct
 from collections.abc import Mapping
 from pathlib import Path
@@ -48,6 +50,46 @@ def read_safetensors(path: Path) -> dict[str, np.ndarray]:
             return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     except SafetensorError as error:
         raise ValueError(f"{path}: {_first_wrong(path) or error}") from error
+
+
+def read_sharded_safetensors(index: Path) -> dict[str, np.ndarray]:
+    """Reads the tensors that Hugging Face's `model.safetensors.index.json` places in files.
+
+    Args:
+      index: its `weight_map` has the name of a file beside it for each tensor.
+
+    Raises:
+      FileNotFoundError: if a file is missing.
+      ValueError: if a file's name is a path, a file is damaged, or a tensor isn't where it should.
+    """
+    weight_map = read_json(index).get("weight_map")
+    if not isinstance(weight_map, dict) or not weight_map:
+        raise ValueError(f"{index}: no 'weight_map', expected the file of each tensor")
+    names = collections.defaultdict(list)
+    for name, file in weight_map.items():
+        # Another folder, even below, is none of this checkpoint's.
+        if not isinstance(file, str) or not re.fullmatch(r"[\w.-]+\.safetensors", file):
+            raise ValueError(
+                f"{index}: {file!r} found for tensor {name!r}, expected the name of a .safetensors "
+                "file beside it"
+            )
+        names[file].append(name)
+    if missing := [file for file in names if not (index.parent / file).is_file()]:
+        raise FileNotFoundError(
+            f"{index.parent / missing[0]}: no such file, but {index.name} places "
+            f"{len(names[missing[0]])} tensors in it ({len(missing)} of {len(names)} files missing)"
+        )
+    tensors = {}
+    for file, placed in names.items():
+        found = read_safetensors(index.parent / file)
+        for name in placed:
+            if name not in found:
+                raise ValueError(
+                    f"{index.parent / file}: tensor {name!r} is missing, but {index.name} places "
+                    "it there"
+                )
+            tensors[name] = found[name]
+    return tensors
 
 
 def write_safetensors(

@@ -243,9 +243,61 @@ def test_a_missing_tensor_and_a_missing_file_are_named(directory):
         start(directory, config)
     (directory / "model.safetensors").unlink()
     with pytest.raises(
-        FileNotFoundError, match=r"neither model\.safetensors nor pytorch_model\.bin"
+        FileNotFoundError, match=r"bert: none of model\.safetensors, .*, pytorch_model\.bin"
     ):
         start(directory, config)
+
+
+@pytest.fixture
+def sharded(directory, tmp_path):
+    """The same BERT as transformers writes it in parts."""
+    folder = tmp_path / "sharded"
+    model = transformers.BertModel.from_pretrained(directory)
+    model.save_pretrained(folder, max_shard_size="200KB")
+    assert len(list(folder.glob("*.safetensors"))) > 2
+    assert not (folder / "model.safetensors").exists()
+    return folder
+
+
+def test_a_bert_in_several_files_is_the_same(directory, sharded):
+    (expected, _, _), _ = start(directory, config_of(directory))
+    (found, _, report), _ = start(sharded, config_of(sharded))
+    jax.tree.map(np.testing.assert_array_equal, found, expected)
+    assert report.unused == ("pooler.dense.bias", "pooler.dense.weight")
+
+
+def test_a_missing_part_and_a_misplaced_tensor_are_named(sharded):
+    from safetensors.numpy import load_file, save_file
+
+    config = config_of(sharded)
+    part = sorted(sharded.glob("*.safetensors"))[1]
+    tensors = load_file(part)
+    name, array = tensors.popitem()
+    save_file(tensors or {"other": array}, part)
+    with pytest.raises(ValueError, match=rf"{part.name}: tensor '{name}' is missing, but model.s"):
+        start(sharded, config)
+    part.unlink()
+    with pytest.raises(FileNotFoundError, match=rf"{part.name}: no such file, but .*places \d+ te"):
+        start(sharded, config)
+
+
+@pytest.mark.parametrize(
+    "name", ["../out.safetensors", "/tmp/out.safetensors", "below/out.safetensors", "a.bin", 3]
+)
+def test_parts_lie_beside_their_index(sharded, name):
+    config = config_of(sharded)
+    path = sharded / "model.safetensors.index.json"
+    index = json.loads(path.read_text())
+    index["weight_map"]["pooler.dense.bias"] = name
+    path.write_text(json.dumps(index))
+    with pytest.raises(ValueError, match=r"found for tensor 'pooler.dense.bias', expected the nam"):
+        start(sharded, config)
+
+
+def test_an_index_without_a_map_is_named(sharded):
+    (sharded / "model.safetensors.index.json").write_text("{}")
+    with pytest.raises(ValueError, match=r"index.json: no 'weight_map', expected the file of each"):
+        start(sharded, config_of(sharded))
 
 
 def test_a_checkpoint_with_the_other_tower_gives_all_but_the_text_tower(directory, tmp_path):

@@ -220,5 +220,5 @@ def test_a_truncated_weights_file_names_the_first_incomplete_tensor(directory):
 @pytest.mark.parametrize("name", ["config.json", "model.safetensors"])
 def test_a_missing_file_is_named(directory, name):
     (directory / name).unlink()
-    with pytest.raises(FileNotFoundError, match=r"config\.json: no|neither model\.safetensors"):
+    with pytest.raises(FileNotFoundError, match=r"config\.json: no|none of model\.safetensors"):
         read_huggingface(directory)

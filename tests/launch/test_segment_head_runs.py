@@ -22,6 +22,8 @@ from tests.data.benchmarks import miniatures
 from tests.data.images import photo
 from tests.interop import weights
 
+pytestmark = pytest.mark.slow
+
 NAMES = ("background", "red panda", "sky")
 GREYS = np.array([40, 120, 200], np.uint8)
 
@@ -53,9 +55,9 @@ def run_config(data):
     )
     config.data.sources = dict(folder=dict(kind="benchmark", split="val", data_dir=str(data)))
     config.evaluators.folder = dict(kind="benchmark", data_dir=str(data))
-    config.optimizer.update(learning_rate=4e-3, warmup_steps=5)
-    config.train.num_steps = 60
-    config.checkpoint.every_steps = 60
+    config.optimizer.update(learning_rate=1e-2, warmup_steps=3)
+    config.train.update(num_steps=24, batch_size=8)
+    config.checkpoint.every_steps = 24
     config.tensorboard = False
     return config
 
@@ -80,9 +82,9 @@ def trained(data, tmp_path_factory):
     )
     last = json.loads((folder / "run/metrics.jsonl").read_text().splitlines()[-1])
     (folder / "alone").mkdir()
-    shutil.move(folder / "run/checkpoints/60", folder / "alone/60")
+    shutil.move(folder / "run/checkpoints/24", folder / "alone/24")
     shutil.rmtree(folder / "run")
-    return folder / "alone/60", last
+    return folder / "alone/24", last
 
 
 @pytest.fixture(scope="module")
