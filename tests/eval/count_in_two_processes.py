@@ -11,7 +11,7 @@ from configs import tiny
 from groupvit_jax.models import build_model
 from tests.eval.conftest import random_variables
 from tests.eval.photos import with_highest_scale
-from tests.eval.test_segmentation_evaluator import evaluate, other_metrics
+from tests.eval.test_segmentation_evaluator import evaluate, other_results
 
 if __name__ == "__main__":
     coordinator, rank, folder = sys.argv[1:]
@@ -20,5 +20,5 @@ if __name__ == "__main__":
     variables = with_highest_scale(random_variables(model))
     folder = Path(folder)
     np.save(folder / f"{rank}.npy", evaluate(model, variables, 4).confusion(variables))
-    metrics = other_metrics(model, variables, 4, folder)
-    (folder / f"{rank}.json").write_text(json.dumps(metrics))
+    results = other_results(model, variables, 4, folder)
+    (folder / f"{rank}.json").write_text(json.dumps(results))

@@ -13,6 +13,7 @@ from groupvit_jax.data.text import ClipTokenizer
 from groupvit_jax.eval import metrics, segmentation_evaluator
 from groupvit_jax.eval.encoding import Encoder
 from groupvit_jax.eval.inference import WindowEncoder
+from groupvit_jax.eval.probe import LinearProbe, NearestNeighbours
 from groupvit_jax.eval.protocol import Protocol
 from groupvit_jax.eval.segment_images import ImageSegmenter
 from groupvit_jax.eval.segmentation_evaluator import Segmentation
@@ -82,23 +83,37 @@ def test_sums_over_processes_are_exact_beyond_int32():
     np.testing.assert_array_equal(parallel.sum_over_processes(counts), counts)
 
 
-def other_metrics(model, variables, num_devices, folder):
-    """Of classification and retrieval on the images that lie in the folder."""
+def other_results(model, variables, num_devices, folder):
+    """Of classification, retrieval and probes on the images that lie in the folder."""
     encoder = Encoder(model, ClipTokenizer(32), make_mesh(num_devices))
-    images, options = ImageFolder(folder / "images"), dict(batch_size=4, resize=32, crop=32)
-    classification = Classification(encoder, images, images.class_names, **options)
-    return [classification(variables), Retrieval(encoder, images, **options)(variables)]
+    options = dict(batch_size=4, resize=32, crop=32)
+    images, others = ImageFolder(folder / "images"), ImageFolder(folder / "others")
+    probes = [
+        NearestNeighbours(encoder, images, others, 3, k=4, **options),
+        # Its collectives wait for whichever process is scheduled last.
+        LinearProbe(encoder, images, others, 3, strengths=(1.0,), max_iterations=20, **options),
+    ]
+    train, test = (probes[0]._embed(variables, source) for source in (images, others))
+    return {
+        "classification": Classification(encoder, images, images.class_names, **options)(variables),
+        "retrieval": Retrieval(encoder, images, **options)(variables),
+        "embedded": test.features.tolist(),
+        "ranks": [probe.ranks(train, test).tolist() for probe in probes],
+    }
 
 
 @pytest.mark.slow
 def test_two_processes_count_what_one_counts(model, variables, expected, tmp_path):
     """Each holds two devices and works on some images; both get the results of all."""
-    for index, (image, _) in enumerate(Photos([(32, 32)] * 7)):
-        path = tmp_path / "images" / NAMES[index % 3] / f"{index}.png"
+    for index, (image, _) in enumerate(Photos([(32, 32)] * 18)):
+        folder = "images" if index < 7 else "others"
+        path = tmp_path / folder / NAMES[index % 3] / f"{index}.png"
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(png(image))
-    others = other_metrics(model, variables, 1, tmp_path)
-    assert others[0]["images"] == 7
+    one = other_results(model, variables, 1, tmp_path)
+    embedded = one.pop("embedded")
+    assert one["classification"]["images"] == 7
+    assert list(map(len, one["ranks"])) == [11, 11]
     with socket.socket() as free:
         free.bind(("localhost", 0))
         address = f"localhost:{free.getsockname()[1]}"
@@ -110,4 +125,6 @@ def test_two_processes_count_what_one_counts(model, variables, expected, tmp_pat
     assert [process.wait(timeout=300) for process in processes] == [0, 0]
     for rank in (0, 1):
         np.testing.assert_array_equal(np.load(tmp_path / f"{rank}.npy"), expected)
-        assert json.loads((tmp_path / f"{rank}.json").read_text()) == others
+        found = json.loads((tmp_path / f"{rank}.json").read_text())
+        np.testing.assert_allclose(found.pop("embedded"), embedded, atol=1e-5)
+        assert found == one

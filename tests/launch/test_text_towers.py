@@ -102,6 +102,10 @@ def run(config, workdir):
     )
 
 
+def read_lines(path):
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
 @pytest.fixture(scope="module", params=TOWERS)
 def trained(request, tmp_path_factory):
     """The tower's name, and the last step of a run of 4 steps, stopped after 2, alone in a folder.
@@ -119,7 +123,8 @@ def trained(request, tmp_path_factory):
         kind="retrieval", every_steps=4, source=dict(config.data.sources.pairs)
     )
     assert run(config, made / "run").step == 4
-    lines = [json.loads(line) for line in (made / "run/metrics.jsonl").read_text().splitlines()]
+    assert [start["step"] for start in read_lines(made / "run/starts.jsonl")] == [0, 2]
+    lines = read_lines(made / "run/metrics.jsonl")
     metrics = {name: value for line in lines for name, value in line.items()}
     assert np.isfinite(metrics["loss"])
     assert 0 <= metrics["pairs/image_to_text_r1"] <= 1
