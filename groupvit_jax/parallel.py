@@ -12,9 +12,12 @@ from jax.experimental import mesh_utils
 from jax.experimental.multihost_utils import process_allgather
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from ml_collections import ConfigDict
+from orbax.checkpoint import multihost
 
 from groupvit_jax.typing import Int, PyTree
 
+# How long a process may compile or evaluate alone while others wait for it.
+WAITING_MILLISECONDS = 3_600_000
 AXES = ("data", "fsdp", "tensor")
 BATCH_AXES = ("data", "fsdp")
 # (regex, spec): the spec holds, per dimension, an axis, several axes or None.
@@ -168,10 +171,20 @@ def local_copies(mesh: Mesh, tree: PyTree) -> PyTree:
     return jax.tree.map(keep_own, copies)
 
 
+def wait_for_processes(key: str) -> None:
+    """Waits until all processes are here, for which collectives would wait half a minute only.
+
+    Args:
+      key: what they wait for, the same on all.
+    """
+    multihost.get_barrier_sync_fn()(key=key, timeout_ms=WAITING_MILLISECONDS)
+
+
 def sum_over_processes(counts: Int[np.ndarray, "*shape"]) -> Int[np.ndarray, "*shape"]:
     """Returns the sum of all processes' int64 counts; all processes call this together."""
     if jax.process_count() == 1:
         return counts
+    wait_for_processes("counted")
     # JAX has no int64 by default: halves of 30 bits are sent, and joined after.
     halves = np.stack([counts >> 30, counts & (2**30 - 1)]).astype(np.int32)
     high, low = np.asarray(process_allgather(halves), np.int64).sum(axis=0)

@@ -12,7 +12,6 @@ from typing import Any
 import jax
 import numpy as np
 from ml_collections import ConfigDict
-from orbax.checkpoint import multihost
 
 from groupvit_jax import parallel
 from groupvit_jax.data.pipeline import BrokenSampleMonitor, TrainLoader
@@ -31,8 +30,6 @@ logger = logging.getLogger(__name__)
 
 # Steps given to the devices but not done: enough to hide the host's work, few batches in memory.
 STEPS_IN_FLIGHT = 2
-# How long a process may compile while others wait for it.
-COMPILING_MILLISECONDS = 3_600_000
 
 MakeEvaluators = Callable[[setup.Parts], Sequence[tuple[hooks_lib.Evaluator, int]]]
 ShowProgress = Callable[[int, int, str], None]
@@ -218,7 +215,7 @@ def _compile_together(train_step: Any) -> TrainStep:
     ) -> tuple[TrainState, Mapping[str, Array]]:
         if not compiled:
             compiled.append(train_step.lower(state, batch).compile())
-            multihost.get_barrier_sync_fn()(key="compiled", timeout_ms=COMPILING_MILLISECONDS)
+            parallel.wait_for_processes("compiled")
         return compiled[0](state, batch)
 
     return step
