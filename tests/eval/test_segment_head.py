@@ -6,7 +6,7 @@ import pytest
 from configs import tiny
 from groupvit_jax.data.device_ops import normalize
 from groupvit_jax.data.text import ClipTokenizer
-from groupvit_jax.eval.evaluators import make_evaluators
+from groupvit_jax.eval.evaluators import benchmark_evaluator, make_evaluators
 from groupvit_jax.eval.protocol import Protocol
 from groupvit_jax.eval.segment_head import HeadSegmentation, HeadTower
 from groupvit_jax.models.segment_head import build_segmentation_model
@@ -110,6 +110,14 @@ def test_a_benchmark_is_evaluated_with_its_background(variables, tmp_path):
     assert evaluator.all_names == names
     assert evaluator.has_background
     assert (evaluator.protocol.window, evaluator.protocol.stride) == (32, 16)
+
+
+def test_a_probe_measures_the_tower(model, variables, tmp_path):
+    miniatures.image_folder_splits(tmp_path)
+    tower = HeadTower(model, NAMES, make_mesh(1))
+    found = benchmark_evaluator(tower, "image_folder_knn", str(tmp_path), batch_size=2)(variables)
+    assert found["images"] > 0
+    assert 0 <= found["top1"] <= found["top5"] <= 1
 
 
 @pytest.mark.parametrize(
