@@ -9,7 +9,7 @@ LAYERS = [
     {"typing"},
     {"models", "losses", "data", "parallel", "optim"},
     {"train", "eval", "interop"},
-    {"segmenter", "plan", "compare"},
+    {"segmenter", "plan", "sweep", "compare"},
 ]
 FILES = sorted(Path("groupvit_jax").rglob("*.py"))
 
