@@ -59,7 +59,7 @@ def test_samples_have_their_distributions():
 
 
 @pytest.mark.parametrize(
-    "wrong", [lambda: log_uniform(0, 1), lambda: uniform(2, 1), lambda: choice([])]
+    "wrong", [lambda: log_uniform(0.0, 1.0), lambda: uniform(2.0, 1.0), lambda: choice([])]
 )
 def test_distributions_without_a_range_are_refused(wrong):
     with pytest.raises(ValueError, match=r"found, expected"):

@@ -1,0 +1,163 @@
+"""Runs trials on this machine, some at a time."""
+
+import collections
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+from groupvit_jax.sweep import folder as folder_lib
+from groupvit_jax.sweep import trial_process
+from groupvit_jax.sweep.folder import Record, Sweep, Trial
+from groupvit_jax.sweep.trial_process import TrialProcess
+
+POLL_SECONDS = 0.2
+
+Environment = Mapping[str, str]
+
+
+def divide(platform: str, count: int, jobs: int, visible: str = "") -> list[Environment]:
+    """Returns for each job the variables that show it its share of the accelerators.
+
+    Args:
+      platform: JAX's name of it; processors are shared by all jobs.
+      count: accelerators of this machine.
+      jobs: trials at a time.
+      visible: their names, where CUDA_VISIBLE_DEVICES gives them.
+
+    Raises:
+      ValueError: they can't be divided.
+    """
+    if platform == "cpu":
+        return [{} for _ in range(jobs)]
+    if count % jobs:
+        raise ValueError(f"--jobs={jobs}: {count} devices found, expected a divisor of that")
+    share = count // jobs
+    names = visible.split(",") if visible else [str(i) for i in range(count)]
+    parts = [",".join(names[i * share : (i + 1) * share]) for i in range(jobs)]
+    if platform == "tpu":
+        return [_tpu(part, share, jobs) for part in parts]
+    return [{"CUDA_VISIBLE_DEVICES": part} for part in parts]
+
+
+def _tpu(chips: str, share: int, jobs: int) -> Environment:
+    """The variables of libtpu for a process on a part of the chips of a machine."""
+    bounds = {1: "1,1,1", 2: "1,2,1", 4: "2,2,1", 8: "2,4,1"}
+    if jobs == 1:
+        return {}
+    return {
+        "TPU_VISIBLE_DEVICES": chips,
+        "TPU_CHIPS_PER_PROCESS_BOUNDS": bounds[share],
+        "TPU_PROCESS_BOUNDS": "1,1,1",
+    }
+
+
+class LocalRunner:
+    """Runs the trials that are not finished; `stop` may be called from a signal handler."""
+
+    def __init__(
+        self,
+        sweep: Sweep,
+        root: Path,
+        slots: Sequence[Environment],
+        *,
+        retry: int,
+        say: Callable[[str], None],
+    ) -> None:
+        """Finds out which trials are to be run.
+
+        Args:
+          sweep: the sweep.
+          root: its folder.
+          slots: for each trial at a time, the variables that it gets.
+          retry: how often a trial that failed is tried again.
+          say: shows a line.
+        """
+        self._sweep, self._root, self._retry, self._say = sweep, root, retry, say
+        self._free = list(slots)
+        self._running: dict[TrialProcess, Environment] = {}
+        self._in_use: set[int] = set()
+        self._stops = self._stops_done = 0
+        self._waiting = collections.deque(filter(self._is_due, sweep.trials))
+
+    def run(self, update: Callable[[], None] = lambda: None) -> None:
+        """Returns when no trial is left to run, or after `stop` when all have saved their state.
+
+        Args:
+          update: called several times a second.
+        """
+        while self._running or (self._waiting and not self._stops):
+            self._collect()
+            self._pass_on_stops()
+            if not self._stops:
+                self._fill()
+            update()
+            time.sleep(POLL_SECONDS)
+
+    def stop(self) -> None:
+        """Lets the trials save their state and end; the second time it ends them at once."""
+        self._stops += 1
+
+    @property
+    def was_stopped(self) -> bool:
+        """Whether `stop` was called."""
+        return self._stops > 0
+
+    def _is_due(self, trial: Trial) -> bool:
+        workdir = self._root / trial.folder
+        record = folder_lib.read_record(workdir)
+        if record.state != "failed":
+            return record.state != "finished"
+        is_due = record.failures <= self._retry
+        what = "is tried again" if is_due else f"not tried again with --retry={self._retry}"
+        self._say_failed(workdir, record, what)
+        return is_due
+
+    def _fill(self) -> None:
+        for _ in range(len(self._waiting)):
+            if not self._free:
+                return
+            trial = self._waiting.popleft()
+            process = trial_process.start(
+                self._sweep, trial, self._root, environment=self._free[-1]
+            )
+            if process is None:
+                self._put_back(trial)
+                continue
+            self._running[process] = self._free.pop()
+            self._say(f"{trial.folder}: started")
+
+    def _put_back(self, trial: Trial) -> None:
+        """Waits for a trial whose folder another process uses; one that it has ended is done."""
+        if folder_lib.read_record(self._root / trial.folder).state == "finished":
+            return
+        if trial.id not in self._in_use:
+            self._say(f"{trial.folder}: waiting for another process that still works in the folder")
+            self._in_use.add(trial.id)
+        self._waiting.append(trial)
+
+    def _pass_on_stops(self) -> None:
+        for _ in range(self._stops - self._stops_done):
+            self._stops_done += 1
+            for process in self._running:
+                process.stop() if self._stops_done == 1 else process.kill()
+
+    def _collect(self) -> None:
+        for process in [process for process in self._running if process.poll() is not None]:
+            self._free.append(self._running.pop(process))
+            record = process.record_end(was_asked=self.was_stopped)
+            if record.state != "failed":
+                self._say(f"{process.trial.folder}: {_END[record.state]}")
+                continue
+            again = record.failures <= self._retry and not self.was_stopped
+            self._say_failed(process.workdir, record, "is tried again" if again else "")
+            if again:
+                self._waiting.append(process.trial)
+
+    def _say_failed(self, workdir: Path, record: Record, more: str) -> None:
+        what = f"failed with exit status {record.exit_status}, {record.failures} times so far"
+        self._say(f"{workdir.name}: {what}{'; ' if more else ''}{more}")
+        for line in folder_lib.log_tail(workdir):
+            self._say(f"    {line}")
+
+
+_END = {"finished": "finished", "pending": "stopped, its state is saved"}

@@ -1,0 +1,94 @@
+"""A sweep as a table: what differs between its trials, and how far each one is."""
+
+import functools
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+from rich import box
+from rich.table import Table
+
+from groupvit_jax.sweep.folder import Sweep, read_record, short_names
+from groupvit_jax.train.writers import METRICS_FILE, read_metrics
+
+Row = dict[str, Any]
+
+
+def rows(sweep: Sweep, root: Path) -> list[Row]:
+    """Returns one mapping for each trial, all with the same names.
+
+    They are "trial", the settings that differ between trials by their short names, "state", "step"
+    and "loss" of the last line of metrics, and the sweep's metric at its best. What there is not
+    is None, as is a setting that a trial leaves as the base configuration has it.
+
+    Args:
+      sweep: the sweep.
+      root: its folder.
+    """
+    fields = differing(trial.overrides for trial in sweep.trials)
+    names = short_names(fields)
+    found = []
+    for trial in sweep.trials:
+        workdir = root / trial.folder
+        metrics = _metrics(workdir / METRICS_FILE)
+        row = {"trial": trial.id} | {names[f]: trial.overrides.get(f) for f in fields}
+        row["state"] = read_record(workdir).state
+        row["step"] = metrics[-1]["step"] if metrics else None
+        row["loss"] = metrics[-1].get("loss") if metrics else None
+        if sweep.metric:
+            row[sweep.metric] = best([line.get(sweep.metric) for line in metrics], sweep.mode)
+        found.append(row)
+    return found
+
+
+def differing(settings: Iterable[dict[str, Any]]) -> list[str]:
+    """Returns the fields that not all have, or not with the same value, in order of appearance."""
+    every = list(settings)
+    fields = list(dict.fromkeys(field for overrides in every for field in overrides))
+    return [
+        field
+        for field in fields
+        if any(
+            field not in overrides or overrides[field] != every[0].get(field) for overrides in every
+        )
+    ]
+
+
+def best(values: Sequence[float | None], mode: str) -> float | None:
+    """Returns the largest value (mode "max") or the smallest ("min"); None without one."""
+    known = [value for value in values if value is not None]
+    return (max if mode == "max" else min)(known) if known else None
+
+
+def render(found: Sequence[Row], title: str = "") -> Table:
+    """Returns the rows as rich shows them."""
+    table = Table(title=title or None, box=box.SIMPLE_HEAD, pad_edge=False)
+    for name in found[0] if found else ():
+        is_number = all(isinstance(row[name], int | float | None) for row in found)
+        table.add_column(name, justify="right" if is_number else "left", overflow="fold")
+    for row in found:
+        table.add_row(*map(_cell, row.values()), style=_STYLES.get(row["state"]))
+    return table
+
+
+_STYLES = {"failed": "red", "finished": "green", "pending": "dim"}
+
+
+def _cell(value: Any) -> str:
+    if value is None:
+        return ""
+    return f"{value:.5g}" if isinstance(value, float) else str(value)
+
+
+def _metrics(path: Path) -> list[dict[str, Any]]:
+    if not path.exists():
+        return []
+    status = path.stat()
+    return _read(path, status.st_mtime_ns, status.st_size)
+
+
+@functools.lru_cache(maxsize=1024)
+def _read(path: Path, modified: int, size: int) -> list[dict[str, Any]]:
+    """Reads a file again only if it has changed."""
+    del modified, size
+    return read_metrics(path)

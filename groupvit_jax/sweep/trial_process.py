@@ -1,0 +1,171 @@
+"""Runs one trial: one process at a time in a folder, and a record of how each ended."""
+
+import contextlib
+import dataclasses
+import errno
+import fcntl
+import logging
+import os
+import shlex
+import signal
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from groupvit_jax.sweep import folder as folder_lib
+from groupvit_jax.sweep.folder import Record, Sweep, Trial
+
+logger = logging.getLogger(__name__)
+
+LOCK_FILE = ".lock"
+# What launch.train ends with when it has saved its state, and when another process was lost: the
+# same command goes on.
+STOPPED, LOST = 143, 75
+_NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
+# Becomes the trial, which then gets SIGTERM when the sweep's process dies, even by SIGKILL: it
+# saves its state and ends. Outside Linux it trains on; the lock makes a new start wait for it.
+_BECOME = """
+import ctypes, os, sys
+if sys.platform.startswith("linux"):
+    ctypes.CDLL(None).prctl(1, 15)  # PR_SET_PDEATHSIG, SIGTERM
+if os.getppid() != int(sys.argv[1]):
+    sys.exit(143)
+os.execv(sys.argv[2], sys.argv[2:])
+"""
+
+
+class TrialProcess:
+    """A trial that runs. It is made by `start` and ends with `record_end`."""
+
+    def __init__(
+        self, trial: Trial, workdir: Path, record: Record, process: subprocess.Popen, lock: int
+    ) -> None:
+        """Takes over the process and the descriptor that holds the lock."""
+        self.trial, self.workdir, self._record = trial, workdir, record
+        self._process, self._lock = process, lock
+
+    def poll(self) -> int | None:
+        """Returns the exit status once there is one."""
+        return self._process.poll()
+
+    def wait(self) -> int:
+        """Waits for the end and returns the exit status."""
+        return self._process.wait()
+
+    def stop(self) -> None:
+        """Asks the trial to save its state and end."""
+        self._process.send_signal(signal.SIGTERM)
+
+    def kill(self) -> None:
+        """Ends the trial without a last checkpoint."""
+        self._process.kill()
+
+    def record_end(self, was_asked: bool) -> Record:
+        """Records how the trial ended and lets others use its folder.
+
+        Args:
+          was_asked: whether it was to stop; then ending early is no failure.
+        """
+        code = self._process.returncode
+        goes_on = code == LOST or (
+            was_asked and code in (STOPPED, -signal.SIGTERM, -signal.SIGKILL)
+        )
+        failed = bool(code) and not goes_on
+        state: folder_lib.State = "failed" if failed else "pending" if goes_on else "finished"
+        record = dataclasses.replace(
+            self._record,
+            state=state,
+            exit_status=code,
+            failures=self._record.failures + failed,
+            ended=folder_lib.now(),
+        )
+        folder_lib.write_record(self.workdir, record)
+        os.close(self._lock)
+        return record
+
+
+def start(
+    sweep: Sweep,
+    trial: Trial,
+    root: Path,
+    *,
+    environment: Mapping[str, str] | None = None,
+    more: Sequence[str] = (),
+    wait: bool = False,
+) -> TrialProcess | None:
+    """Starts a trial, or goes on with it; None if it is finished or its folder is in use.
+
+    Args:
+      sweep: the sweep.
+      trial: one of its trials.
+      root: the sweep's folder.
+      environment: variables that the trial gets beside those of this process.
+      more: flags for this start only.
+      wait: for a process that still uses the folder, instead of returning None.
+    """
+    workdir = root / trial.folder
+    lock = _acquire(workdir / LOCK_FILE, wait)
+    if lock is None:
+        return None
+    record = folder_lib.read_record(workdir)  # another process may have written it until now
+    if record.state == "finished":
+        os.close(lock)
+        return None
+    command = folder_lib.command_of(sweep, trial, root, more)
+    record = dataclasses.replace(
+        record,
+        command=tuple(command),
+        state="running",
+        attempts=record.attempts + 1,
+        started=folder_lib.now(),
+        ended=None,
+    )
+    folder_lib.write_record(workdir, record)
+    process = _spawn(command, workdir, {**os.environ, **(environment or {})}, record, lock)
+    return TrialProcess(trial, workdir, record, process, lock)
+
+
+def is_in_use(workdir: Path) -> bool:
+    """Returns whether a process works in a trial's folder."""
+    lock = _acquire(workdir / LOCK_FILE, wait=False)
+    if lock is not None:
+        os.close(lock)
+    return lock is None
+
+
+def _spawn(
+    command: Sequence[str], workdir: Path, environment: Mapping[str, str], record: Record, lock: int
+) -> subprocess.Popen:
+    bootstrap = [sys.executable, "-I", "-S", "-c", _BECOME, str(os.getpid())]
+    with (workdir / folder_lib.LOG_FILE).open("a") as log:
+        log.write(f"--- attempt {record.attempts}, {record.started}: {shlex.join(command)}\n")
+        log.flush()
+        return subprocess.Popen(
+            [*bootstrap, *command],
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            env=dict(environment),
+            # Held as long as this process or the trial lives.
+            pass_fds=(lock,),
+            # Ctrl-C in a terminal reaches this process only, which then asks the trials to stop.
+            start_new_session=True,
+        )
+
+
+def _acquire(path: Path, wait: bool) -> int | None:
+    """Returns a descriptor that holds the lock, or None if another process holds it."""
+    lock = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+    with contextlib.ExitStack() as undo:
+        undo.callback(os.close, lock)
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+        except BlockingIOError:
+            return None
+        except OSError as error:
+            if error.errno not in _NO_LOCKS:
+                raise
+            logger.warning("%s: the file system has no locks: start this sweep only once", path)
+        undo.pop_all()
+    return lock
