@@ -47,6 +47,7 @@ def get_config() -> ConfigDict:
     config.profile_steps = (0, 0)  # trace from the first to the second step
     config.tensorboard = True  # event files, where TensorFlow is installed
     config.wandb_project = ""
+    config.wandb_group = ""  # of runs; launch.sweep sets it to the sweep's name
     # Name -> {kind: "retrieval" | "classification" | "segmentation", every_steps: int, ...}
     config.evaluators = ConfigDict()
     return config

@@ -34,21 +34,16 @@ def divide(platform: str, count: int, jobs: int, visible: str = "") -> list[Envi
     share = count // jobs
     names = visible.split(",") if visible else [str(i) for i in range(count)]
     parts = [",".join(names[i * share : (i + 1) * share]) for i in range(jobs)]
-    if platform == "tpu":
-        return [_tpu(part, share, jobs) for part in parts]
-    return [{"CUDA_VISIBLE_DEVICES": part} for part in parts]
+    if platform != "tpu":
+        return [{"CUDA_VISIBLE_DEVICES": part} for part in parts]
+    if share not in _TPU_BOUNDS:
+        raise ValueError(f"--jobs={jobs}: {share} TPU chips a job found, expected 1, 2, 4 or 8")
+    alone = {"TPU_CHIPS_PER_PROCESS_BOUNDS": _TPU_BOUNDS[share], "TPU_PROCESS_BOUNDS": "1,1,1"}
+    return [{} if jobs == 1 else {"TPU_VISIBLE_DEVICES": part, **alone} for part in parts]
 
 
-def _tpu(chips: str, share: int, jobs: int) -> Environment:
-    """The variables of libtpu for a process on a part of the chips of a machine."""
-    bounds = {1: "1,1,1", 2: "1,2,1", 4: "2,2,1", 8: "2,4,1"}
-    if jobs == 1:
-        return {}
-    return {
-        "TPU_VISIBLE_DEVICES": chips,
-        "TPU_CHIPS_PER_PROCESS_BOUNDS": bounds[share],
-        "TPU_PROCESS_BOUNDS": "1,1,1",
-    }
+# How libtpu wants the chips of a process to lie on a machine, by their number.
+_TPU_BOUNDS = {1: "1,1,1", 2: "1,2,1", 4: "2,2,1", 8: "2,4,1"}
 
 
 class LocalRunner:
@@ -62,6 +57,7 @@ class LocalRunner:
         *,
         retry: int,
         say: Callable[[str], None],
+        more: Sequence[str] = (),
     ) -> None:
         """Finds out which trials are to be run.
 
@@ -71,8 +67,10 @@ class LocalRunner:
           slots: for each trial at a time, the variables that it gets.
           retry: how often a trial that failed is tried again.
           say: shows a line.
+          more: flags that every trial gets in this start.
         """
         self._sweep, self._root, self._retry, self._say = sweep, root, retry, say
+        self._more = more
         self._free = list(slots)
         self._running: dict[TrialProcess, Environment] = {}
         self._in_use: set[int] = set()
@@ -118,7 +116,7 @@ class LocalRunner:
                 return
             trial = self._waiting.popleft()
             process = trial_process.start(
-                self._sweep, trial, self._root, environment=self._free[-1]
+                self._sweep, trial, self._root, environment=self._free[-1], more=self._more
             )
             if process is None:
                 self._put_back(trial)

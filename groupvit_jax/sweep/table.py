@@ -1,5 +1,6 @@
 """A sweep as a table: what differs between its trials, and how far each one is."""
 
+import collections
 import functools
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -71,6 +72,14 @@ def render(found: Sequence[Row], title: str = "") -> Table:
     return table
 
 
+def summary(found: Sequence[Row]) -> str:
+    """Returns how many trials there are in each state."""
+    counts = collections.Counter(row["state"] for row in found)
+    parts = [f"{counts[state]} {state}" for state in _STATES if counts[state]]
+    return f"{len(found)} trials: {', '.join(parts)}"
+
+
+_STATES = ("finished", "running", "pending", "failed")
 _STYLES = {"failed": "red", "finished": "green", "pending": "dim"}
 
 

@@ -98,7 +98,9 @@ class CluWriter:
 class WandbWriter:
     """Weights & Biases; a resumed run continues under the id kept in the workdir."""
 
-    def __init__(self, project: str, workdir: Path, config: Mapping[str, Any]) -> None:
+    def __init__(
+        self, project: str, workdir: Path, config: Mapping[str, Any], group: str = ""
+    ) -> None:
         """Starts the run, or resumes it."""
         check_wandb(project)
         import wandb
@@ -108,6 +110,7 @@ class WandbWriter:
             id_file.write_text(uuid.uuid4().hex)
         self._run = wandb.init(
             project=project,
+            group=group or None,
             id=id_file.read_text(),
             resume="allow",
             name=workdir.name,
@@ -169,5 +172,6 @@ def make_writer(config: ConfigDict, workdir: Path, resume_step: int, primary: bo
         else:
             writers.append(CluWriter(workdir))
     if config.wandb_project:
-        writers.append(WandbWriter(config.wandb_project, workdir, config.to_dict()))
+        group = config.wandb_group
+        writers.append(WandbWriter(config.wandb_project, workdir, config.to_dict(), group))
     return MultiWriter(writers)

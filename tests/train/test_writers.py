@@ -83,12 +83,13 @@ def test_wandb_continues_under_the_same_id(tmp_path, monkeypatch):
     wandb = FakeWandb()
     monkeypatch.setitem(sys.modules, "wandb", wandb)
     monkeypatch.setattr(writers, "check_wandb", lambda project: None)
-    write(tmp_path, 0, [5], wandb_project="mine").close()
-    write(tmp_path, 5, [10], wandb_project="mine").close()
+    for resume_step, step in ((0, 5), (5, 10)):
+        settings = dict(wandb_project="mine", wandb_group="rates")
+        write(tmp_path, resume_step, [step], **settings).close()
     first, second = wandb.starts
     assert first["id"] == second["id"]
     assert first["resume"] == second["resume"] == "allow"
-    assert first["project"] == "mine"
+    assert (first["project"], first["group"]) == ("mine", "rates")
     assert wandb.logged == [(5, {"loss": 0.2}), "finished", (10, {"loss": 0.1}), "finished"]
 
 

@@ -1,0 +1,153 @@
+"""A sweep as a job of a cluster: a job array of Slurm, an indexed job of Kubernetes."""
+
+import json
+import re
+import subprocess
+from collections.abc import Mapping, Sequence
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import yaml
+
+from groupvit_jax.sweep.folder import Sweep, now, read_record
+
+SUBMISSIONS_FILE = "slurm.jsonl"
+MANIFEST_FILE = "job.yaml"
+_KUBERNETES_NAME = 50  # a pod's name has 63 characters, with those of the index
+
+
+def unfinished(sweep: Sweep, root: Path, retry: int) -> list[int]:
+    """Returns the numbers of the trials that a new start is to run.
+
+    Args:
+      sweep: the sweep.
+      root: its folder.
+      retry: how often a trial that failed is tried again.
+    """
+    records = [read_record(root / trial.folder) for trial in sweep.trials]
+    return [
+        record.id
+        for record in records
+        if record.state != "finished"
+        if record.state != "failed" or record.failures <= retry
+    ]
+
+
+def sbatch_command(
+    sweep: Sweep,
+    root: Path,
+    trials: Sequence[int],
+    *,
+    script: Path,
+    jobs: int | None = None,
+    options: Sequence[str] = (),
+    arguments: Sequence[str] = (),
+) -> list[str]:
+    """Returns the command that submits trials as a job array.
+
+    Args:
+      sweep: the sweep.
+      root: its folder, where all nodes see it.
+      trials: their numbers.
+      script: launch/slurm.sbatch.
+      jobs: trials at a time; None: as many as Slurm starts.
+      options: of sbatch, such as --gpus-per-node=8.
+      arguments: of launch.sweep beside the folder.
+    """
+    at_once = f"%{jobs}" if jobs else ""
+    return [
+        "sbatch",
+        "--parsable",
+        f"--array={','.join(map(str, trials))}{at_once}",
+        f"--job-name={sweep.name}",
+        f"--output={root / 'slurm-%a.log'}",
+        "--export=ALL,PROGRAM=launch.sweep",
+        *options,
+        str(script),
+        f"--output={root}",
+        *arguments,
+    ]
+
+
+def submit(command: Sequence[str], root: Path, trials: Sequence[int]) -> str:
+    """Submits a job array, notes it in the sweep's folder and returns the job's number.
+
+    Raises:
+      ValueError: sbatch isn't there or refuses the job.
+    """
+    job = _output(command).partition(";")[0]
+    with (root / SUBMISSIONS_FILE).open("a") as file:
+        file.write(json.dumps({"job": job, "trials": list(trials), "submitted": now()}) + "\n")
+    return job
+
+
+def queued(root: Path) -> dict[int, str]:
+    """Returns the trials that Slurm still has of earlier submissions, with their jobs.
+
+    Raises:
+      ValueError: squeue isn't there or fails.
+    """
+    path = root / SUBMISSIONS_FILE
+    if not path.exists():
+        return {}
+    jobs = {json.loads(line)["job"] for line in path.read_text().splitlines()}
+    tasks = _output(["squeue", "--array", "--noheader", "--format=%F %K"]).splitlines()
+    pairs = [task.split() for task in tasks if len(task.split()) == 2]
+    return {int(trial): job for job, trial in pairs if job in jobs and trial.isdigit()}
+
+
+def _output(command: Sequence[str]) -> str:
+    try:
+        result = subprocess.run(command, capture_output=True, text=True, check=True)
+    except FileNotFoundError as error:
+        raise ValueError(f"{command[0]}: not found, expected Slurm's commands") from error
+    except subprocess.CalledProcessError as error:
+        raise ValueError(f"{command[0]}: {' '.join(error.stderr.split())}") from error
+    return result.stdout.strip()
+
+
+def job_manifest(
+    template: Mapping[str, Any], sweep: Sweep, *, jobs: int, arguments: Sequence[str]
+) -> dict[str, Any]:
+    """Returns a Kubernetes Job with an index for each trial.
+
+    An index whose trial is finished ends at once, so the same manifest goes on with a sweep.
+
+    Args:
+      template: the content of launch/gke_sweep.yaml.
+      sweep: the sweep.
+      jobs: trials at a time.
+      arguments: of launch.sweep in a pod, without folder and trial.
+    """
+    manifest = json.loads(json.dumps(template))
+    name = re.sub(r"[^a-z0-9]+", "-", f"{manifest['metadata']['name']}-{sweep.name}".lower())
+    manifest["metadata"]["name"] = name[:_KUBERNETES_NAME].strip("-")
+    manifest["spec"].update(completions=len(sweep.trials), parallelism=jobs)
+    container = manifest["spec"]["template"]["spec"]["containers"][0]
+    folder = PurePosixPath(container["volumeMounts"][0]["mountPath"]) / sweep.name
+    container["args"] = [*arguments, f"--output={folder}", "--trial=$(JOB_COMPLETION_INDEX)"]
+    return manifest
+
+
+def read_template(path: Path) -> dict[str, Any]:
+    """Returns the content of a manifest.
+
+    Raises:
+      ValueError: the file isn't there or holds no Job with a container and a volume.
+    """
+    try:
+        content = yaml.safe_load(path.read_text())
+        container = content["spec"]["template"]["spec"]["containers"][0]
+        if content["kind"] != "Job" or not container["volumeMounts"][0]["mountPath"]:
+            raise ValueError(f"{content['kind']} found")
+        content["metadata"]["name"]
+    except (OSError, yaml.YAMLError, KeyError, IndexError, TypeError, ValueError) as error:
+        raise ValueError(
+            f"--manifest={path}: {error}, expected a Job like launch/gke_sweep.yaml"
+        ) from error
+    return content
+
+
+def write_manifest(path: Path, manifest: Mapping[str, Any]) -> None:
+    """Writes a manifest for kubectl."""
+    path.write_text(yaml.safe_dump(dict(manifest), sort_keys=False))

@@ -1,0 +1,339 @@
+"""Runs a sweep: many trainings that differ in some settings. The same command goes on with it.
+
+python -m launch.sweep --sweep=configs/sweeps/losses.py --output=sweeps/losses --jobs=2
+python -m launch.sweep --sweep=configs/sweeps/groups.py --output=/shared/groups --backend=slurm \
+        --sbatch='--gpus-per-node=8 --time=24:00:00' \
+        --config.data.sources.gcc3m.pattern='/shared/gcc3m/{00000..00331}.tar'
+
+--config=FILE takes another base configuration than the sweep file's, --config.FIELD=VALUE changes
+all trials. Before any trial starts all are checked. docs/sweeps.md says more.
+
+Exit codes: 0 all trials are finished (or submitted); 1 some failed, the others are finished; 2
+something is wrong with flags or trials, nothing was started; 143 stopped, the same command goes on.
+With --trial those of launch.train.
+"""
+
+import argparse
+import json
+import logging
+import os
+import re
+import shlex
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Sequence
+from pathlib import Path
+
+import jax
+from rich.console import Console, Group
+from rich.live import Live
+
+from groupvit_jax.sweep import cluster, table, trial_process
+from groupvit_jax.sweep import folder as folder_lib
+from groupvit_jax.sweep.folder import Sweep
+from groupvit_jax.sweep.hparams import write_hparams
+from groupvit_jax.sweep.local import LocalRunner, divide
+from groupvit_jax.train.run_folder import check_writable
+from launch import common, sweep_plan
+
+_HERE = Path(__file__).parent
+# Flags of launch.train that a trial gets from this command.
+_PROCESS_FLAGS = ("distributed", "coordinator", "num_processes", "process_id", "compilation_cache")
+_COUNT_DEVICES = (
+    "import jax, json; d = jax.local_devices(); print(json.dumps([d[0].platform, len(d)]))"
+)
+# Their width is that of a wide terminal where there is none.
+_WIDTH = 160
+
+
+def parse_flags(argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
+    """Parses the command line, `argv[0]` being the program.
+
+    Returns:
+      The flags, and the `--config.FIELD=VALUE` among the arguments.
+
+    Raises:
+      ValueError: a flag is unknown or missing.
+    """
+    parser = argparse.ArgumentParser(
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    add = parser.add_argument
+    add("--sweep", default="", help="a file with get_sweep()")
+    add("--output", default="", help="folder of the sweep, with a folder for each trial")
+    add("--config", default="", help="base configuration in place of the sweep file's")
+    add("--backend", default="local", choices=["local", "slurm", "kubernetes"])
+    add("--jobs", type=_positive, default=None, help="trials at a time (locally 1 by default)")
+    add("--retry", type=int, default=0, help="how often a trial that failed is tried again")
+    add("--dry_run", action="store_true", help="check all trials, print their commands")
+    add("--metric", default="", help="EVALUATOR/METRIC to compare by, such as validation/miou")
+    add("--trial", type=int, default=None, help="run this trial only, as the jobs of clusters do")
+    add("--devices", type=_positive, default=None, help="of a trial on a cluster, for the checks")
+    add("--sbatch", default="", help="options of sbatch, such as '--gpus-per-node=8'")
+    add("--manifest", default=str(_HERE / "gke_sweep.yaml"), help="of Kubernetes, to be filled in")
+    for name in _PROCESS_FLAGS:
+        add(f"--{name}", default="", help="as in launch.train")
+    flags, rest = parser.parse_known_args(argv[1:])
+    for argument in rest:
+        if not re.match(r"--?(no)?config\.", argument):
+            raise ValueError(f"{argument}: unexpected argument, expected flags (--NAME=VALUE)")
+    if not flags.output:
+        raise ValueError("--output: missing, expected a folder for the sweep")
+    if not flags.sweep and flags.trial is None:
+        raise ValueError("--sweep: missing, expected --sweep=FILE")
+    return flags, rest
+
+
+def main(argv: Sequence[str]) -> int:
+    """Runs the command; returns its exit code."""
+    logging.basicConfig(format="%(message)s", level=logging.WARNING, force=True)
+    for name in ("train", "data"):  # each trial says it itself
+        logging.getLogger(f"groupvit_jax.{name}").setLevel(logging.ERROR)
+    try:
+        flags, arguments = parse_flags(argv)
+        root = Path(flags.output).absolute()
+        if flags.trial is not None:
+            return _run_trial(flags, root, _sweep_of_job(flags, arguments, root))
+        return _run(flags, arguments, root)
+    except (ValueError, FileNotFoundError) as error:
+        if not common.is_own(error):
+            raise
+        common.fail(common.BAD_INPUT, error)
+    except KeyboardInterrupt:
+        common.fail(128 + signal.SIGINT, "interrupted before any trial was started")
+
+
+def _run(flags: argparse.Namespace, arguments: Sequence[str], root: Path) -> int:
+    """Checks everything, then starts the sweep or goes on with it."""
+    jobs = flags.jobs or 1
+    platform, count = _devices(flags)
+    slots = divide(platform, count, jobs, os.environ.get("CUDA_VISIBLE_DEVICES", ""))
+    planned = _plan(flags, arguments, root)
+    for note in planned.notes:
+        print(note)
+    print(f"checking {len(planned.configs)} trials", flush=True)
+    _check_without_accelerators(count // jobs if platform != "cpu" else count)
+    if errors := sweep_plan.check(planned, root):
+        for error in errors:
+            print(f"error: {error}", file=sys.stderr)
+        common.fail(common.BAD_INPUT, f"{len(errors)} trials are wrong, nothing was started")
+    sweep = planned.sweep
+    if old := folder_lib.read_sweep(root):
+        folder_lib.check_same_sweep(root, old, sweep)
+    if flags.dry_run:
+        return _show_commands(flags, arguments, sweep, root)
+    check_writable(root)
+    _write(sweep, root)
+    if flags.backend == "slurm":
+        return _submit(flags, sweep, root)
+    if flags.backend == "kubernetes":
+        return _write_manifest(flags, arguments, sweep, root)
+    if not flags.compilation_cache and "JAX_COMPILATION_CACHE_DIR" not in os.environ:
+        # Trials that differ in numbers only run the same program.
+        os.environ["JAX_COMPILATION_CACHE_DIR"] = str(root / ".compilation_cache")
+    return _run_here(sweep, root, slots, flags)
+
+
+def _plan(flags: argparse.Namespace, arguments: Sequence[str], root: Path) -> sweep_plan.Planned:
+    return sweep_plan.plan(
+        flags.sweep, root.name, config=flags.config, arguments=arguments, metric=flags.metric
+    )
+
+
+def _write(sweep: Sweep, root: Path) -> None:
+    folder_lib.write_sweep(root, sweep)
+    for trial in sweep.trials:
+        write_hparams(trial, root / trial.folder)
+
+
+def _devices(flags: argparse.Namespace) -> tuple[str, int]:
+    """Returns the kind and number of devices that the trials at a time have together.
+
+    Accelerators are counted by a process of its own: this one must not take their memory.
+    """
+    if flags.backend != "local":
+        return "cluster", (flags.devices or 1) * (flags.jobs or 1)
+    if os.environ.get("JAX_PLATFORMS") == "cpu":
+        return "cpu", jax.local_device_count()
+    command = [sys.executable, "-c", _COUNT_DEVICES]
+    result = subprocess.run(command, capture_output=True, text=True, check=False)
+    if result.returncode:
+        raise ValueError(f"JAX finds no devices: {result.stderr.strip().splitlines()[-1]}")
+    platform, count = json.loads(result.stdout.splitlines()[-1])
+    return platform, count
+
+
+def _check_without_accelerators(devices: int) -> None:
+    """Makes this process use as many devices of the CPU as each trial will have of its kind."""
+    if os.environ.get("JAX_PLATFORMS") != "cpu":
+        jax.config.update("jax_platforms", "cpu")
+    if "xla_force_host_platform_device_count" not in os.environ.get("XLA_FLAGS", ""):
+        jax.config.update("jax_num_cpu_devices", devices)
+
+
+def _show_commands(
+    flags: argparse.Namespace, arguments: Sequence[str], sweep: Sweep, root: Path
+) -> int:
+    more = _process_flags(flags)
+    for trial in sweep.trials:
+        print(shlex.join(folder_lib.command_of(sweep, trial, root, more)))
+    numbers = [trial.id for trial in sweep.trials]
+    if flags.backend == "slurm":
+        print(shlex.join(_sbatch(flags, sweep, root, numbers)))
+    if flags.backend == "kubernetes":
+        print(json.dumps(_manifest(flags, arguments, sweep), indent=2))
+    return 0
+
+
+def _run_here(sweep: Sweep, root: Path, slots: Sequence, flags: argparse.Namespace) -> int:
+    console = Console()
+    if not console.is_terminal:
+        console = Console(width=_WIDTH)
+
+    def say(line: str) -> None:
+        console.print(line, markup=False, highlight=False, soft_wrap=True)
+
+    runner = LocalRunner(sweep, root, slots, retry=flags.retry, say=say, more=_process_flags(flags))
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, lambda signum, frame: runner.stop())
+    if console.is_terminal:
+        with Live(console=console, auto_refresh=False, transient=True) as live:
+            runner.run(lambda: live.update(_view(sweep, root), refresh=True))
+    else:
+        runner.run()
+    return _conclude(sweep, root, runner.was_stopped, console)
+
+
+def _view(sweep: Sweep, root: Path) -> Group:
+    found = table.rows(sweep, root)
+    return Group(table.render(found), table.summary(found))
+
+
+def _conclude(sweep: Sweep, root: Path, was_stopped: bool, console: Console) -> int:
+    """Prints how the trials ended; returns the exit code."""
+    console.print(_view(sweep, root))
+    states = [folder_lib.read_record(root / trial.folder).state for trial in sweep.trials]
+    if all(state == "finished" for state in states):
+        return 0
+    for trial, state in zip(sweep.trials, states, strict=True):
+        if state == "failed":
+            log = root / trial.folder / folder_lib.LOG_FILE
+            console.print(f"failed: {log}", markup=False, highlight=False, soft_wrap=True)
+    if was_stopped:
+        print("stopped: start the same command again to go on")
+        return common.STOPPED
+    print("start the same command again with --retry=N to try those that failed again")
+    return common.FAILED
+
+
+def _sbatch(
+    flags: argparse.Namespace, sweep: Sweep, root: Path, trials: Sequence[int]
+) -> list[str]:
+    script, options = _HERE / "slurm.sbatch", shlex.split(flags.sbatch)
+    cache = _process_flags(flags, ("compilation_cache",))
+    return cluster.sbatch_command(
+        sweep, root, trials, script=script, jobs=flags.jobs, options=options, arguments=cache
+    )
+
+
+def _submit(flags: argparse.Namespace, sweep: Sweep, root: Path) -> int:
+    """Submits what is neither finished nor in Slurm's queue already."""
+    there = cluster.queued(root)
+    due = cluster.unfinished(sweep, root, flags.retry)
+    trials = [number for number in due if number not in there]
+    Console(width=_WIDTH).print(_view(sweep, root))
+    for number in due:
+        if number in there:
+            print(f"trial {number}: still in the queue, as job {there[number]}_{number}")
+    if not trials:
+        print("nothing to submit")
+        return 0
+    command = _sbatch(flags, sweep, root, trials)
+    print(shlex.join(command))
+    job = cluster.submit(command, root, trials)
+    print(f"submitted {len(trials)} trials as job array {job}; the same command goes on with it")
+    return 0
+
+
+def _manifest(flags: argparse.Namespace, arguments: Sequence[str], sweep: Sweep) -> dict:
+    template = cluster.read_template(Path(flags.manifest))
+    own = [f"--sweep={flags.sweep}", *arguments]
+    own += [f"--config={flags.config}"] if flags.config else []
+    own += [f"--metric={flags.metric}"] if flags.metric else []
+    return cluster.job_manifest(
+        template, sweep, jobs=flags.jobs or len(sweep.trials), arguments=own
+    )
+
+
+def _write_manifest(
+    flags: argparse.Namespace, arguments: Sequence[str], sweep: Sweep, root: Path
+) -> int:
+    path = root / cluster.MANIFEST_FILE
+    cluster.write_manifest(path, _manifest(flags, arguments, sweep))
+    print(f"kubectl apply -f {path}")
+    return 0
+
+
+def _sweep_of_job(flags: argparse.Namespace, arguments: Sequence[str], root: Path) -> Sweep:
+    """Returns the sweep whose trial a job of a cluster is to run."""
+    sweep = folder_lib.read_sweep(root)
+    if sweep is None:
+        if not flags.sweep:
+            raise ValueError(f"--output={root}: no sweep.json found, expected one or --sweep=FILE")
+        planned = _plan(flags, arguments, root)
+        if planned.errors:
+            raise ValueError("; ".join(planned.errors))
+        sweep = planned.sweep
+        check_writable(root)
+        _write(sweep, root)
+    if not 0 <= flags.trial < len(sweep.trials):
+        raise ValueError(f"--trial={flags.trial}: expected 0 to {len(sweep.trials) - 1}")
+    return sweep
+
+
+def _run_trial(flags: argparse.Namespace, root: Path, sweep: Sweep) -> int:
+    """Runs one trial to its end; returns the exit code of launch.train."""
+    trial, more = sweep.trials[flags.trial], _process_flags(flags)
+    if int(flags.process_id or 0):
+        # The first of several processes keeps the record.
+        command = folder_lib.command_of(sweep, trial, root, more)
+        os.execv(command[0], command)
+    process = trial_process.start(sweep, trial, root, more=more, wait=True)
+    if process is None:
+        print(f"{trial.folder}: finished already")
+        return 0
+    asked = threading.Event()
+
+    def stop(signum: int, frame: object) -> None:
+        asked.set()
+        process.stop()
+
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, stop)
+    print(f"{trial.folder}: started, its log is {process.workdir / folder_lib.LOG_FILE}")
+    sys.stdout.flush()
+    code = process.wait()
+    record = process.record_end(was_asked=asked.is_set())
+    print(f"{trial.folder}: {record.state} (exit status {code})")
+    if record.state != "finished":
+        print("\n".join(folder_lib.log_tail(process.workdir)))
+    return code if code >= 0 else 128 - code
+
+
+def _process_flags(flags: argparse.Namespace, names: Sequence[str] = _PROCESS_FLAGS) -> list[str]:
+    given = {name: getattr(flags, name) for name in names}
+    return [f"--{name}={value}" for name, value in given.items() if value]
+
+
+def _positive(text: str) -> int:
+    if not text.isdigit() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} found, expected a number of at least 1")
+    return int(text)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv))
