@@ -142,8 +142,9 @@ def read_template(path: Path) -> dict[str, Any]:
             raise ValueError(f"{content['kind']} found")
         content["metadata"]["name"]
     except (OSError, yaml.YAMLError, KeyError, IndexError, TypeError, ValueError) as error:
+        found = f"{type(error).__name__} {' '.join(str(error).split())}"
         raise ValueError(
-            f"--manifest={path}: {error}, expected a Job like launch/gke_sweep.yaml"
+            f"--manifest={path}: {found}, expected a Job like launch/gke_sweep.yaml"
         ) from error
     return content
 

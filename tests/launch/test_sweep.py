@@ -1,0 +1,180 @@
+"""A sweep of real trainings, disturbed and undisturbed."""
+
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from groupvit_jax.sweep import folder as folder_lib
+from groupvit_jax.sweep import table
+from groupvit_jax.sweep.trial_process import is_in_use
+from launch import common
+from tests.launch.test_train import ONE_DEVICE, lines, small_config
+
+pytestmark = pytest.mark.slow
+NUM_STEPS = 10
+
+
+@pytest.fixture(scope="module")
+def base(shards, tmp_path_factory):
+    config = small_config(shards)
+    config.train.num_steps = NUM_STEPS
+    config.checkpoint.every_steps = 2
+    path = tmp_path_factory.mktemp("base") / "base.json"
+    path.write_text(json.dumps(config.to_dict()))
+    return path
+
+
+def write(folder, base, trials):
+    path = folder / "mine.py"
+    path.write_text(f"BASE = {str(base)!r}\ndef get_sweep():\n    return {trials!r}\n")
+    return path
+
+
+def launch(file, output, *arguments, **options):
+    """Starts the command in a process of its own, its trials with one device each."""
+    command = [sys.executable, "-m", "launch.sweep", f"--sweep={file}", f"--output={output}"]
+    return subprocess.Popen(
+        [*command, *arguments],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        env=os.environ | {"XLA_FLAGS": ONE_DEVICE},
+        **options,
+    )
+
+
+def outcome(process):
+    said, _ = process.communicate(timeout=900)
+    return process.returncode, said
+
+
+def wait_for(condition, process, seconds=600):
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end
+        assert process.poll() is None, process.communicate()[0]
+        time.sleep(0.02)
+
+
+def records(root):
+    sweep = folder_lib.read_sweep(root)
+    if sweep is None:
+        return {}
+    written = [root / t.folder for t in sweep.trials if (root / t.folder / "trial.json").exists()]
+    return {workdir: folder_lib.read_record(workdir) for workdir in written}
+
+
+def finished(root):
+    return [workdir for workdir, record in records(root).items() if record.state == "finished"]
+
+
+def saved(workdir):
+    """The steps that a trial has checkpoints of."""
+    return [int(p.name) for p in (workdir / "checkpoints").glob("*") if p.name.isdigit()]
+
+
+def starts(workdir):
+    return len((workdir / "starts.jsonl").read_text().splitlines())
+
+
+def table_of(root):
+    return table.rows(folder_lib.read_sweep(root), root)
+
+
+def test_a_sweep_that_is_killed_goes_on_and_ends_as_if_undisturbed(base, tmp_path):
+    """Twelve trials, two at a time; no signal can be caught by the process that is killed."""
+    file = write(tmp_path, base, [{"seed": seed} for seed in range(12)])
+    disturbed, whole = tmp_path / "disturbed", tmp_path / "whole"
+    process = launch(file, disturbed, "--jobs=2")
+
+    def is_in_the_middle():
+        running = [w for w, record in records(disturbed).items() if record.state == "running"]
+        is_begun = any(saved(w) and max(saved(w)) < NUM_STEPS for w in running)
+        return len(finished(disturbed)) >= 3 and is_begun
+
+    wait_for(is_in_the_middle, process)
+    process.kill()
+    process.wait()
+    done = finished(disturbed)
+    assert 3 <= len(done) < 12
+    before = {workdir: (workdir / "trial.json").read_bytes() for workdir in done}
+
+    code, said = outcome(launch(file, disturbed, "--jobs=2"))
+    assert code == 0, said
+    assert "12 trials: 12 finished" in said
+    for workdir in done:
+        assert (workdir / "trial.json").read_bytes() == before[workdir]
+        assert starts(workdir) == 1
+        assert (workdir / "log.txt").read_text().count("--- attempt") == 1
+    resumed = [w for w, record in records(disturbed).items() if record.attempts == 2]
+    assert 1 <= len(resumed) <= 2
+    assert any("resuming after step" in (w / "log.txt").read_text() for w in resumed)
+    for workdir in records(disturbed):
+        assert [line["step"] for line in lines(workdir)] == list(range(1, NUM_STEPS + 1))
+        assert not is_in_use(workdir)
+
+    code, said = outcome(launch(file, whole, "--jobs=2"))
+    assert code == 0, said
+    assert all(record.attempts == 1 for record in records(whole).values())
+    assert table_of(disturbed) == table_of(whole)
+    assert len({row["loss"] for row in table_of(whole)}) == 12
+
+
+def test_a_trial_that_crashes_is_said_and_tried_again(base, shards, tmp_path):
+    broken = tmp_path / "broken.tar"
+    shutil.copy(shards, broken)
+    # The checks read the index of a shard, not its images.
+    content = broken.read_bytes()
+    broken.write_bytes(
+        re.sub(rb"\xff\xd8\xff.{40}", lambda m: bytes(len(m[0])), content, flags=re.S)
+    )
+    trials = [{"seed": 1}, {"data.sources.pairs.pattern": str(broken)}]
+    file = write(tmp_path, base, trials)
+    code, said = outcome(launch(file, tmp_path / "out"))
+    assert code == common.FAILED, said
+    states = [record.state for record in records(tmp_path / "out").values()]
+    assert states == ["finished", "failed"]
+    assert "001-pattern=" in said
+    assert "failed with exit status 1" in said
+    assert re.search(r"^    error: .*broken", said, re.MULTILINE)
+    assert "2 trials: 1 finished, 1 failed" in said
+    shutil.copy(shards, broken)
+    code, said = outcome(launch(file, tmp_path / "out", "--retry=1"))
+    assert code == 0, said
+    assert "is tried again" in said
+    assert [record.attempts for record in records(tmp_path / "out").values()] == [1, 2]
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_stopped_sweep_has_saved_and_says_how_to_go_on(base, tmp_path, number):
+    root = tmp_path / "out"
+    trials = [{"seed": 1, "train.num_steps": 100_000}, {"seed": 2}]
+    process = launch(write(tmp_path, base, trials), root)
+    wait_for(lambda: any(map(saved, records(root))), process)
+    process.send_signal(number)
+    code, said = outcome(process)
+    assert code == common.STOPPED, said
+    assert "start the same command again to go on" in said
+    first, second = records(root).items()
+    assert (first[1].state, first[1].exit_status) == ("pending", common.STOPPED)
+    assert second[1].attempts == 0
+    assert "asked to stop: this is all after step" in (first[0] / "log.txt").read_text()
+
+
+def test_a_job_of_a_cluster_makes_the_sweep_itself(base, tmp_path):
+    """As the pods of Kubernetes do: nothing is in the folder before."""
+    file = write(tmp_path, base, [{"seed": 1}, {"seed": 2}])
+    code, said = outcome(launch(file, tmp_path / "out", "--trial=1"))
+    assert code == 0, said
+    assert [r.state for r in records(tmp_path / "out").values()] == ["pending", "finished"]
+    assert outcome(launch(file, tmp_path / "out", "--trial=1"))[1].strip().endswith("already")
+    code, said = outcome(launch(file, tmp_path / "out", "--trial=2"))
+    assert code == common.BAD_INPUT
+    assert said.splitlines()[-1] == "error: --trial=2: expected 0 to 1"
