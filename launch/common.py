@@ -195,8 +195,10 @@ def use_all_cores() -> None:
 
 def is_own(error: Exception) -> bool:
     """Returns whether this project raised the error: its message then says all there is to say."""
-    frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
-    return frames[-1].f_globals.get("__name__", "").split(".")[0] in ("groupvit_jax", "launch")
+    module = [frame for frame, _ in traceback.walk_tb(error.__traceback__)][-1].f_globals
+    spec = module.get("__spec__")  # has the name of a command that runs as __main__
+    name = spec.name if spec else module.get("__name__", "")
+    return name.split(".")[0] in ("groupvit_jax", "launch")
 
 
 @contextlib.contextmanager

@@ -29,12 +29,13 @@ from pathlib import Path
 import jax
 from rich.console import Console, Group
 from rich.live import Live
+from rich.table import Table
 
 from groupvit_jax.sweep import cluster, table, trial_process
 from groupvit_jax.sweep import folder as folder_lib
 from groupvit_jax.sweep.folder import Sweep
 from groupvit_jax.sweep.hparams import write_hparams
-from groupvit_jax.sweep.local import LocalRunner, divide
+from groupvit_jax.sweep.local import Environment, LocalRunner, divide
 from groupvit_jax.train.run_folder import check_writable
 from launch import common, sweep_plan
 
@@ -109,14 +110,12 @@ def main(argv: Sequence[str]) -> int:
 
 def _run(flags: argparse.Namespace, arguments: Sequence[str], root: Path) -> int:
     """Checks everything, then starts the sweep or goes on with it."""
-    jobs = flags.jobs or 1
-    platform, count = _devices(flags)
-    slots = divide(platform, count, jobs, os.environ.get("CUDA_VISIBLE_DEVICES", ""))
+    slots, devices = _slots(flags)
     planned = _plan(flags, arguments, root)
     for note in planned.notes:
         print(note)
     print(f"checking {len(planned.configs)} trials", flush=True)
-    _check_without_accelerators(count // jobs if platform != "cpu" else count)
+    _check_without_accelerators(devices)
     if errors := sweep_plan.check(planned, root):
         for error in errors:
             print(f"error: {error}", file=sys.stderr)
@@ -126,7 +125,7 @@ def _run(flags: argparse.Namespace, arguments: Sequence[str], root: Path) -> int
         folder_lib.check_same_sweep(root, old, sweep)
     if flags.dry_run:
         return _show_commands(flags, arguments, sweep, root)
-    check_writable(root)
+    check_writable(root, "--output")
     _write(sweep, root)
     if flags.backend == "slurm":
         return _submit(flags, sweep, root)
@@ -150,21 +149,23 @@ def _write(sweep: Sweep, root: Path) -> None:
         write_hparams(trial, root / trial.folder)
 
 
-def _devices(flags: argparse.Namespace) -> tuple[str, int]:
-    """Returns the kind and number of devices that the trials at a time have together.
+def _slots(flags: argparse.Namespace) -> tuple[list[Environment], int]:
+    """Returns for each trial at a time its variables, and the number of devices of each.
 
     Accelerators are counted by a process of its own: this one must not take their memory.
     """
     if flags.backend != "local":
-        return "cluster", (flags.devices or 1) * (flags.jobs or 1)
+        return [], flags.devices or 1
+    jobs = flags.jobs or 1
     if os.environ.get("JAX_PLATFORMS") == "cpu":
-        return "cpu", jax.local_device_count()
+        return divide("cpu", 0, jobs), jax.local_device_count()
     command = [sys.executable, "-c", _COUNT_DEVICES]
     result = subprocess.run(command, capture_output=True, text=True, check=False)
     if result.returncode:
         raise ValueError(f"JAX finds no devices: {result.stderr.strip().splitlines()[-1]}")
     platform, count = json.loads(result.stdout.splitlines()[-1])
-    return platform, count
+    slots = divide(platform, count, jobs, os.environ.get("CUDA_VISIBLE_DEVICES", ""))
+    return slots, count if platform == "cpu" else count // jobs
 
 
 def _check_without_accelerators(devices: int) -> None:
@@ -189,7 +190,9 @@ def _show_commands(
     return 0
 
 
-def _run_here(sweep: Sweep, root: Path, slots: Sequence, flags: argparse.Namespace) -> int:
+def _run_here(
+    sweep: Sweep, root: Path, slots: Sequence[Environment], flags: argparse.Namespace
+) -> int:
     console = Console()
     if not console.is_terminal:
         console = Console(width=_WIDTH)
@@ -199,23 +202,29 @@ def _run_here(sweep: Sweep, root: Path, slots: Sequence, flags: argparse.Namespa
 
     runner = LocalRunner(sweep, root, slots, retry=flags.retry, say=say, more=_process_flags(flags))
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, lambda signum, frame: runner.stop())
+        if signal.getsignal(number) != signal.SIG_IGN:  # as nohup has it
+            signal.signal(number, lambda signum, frame: runner.stop())
     if console.is_terminal:
-        with Live(console=console, auto_refresh=False, transient=True) as live:
-            runner.run(lambda: live.update(_view(sweep, root), refresh=True))
+        with Live(
+            console=console,
+            get_renderable=lambda: Group(*reversed(_view(sweep, root))),
+            refresh_per_second=1,
+            transient=True,
+        ):
+            runner.run()
     else:
         runner.run()
     return _conclude(sweep, root, runner.was_stopped, console)
 
 
-def _view(sweep: Sweep, root: Path) -> Group:
+def _view(sweep: Sweep, root: Path) -> tuple[Table, str]:
     found = table.rows(sweep, root)
-    return Group(table.render(found), table.summary(found))
+    return table.render(found), table.summary(found)
 
 
 def _conclude(sweep: Sweep, root: Path, was_stopped: bool, console: Console) -> int:
     """Prints how the trials ended; returns the exit code."""
-    console.print(_view(sweep, root))
+    console.print(*_view(sweep, root), sep="\n")
     states = [folder_lib.read_record(root / trial.folder).state for trial in sweep.trials]
     if all(state == "finished" for state in states):
         return 0
@@ -245,7 +254,7 @@ def _submit(flags: argparse.Namespace, sweep: Sweep, root: Path) -> int:
     there = cluster.queued(root)
     due = cluster.unfinished(sweep, root, flags.retry)
     trials = [number for number in due if number not in there]
-    Console(width=_WIDTH).print(_view(sweep, root))
+    Console(width=_WIDTH).print(*_view(sweep, root), sep="\n")
     for number in due:
         if number in there:
             print(f"trial {number}: still in the queue, as job {there[number]}_{number}")
@@ -286,9 +295,9 @@ def _sweep_of_job(flags: argparse.Namespace, arguments: Sequence[str], root: Pat
             raise ValueError(f"--output={root}: no sweep.json found, expected one or --sweep=FILE")
         planned = _plan(flags, arguments, root)
         if planned.errors:
-            raise ValueError("; ".join(planned.errors))
+            raise ValueError("; ".join(planned.errors.values()))
         sweep = planned.sweep
-        check_writable(root)
+        check_writable(root, "--output")
         _write(sweep, root)
     if not 0 <= flags.trial < len(sweep.trials):
         raise ValueError(f"--trial={flags.trial}: expected 0 to {len(sweep.trials) - 1}")
@@ -300,6 +309,8 @@ def _run_trial(flags: argparse.Namespace, root: Path, sweep: Sweep) -> int:
     trial, more = sweep.trials[flags.trial], _process_flags(flags)
     if int(flags.process_id or 0):
         # The first of several processes keeps the record.
+        if folder_lib.read_record(root / trial.folder).state == "finished":
+            return 0
         command = folder_lib.command_of(sweep, trial, root, more)
         os.execv(command[0], command)
     process = trial_process.start(sweep, trial, root, more=more, wait=True)
@@ -317,7 +328,8 @@ def _run_trial(flags: argparse.Namespace, root: Path, sweep: Sweep) -> int:
     print(f"{trial.folder}: started, its log is {process.workdir / folder_lib.LOG_FILE}")
     sys.stdout.flush()
     code = process.wait()
-    record = process.record_end(was_asked=asked.is_set())
+    # The scheduler may have asked the trial itself.
+    record = process.record_end(was_asked=asked.is_set() or code == common.STOPPED)
     print(f"{trial.folder}: {record.state} (exit status {code})")
     if record.state != "finished":
         print("\n".join(folder_lib.log_tail(process.workdir)))

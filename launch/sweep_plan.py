@@ -20,14 +20,14 @@ class Planned(NamedTuple):
 
     Attributes:
       sweep: with the trials whose configuration could be read.
-      configs: of these trials.
-      errors: one line for each other trial.
+      configs: of these trials, by their number in the sweep file.
+      errors: one line for each other trial, by its number there.
       notes: what is worth to be said.
     """
 
     sweep: Sweep
-    configs: Sequence[ConfigDict]
-    errors: Sequence[str]
+    configs: Mapping[int, ConfigDict]
+    errors: Mapping[int, str]
     notes: Sequence[str]
 
 
@@ -57,11 +57,11 @@ def plan(
         command.append(arguments[-1])
     resolved = _Resolver(command)
     trials: list[Trial] = []
-    configs, errors, notes = [], [], []
+    configs, errors, notes = {}, {}, []
     for i, overrides in enumerate(_trials(module, file)):
         found, error = resolved(overrides)
         if found is None:
-            errors.append(f"trial {i} ({describe(overrides)}): {error}")
+            errors[i] = f"trial {i} ({describe(overrides)}): {error}"
             continue
         trial = make_trial(len(trials), overrides, found)
         same = [t for t in trials if t.config_sha256 == trial.config_sha256]
@@ -70,7 +70,7 @@ def plan(
             notes.append(f"{describe(overrides)}: the same configuration as {is_by}, left out")
             continue
         trials.append(trial)
-        configs.append(found)
+        configs[i] = found
     metric = metric or getattr(module, "METRIC", "") or base.checkpoint.best_metric
     mode = base.checkpoint.best_mode
     sweep = Sweep(name, path, tuple(arguments), metric, mode, tuple(trials))
@@ -79,12 +79,11 @@ def plan(
 
 def check(planned: Planned, root: Path) -> list[str]:
     """Returns a line for each trial that could not train, also those that could not be read."""
-    pairs = zip(planned.sweep.trials, planned.configs, strict=True)
-    found = [(trial, checks.find_error(config, root / trial.folder)) for trial, config in pairs]
-    return [
-        *planned.errors,
-        *(f"trial {t.id} ({describe(t.overrides)}): {error}" for t, error in found if error),
-    ]
+    errors = dict(planned.errors)
+    for trial, (i, config) in zip(planned.sweep.trials, planned.configs.items(), strict=True):
+        if error := checks.find_error(config, root / trial.folder):
+            errors[i] = f"trial {i} ({describe(trial.overrides)}): {error}"
+    return [errors[i] for i in sorted(errors)]
 
 
 class _Resolver:

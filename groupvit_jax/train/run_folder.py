@@ -29,8 +29,12 @@ FIXED_FIELDS = ("model.", "data.tokenizer.name", "task", "segmentation.class_nam
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
 
 
-def check_writable(workdir: Path) -> None:
+def check_writable(workdir: Path, flag: str = "--workdir") -> None:
     """Creates `workdir` and a file in it, and removes the file again.
+
+    Args:
+      workdir: the folder.
+      flag: that names it.
 
     Raises:
       ValueError: one of them can't be done.
@@ -42,7 +46,7 @@ def check_writable(workdir: Path) -> None:
         probe.unlink()
     except OSError as error:
         raise ValueError(
-            f"--workdir={workdir}: not writable ({error.strerror}), expected a folder that this "
+            f"{flag}={workdir}: not writable ({error.strerror}), expected a folder that this "
             "user may create and write to"
         ) from error
 
