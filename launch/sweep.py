@@ -115,7 +115,8 @@ def _run(flags: argparse.Namespace, arguments: Sequence[str], root: Path) -> int
     for note in planned.notes:
         print(note)
     print(f"checking {len(planned.configs)} trials", flush=True)
-    _check_without_accelerators(devices)
+    if devices:
+        _use_devices_of_cpu(devices)
     if errors := sweep_plan.check(planned, root):
         for error in errors:
             print(f"error: {error}", file=sys.stderr)
@@ -149,16 +150,17 @@ def _write(sweep: Sweep, root: Path) -> None:
         write_hparams(trial, root / trial.folder)
 
 
-def _slots(flags: argparse.Namespace) -> tuple[list[Environment], int]:
+def _slots(flags: argparse.Namespace) -> tuple[list[Environment], int | None]:
     """Returns for each trial at a time its variables, and the number of devices of each.
 
-    Accelerators are counted by a process of its own: this one must not take their memory.
+    The number is None where trials have the devices that this process has. Accelerators are
+    counted by a process of its own: this one must not take their memory.
     """
     if flags.backend != "local":
         return [], flags.devices or 1
     jobs = flags.jobs or 1
     if os.environ.get("JAX_PLATFORMS") == "cpu":
-        return divide("cpu", 0, jobs), jax.local_device_count()
+        return divide("cpu", 0, jobs), None
     command = [sys.executable, "-c", _COUNT_DEVICES]
     result = subprocess.run(command, capture_output=True, text=True, check=False)
     if result.returncode:
@@ -168,10 +170,9 @@ def _slots(flags: argparse.Namespace) -> tuple[list[Environment], int]:
     return slots, count if platform == "cpu" else count // jobs
 
 
-def _check_without_accelerators(devices: int) -> None:
-    """Makes this process use as many devices of the CPU as each trial will have of its kind."""
-    if os.environ.get("JAX_PLATFORMS") != "cpu":
-        jax.config.update("jax_platforms", "cpu")
+def _use_devices_of_cpu(devices: int) -> None:
+    """Makes this process check with as many devices of the CPU as a trial has of its kind."""
+    jax.config.update("jax_platforms", "cpu")
     if "xla_force_host_platform_device_count" not in os.environ.get("XLA_FLAGS", ""):
         jax.config.update("jax_num_cpu_devices", devices)
 
@@ -202,7 +203,7 @@ def _run_here(
 
     runner = LocalRunner(sweep, root, slots, retry=flags.retry, say=say, more=_process_flags(flags))
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-        if signal.getsignal(number) != signal.SIG_IGN:  # as nohup has it
+        if (number, signal.getsignal(number)) != (signal.SIGHUP, signal.SIG_IGN):  # nohup
             signal.signal(number, lambda signum, frame: runner.stop())
     if console.is_terminal:
         with Live(
