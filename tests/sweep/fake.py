@@ -8,17 +8,16 @@ from ml_collections import ConfigDict
 from groupvit_jax.sweep import folder as folder_lib
 from groupvit_jax.sweep.folder import Sweep, make_trial
 
-# Notes its start, does steps until FOLDER/go_on is there or their number is reached, saves at
-# SIGTERM as launch.train does.
+# Notes its start, does its steps, saves at SIGTERM as launch.train does.
 PROGRAM = """
 import json, pathlib, signal, sys, time
 workdir, steps, code = pathlib.Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3])
 stop = []
 signal.signal(signal.SIGTERM, lambda *_: stop.append(1))
-with (workdir / "starts").open("a") as starts:
-    starts.write("start\\n")
 metrics = workdir / "metrics.jsonl"
 done = len(metrics.read_text().splitlines()) if metrics.exists() else 0
+with (workdir / "starts").open("a") as starts:
+    starts.write(f"after step {done}\\n")
 with metrics.open("a", buffering=1) as file:
     for step in range(done + 1, steps + 1):
         file.write(json.dumps({"step": step, "loss": 1 / step}) + "\\n")

@@ -10,6 +10,7 @@ import pytest
 from groupvit_jax.sweep import folder as folder_lib
 from groupvit_jax.sweep import table, trial_process
 from groupvit_jax.sweep.local import LocalRunner, divide
+from groupvit_jax.train.writers import read_metrics
 from tests.sweep import fake
 
 
@@ -113,7 +114,7 @@ from groupvit_jax.sweep.local import LocalRunner
 from tests.sweep import fake
 folder.command_of = fake.command_of
 root = Path(sys.argv[1])
-LocalRunner(folder.read_sweep(root), root, [{}] * 2, retry=0, say=print).run()
+LocalRunner(folder.read_sweep(root), root, [{}] * 3, retry=0, say=print).run()
 """
 
 
@@ -130,10 +131,12 @@ def test_trials_of_a_killed_sweep_save_and_end_before_they_run_again(tmp_path):
     assert sum("waiting for another process" in line for line in said) == 2
     assert fake.states(sweep, tmp_path) == ["finished"] * 3
     assert fake.starts(sweep, tmp_path) == [1, 2, 2]
-    steps = [
-        line["step"] for line in table._metrics(tmp_path / sweep.trials[1].folder / "metrics.jsonl")
-    ]
-    assert steps == list(range(1, 201))
+    for trial in sweep.trials[1:]:
+        first, second = (tmp_path / trial.folder / "starts").read_text().splitlines()
+        assert first == "after step 0"
+        assert 0 < int(second.split()[-1]) < 200  # the killed sweep's trial has not gone on
+        metrics = read_metrics(tmp_path / trial.folder / "metrics.jsonl")
+        assert [line["step"] for line in metrics] == list(range(1, 201))
 
 
 def test_a_folder_is_one_process_at_a_time_and_a_second_start_waits(tmp_path):
