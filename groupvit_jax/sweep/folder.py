@@ -23,6 +23,8 @@ SWEEP_FILE = "sweep.json"
 TRIAL_FILE = "trial.json"
 LOG_FILE = "log.txt"
 NAME_LENGTH = 60
+# What the line in the log begins with that each attempt begins with.
+ATTEMPT = "--- attempt "
 
 State = Literal["pending", "running", "finished", "failed"]
 
@@ -231,9 +233,11 @@ def write_json(path: Path, content: Any) -> None:
 
 
 def log_tail(workdir: Path, lines: int = 8) -> list[str]:
-    """Returns the last lines of a trial's log."""
+    """Returns the last lines of what a trial's last attempt said."""
     path = workdir / LOG_FILE
-    return path.read_text(errors="replace").splitlines()[-lines:] if path.exists() else []
+    said = path.read_text(errors="replace").splitlines() if path.exists() else []
+    begun = max((i for i, line in enumerate(said) if line.startswith(ATTEMPT)), default=-1)
+    return said[begun + 1 :][-lines:]
 
 
 def now() -> str:

@@ -139,7 +139,8 @@ def _spawn(
 ) -> subprocess.Popen:
     bootstrap = [sys.executable, "-I", "-S", "-c", _BECOME, str(os.getpid())]
     with (workdir / folder_lib.LOG_FILE).open("a") as log:
-        log.write(f"--- attempt {record.attempts}, {record.started}: {shlex.join(command)}\n")
+        said = f"{record.attempts}, {record.started}: {shlex.join(command)}"
+        log.write(f"{folder_lib.ATTEMPT}{said}\n")
         log.flush()
         return subprocess.Popen(
             [*bootstrap, *command],

@@ -81,6 +81,19 @@ def test_what_is_written_is_read_again(tmp_path):
     assert folder_lib.read_sweep(tmp_path / "elsewhere") is None
 
 
+def test_only_the_last_attempt_is_shown_of_a_log(tmp_path):
+    assert folder_lib.log_tail(tmp_path) == []
+    words = [f"word {i}" for i in range(9)]
+    attempts = [f"{folder_lib.ATTEMPT}{i}" for i in (1, 2)]
+    for said, tail in (
+        ([attempts[0], *words], words[1:]),
+        ([attempts[0], *words, attempts[1], "end"], ["end"]),
+        ([attempts[0], *words, attempts[1]], []),
+    ):
+        (tmp_path / "log.txt").write_text("\n".join(said) + "\n")
+        assert folder_lib.log_tail(tmp_path) == tail
+
+
 @pytest.mark.parametrize("content", ["{", "[]", "{}", '{"trials": [{"number": 1}]}'])
 def test_a_file_of_something_else_is_one_line(tmp_path, content):
     (tmp_path / "sweep.json").write_text(content)
