@@ -29,7 +29,7 @@ def test_a_sweep_is_a_job_array_that_goes_on(slurm, base, tmp_path, monkeypatch)
     for name, value in slurm.items():
         monkeypatch.setenv(name, value)
     root = tmp_path / "out"
-    trials = [{"seed": 0}, {"seed": 1, "train.num_steps": 60}, {"train.num_steps": 2}]
+    trials = [{"seed": 0}, {"seed": 1, "train.num_steps": 60}, {"train.num_steps": 4}]
     file = write(tmp_path, base, trials)
 
     def submit():
