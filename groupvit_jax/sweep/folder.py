@@ -233,11 +233,14 @@ def write_json(path: Path, content: Any) -> None:
 
 
 def log_tail(workdir: Path, lines: int = 8) -> list[str]:
-    """Returns the last lines of what a trial's last attempt said."""
+    """Returns the last lines of what a trial's last attempt said, its error as the very last."""
     path = workdir / LOG_FILE
     said = path.read_text(errors="replace").splitlines() if path.exists() else []
     begun = max((i for i, line in enumerate(said) if line.startswith(ATTEMPT)), default=-1)
-    return said[begun + 1 :][-lines:]
+    said = said[begun + 1 :]
+    # Threads that read ahead may say more while the process ends.
+    error = [line for line in said if line.startswith("error: ")][-1:]
+    return [line for line in said[-lines:] if line not in error] + error
 
 
 def now() -> str:

@@ -142,8 +142,8 @@ def test_a_trial_that_crashes_is_said_and_tried_again(base, shards, tmp_path):
     states = [record.state for record in records(tmp_path / "out").values()]
     assert states == ["finished", "failed"]
     assert "001-pattern=" in said
-    assert "failed with exit status 1" in said
-    assert re.search(r"^    error: .*broken", said, re.MULTILINE)
+    assert "failed with exit status 2" in said
+    assert re.search(r"^    error: 100 broken samples in a row", said, re.MULTILINE)
     assert "2 trials: 1 finished, 1 failed" in said
     shutil.copy(shards, broken)
     code, said = outcome(launch(file, tmp_path / "out", "--retry=1"))

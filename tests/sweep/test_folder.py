@@ -89,6 +89,7 @@ def test_only_the_last_attempt_is_shown_of_a_log(tmp_path):
         ([attempts[0], *words], words[1:]),
         ([attempts[0], *words, attempts[1], "end"], ["end"]),
         ([attempts[0], *words, attempts[1]], []),
+        ([attempts[0], "error: x", *words], [*words[1:], "error: x"]),
     ):
         (tmp_path / "log.txt").write_text("\n".join(said) + "\n")
         assert folder_lib.log_tail(tmp_path) == tail
