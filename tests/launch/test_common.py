@@ -1,3 +1,4 @@
+import importlib.machinery
 import json
 import os
 import platform
@@ -147,3 +148,11 @@ def test_memory_is_kept_on_a_cpu_only(platforms, kept):
     _, *later = map(int, result.stdout.split())
     # 64 MiB have 16,384 pages, or 32 huge ones.
     assert (max(later) < 16) == kept
+
+
+def test_errors_of_a_command_that_runs_as_main_are_its_own():
+    code = compile("raise ValueError('x')", "file", "exec")
+    spec = importlib.machinery.ModuleSpec("launch.somewhere", None)
+    with pytest.raises(ValueError, match="x") as error:
+        exec(code, {"__name__": "__main__", "__spec__": spec})
+    assert common.is_own(error.value)

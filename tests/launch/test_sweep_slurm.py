@@ -56,3 +56,18 @@ def test_a_sweep_is_a_job_array_that_goes_on(slurm, base, tmp_path, monkeypatch)
     assert "nothing to submit" in submit()
     assert "slurm.sbatch: all steps are done" in (root / "slurm-1.log").read_text()
     assert lines(root / "000-seed=0")[-1]["step"] == NUM_STEPS
+
+
+def test_a_trial_may_take_several_nodes(slurm, base, tmp_path, monkeypatch):  # noqa: F811
+    for name, value in slurm.items():
+        monkeypatch.setenv(name, value)
+    root = tmp_path / "out"
+    arguments = "--backend=slurm", "--sbatch=--nodes=2", "--devices=2"
+    process = launch_here(write(tmp_path, base, [{"seed": 0}]), root, *arguments)
+    said, _ = process.communicate(timeout=300)
+    assert process.returncode == 0, said
+    cluster.wait_for(lambda: not job_arrays.queued(root), 500, tmp_path)
+    ((workdir, record),) = records(root).items()
+    assert (record.state, record.attempts) == ("finished", 1), (root / "slurm-0.log").read_text()
+    assert "2 x cpu on mesh" in (workdir / "log.txt").read_text()
+    assert [line["step"] for line in lines(workdir)] == list(range(1, NUM_STEPS + 1))
