@@ -91,9 +91,6 @@ def parse_flags(argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
 
 def main(argv: Sequence[str]) -> int:
     """Runs the command; returns its exit code."""
-    logging.basicConfig(format="%(message)s", level=logging.WARNING, force=True)
-    for name in ("train", "data"):  # each trial says it itself
-        logging.getLogger(f"groupvit_jax.{name}").setLevel(logging.ERROR)
     try:
         flags, arguments = parse_flags(argv)
         root = Path(flags.output).absolute()
@@ -349,4 +346,7 @@ def _positive(text: str) -> int:
 
 
 if __name__ == "__main__":
+    logging.basicConfig(format="%(message)s", level=logging.WARNING, force=True)
+    for name in ("train", "data"):  # each trial says it itself
+        logging.getLogger(f"groupvit_jax.{name}").setLevel(logging.ERROR)
     sys.exit(main(sys.argv))
