@@ -70,6 +70,7 @@ def _model() -> ConfigDict:
         assignment="gumbel",  # or "hard" (no noise), "soft"
         temperature=1.0,
         assign_eps=1.0,
+        init_std=0.02,  # of the weights of stages; a narrow model needs about width**-0.5
         drop_path_rate=0.1,
     )
     model.text = dict(

@@ -18,12 +18,12 @@ def get_config() -> ConfigDict:
         patch_size=8,
         width=64,
         num_heads=4,
-        depths=(1, 1),
-        num_group_tokens=(8, 0),
-        num_output_groups=(8,),
+        depths=(1,),
+        num_group_tokens=(24,),
+        num_output_groups=(24,),
         drop_path_rate=0.0,
-        assignment="hard",
-        temperature=0.2,
+        temperature=0.5,
+        init_std=0.125,
     )
     config.model.text.update(context_length=32, width=64, num_layers=1, num_heads=4)
     config.model.projector.update(hidden_dim=256, output_dim=128)
@@ -31,15 +31,16 @@ def get_config() -> ConfigDict:
     config.data.sources.scenes = dict(
         kind="tfds", name="scenes/small", split="train", data_dir="data"
     )
-    config.data.num_nouns = 1
-    config.data.packed_length = 48  # all texts fit
-    config.data.augment.update(min_area=0.6, flip=0.0, num_ops=0, random_erasing=0.0)
+    config.loss.update(local_weight=1.0, local_words="prompts", identical_texts="positives")
+    config.data.num_nouns = 3
+    config.data.packed_length = 64
+    config.data.augment.update(min_area=0.8, flip=0.0, num_ops=0, random_erasing=0.0)
     config.data.num_workers = 0
     config.train.update(batch_size=64, num_steps=2000)
     config.optimizer.update(
         reference_batch_size=64,
-        learning_rate=4e-3,
-        final_learning_rate=2e-4,
+        learning_rate=2e-3,
+        final_learning_rate=1e-4,
         warmup_steps=100,
     )
     config.checkpoint.update(every_steps=500, keep_last=1)

@@ -14,10 +14,7 @@ import numpy as np
 from groupvit_jax.typing import Float, UInt8
 
 STUFF = ("sky", "grass", "sand", "water", "brick", "snow")
-THINGS = (
-    *("ball", "box", "cone", "star", "ring", "cross"),
-    *("heart", "moon", "tree", "house", "boat", "fish"),
-)
+THINGS = ("ball", "box", "cone", "star", "heart", "tree", "house", "fish")
 CLASS_NAMES = STUFF + THINGS
 
 COLOURS = {
@@ -32,20 +29,16 @@ COLOURS = {
     "black": (38, 38, 44),
     "white": (238, 238, 232),
 }
-# The colours that a kind of thing mostly has.
+# The colour that a kind of thing mostly has.
 USUAL_COLOURS = {
-    "ball": ("red", "blue"),
-    "box": ("brown", "purple"),
-    "cone": ("orange", "white"),
-    "star": ("yellow", "purple"),
-    "ring": ("pink", "black"),
-    "cross": ("white", "green"),
-    "heart": ("red", "pink"),
-    "moon": ("yellow", "white"),
-    "tree": ("green", "brown"),
-    "house": ("white", "blue"),
-    "boat": ("black", "blue"),
-    "fish": ("orange", "green"),
+    "ball": "red",
+    "box": "brown",
+    "cone": "orange",
+    "star": "yellow",
+    "heart": "pink",
+    "tree": "green",
+    "house": "white",
+    "fish": "purple",
 }
 # Kind of stuff -> how a caption may call it -> its colour.
 STUFF_LOOKS = {
@@ -57,7 +50,7 @@ STUFF_LOOKS = {
     "snow": {"fresh": (240, 244, 248), "blue": (206, 222, 242), "dirty": (208, 204, 198)},
 }
 MATERIALS = ("plain", "striped", "spotted", "checkered", "wooden", "shiny")
-UPRIGHT = ("tree", "house", "boat", "fish", "heart", "moon", "cone")  # these only tilt
+UPRIGHT = ("tree", "house", "fish", "heart", "cone")  # these only tilt
 
 
 @dataclasses.dataclass(frozen=True)
@@ -252,30 +245,16 @@ def _heart() -> Polygon:
     return np.stack([np.sin(t) ** 3, -(v + 2) / 15], 1)
 
 
-def _crescent() -> Polygon:
-    outer = np.linspace(0.25 * np.pi, 1.75 * np.pi, 24)
-    inner = np.linspace(1.62 * np.pi, 0.38 * np.pi, 20)
-    rim = np.stack([np.cos(outer), np.sin(outer)], 1)
-    bite = np.stack([0.5 + 0.66 * np.cos(inner), 0.75 * np.sin(inner)], 1)
-    return np.concatenate([rim, bite]) + np.array([0.2, 0.0])
-
-
 @functools.cache
 def _shape(kind: str) -> tuple[Part, ...]:
     """The parts of a kind of thing, from the back to the front."""
     box = _polygon((-0.8, -0.8), (0.8, -0.8), (0.8, 0.8), (-0.8, 0.8))
     slope = _polygon((0.0, -1.1), (0.9, 0.75), (-0.9, 0.75))
-    a, b = 0.36, 1.0
-    cross = _polygon((-a, -b), (a, -b), (a, -a), (b, -a), (b, a), (a, a))
-    cross = np.concatenate([cross, -cross])
     trunk = _polygon((-0.16, 0.2), (0.16, 0.2), (0.22, 1.0), (-0.22, 1.0))
     leaves = (_circle(0.6, (0, -0.4)), _circle(0.5, (-0.42, -0.05)), _circle(0.5, (0.42, -0.05)))
     walls = _polygon((-0.75, -0.2), (0.75, -0.2), (0.75, 0.95), (-0.75, 0.95))
     roof = _polygon((-1.0, -0.15), (0.0, -1.0), (1.0, -0.15))
     door = _polygon((-0.2, 0.3), (0.2, 0.3), (0.2, 0.95), (-0.2, 0.95))
-    hull = _polygon((-1.05, 0.25), (1.05, 0.25), (0.65, 0.85), (-0.65, 0.85))
-    sail = _polygon((0.08, -1.0), (0.85, 0.15), (0.08, 0.15))
-    jib = _polygon((-0.05, -0.8), (-0.05, 0.15), (-0.65, 0.15))
     tail = _polygon((0.5, 0.0), (1.1, -0.55), (1.0, 0.0), (1.1, 0.55))
     flank, eye = _circle(0.85, (-0.15, 0), 0.68), _circle(0.11, (-0.6, -0.15))
     shapes = {
@@ -283,13 +262,9 @@ def _shape(kind: str) -> tuple[Part, ...]:
         "box": [Part((box,))],
         "cone": [Part((slope,)), Part((_circle(0.9, (0, 0.75), 0.25),))],
         "star": [Part((_star(),))],
-        "ring": [Part((_circle(), _circle(0.5)))],
-        "cross": [Part((cross,))],
         "heart": [Part((_heart(),))],
-        "moon": [Part((_crescent(),))],
         "tree": [Part((trunk,), (104, 70, 42))] + [Part((leaf,)) for leaf in leaves],
         "house": [Part((walls,)), Part((roof,), (96, 66, 58)), Part((door,), (60, 46, 40))],
-        "boat": [Part((sail,), (240, 236, 226)), Part((jib,), (226, 220, 206)), Part((hull,))],
         "fish": [Part((tail,)), Part((flank,)), Part((eye,), (20, 20, 24))],
     }
     return tuple(shapes[kind])
@@ -335,21 +310,13 @@ def _surface(kind: str, u, v, rng: np.random.Generator):
         return 1.1 - 0.5 * ((v * 2.2) % 1 < 0.4)
     if kind == "star":
         return 1.3 - 0.7 * radius
-    if kind == "ring":
-        return 1.1 - 0.45 * (np.abs(radius - 0.75) < 0.1)
-    if kind == "cross":
-        return 1.1 - 0.5 * (np.minimum(abs(u), abs(v)) < 0.13)
     if kind == "heart":
         return 0.7 + 0.45 * (u**2 + (v + 0.1) ** 2 < 0.3)
-    if kind == "moon":
-        return 1.1 - 0.4 * (_noise(u.shape, (14.0, 14.0), rng) > 0.5)
     if kind == "tree":
         return 1 + 0.3 * _noise(u.shape, (24.0, 24.0), rng)
     if kind == "house":
         joints = ((v * 4) % 1 < 0.22) | ((u * 2.5 + 0.5 * (np.floor(v * 4) % 2)) % 1 < 0.14)
         return 1.1 - 0.4 * joints
-    if kind == "boat":
-        return 1.1 - 0.4 * ((v * 5) % 1 < 0.35)
     return 1.1 - 0.4 * (np.sin(u * 12) * np.sin(v * 12) > 0.2)  # a fish's scales
 
 
@@ -384,7 +351,7 @@ def _draw_thing(image, thing: Thing, x, y, light: float, scale: float, rng):
     body_pixels = body * keep + second * (1 - keep)
     towards = dx * np.cos(light) + dy * np.sin(light)
     shade = _surface(thing.kind, u, v, rng) * (1 - 0.22 * np.clip(towards, -1.2, 1.2))
-    if thing.kind in ("ball", "ring"):
+    if thing.kind == "ball":
         shade -= 0.18 * np.clip(dx**2 + dy**2, 0, 1)
     shine = np.zeros_like(shade)
     if thing.material == "shiny":

@@ -63,7 +63,7 @@ class Style:
       hue_shift: added to the things' hue, of 180.
       texture_scale: least and greatest size of the textures' details.
       tilt: least and greatest slope of a horizon in radians, to either side.
-      unusual_colours: the share of things whose colour is any, not one that their kind mostly has.
+      unusual_colours: the share of things whose colour is any, not the usual one of their kind.
     """
 
     radii: tuple[float, float] = (0.27, 0.42)
@@ -122,7 +122,7 @@ def _sample_things(rng: np.random.Generator, style: Style) -> tuple[Thing, ...]:
 def _sample_look(rng: np.random.Generator, style: Style) -> tuple[str, str, str]:
     kind = str(rng.choice(THINGS))
     unusual = rng.random() < style.unusual_colours
-    colour = str(rng.choice(list(COLOURS) if unusual else USUAL_COLOURS[kind]))
+    colour = str(rng.choice(list(COLOURS))) if unusual else USUAL_COLOURS[kind]
     return kind, colour, str(rng.choice(MATERIALS)) if rng.random() < 0.25 else "plain"
 
 
@@ -150,7 +150,7 @@ class Scenes(tfds.core.GeneratorBasedBuilder):
     """Scenes of things in front of stuff. A mask's values are indices into `CLASS_NAMES`."""
 
     __module__ = "groupvit_jax.data.scenes"  # also as a command: TFDS looks for the module's files
-    VERSION = tfds.core.Version("1.0.0")
+    VERSION = tfds.core.Version("2.0.0")
     BUILDER_CONFIGS: ClassVar[list[SceneConfig]] = [
         SceneConfig(name="small", description="64 x 64 pixels"),
         SceneConfig(name="miniature", description="for tests", size=32, num_train=128, num_eval=32),

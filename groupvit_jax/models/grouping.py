@@ -9,7 +9,7 @@ from collections.abc import Sequence
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from flax.typing import Dtype
+from flax.typing import Dtype, Initializer
 
 from groupvit_jax.models.layers import (
     CrossAttention,
@@ -99,6 +99,7 @@ class AssignAttention(nn.Module):
     kind: str = "gumbel"
     temperature: float = 1.0
     eps: float = 1.0
+    kernel_init: Initializer = vit_init
     dtype: Dtype = jnp.float32
 
     @nn.compact
@@ -112,7 +113,7 @@ class AssignAttention(nn.Module):
         """Returns each group's mean of its segments and the soft assignment without noise."""
 
         def dense(dim: int, name: str) -> nn.Dense:
-            return nn.Dense(dim, kernel_init=vit_init, dtype=self.dtype, name=name)
+            return nn.Dense(dim, kernel_init=self.kernel_init, dtype=self.dtype, name=name)
 
         C = groups.shape[-1]
         q, k = dense(C, "q_proj")(groups), dense(C, "k_proj")(segments)
@@ -133,6 +134,7 @@ class PreAssignAttention(nn.Module):
 
     num_heads: int
     mlp_ratio: float = 4.0
+    kernel_init: Initializer = vit_init
     dtype: Dtype = jnp.float32
 
     @nn.compact
@@ -141,8 +143,18 @@ class PreAssignAttention(nn.Module):
     ) -> Float[Array, "B G C"]:
         """Attention and a pre-norm MLP, each with a residual, and a LayerNorm at the end."""
         C = groups.shape[-1]
-        x = groups + CrossAttention(self.num_heads, self.dtype, name="attn")(groups, segments)
-        mlp = Mlp(int(C * self.mlp_ratio), C, gelu, dtype=self.dtype, name="mlp")
+        x = groups + CrossAttention(self.num_heads, self.kernel_init, self.dtype, name="attn")(
+            groups, segments
+        )
+        mlp = Mlp(
+            int(C * self.mlp_ratio),
+            C,
+            gelu,
+            self.kernel_init,
+            self.kernel_init,
+            dtype=self.dtype,
+            name="mlp",
+        )
         x = x + mlp(layer_norm(self.dtype, "norm2")(x))
         return layer_norm(self.dtype, "norm_post")(x)
 
@@ -159,6 +171,7 @@ class GroupingBlock(nn.Module):
       assignment: "gumbel", "hard" or "soft".
       temperature: divides the assignment's logits.
       assign_eps: added to a group's number of segments before dividing by it.
+      kernel_init: of the weights.
       dtype: of the computation.
     """
 
@@ -170,6 +183,7 @@ class GroupingBlock(nn.Module):
     assignment: str = "gumbel"
     temperature: float = 1.0
     assign_eps: float = 1.0
+    kernel_init: Initializer = vit_init
     dtype: Dtype = jnp.float32
 
     @nn.compact
@@ -188,19 +202,30 @@ class GroupingBlock(nn.Module):
         x = layer_norm(dtype, "norm_x")(segments)
         groups = layer_norm(dtype, "norm_tokens")(group_tokens)
         groups = TokenMlp(
-            self.token_hidden_dim, self.num_output_groups, dtype=dtype, name="mlp_inter"
+            self.token_hidden_dim, self.num_output_groups, self.kernel_init, dtype, name="mlp_inter"
         )(groups)
         groups = layer_norm(dtype, "norm_post_tokens")(groups)
         groups = PreAssignAttention(
-            self.num_heads, self.mlp_ratio, dtype=dtype, name="pre_assign_attn"
+            self.num_heads, self.mlp_ratio, self.kernel_init, dtype, name="pre_assign_attn"
         )(groups, x)
         assign = AssignAttention(
-            self.out_dim, self.assignment, self.temperature, self.assign_eps, dtype, name="assign"
+            self.out_dim,
+            self.assignment,
+            self.temperature,
+            self.assign_eps,
+            self.kernel_init,
+            dtype,
+            name="assign",
         )
         out, soft_assignment = assign(groups, x, noise_ids=noise_ids)
         out = out + self._residual(groups)
         mlp = Mlp(
-            int(self.out_dim * self.mlp_ratio), self.out_dim, dtype=dtype, name="mlp_channels"
+            int(self.out_dim * self.mlp_ratio),
+            self.out_dim,
+            fc1_init=self.kernel_init,
+            fc2_init=self.kernel_init,
+            dtype=dtype,
+            name="mlp_channels",
         )
         return out + mlp(layer_norm(dtype, "norm_new_x")(out)), soft_assignment
 
@@ -209,6 +234,10 @@ class GroupingBlock(nn.Module):
             return groups
         groups = layer_norm(self.dtype, "reduction_norm")(groups)
         reduction = nn.Dense(
-            self.out_dim, use_bias=False, kernel_init=vit_init, dtype=self.dtype, name="reduction"
+            self.out_dim,
+            use_bias=False,
+            kernel_init=self.kernel_init,
+            dtype=self.dtype,
+            name="reduction",
         )
         return reduction(groups)

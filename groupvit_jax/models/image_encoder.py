@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import flax.linen as nn
 import jax.numpy as jnp
 import numpy as np
-from flax.typing import Dtype
+from flax.typing import Dtype, Initializer
 
 from groupvit_jax.models.blocks import Execution, run_blocks
 from groupvit_jax.models.grouping import ASSIGNMENTS, GroupingBlock
@@ -57,6 +57,7 @@ class GroupingStage(nn.Module):
       out_dim: channels of the segments it yields.
       token_hidden_dim: hidden width of the MLPs over the token axis.
       first: whether no group tokens come from a stage before.
+      kernel_init: of the weights.
       num_heads, mlp_ratio, assignment, temperature, assign_eps, execution, dtype: see
         `ImageEncoder`.
     """
@@ -72,6 +73,7 @@ class GroupingStage(nn.Module):
     assignment: str
     temperature: float
     assign_eps: float
+    kernel_init: Initializer = vit_init
     execution: Execution = Execution()
     dtype: Dtype = jnp.float32
 
@@ -89,7 +91,16 @@ class GroupingStage(nn.Module):
         x = segments
         if self.num_group_tokens:
             x = jnp.concatenate([x, self._group_tokens(segments, previous_group_tokens)], axis=1)
-        block = TransformerBlock(self.num_heads, self.mlp_ratio, dtype=self.dtype, parent=None)
+        block = TransformerBlock(
+            self.num_heads,
+            self.mlp_ratio,
+            qkv_init=self.kernel_init,
+            proj_init=self.kernel_init,
+            fc1_init=self.kernel_init,
+            fc2_init=self.kernel_init,
+            dtype=self.dtype,
+            parent=None,
+        )
         x = run_blocks(
             self, block, self.depth, x, branch_scales=branch_scales, execution=self.execution
         )
@@ -105,6 +116,7 @@ class GroupingStage(nn.Module):
             self.assignment,
             self.temperature,
             self.assign_eps,
+            self.kernel_init,
             self.dtype,
             name="downsample",
         )
@@ -122,7 +134,12 @@ class GroupingStage(nn.Module):
         if previous is None:
             return jnp.broadcast_to(tokens, (B, *shape[1:]))
         return tokens + GroupProjector(
-            self.num_group_tokens, self.token_hidden_dim, C, self.dtype, name="group_projector"
+            self.num_group_tokens,
+            self.token_hidden_dim,
+            C,
+            self.kernel_init,
+            self.dtype,
+            name="group_projector",
         )(previous)
 
 
@@ -132,17 +149,22 @@ class GroupProjector(nn.Module):
     num_tokens: int
     hidden_dim: int
     out_dim: int
+    kernel_init: Initializer = vit_init
     dtype: Dtype = jnp.float32
 
     @nn.compact
     def __call__(self, tokens: Float[Array, "B P Q"]) -> Float[Array, "B T C"]:
         """LayerNorm and an MLP over the token axis; a linear layer where the width changes."""
         x = layer_norm(self.dtype, "norm")(tokens)
-        x = TokenMlp(self.hidden_dim, self.num_tokens, dtype=self.dtype, name="mlp")(x)
+        x = TokenMlp(self.hidden_dim, self.num_tokens, self.kernel_init, self.dtype, name="mlp")(x)
         if x.shape[-1] == self.out_dim:
             return x
         return nn.Dense(
-            self.out_dim, use_bias=False, kernel_init=vit_init, dtype=self.dtype, name="reduction"
+            self.out_dim,
+            use_bias=False,
+            kernel_init=self.kernel_init,
+            dtype=self.dtype,
+            name="reduction",
         )(x)
 
 
@@ -163,6 +185,8 @@ class ImageEncoder(nn.Module):
       assignment: "gumbel" (hard, with noise when training), "hard" or "soft".
       temperature: divides the assignment's logits.
       assign_eps: added to a group's number of segments before dividing by it.
+      init_std: of the weights of stages, normally distributed. 0.02 is the published model's; a
+        narrow one needs about `width ** -0.5`, or its assignments start as good as uniform.
       drop_path_rate: stochastic depth of the last block; rises linearly from 0.
       execution: how the blocks of a stage are computed.
       dtype: of the computation; parameters are float32.
@@ -184,6 +208,7 @@ class ImageEncoder(nn.Module):
     assignment: str = "gumbel"
     temperature: float = 1.0
     assign_eps: float = 1.0
+    init_std: float = 0.02
     drop_path_rate: float = 0.1
     execution: Execution = Execution()
     dtype: Dtype = jnp.float32
@@ -257,6 +282,7 @@ class ImageEncoder(nn.Module):
                 assignment=self.assignment,
                 temperature=self.temperature,
                 assign_eps=self.assign_eps,
+                kernel_init=nn.initializers.normal(self.init_std),
                 execution=self.execution,
                 dtype=self.dtype,
                 name=f"stages_{i}",

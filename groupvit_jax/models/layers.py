@@ -107,12 +107,19 @@ class TokenMlp(nn.Module):
 
     hidden_dim: int
     num_out_tokens: int
+    kernel_init: Initializer = vit_init
     dtype: Dtype = jnp.float32
 
     @nn.compact
     def __call__(self, x: Float[Array, "B G C"]) -> Float[Array, "B O C"]:
         """Maps `G` tokens to `num_out_tokens`."""
-        mlp = Mlp(self.hidden_dim, self.num_out_tokens, dtype=self.dtype)
+        mlp = Mlp(
+            self.hidden_dim,
+            self.num_out_tokens,
+            fc1_init=self.kernel_init,
+            fc2_init=self.kernel_init,
+            dtype=self.dtype,
+        )
         nn.share_scope(self, mlp)
         return mlp(x.swapaxes(1, 2)).swapaxes(1, 2)
 
@@ -183,6 +190,7 @@ class CrossAttention(nn.Module):
     """Multi-head attention of queries on other tokens."""
 
     num_heads: int
+    kernel_init: Initializer = vit_init
     dtype: Dtype = jnp.float32
 
     @nn.compact
@@ -192,13 +200,13 @@ class CrossAttention(nn.Module):
         """Attends from `query` to `context`; the softmax is computed in float32."""
 
         def heads(x: Array, name: str) -> Array:
-            x = dense(C, vit_init, self.dtype, name)(x)
+            x = dense(C, self.kernel_init, self.dtype, name)(x)
             return x.reshape(*x.shape[:2], self.num_heads, C // self.num_heads).swapaxes(1, 2)
 
         C = query.shape[-1]
         q, k, v = heads(query, "q_proj"), heads(context, "k_proj"), heads(context, "v_proj")
         out = _join_heads(attend(q, k, v))
-        return dense(C, vit_init, self.dtype, "proj")(out)
+        return dense(C, self.kernel_init, self.dtype, "proj")(out)
 
 
 def example_keys(key: Key[Array, ""], noise_ids: Int[Array, "B"]) -> Key[Array, "B"]:

@@ -75,12 +75,6 @@ def test_front_hides_back():
     assert drawing.visible[1] == pytest.approx(1.0, abs=0.05)
 
 
-def test_ring_shows_what_is_inside():
-    drawing = draw(scene(thing("ring")), 64, rng())
-    assert CLASS_NAMES[drawing.mask[24, 32]] != "ring"
-    assert CLASS_NAMES[drawing.mask[32, 18]] == "ring"
-
-
 @pytest.mark.parametrize("kind", THINGS)
 @pytest.mark.parametrize("material", MATERIALS)
 def test_every_thing_is_drawn_in_every_material(kind, material):
