@@ -114,7 +114,8 @@ def _data() -> ConfigDict:
     """Sources, texts, augmentation and how they are read."""
     data = ConfigDict()
     # Name -> {kind: "webdataset" (pattern) | "tfds" (name, split, data_dir)}, each maybe with a
-    # weight; without weights several sets are mixed by size.
+    # weight; without weights several sets are mixed by size. exchange_captions=True pairs them
+    # wrongly: the control that learns nothing of what captions say.
     data.sources = ConfigDict()
     # "clip", or "sentencepiece" (path of a .model), or "wordpiece" (path of a vocab.txt)
     data.tokenizer = dict(name="clip", path="")

@@ -22,6 +22,7 @@ from ml_collections import ConfigDict
 
 from groupvit_jax.data import image_ops, nouns, prepare_text
 from groupvit_jax.data.decode import BrokenImageError, decode
+from groupvit_jax.data.exchanged_captions import ExchangedCaptions
 from groupvit_jax.data.mixture import ExampleOrder, MixedSource, open_mixture
 from groupvit_jax.data.object_cache import make_cache
 from groupvit_jax.data.sources import BrokenSampleError, Sample, Source, make_source
@@ -238,8 +239,13 @@ def make_train_examples(
         noun_kind=data.noun_kind,
         packed_length=data.packed_length,
     )
-    opened = data.index_dir, make_cache(data.cache_dir, data.cache_gib)
-    source, order = open_mixture(config, lambda name, fields: make_source(name, fields, *opened))
+    cache = make_cache(data.cache_dir, data.cache_gib)
+
+    def open_source(name: str, fields: ConfigDict) -> Source:
+        source = make_source(name, fields, data.index_dir, cache)
+        return ExchangedCaptions(source) if fields.get("exchange_captions") else source
+
+    source, order = open_mixture(config, open_source)
     return TrainExamples(source, order, config.seed, transform)
 
 

@@ -27,8 +27,8 @@ from groupvit_jax.data.storage import StoredObject
 MAX_SAMPLE_BYTES = 2**28
 _NOTHING = Members([0] * len(tar_index.PARTS), [-1] * len(tar_index.PARTS))
 _FIELDS = {
-    "webdataset": {"kind", "pattern", "weight"},
-    "tfds": {"kind", "name", "split", "data_dir", "weight"},
+    "webdataset": {"kind", "pattern", "weight", "exchange_captions"},
+    "tfds": {"kind", "name", "split", "data_dir", "weight", "exchange_captions"},
 }
 
 
@@ -83,7 +83,7 @@ def make_source(
     Args:
       name: NAME, for messages.
       source_config: `kind` and the fields of that kind: "webdataset" has `pattern`; "tfds" has
-        `name`, `split` and `data_dir`. `weight` is the mixture's.
+        `name`, `split` and `data_dir`. `weight` is the mixture's, `exchange_captions` the pipeline's.
       index_dir: where indices of tar shards are cached; beside the shards by default.
       cache: of objects on stores; a TFDS set there needs one.
 
