@@ -83,7 +83,7 @@ def make_source(
     Args:
       name: NAME, for messages.
       source_config: `kind` and the fields of that kind: "webdataset" has `pattern`; "tfds" has
-        `name`, `split` and `data_dir`. `weight` is the mixture's, `exchange_captions` the pipeline's.
+        `name`, `split` and `data_dir`. `weight` and `exchange_captions` are used elsewhere.
       index_dir: where indices of tar shards are cached; beside the shards by default.
       cache: of objects on stores; a TFDS set there needs one.
 
