@@ -36,7 +36,7 @@ def get_config() -> ConfigDict:
     config.data.packed_length = 64
     config.data.augment.update(min_area=0.8, flip=0.0, num_ops=0, random_erasing=0.0)
     config.data.num_workers = 0
-    config.train.update(batch_size=64, num_steps=2000)
+    config.train.update(batch_size=64, num_steps=1000)
     config.optimizer.update(
         reference_batch_size=64,
         learning_rate=2e-3,
@@ -44,14 +44,14 @@ def get_config() -> ConfigDict:
         warmup_steps=100,
     )
     config.checkpoint.update(every_steps=500, keep_last=1)
-    config.evaluators.validation = dict(
-        kind="segmentation",
-        every_steps=250,
-        source=dict(name="scenes/small", split="validation", data_dir="data"),
-        classes=CLASS_NAMES,
-        resize=(),
-        window=64,
-        stride=64,
+    common = dict(
+        kind="segmentation", classes=CLASS_NAMES, resize=(), window=64, stride=64,
         windows_at_once=64,
+    )  # fmt: skip
+    source = dict(name="scenes/small", data_dir="data")
+    config.evaluators = dict(
+        validation=dict(common, every_steps=100, source=dict(source, split="validation")),
+        test=dict(common, source=dict(source, split="test")),
+        shifted=dict(common, source=dict(source, split="shifted")),
     )
     return config
