@@ -85,12 +85,14 @@ def make_runs(builder: scenes.Scenes, workdir: Path, steps: int | None, seed: in
     captions, soft, exchanged = (adapted(scenes_config.get_config()) for _ in range(3))
     soft.model.image.assignment = "soft"
     exchanged.data.sources.scenes.exchange_captions = True
-    masks = adapted(finetune_scenes.get_config(), min(steps or _STEPS_WITH_MASKS, _STEPS_WITH_MASKS))
+    masks = adapted(
+        finetune_scenes.get_config(), min(steps or _STEPS_WITH_MASKS, _STEPS_WITH_MASKS)
+    )
     masks.init_from = str(workdir / "run")
     return [
         Run("captions", workdir / "run", captions),
-        Run("captions, soft groups", workdir / "soft", soft),
-        Run("other scenes' captions", workdir / "exchanged", exchanged),
+        Run("captions, with soft groups", workdir / "soft", soft),
+        Run("captions of other scenes", workdir / "exchanged", exchanged),
         Run("captions, then masks", workdir / "masks", masks),
     ]
 
