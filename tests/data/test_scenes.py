@@ -180,8 +180,8 @@ def built(tmp_path_factory):
 
 
 def test_builds_and_reads_without_tensorflow(built):
-    assert (built / "scenes/test/1.0.0/features.json").exists()
-    assert list(built.glob("scenes/test/1.0.0/*train*array_record*"))
+    assert (built / "scenes/test/2.0.0/features.json").exists()
+    assert list(built.glob("scenes/test/2.0.0/*train*array_record*"))
 
 
 def test_splits_hold_the_examples_that_were_drawn(built):
@@ -195,7 +195,7 @@ def test_splits_hold_the_examples_that_were_drawn(built):
 
 
 def test_training_sees_images_and_captions_but_no_masks(built):
-    folder = str(built / "scenes/test/1.0.0")
+    folder = str(built / "scenes/test/2.0.0")
     source = make_source("scenes", {"kind": "tfds", "split": "train", "data_dir": folder})
     sample = source[0]
     assert set(sample) == {"image", "captions", "key"}
@@ -205,7 +205,7 @@ def test_training_sees_images_and_captions_but_no_masks(built):
 
 
 def test_building_again_keeps_the_files(built):
-    files = sorted(built.glob("scenes/test/1.0.0/*"))
+    files = sorted(built.glob("scenes/test/2.0.0/*"))
     times = [file.stat().st_mtime_ns for file in files]
     scenes.build(str(built), CONFIG)
     assert [file.stat().st_mtime_ns for file in files] == times
