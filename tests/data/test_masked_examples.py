@@ -104,7 +104,7 @@ def test_a_mask_that_cannot_be_read_is_replaced(tmp_path):
 
 def test_scenes_are_read_with_their_masks(tmp_path):
     scenes.build(str(tmp_path), scenes.SceneConfig(name="t", size=32, num_train=4, num_eval=1))
-    fields = dict(kind="tfds", data_dir=str(tmp_path / "scenes/t/1.0.0"))
+    fields = dict(kind="tfds", data_dir=str(tmp_path / "scenes/t/2.0.0"))
     source = open_masked_source("scenes", fields, scenes.CLASS_NAMES)
     assert len(source) == 4
     with pytest.raises(ValueError, match=r"values \[\d+.* found in the mask, expected one of 3"):

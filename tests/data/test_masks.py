@@ -98,7 +98,7 @@ def test_ids_become_classes_and_others_are_errors():
 def scenes(tmp_path_factory):
     folder = tmp_path_factory.mktemp("scenes")
     build(str(folder), SceneConfig(name="few", size=32, num_train=1, num_eval=3))
-    return str(folder / "scenes/few/1.0.0")
+    return str(folder / "scenes/few/2.0.0")
 
 
 def test_tfds_masks_take_other_features_and_ids(scenes):

@@ -12,7 +12,7 @@ from tests.eval.conftest import make_mesh
 def data_dir(tmp_path_factory):
     folder = tmp_path_factory.mktemp("data")
     scenes.build(str(folder), scenes.SceneConfig(name="test", size=32, num_train=8, num_eval=8))
-    return str(folder / "scenes/test/1.0.0")
+    return str(folder / "scenes/test/2.0.0")
 
 
 def make(model, **entries):

@@ -107,7 +107,7 @@ def test_a_frozen_tower_stays_and_its_head_learns():
 def data_dir(tmp_path_factory):
     folder = tmp_path_factory.mktemp("data")
     scenes.build(str(folder), scenes.SceneConfig(name="test", size=32, num_train=32, num_eval=8))
-    return str(folder / "scenes/test/1.0.0")
+    return str(folder / "scenes/test/2.0.0")
 
 
 def scenes_config(data_dir, num_steps):
