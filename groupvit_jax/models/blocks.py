@@ -24,10 +24,26 @@ class Execution(NamedTuple):
       scan_layers: compiles one block, which runs over the stacked parameters of all blocks.
       remat: what the backward pass computes anew: "none", "dots" (all but the outputs of the linear
         layers) or "blocks" (all but the inputs of the blocks).
+      constrain: what the tokens that enter a block go through; for their sharding.
     """
 
     scan_layers: bool = False
     remat: str = "none"
+    constrain: Callable[[Array], Array] = lambda x: x
+
+
+def with_constraint(model: Any, constrain: Callable[[Array], Array]) -> Any:
+    """Returns the model with towers whose blocks have `Execution.constrain`.
+
+    Without it, the tokens in a loop over blocks may be sharded like the parameters, and be summed
+    over devices in every block, where it is parameters that should travel.
+    """
+    names = [name for name in ("image_encoder", "text_encoder") if hasattr(model, name)]
+
+    def constrained(tower: Any) -> Any:
+        return tower.clone(execution=tower.execution._replace(constrain=constrain))
+
+    return model.clone(**{name: constrained(getattr(model, name)) for name in names})
 
 
 def run_blocks(
@@ -63,7 +79,7 @@ def run_blocks(
 
     def apply(x: Array, inputs: Any) -> tuple[Any, None]:
         params, *scales = inputs
-        return block.apply({"params": params}, x, mask, *scales), None
+        return block.apply({"params": params}, execution.constrain(x), mask, *scales), None
 
     if execution.remat != "none":
         policy = REMAT[execution.remat]

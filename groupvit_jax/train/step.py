@@ -13,6 +13,7 @@ from ml_collections import ConfigDict
 
 from groupvit_jax import losses, optim, parallel
 from groupvit_jax.data import device_ops
+from groupvit_jax.models.blocks import with_constraint
 from groupvit_jax.models.grouping import resize_maps
 from groupvit_jax.models.layers import example_keys
 from groupvit_jax.models.segment_head import SegmentationModel
@@ -90,6 +91,8 @@ def make_contrastive_loss(model: nn.Module, config: ConfigDict, mesh: Mesh) -> L
       `local/...` the weightless `loss` and what `losses` yields, `text_overflow` (share of the
       images with a prompt that did not fit) and `groups_in_use/stage_I`.
     """
+    if config.train.micro_batch_size is None:  # else no axis of the batch is left to XLA
+        model = keep_batch_sharded(model, mesh)
     encode: grad_cache.Encode = functools.partial(
         encode_examples,
         model,
@@ -134,6 +137,7 @@ def make_segmentation_loss(model: SegmentationModel, config: ConfigDict, mesh: M
       `groups_in_use/stage_I`.
     """
     del config
+    model = keep_batch_sharded(model, mesh)
 
     def loss_fn(
         params: PyTree, state: TrainState, batch: Batch
@@ -235,6 +239,12 @@ def apply_gradients(
         "parameter_norm": optax.tree.norm(params),
     }
     return TrainState(state.step + 1, params, batch_stats, opt_state, state.key), norms
+
+
+def keep_batch_sharded(model: Any, mesh: Mesh) -> Any:
+    """Returns the model whose tokens stay on the devices of their images in all blocks."""
+    sharding = parallel.batch_sharding(mesh)
+    return with_constraint(model, lambda x: jax.lax.with_sharding_constraint(x, sharding))
 
 
 def noise_ids(batch: Batch, mesh: Mesh) -> Int[Array, "B"]:
