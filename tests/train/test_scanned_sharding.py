@@ -1,0 +1,91 @@
+"""What travels between devices where blocks are scanned and their parameters are sharded."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from groupvit_jax import optim, parallel
+from groupvit_jax.models.two_tower import build_model
+from groupvit_jax.plan.collectives import find_collectives
+from groupvit_jax.plan.program import parse_program
+from groupvit_jax.train import state as state_lib
+from groupvit_jax.train.step import make_contrastive_loss
+from tests.train.test_step import host_batch, tiny_config
+
+pytestmark = pytest.mark.slow
+
+BATCH_SIZE = 64
+# Neither speeds up what runs once; unoptimised code compiles faster.
+FAST_COMPILATION = {
+    "xla_backend_optimization_level": "0",
+    "xla_llvm_disable_expensive_passes": "True",
+}
+
+
+def compiled_gradients(sizes):
+    """Returns the mesh, the compiled gradient of the loss, and the state it takes with a batch."""
+    config = tiny_config()
+    config.train.batch_size = BATCH_SIZE
+    config.model.scan_layers = True
+    config.model.image.assignment = "soft"
+    config.model.image.update(depths=(2, 2))
+    config.model.text.num_layers = 2
+    config.data.augment.random_erasing = 0.0
+    mesh = parallel.make_mesh(sizes, jax.devices()[: np.prod(list(sizes.values()))])
+    model, shapes = build_model(config.model), state_lib.batch_shapes(config)
+    params = state_lib.abstract_params(model, shapes)
+    schedule = optim.make_schedule(config.optimizer, BATCH_SIZE, 10, 2)
+    state, shardings = state_lib.create_sharded_state(
+        model,
+        optim.make_optimizer(config.optimizer, schedule, params),
+        jax.random.key(1),
+        shapes,
+        mesh,
+        config.parallel.rules,
+    )
+    loss_of = make_contrastive_loss(model, config, mesh)
+    gradients = jax.jit(
+        lambda state, batch: jax.grad(lambda p: loss_of(p, state, batch)[0])(state.params),
+        out_shardings=shardings.params,
+    )
+    batch = parallel.to_global_batch(mesh, host_batch(config, 0))
+    compiled = gradients.lower(state, batch).compile(compiler_options=FAST_COMPILATION)
+    return mesh, compiled, (state, batch)
+
+
+@pytest.fixture(scope="module")
+def fsdp():
+    return compiled_gradients({"data": 2, "fsdp": 4, "tensor": 1})
+
+
+def test_parameters_travel_over_fsdp_and_activations_do_not(fsdp):
+    mesh, compiled, (state, _) = fsdp
+    program = parse_program(compiled.as_text())
+    found = find_collectives(program, dict(mesh.shape), [0] * mesh.size)
+    in_loops = [each for each in found if each.in_loop]
+    kernels = jax.tree.leaves(state.params["image_encoder"]["stages_0"]["blocks_0"])
+    of_a_block = sum(leaf.nbytes for leaf in kernels if leaf.ndim == 2)
+    # Two stages of the image tower and the text tower, all of one width: three loops and their
+    # reverse.
+    gathered = [each for each in in_loops if each.kind == "all-gather"]
+    assert gathered
+    assert {each.axes for each in gathered} == {"fsdp"}
+    assert max(each.num_bytes for each in gathered) < of_a_block
+    # XLA for CPUs has no reduce-scatter: gradients are summed whole, and cut.
+    summed = [each for each in in_loops if each.kind == "all-reduce" and each.axes == "fsdp"]
+    assert [each.num_bytes for each in summed] == [of_a_block] * 3
+    assert not [each for each in found if each.kind == "all-to-all"]
+
+
+def test_gradients_are_those_of_one_device(fsdp):
+    _, compiled, arguments = fsdp
+    _, alone, arguments_alone = compiled_gradients({"data": 1, "fsdp": 1, "tensor": 1})
+    expected = jax.device_get(alone(*arguments_alone))
+    found = jax.device_get(compiled(*arguments))
+    scale = jnp.max(jnp.array([jnp.abs(x).max() for x in jax.tree.leaves(expected)]))
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5 * scale),
+        found,
+        expected,
+    )
