@@ -1,7 +1,6 @@
 """What travels between devices where blocks are scanned and their parameters are sharded."""
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -24,7 +23,7 @@ FAST_COMPILATION = {
 
 
 def compiled_gradients(sizes):
-    """Returns the mesh, the compiled gradient of the loss, and the state it takes with a batch."""
+    """Returns the mesh, the compiled gradient of the loss, and the parameters."""
     config = tiny_config()
     config.train.batch_size = BATCH_SIZE
     config.model.scan_layers = True
@@ -51,20 +50,15 @@ def compiled_gradients(sizes):
     )
     batch = parallel.to_global_batch(mesh, host_batch(config, 0))
     compiled = gradients.lower(state, batch).compile(compiler_options=FAST_COMPILATION)
-    return mesh, compiled, (state, batch)
+    return mesh, compiled, state.params
 
 
-@pytest.fixture(scope="module")
-def fsdp():
-    return compiled_gradients({"data": 2, "fsdp": 4, "tensor": 1})
-
-
-def test_parameters_travel_over_fsdp_and_activations_do_not(fsdp):
-    mesh, compiled, (state, _) = fsdp
+def test_parameters_travel_over_fsdp_and_activations_do_not():
+    mesh, compiled, params = compiled_gradients({"data": 2, "fsdp": 4, "tensor": 1})
     program = parse_program(compiled.as_text())
     found = find_collectives(program, dict(mesh.shape), [0] * mesh.size)
     in_loops = [each for each in found if each.in_loop]
-    kernels = jax.tree.leaves(state.params["image_encoder"]["stages_0"]["blocks_0"])
+    kernels = jax.tree.leaves(params["image_encoder"]["stages_0"]["blocks_0"])
     of_a_block = sum(leaf.nbytes for leaf in kernels if leaf.ndim == 2)
     # Two stages of the image tower and the text tower, all of one width: three loops and their
     # reverse.
@@ -76,16 +70,3 @@ def test_parameters_travel_over_fsdp_and_activations_do_not(fsdp):
     summed = [each for each in in_loops if each.kind == "all-reduce" and each.axes == "fsdp"]
     assert [each.num_bytes for each in summed] == [of_a_block] * 3
     assert not [each for each in found if each.kind == "all-to-all"]
-
-
-def test_gradients_are_those_of_one_device(fsdp):
-    _, compiled, arguments = fsdp
-    _, alone, arguments_alone = compiled_gradients({"data": 1, "fsdp": 1, "tensor": 1})
-    expected = jax.device_get(alone(*arguments_alone))
-    found = jax.device_get(compiled(*arguments))
-    scale = jnp.max(jnp.array([jnp.abs(x).max() for x in jax.tree.leaves(expected)]))
-    jax.tree.map(
-        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5 * scale),
-        found,
-        expected,
-    )
