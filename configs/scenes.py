@@ -29,14 +29,14 @@ def get_config() -> ConfigDict:
     config.model.projector.update(hidden_dim=256, output_dim=128)
     config.model.dtype = "float32"
     config.data.sources.scenes = dict(
-        kind="tfds", name="scenes/small", split="train", data_dir="data"
+        kind="tfds", name="scenes/small", split="train", data_dir="data", exchange_captions=False
     )
     config.loss.update(local_weight=1.0, local_words="prompts", identical_texts="positives")
     config.data.num_nouns = 3
     config.data.packed_length = 64
     config.data.augment.update(min_area=0.8, flip=0.0, num_ops=0, random_erasing=0.0)
     config.data.num_workers = 0
-    config.train.update(batch_size=64, num_steps=1000)
+    config.train.update(batch_size=64, num_steps=800)
     config.optimizer.update(
         reference_batch_size=64,
         learning_rate=2e-3,
@@ -50,7 +50,7 @@ def get_config() -> ConfigDict:
     )  # fmt: skip
     source = dict(name="scenes/small", data_dir="data")
     config.evaluators = dict(
-        validation=dict(common, every_steps=100, source=dict(source, split="validation")),
+        validation=dict(common, every_steps=200, source=dict(source, split="validation")),
         test=dict(common, source=dict(source, split="test")),
         shifted=dict(common, source=dict(source, split="shifted")),
     )

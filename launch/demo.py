@@ -29,7 +29,7 @@ DATA = flags.DEFINE_string(
 )
 CONTROLS = flags.DEFINE_boolean("controls", True, "Also train the models to compare with.")
 # Of the head that learns from masks: it starts from what the captions taught.
-_STEPS_WITH_MASKS = 400
+_STEPS_WITH_MASKS = 300
 
 
 def main(argv: list[str]) -> int:
@@ -56,7 +56,8 @@ def main(argv: list[str]) -> int:
                 )
                 if not result.complete:
                     return common.STOPPED
-                summary = demo_report.write(runs[:done], workdir)
+                if done in (1, len(runs)):
+                    summary = demo_report.write(runs[:done], workdir)
         except (ValueError, FileNotFoundError) as error:
             if not common.is_own(error):
                 raise
