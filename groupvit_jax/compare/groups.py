@@ -59,7 +59,8 @@ class Group(NamedTuple):
     """Finished runs with the same settings.
 
     Attributes:
-      label: the settings as NAME=VALUE.
+      label: the settings as NAME=VALUE; where settings were changed one at a time, those only in
+        which the group differs from the baseline.
       settings: their values.
       scores: of the runs, by seed.
       values: one for each seed, the mean where it was run several times.
@@ -132,7 +133,7 @@ def compare(runs: Sequence[Run], metric: Metric, by: str = "last") -> Comparison
         tuple(groups),
         tuple(sorted(others, key=lambda score: (score.run.state, score.run.name))),
         _effects(groups, names),
-        tuple(_notes(groups, others, len(runs))),
+        tuple(_notes(groups, others, names, len(runs))),
     )
 
 
@@ -155,7 +156,8 @@ def _rank(scores: Sequence[Score], names: Sequence[str], sign: int) -> list[Grou
     by_settings: dict[tuple[str, ...], list[Score]] = {}
     for score in scores:
         by_settings.setdefault(score.settings, []).append(score)
-    groups = [_group(settings, found, names) for settings, found in by_settings.items()]
+    baseline = _baseline(list(by_settings))
+    groups = [_group(settings, found, names, baseline) for settings, found in by_settings.items()]
     groups.sort(key=lambda group: (-sign * group.mean, group.label))
     behind = [welch(groups[0].values, group.values) for group in groups[1:]]
     # Of samples of one distribution the first two lie close together, the more so the more there
@@ -167,18 +169,35 @@ def _rank(scores: Sequence[Score], names: Sequence[str], sign: int) -> list[Grou
     ]
 
 
-def _group(settings: tuple[str, ...], scores: Sequence[Score], names: Sequence[str]) -> Group:
-    label = ", ".join(f"{name}={value}" for name, value in zip(names, settings, strict=True))
+def _baseline(settings: Sequence[tuple[str, ...]]) -> tuple[str, ...]:
+    """Returns the settings that have of each field what more than half have, or ()."""
+    usual = tuple(
+        collections.Counter(values).most_common(1)[0] for values in zip(*settings, strict=True)
+    )
+    values = tuple(value for value, _ in usual)
+    several = len(usual) > 1 and values in settings
+    return values if several and all(2 * n > len(settings) for _, n in usual) else ()
+
+
+def _group(
+    settings: tuple[str, ...],
+    scores: Sequence[Score],
+    names: Sequence[str],
+    baseline: tuple[str, ...],
+) -> Group:
+    of_baseline = baseline or (None,) * len(names)
+    label = ", ".join(
+        f"{name}={value}"
+        for name, value, usual in zip(names, settings, of_baseline, strict=True)
+        if value != usual
+    ) or ("baseline" if baseline else "all settings the same")
     by_seed: dict[str, list[float]] = {}
     for score in scores:
         by_seed.setdefault(score.seed, []).append(score.value)
     values = np.array([np.mean(same) for same in by_seed.values()])
     ordered = sorted(scores, key=lambda score: (len(score.seed), score.seed, score.run.name))
     none = Difference(0.0, math.nan, math.nan, math.nan, math.nan)
-    return Group(
-        label or "all settings the same", settings, tuple(ordered), values,
-        *mean_and_std(values), none,
-    )  # fmt: skip
+    return Group(label, settings, tuple(ordered), values, *mean_and_std(values), none)
 
 
 def _effects(groups: Sequence[Group], names: Sequence[str]) -> dict[str, Effect]:
@@ -189,8 +208,13 @@ def _effects(groups: Sequence[Group], names: Sequence[str]) -> dict[str, Effect]
     return dict(sorted(found.items(), key=lambda item: -item[1].range))
 
 
-def _notes(groups: Sequence[Group], others: Sequence[Score], count: int) -> list[str]:
+def _notes(
+    groups: Sequence[Group], others: Sequence[Score], names: Sequence[str], count: int
+) -> list[str]:
     notes = []
+    if baseline := _baseline([group.settings for group in groups]):
+        told = ", ".join(f"{name}={value}" for name, value in zip(names, baseline, strict=True))
+        notes.append(f"The baseline is {told}; of the others is told in what they differ.")
     if others:
         states = collections.Counter(
             f"{score.run.state} without a value" if score.run.state == FINISHED else score.run.state

@@ -96,3 +96,15 @@ def test_equal_settings_are_one_unnamed_group():
     found = compare([run({"a": 1}, 0.3, seed) for seed in (0, 1)], MIOU)
     assert found.names == ()
     assert found.groups[0].label == "all settings the same"
+
+
+def test_settings_changed_one_at_a_time_are_told_by_what_differs():
+    usual = {"a": 0, "b": 0, "c": 0}
+    runs = [run({**usual, name: 1}, 0.3) for name in usual] + [run(usual, 0.5)]
+    found = compare(runs, MIOU)
+    assert [group.label for group in found.groups] == ["baseline", "a=1", "b=1", "c=1"]
+    assert found.notes[0].startswith("The baseline is a=0, b=0, c=0;")
+    without = compare(runs[:3], MIOU).groups[0].label
+    assert without == "a=0, b=0, c=1"
+    product = [run({"a": i % 2, "b": i // 2}, 0.1 * i) for i in range(4)]
+    assert compare(product, MIOU).groups[0].label == "a=1, b=1"
