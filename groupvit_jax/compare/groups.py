@@ -214,7 +214,7 @@ def _notes(
     notes = []
     if baseline := _baseline([group.settings for group in groups]):
         told = ", ".join(f"{name}={value}" for name, value in zip(names, baseline, strict=True))
-        notes.append(f"The baseline is {told}; of the others is told in what they differ.")
+        notes.append(f"The baseline is {told}; the others are named by what they differ in.")
     if others:
         states = collections.Counter(
             f"{score.run.state} without a value" if score.run.state == FINISHED else score.run.state
