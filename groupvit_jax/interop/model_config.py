@@ -37,7 +37,8 @@ def make_model_config(image: dict, text: dict, projector: dict) -> ConfigDict:
         "initial_temperature": towers["initial_temperature"],
         "share_logit_scale": towers["share_logit_scale"],
         "initial_logit_bias": towers["initial_logit_bias"],
-        **Execution()._asdict(),
+        "scan_layers": Execution().scan_layers,
+        "remat": Execution().remat,
         "dtype": "float32",
     }
     return ConfigDict(config)

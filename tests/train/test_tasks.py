@@ -144,7 +144,7 @@ def read_state(workdir, config):
 @pytest.mark.parametrize(
     ("names", "message"),
     [
-        ((*scenes.CLASS_NAMES, "more"), r"bias is float32\[18\] in the checkpoint"),
+        ((*scenes.CLASS_NAMES, "more"), r"bias is float32\[14\] in the checkpoint"),
         (scenes.CLASS_NAMES[::-1], r"checkpoints of another model \(config.segmentation.class_na"),
     ],
 )
