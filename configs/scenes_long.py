@@ -1,4 +1,4 @@
-"""The drawn scenes with patience: half an hour on 2 CPU cores, minutes on a GPU.
+"""The drawn scenes with patience: ten minutes on 2 CPU cores.
 
 python -m groupvit_jax.data.scenes data
 python -m launch.train --config=configs/scenes_long.py --workdir=runs/scenes_long
@@ -13,7 +13,7 @@ def get_config() -> ConfigDict:
     """Returns the model of the scenes, trained for longer and on more varied crops."""
     config = scenes.get_config()
     config.data.augment.min_area = 0.6
-    config.train.num_steps = 5000
+    config.train.num_steps = 2000
     for evaluator in config.evaluators.values():
         if evaluator.get("every_steps"):
             evaluator.every_steps = 500
