@@ -12,7 +12,7 @@ from groupvit_jax.interop.load import load_pretrained
 from groupvit_jax.train.loop import train
 from groupvit_jax.train.writers import METRICS_FILE, read_metrics
 
-# An untrained model has 1 to 2 %, one that learnt from other scenes' captions too.
+# Seeds 0, 1 and 2 reach 33, 41 and 31 %. An untrained model has 1 to 2 %.
 LEAST_MIOU = 0.2
 
 
