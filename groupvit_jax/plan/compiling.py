@@ -15,10 +15,10 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from groupvit_jax import optim, parallel
-from groupvit_jax.models import build_model
 from groupvit_jax.plan.hardware import GIB, Topology
 from groupvit_jax.train import state as state_lib
 from groupvit_jax.train.step import make_train_step
+from groupvit_jax.train.tasks import task_of
 from groupvit_jax.typing import PyTree
 
 logger = logging.getLogger(__name__)
@@ -87,8 +87,8 @@ def compile_step(config: ConfigDict, topology: Topology) -> CompiledStep:
     """Compiles the step that training with `config` would run on `topology`; allocates nothing.
 
     Raises:
-      ValueError: the mesh or the sharding rules don't fit the topology, or the batch can't be
-        divided.
+      ValueError: the mesh or the sharding rules don't fit the topology, the batch can't be
+        divided, or there is no such task.
     """
     started = time.monotonic()
     with _progress(f"{topology}, batch {config.train.batch_size}"):
@@ -113,7 +113,8 @@ def lower_step(
     """
     mesh = parallel.make_mesh(config.parallel.mesh, topology.devices)
     parallel.check_batch_size(config.train.batch_size, mesh)
-    model, shapes = build_model(config.model), state_lib.batch_shapes(config)
+    task = task_of(config)
+    model, shapes = task.build_model(config), task.batch_shapes(config)
     schedule = optim.make_schedule(config.optimizer, config.train.batch_size, 2, 1)
     params = state_lib.abstract_params(model, shapes)
     optimizer = optim.make_optimizer(config.optimizer, schedule, params)
@@ -125,7 +126,7 @@ def lower_step(
         name: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=by_example)
         for name, leaf in shapes.items()
     }
-    step = make_train_step(model, optimizer, schedule, config, mesh, shardings)
+    step = make_train_step(model, optimizer, schedule, config, mesh, shardings, task.make_loss)
     return step.lower(state, batch), mesh, state, batch
 
 

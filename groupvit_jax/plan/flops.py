@@ -24,17 +24,23 @@ def step_flops(config: ConfigDict) -> float:
 
 
 def _training_flops(config: ConfigDict, num_tokens: int, num_pairs: int) -> float:
+    image = config.model.image
+    if config.task == "segmentation":
+        rest = segment_head_flops(image, len(config.segmentation.class_names))
+    else:
+        rest = _text_and_logits_flops(config, num_tokens, num_pairs)
+    # Backward are two products for each one forward, of which pixels need one only.
+    return 3 * (image_encoder_flops(image) + rest) - _patch_flops(image)
+
+
+def _text_and_logits_flops(config: ConfigDict, num_tokens: int, num_pairs: int) -> float:
     model, num_texts = config.model, 1 + config.data.num_nouns
-    logits = 2.0 * model.projector.output_dim * num_texts * config.train.batch_size
-    forward = (
-        image_encoder_flops(model.image)
-        + text_encoder_flops(model.text, num_tokens, num_pairs)
+    return (
+        text_encoder_flops(model.text, num_tokens, num_pairs)
         + projector_flops(model.projector, _stage_widths(model.image)[-1])
         + projector_flops(model.projector, model.text.width) * num_texts
-        + logits
+        + 2.0 * model.projector.output_dim * num_texts * config.train.batch_size
     )
-    # Backward are two products for each one forward, of which pixels need one only.
-    return 3 * forward - _patch_flops(model.image)
 
 
 def image_encoder_flops(config: ConfigDict) -> float:
@@ -75,6 +81,21 @@ def text_encoder_flops(config: ConfigDict, num_tokens: int, num_pairs: int) -> f
 def projector_flops(config: ConfigDict, width: int) -> float:
     """Returns the FLOPs of a vector of `width` channels through a projector."""
     return 2.0 * config.hidden_dim * (width + config.output_dim)
+
+
+def segment_head_flops(config: ConfigDict, num_classes: int) -> float:
+    """Returns the FLOPs of an image's segments through the head and of their maps at full size.
+
+    Args:
+      config: `config.model.image`.
+      num_classes: of the head.
+    """
+    groups, side = config.num_output_groups, config.image_size // config.patch_size
+    head = 2.0 * groups[-1] * _stage_widths(config)[-1] * num_classes
+    pairs = zip(groups[1:], groups[:-1], strict=True)
+    maps = sum(2.0 * new * old * _num_patches(config) for new, old in pairs)
+    resized = 2.0 * groups[-1] * side * config.image_size * (side + config.image_size)
+    return head + maps + resized
 
 
 def _num_patches(config: ConfigDict) -> int:

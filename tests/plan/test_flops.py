@@ -34,6 +34,17 @@ def test_the_compiled_program_computes_no_more_products():
     assert flops.step_flops(config) == pytest.approx(counted, rel=0.05)
 
 
+def test_masks_instead_of_texts():
+    config = tiny.get_config()
+    config.task = "segmentation"
+    config.segmentation.class_names = ("background", "cat", "dog")
+    config.train.micro_batch_size = None
+    lowered, *_ = lower_step(config, host(4))
+    counted = 4 * matrix_flops(parse_program(lowered.compile().as_text())) / 16
+    assert flops.step_flops(config) == pytest.approx(counted, rel=0.05)
+    assert flops.useful_flops(config) == flops.step_flops(config)
+
+
 def test_published_image_encoder():
     # 8.2 GFLOP as XLA counts it, all else included.
     count = flops.image_encoder_flops(base.get_config().model.image)
