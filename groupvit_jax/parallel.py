@@ -53,16 +53,18 @@ def make_mesh(
             f"config.parallel.mesh: {dict(sizes)} found, expected sizes whose product is the "
             f"{len(devices)} devices (at most one -1 takes those that remain)"
         )
-    types = (AxisType.Auto,) * len(AXES)
     slice_sizes = collections.Counter(getattr(device, "slice_index", 0) for device in devices)
-    if len(slice_sizes) == 1:
-        return jax.make_mesh(shape, AXES, axis_types=types, devices=devices)
-    return Mesh(_hybrid_devices(shape, devices, slice_sizes), AXES, axis_types=types)
+    laid_out = _lay_out(shape, devices, slice_sizes)
+    return Mesh(laid_out, AXES, axis_types=(AxisType.Auto,) * len(AXES))
 
 
-def _hybrid_devices(
+def _lay_out(
     shape: Sequence[int], devices: Sequence[jax.Device], slice_sizes: Mapping[int, int]
 ) -> np.ndarray:
+    # A side of the torus is divided only where no axis of the mesh has its size: jax.make_mesh,
+    # which never divides those of most chips, knows no 4 devices of a 16 x 16 x 16.
+    if len(slice_sizes) == 1:
+        return mesh_utils.create_device_mesh(shape, devices, allow_split_physical_axes=True)
     if len(set(slice_sizes.values())) > 1:
         raise ValueError(
             f"devices per slice: {dict(slice_sizes)} found, expected as many in every slice"
@@ -72,10 +74,8 @@ def _hybrid_devices(
         across.append(math.gcd(size, left))
         left //= across[-1]
     within = [size // slices for size, slices in zip(shape, across, strict=True)]
-    # As in jax.make_mesh: only the two-dimensional tori of these chips may be cut.
-    may_split = devices[0].device_kind in ("TPU v5 lite", "TPU v5e")
     return mesh_utils.create_hybrid_device_mesh(
-        within, across, devices, allow_split_physical_axes=may_split
+        within, across, devices, allow_split_physical_axes=True
     )
 
 

@@ -46,6 +46,21 @@ class TestMesh:
             parallel.make_mesh({"data": -1, "fsdp": 1, "model": 1})
 
 
+    def test_divides_a_side_of_the_torus(self):
+        chips = []
+        for i, coords in enumerate(np.ndindex(4, 4, 4)):
+            chip = mock.Mock(spec=jax.Device, id=i, platform="tpu", process_index=i // 4)
+            chip.device_kind, chip.coords, chip.core_on_chip = "TPU v5", coords, 0
+            chip.slice_index = 0
+            chips.append(chip)
+        mesh = parallel.make_mesh({"data": -1, "fsdp": 2, "tensor": 1}, chips)
+        assert dict(mesh.shape) == {"data": 32, "fsdp": 2, "tensor": 1}
+        assert {chip.id for chip in mesh.devices.flat} == set(range(64))
+        for one, other in mesh.devices[:, :, 0]:
+            distances = np.abs(np.subtract(one.coords, other.coords))
+            assert sorted(distances) in ([0, 0, 1], [0, 0, 3])  # neighbours; rings are closed
+
+
 def stand_in(i, slice_index):
     """A device of a slice, as far as a mesh asks."""
     device = mock.Mock(spec=jax.Device, id=i, process_index=slice_index, platform="gpu")
