@@ -1,4 +1,4 @@
-"""What travels between devices where blocks are scanned and their parameters are sharded."""
+"""Where blocks are scanned and parameters sharded: what travels, and that gradients stay equal."""
 
 import jax
 import numpy as np
@@ -10,7 +10,8 @@ from groupvit_jax.plan.collectives import find_collectives
 from groupvit_jax.plan.program import parse_program
 from groupvit_jax.train import state as state_lib
 from groupvit_jax.train.step import make_contrastive_loss
-from tests.train.test_step import host_batch, tiny_config
+from tests.train.test_grad_cache import assert_same
+from tests.train.test_step import MESHES, host_batch, random_variables, tiny_config
 
 pytestmark = pytest.mark.slow
 
@@ -22,11 +23,11 @@ FAST_COMPILATION = {
 }
 
 
-def compiled_gradients(sizes):
-    """Returns the mesh, the compiled gradient of the loss, and the parameters."""
+def compiled_gradients(sizes, scan_layers):
+    """Returns the mesh, the compiled gradient of the loss, the state and the batch."""
     config = tiny_config()
     config.train.batch_size = BATCH_SIZE
-    config.model.scan_layers = True
+    config.model.scan_layers = scan_layers
     config.model.image.assignment = "soft"
     config.model.image.update(depths=(2, 2))
     config.model.text.num_layers = 2
@@ -43,6 +44,8 @@ def compiled_gradients(sizes):
         mesh,
         config.parallel.rules,
     )
+    variables = random_variables(model, shapes)
+    state = state.replace(params=jax.device_put(variables["params"], shardings.params))
     loss_of = make_contrastive_loss(model, config, mesh)
     gradients = jax.jit(
         lambda state, batch: jax.grad(lambda p: loss_of(p, state, batch)[0])(state.params),
@@ -50,15 +53,27 @@ def compiled_gradients(sizes):
     )
     batch = parallel.to_global_batch(mesh, host_batch(config, 0))
     compiled = gradients.lower(state, batch).compile(compiler_options=FAST_COMPILATION)
-    return mesh, compiled, state.params
+    return mesh, compiled, state, batch
 
 
-def test_parameters_travel_over_fsdp_and_activations_do_not():
-    mesh, compiled, params = compiled_gradients({"data": 2, "fsdp": 4, "tensor": 1})
+@pytest.fixture(scope="module")
+def sharded():
+    return compiled_gradients(MESHES["fsdp"], scan_layers=True)
+
+
+def test_gradients_are_those_of_one_device_without_a_loop(sharded):
+    _, compiled, state, batch = sharded
+    found = compiled(state, batch)
+    _, compiled, state, batch = compiled_gradients(MESHES["one"], scan_layers=False)
+    assert_same({"gradients": found}, {"gradients": compiled(state, batch)})
+
+
+def test_parameters_travel_over_fsdp_and_activations_do_not(sharded):
+    mesh, compiled, state, _ = sharded
     program = parse_program(compiled.as_text())
     found = find_collectives(program, dict(mesh.shape), [0] * mesh.size)
     in_loops = [each for each in found if each.in_loop]
-    kernels = jax.tree.leaves(params["image_encoder"]["stages_0"]["blocks_0"])
+    kernels = jax.tree.leaves(state.params["image_encoder"]["stages_0"]["blocks_0"])
     of_a_block = sum(leaf.nbytes for leaf in kernels if leaf.ndim == 2)
     # Two stages of the image tower and the text tower, all of one width: three loops and their
     # reverse.
