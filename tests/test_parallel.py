@@ -45,7 +45,6 @@ class TestMesh:
         with pytest.raises(ValueError, match=r"model.*expected .*'tensor'"):
             parallel.make_mesh({"data": -1, "fsdp": 1, "model": 1})
 
-
     def test_divides_a_side_of_the_torus(self):
         chips = []
         for i, coords in enumerate(np.ndindex(4, 4, 4)):

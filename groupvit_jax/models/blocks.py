@@ -7,6 +7,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from groupvit_jax.models.layers import AttentionFn, attend
 from groupvit_jax.typing import Array, Bool, Float
 
 # What the backward pass keeps of each block: None keeps all that it needs.
@@ -24,26 +25,26 @@ class Execution(NamedTuple):
       scan_layers: compiles one block, which runs over the stacked parameters of all blocks.
       remat: what the backward pass computes anew: "none", "dots" (all but the outputs of the linear
         layers) or "blocks" (all but the inputs of the blocks).
-      constrain: what the tokens that enter a block go through; for their sharding.
+      constrain: what the tokens that enter a block go through; for their sharding. Without it,
+        the tokens in a loop over blocks may be sharded like the parameters, and be summed over
+        devices in every block, where it is parameters that should travel.
+      attention_fn: computes the attention of an image's tokens.
     """
 
     scan_layers: bool = False
     remat: str = "none"
     constrain: Callable[[Array], Array] = lambda x: x
+    attention_fn: AttentionFn = attend
 
 
-def with_constraint(model: Any, constrain: Callable[[Array], Array]) -> Any:
-    """Returns the model with towers whose blocks have `Execution.constrain`.
-
-    Without it, the tokens in a loop over blocks may be sharded like the parameters, and be summed
-    over devices in every block, where it is parameters that should travel.
-    """
+def with_execution(model: Any, **changes: Any) -> Any:
+    """Returns the model with towers whose `Execution` has these fields."""
     names = [name for name in ("image_encoder", "text_encoder") if hasattr(model, name)]
 
-    def constrained(tower: Any) -> Any:
-        return tower.clone(execution=tower.execution._replace(constrain=constrain))
+    def changed(tower: Any) -> Any:
+        return tower.clone(execution=tower.execution._replace(**changes))
 
-    return model.clone(**{name: constrained(getattr(model, name)) for name in names})
+    return model.clone(**{name: changed(getattr(model, name)) for name in names})
 
 
 def run_blocks(

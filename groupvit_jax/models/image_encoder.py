@@ -99,6 +99,7 @@ class GroupingStage(nn.Module):
             fc1_init=self.kernel_init,
             fc2_init=self.kernel_init,
             dtype=self.dtype,
+            attention_fn=self.execution.attention_fn,
             parent=None,
         )
         x = run_blocks(

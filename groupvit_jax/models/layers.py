@@ -11,6 +11,8 @@ from flax.typing import Dtype, Initializer
 from groupvit_jax.typing import Array, Bool, Float, Int, Key
 
 LAYER_NORM_EPS = 1e-5
+# Attention of queries on keys and values, all [B, N, T, H], without a mask.
+AttentionFn = Callable[[Array, Array, Array], Array]
 
 # PyTorch's default for linear and convolutional weights: uniform within ±fan_in^-0.5.
 fan_in_uniform = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
@@ -164,6 +166,7 @@ class SelfAttention(nn.Module):
     qkv_init: Initializer = vit_init
     proj_init: Initializer = vit_init
     dtype: Dtype = jnp.float32
+    attention_fn: AttentionFn = attend
 
     @nn.compact
     def __call__(
@@ -173,7 +176,8 @@ class SelfAttention(nn.Module):
 
         Args:
           x: the tokens.
-          mask: [b, i, j] tells whether token i sees token j; None for all.
+          mask: [b, i, j] tells whether token i sees token j; None for all: then `attention_fn`
+            computes the attention.
         """
         B, S, C = x.shape
         qkv = dense(3 * C, self.qkv_init, self.dtype, "qkv")(x)
@@ -182,8 +186,8 @@ class SelfAttention(nn.Module):
             y.reshape(B, S, self.num_heads, C // self.num_heads).swapaxes(1, 2)
             for y in jnp.split(qkv, 3, axis=-1)
         )
-        out = _join_heads(attend(q, k, v, None if mask is None else mask[:, None]))
-        return dense(C, self.proj_init, self.dtype, "proj")(out)
+        out = self.attention_fn(q, k, v) if mask is None else attend(q, k, v, mask[:, None])
+        return dense(C, self.proj_init, self.dtype, "proj")(_join_heads(out))
 
 
 class CrossAttention(nn.Module):
@@ -248,6 +252,7 @@ class TransformerBlock(nn.Module):
     fc1_init: Initializer = vit_init
     fc2_init: Initializer = vit_init
     dtype: Dtype = jnp.float32
+    attention_fn: AttentionFn = attend
 
     @nn.compact
     def __call__(
@@ -271,7 +276,12 @@ class TransformerBlock(nn.Module):
 
         C = x.shape[-1]
         attention = SelfAttention(
-            self.num_heads, self.qkv_init, self.proj_init, self.dtype, name="attn"
+            self.num_heads,
+            self.qkv_init,
+            self.proj_init,
+            self.dtype,
+            self.attention_fn,
+            name="attn",
         )
         mlp = Mlp(
             int(C * self.mlp_ratio),

@@ -17,6 +17,8 @@ from ml_collections import ConfigDict
 from groupvit_jax import optim, parallel
 from groupvit_jax.plan.hardware import GIB, Topology
 from groupvit_jax.train import state as state_lib
+from groupvit_jax.train.grad_cache import check_micro_batch_size
+from groupvit_jax.train.setup import check_fused_attention
 from groupvit_jax.train.step import make_train_step
 from groupvit_jax.train.tasks import task_of
 from groupvit_jax.typing import PyTree
@@ -113,6 +115,8 @@ def lower_step(
     """
     mesh = parallel.make_mesh(config.parallel.mesh, topology.devices)
     parallel.check_batch_size(config.train.batch_size, mesh)
+    check_micro_batch_size(config.train.micro_batch_size, config.train.batch_size, mesh)
+    check_fused_attention(config, mesh)
     task = task_of(config)
     model, shapes = task.build_model(config), task.batch_shapes(config)
     schedule = optim.make_schedule(config.optimizer, config.train.batch_size, 2, 1)

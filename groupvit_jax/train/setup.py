@@ -14,6 +14,7 @@ from ml_collections import ConfigDict
 from groupvit_jax import losses, optim, parallel
 from groupvit_jax.data import pipeline, text
 from groupvit_jax.data.vocabulary import Vocabulary, read_vocabulary
+from groupvit_jax.models import fused_attention
 from groupvit_jax.train import checkpoint, run_folder, state, step
 from groupvit_jax.train.grad_cache import check_micro_batch_size
 from groupvit_jax.train.tasks import Task, task_of
@@ -81,6 +82,7 @@ def build(config: ConfigDict, workdir: Path) -> Parts:
     mesh = parallel.make_mesh(config.parallel.mesh)
     parallel.check_batch_size(config.train.batch_size, mesh)
     check_micro_batch_size(config.train.micro_batch_size, config.train.batch_size, mesh)
+    check_fused_attention(config, mesh)
     vocabulary = find_vocabulary(config, workdir)
     tokenizer = text.make_tokenizer(vocabulary, config.model.text.context_length)
     text.check_text_config(config.model.text, tokenizer)
@@ -168,6 +170,27 @@ def check_settings(config: ConfigDict) -> None:
             f"config.checkpoint.best_metric: {best!r} found, expected EVALUATOR/METRIC with one of "
             f"config.evaluators ({', '.join(config.evaluators) or 'none'})"
         )
+
+
+def check_fused_attention(config: ConfigDict, mesh: Mesh) -> None:
+    """Raises ValueError where `config.train.fused_attention` can't be had."""
+    if not config.train.fused_attention:
+        return
+    platform, heads = mesh.devices.flat[0].platform, config.model.image.num_heads
+    found = None
+    if platform not in fused_attention.KERNELS:
+        found = f"True found on {platform}, expected one of {', '.join(fused_attention.KERNELS)}"
+    elif config.train.micro_batch_size is not None:
+        found = "True found with config.train.micro_batch_size, expected one of them"
+    elif heads % mesh.shape["tensor"]:
+        found = (
+            f"True found with {heads} heads on {mesh.shape['tensor']} tensor shards, expected "
+            "shards that divide them"
+        )
+    elif platform == "gpu" and config.model.dtype == "float32":
+        found = "True found with config.model.dtype 'float32', expected 'bfloat16' on a GPU"
+    if found:
+        raise ValueError(f"config.train.fused_attention: {found}")
 
 
 def check_local_words(loss_config: ConfigDict, tokenizer: text.Tokenizer) -> None:

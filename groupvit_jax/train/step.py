@@ -13,7 +13,8 @@ from ml_collections import ConfigDict
 
 from groupvit_jax import losses, optim, parallel
 from groupvit_jax.data import device_ops
-from groupvit_jax.models.blocks import with_constraint
+from groupvit_jax.models import fused_attention
+from groupvit_jax.models.blocks import with_execution
 from groupvit_jax.models.grouping import resize_maps
 from groupvit_jax.models.layers import example_keys
 from groupvit_jax.models.segment_head import SegmentationModel
@@ -92,7 +93,7 @@ def make_contrastive_loss(model: nn.Module, config: ConfigDict, mesh: Mesh) -> L
       images with a prompt that did not fit) and `groups_in_use/stage_I`.
     """
     if config.train.micro_batch_size is None:  # else no axis of the batch is left to XLA
-        model = keep_batch_sharded(model, mesh)
+        model = on_mesh(model, config, mesh)
     encode: grad_cache.Encode = functools.partial(
         encode_examples,
         model,
@@ -129,15 +130,14 @@ def make_segmentation_loss(model: SegmentationModel, config: ConfigDict, mesh: M
 
     Args:
       model: the image tower with its head.
-      config: not used; randomness of the images is the input pipeline's.
+      config: the whole configuration; `train` is used.
       mesh: the device mesh.
 
     Returns:
       A function whose metrics are `loss`, `labelled_pixels` (the share that counts) and
       `groups_in_use/stage_I`.
     """
-    del config
-    model = keep_batch_sharded(model, mesh)
+    model = on_mesh(model, config, mesh)
 
     def loss_fn(
         params: PyTree, state: TrainState, batch: Batch
@@ -241,10 +241,23 @@ def apply_gradients(
     return TrainState(state.step + 1, params, batch_stats, opt_state, state.key), norms
 
 
-def keep_batch_sharded(model: Any, mesh: Mesh) -> Any:
-    """Returns the model whose tokens stay on the devices of their images in all blocks."""
+def on_mesh(model: Any, config: ConfigDict, mesh: Mesh) -> Any:
+    """Returns the model whose tokens stay on the devices of their images in all blocks.
+
+    Args:
+      model: with the towers of `TwoTower`, or one of them.
+      config: the whole configuration; `train.fused_attention` is used.
+      mesh: the device mesh.
+    """
     sharding = parallel.batch_sharding(mesh)
-    return with_constraint(model, lambda x: jax.lax.with_sharding_constraint(x, sharding))
+    changes: dict[str, Any] = {"constrain": lambda x: jax.lax.with_sharding_constraint(x, sharding)}
+    if config.train.fused_attention:
+        kernel = fused_attention.KERNELS[mesh.devices.flat[0].platform]
+        spec = PartitionSpec(parallel.BATCH_AXES, "tensor")  # XLA can't divide a kernel's work
+        changes["attention_fn"] = jax.shard_map(
+            kernel, mesh=mesh, in_specs=spec, out_specs=spec, check_vma=False
+        )
+    return with_execution(model, **changes)
 
 
 def noise_ids(batch: Batch, mesh: Mesh) -> Int[Array, "B"]:

@@ -1,10 +1,18 @@
 import pytest
 
 from configs import tiny
+from groupvit_jax import parallel
 from groupvit_jax.data.text import ClipTokenizer, train_sentencepiece
 from groupvit_jax.data.vocabulary import CLIP, read_vocabulary
+from groupvit_jax.models import fused_attention
+from groupvit_jax.models.layers import attend
 from groupvit_jax.train.checkpoint import Checkpointer, stored_vocabulary
-from groupvit_jax.train.setup import check_local_words, check_settings, find_vocabulary
+from groupvit_jax.train.setup import (
+    check_fused_attention,
+    check_local_words,
+    check_settings,
+    find_vocabulary,
+)
 from tests.train import toy
 
 CAPTIONS = ["a red dog", "a blue boat on the water", "two green birds"]
@@ -100,3 +108,23 @@ def test_the_first_token_of_a_caption_is_no_word(config):
         check_local_words(config.loss, WithoutStart(8))
     config.loss.local_words = "prompts"
     check_local_words(config.loss, WithoutStart(8))
+
+
+@pytest.mark.parametrize(
+    ("platforms", "changes", "message"),
+    [
+        (["tpu", "gpu"], {}, "True found on cpu, expected one of tpu, gpu"),
+        (["cpu"], {"micro_batch_size": 8}, "True found with config.train.micro_batch_size"),
+        (["cpu"], {}, "True found with 3 heads on 2 tensor shards"),
+    ],
+)
+def test_attention_that_can_not_be_fused(platforms, changes, message, monkeypatch):
+    config = tiny.get_config()
+    mesh = parallel.make_mesh({"data": -1, "fsdp": 1, "tensor": 2})
+    monkeypatch.setattr(fused_attention, "KERNELS", dict.fromkeys(platforms, attend))
+    config.model.image.num_heads = 3
+    config.train.update(changes)
+    check_fused_attention(config, mesh)
+    config.train.fused_attention = True
+    with pytest.raises(ValueError, match=rf"^config\.train\.fused_attention: {message}"):
+        check_fused_attention(config, mesh)
