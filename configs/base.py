@@ -31,8 +31,8 @@ def get_config() -> ConfigDict:
         batch_size=4096,
         # Images that are encoded at once over all devices, for batches that do not fit their
         # memory (docs/scale.md); the same step, a third slower. None: the whole batch.
-        fused_attention=False,  # True: of many tokens in one kernel, docs/scale.md
         micro_batch_size=placeholder(int),
+        fused_attention=False,  # True: of many tokens in one kernel, docs/scale.md
         num_epochs=30.0,
         num_steps=placeholder(int),  # takes precedence over num_epochs
     )
