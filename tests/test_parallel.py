@@ -48,9 +48,8 @@ class TestMesh:
     def test_divides_a_side_of_the_torus(self):
         chips = []
         for i, coords in enumerate(np.ndindex(4, 4, 4)):
-            chip = mock.Mock(spec=jax.Device, id=i, platform="tpu", process_index=i // 4)
-            chip.device_kind, chip.coords, chip.core_on_chip = "TPU v5", coords, 0
-            chip.slice_index = 0
+            chip = stand_in(i, 0, platform="tpu", device_kind="TPU v5")
+            chip.coords, chip.core_on_chip = coords, 0
             chips.append(chip)
         mesh = parallel.make_mesh({"data": -1, "fsdp": 2, "tensor": 1}, chips)
         assert dict(mesh.shape) == {"data": 32, "fsdp": 2, "tensor": 1}
@@ -60,11 +59,10 @@ class TestMesh:
             assert sorted(distances) in ([0, 0, 1], [0, 0, 3])  # neighbours; rings are closed
 
 
-def stand_in(i, slice_index):
+def stand_in(i, slice_index, platform="gpu", device_kind="stand-in"):
     """A device of a slice, as far as a mesh asks."""
-    device = mock.Mock(spec=jax.Device, id=i, process_index=slice_index, platform="gpu")
-    device.slice_index = slice_index
-    device.device_kind = "stand-in"
+    device = mock.Mock(spec=jax.Device, id=i, process_index=slice_index, platform=platform)
+    device.slice_index, device.device_kind = slice_index, device_kind
     return device
 
 

@@ -1,5 +1,7 @@
 """Attention in one kernel: the weights of all pairs of tokens are never written to memory."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 from jax.experimental.pallas.ops.tpu import flash_attention as pallas
@@ -34,8 +36,8 @@ def attend_on_tpu(
     block = max(
         size for size in range(_LANES, _LARGEST_BLOCK + 1, _LANES) if (T + padding) % size == 0
     )
-    fields = [name for name in pallas.BlockSizes.__dataclass_fields__ if name != "block_b"]
-    sizes = pallas.BlockSizes(block_b=1, **dict.fromkeys(fields, block))
+    names = {field.name for field in dataclasses.fields(pallas.BlockSizes)} - {"block_b"}
+    sizes = pallas.BlockSizes(block_b=1, **dict.fromkeys(names, block))
     out = pallas.flash_attention(
         query, key, value, segment_ids=segments, sm_scale=H**-0.5, block_sizes=sizes
     )

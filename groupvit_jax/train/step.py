@@ -242,7 +242,7 @@ def apply_gradients(
 
 
 def on_mesh(model: Any, config: ConfigDict, mesh: Mesh) -> Any:
-    """Returns the model whose tokens stay on the devices of their images in all blocks.
+    """Returns the model as it runs on the mesh: tokens stay on their images' devices in all blocks.
 
     Args:
       model: with the towers of `TwoTower`, or one of them.

@@ -38,7 +38,6 @@ def test_masks_instead_of_texts():
     config = tiny.get_config()
     config.task = "segmentation"
     config.segmentation.class_names = ("background", "cat", "dog")
-    config.train.micro_batch_size = None
     lowered, *_ = lower_step(config, host(4))
     counted = 4 * matrix_flops(parse_program(lowered.compile().as_text())) / 16
     assert flops.step_flops(config) == pytest.approx(counted, rel=0.05)
