@@ -5,10 +5,10 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from groupvit_jax.data import nouns
-from groupvit_jax.data.captions_table import read_texts
-from groupvit_jax.data.sources import WebDatasetSource
-from groupvit_jax.data.text import ClipTokenizer, pack_texts
+from groupvit_jax.data.sources.captions_table import read_texts
+from groupvit_jax.data.sources.pairs import WebDatasetSource
+from groupvit_jax.data.text import nouns
+from groupvit_jax.data.text.tokenizers import ClipTokenizer, pack_texts
 
 TOKENIZER = ClipTokenizer()
 

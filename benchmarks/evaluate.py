@@ -20,9 +20,8 @@ from absl import app, flags
 
 from configs import base
 from groupvit_jax import parallel
-from groupvit_jax.data.decode import decode
-from groupvit_jax.data.device_ops import normalize
-from groupvit_jax.data.text import make_tokenizer
+from groupvit_jax.data.images.decode import decode
+from groupvit_jax.data.text.tokenizers import make_tokenizer
 from groupvit_jax.eval.encoding import Encoder, encode_images, project_groups
 from groupvit_jax.eval.inference import WindowEncoder
 from groupvit_jax.eval.protocol import make_protocol
@@ -31,6 +30,7 @@ from groupvit_jax.eval.windows import resize_to_fit, window_starts
 from groupvit_jax.interop import load_pretrained
 from groupvit_jax.losses import clipped_scale, l2_normalize
 from groupvit_jax.models import build_model
+from groupvit_jax.models.preprocess import normalize
 from launch import common
 
 _IMAGES = flags.DEFINE_string("images", None, "folder of .jpg files", required=True)

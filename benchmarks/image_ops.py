@@ -19,7 +19,8 @@ from absl import app, flags
 
 from benchmarks import pil_pipeline
 from configs.base import get_config
-from groupvit_jax.data import decode, image_ops
+from groupvit_jax.data.images import decode
+from groupvit_jax.data.images import transforms as image_ops
 
 _IMAGES = flags.DEFINE_string("images", None, "folder of .jpg or .tar files", required=True)
 _MAX_IMAGES = flags.DEFINE_integer("max_images", 200, "images per round")

@@ -21,11 +21,16 @@ from ml_collections import ConfigDict
 
 from benchmarks import input_profile, webdataset_pipeline
 from configs.base import get_config
-from groupvit_jax.data import image_ops, tar_index
-from groupvit_jax.data.decode import read_header
-from groupvit_jax.data.pipeline import TrainExamples, TrainLoader, make_train_examples
-from groupvit_jax.data.sources import WebDatasetSource
-from groupvit_jax.data.text import ClipTokenizer
+from groupvit_jax.data.images import transforms
+from groupvit_jax.data.images.decode import read_header
+from groupvit_jax.data.pipeline.contrastive import (
+    TrainExamples,
+    TrainLoader,
+    make_train_examples,
+)
+from groupvit_jax.data.sources import tar_index
+from groupvit_jax.data.sources.pairs import WebDatasetSource
+from groupvit_jax.data.text.tokenizers import ClipTokenizer
 
 _SHARDS = flags.DEFINE_multi_string("shards", None, "pattern of tar shards", required=True)
 _USUAL = flags.DEFINE_multi_string(
@@ -134,7 +139,7 @@ def _describe(source: WebDatasetSource) -> str:
 
 def main(argv: list[str]) -> None:
     del argv
-    image_ops.init_worker()
+    transforms.init_worker()
     rows, usual_patterns = [], _USUAL.value or _SHARDS.value
     for pattern, usual_pattern in zip(_SHARDS.value, usual_patterns, strict=True):
         config = _config(pattern)

@@ -9,11 +9,12 @@ import numpy as np
 import simplejpeg
 from ml_collections import ConfigDict
 
-from groupvit_jax.data import decode, image_ops, nouns, prepare_text
-from groupvit_jax.data.augment import rand_augment
-from groupvit_jax.data.pipeline import TrainExamples, TrainLoader
-from groupvit_jax.data.sources import Sample, WebDatasetSource
-from groupvit_jax.data.text import Tokenizer, pack_texts
+from groupvit_jax.data.images import decode, transforms
+from groupvit_jax.data.images.augment import rand_augment
+from groupvit_jax.data.pipeline.contrastive import TrainExamples, TrainLoader
+from groupvit_jax.data.sources.pairs import Sample, WebDatasetSource
+from groupvit_jax.data.text import caption_tokens, nouns
+from groupvit_jax.data.text.tokenizers import Tokenizer, pack_texts
 
 __all__ = ["table"]
 
@@ -87,25 +88,25 @@ def _stages(
     rng = np.random.default_rng(0)
     samples = [source[int(i)] for i in rng.integers(len(source), size=_SAMPLES)]
     headers = [decode.read_header(sample["image"]) for sample in samples]
-    boxes = [image_ops.sample_crop(h.height, h.width, rng) for h in headers]
+    boxes = [transforms.sample_crop(h.height, h.width, rng) for h in headers]
     min_size = math.ceil(1.5 * size)
 
     def decode_crop(i: int) -> np.ndarray:
         return decode.decode_box(samples[i]["image"], headers[i], boxes[i], min_size=min_size)
 
     crops = [decode_crop(i) for i in range(_SAMPLES)]
-    images = [image_ops.resize(crop, size, size) for crop in crops]
+    images = [transforms.resize(crop, size, size) for crop in crops]
     prompts = [_prompts(sample, config, rng) for sample in samples]
 
     def header_and_box(i: int) -> None:
         header = decode.read_header(samples[i]["image"])
-        image_ops.sample_crop(header.height, header.width, rng)
+        transforms.sample_crop(header.height, header.width, rng)
 
     def huffman(i: int) -> None:
         simplejpeg.decode_jpeg(samples[i]["image"], "GRAY", min_factor=8, min_width=1, min_height=1)
 
     def pack(i: int) -> None:
-        texts = prepare_text.tokenize(samples[i], 0, prompts[i], tokenizer)
+        texts = caption_tokens.tokenize(samples[i], 0, prompts[i], tokenizer)
         pack_texts(list(texts), config.data.packed_length, tokenizer.end_of_text_id)
 
     stages = {
@@ -114,7 +115,7 @@ def _stages(
         "header and box": header_and_box,
         "decoding of the crop": decode_crop,
         _HUFFMAN: huffman,
-        "resizing": lambda i: image_ops.resize(crops[i], size, size),
+        "resizing": lambda i: transforms.resize(crops[i], size, size),
         "RandAugment": lambda i: rand_augment(images[i], rng, magnitude=augment.magnitude),
         "nouns and prompts": lambda i: _prompts(samples[i], config, rng),
         "token ids, packed": pack,

@@ -22,8 +22,9 @@ from pathlib import Path
 
 import numpy as np
 
-from groupvit_jax.data import storage, tar_index
-from groupvit_jax.data.sources import WebDatasetSource
+from groupvit_jax.data.sources import tar_index
+from groupvit_jax.data.sources.pairs import WebDatasetSource
+from groupvit_jax.data.storage import objects
 
 NUM_SHARDS, PER_SHARD, SAMPLE_BYTES = 10, 64, 100_000
 CHUNK = 64
@@ -92,7 +93,7 @@ def read_whole_shards(source: WebDatasetSource, indices: Sequence[int]) -> None:
     for index in indices:
         if rng.random() < 0.9:
             stored = source._shards[index // PER_SHARD]
-            storage.read_ranges(storage.split_range(stored, 0, stored.size))
+            objects.read_ranges(objects.split_range(stored, 0, stored.size))
 
 
 def main() -> None:
@@ -116,7 +117,7 @@ def main() -> None:
         urls = [f"s3://bucket/{path.name}" for path in paths]
         remote = WebDatasetSource(urls, folder + "/index")
         start = time.perf_counter()
-        for stored in storage.describe(urls):
+        for stored in objects.describe(urls):
             tar_index.scan(stored)
         seconds = time.perf_counter() - start
         megabytes = NUM_SHARDS * paths[0].stat().st_size / 1e6

@@ -1,7 +1,7 @@
 """The image pipeline most people train with today: PIL, with timm's RandAugment on PIL operations.
 
-It draws from its generator in the order of `groupvit_jax.data.image_ops.train_transform`: with the
-same seed both take the same crop and the same operations, so their outputs can be compared.
+It draws from its generator in the order of `data.images.transforms.train_transform`: with the same
+seed both take the same crop and the same operations, so their outputs can be compared.
 """
 
 import io
@@ -11,8 +11,8 @@ import numpy as np
 from ml_collections import ConfigDict
 from PIL import Image, ImageEnhance, ImageOps
 
-from groupvit_jax.data.augment import FILL
-from groupvit_jax.data.image_ops import sample_crop
+from groupvit_jax.data.images.augment import FILL
+from groupvit_jax.data.images.transforms import sample_crop
 
 __all__ = ["OPERATIONS", "decode", "decode_and_crop", "rand_augment", "train_transform"]
 
@@ -71,7 +71,7 @@ def _enhance(kind: type) -> Callable[[Image.Image, float], Image.Image]:
 
 
 # Name in timm -> operation(image, strength), strength +-level / 10, as
-# `groupvit_jax.data.augment.OPERATIONS`.
+# `groupvit_jax.data.images.augment.OPERATIONS`.
 OPERATIONS: dict[str, Callable[[Image.Image, float], Image.Image]] = {
     "AutoContrast": lambda image, _: ImageOps.autocontrast(image),
     "Equalize": lambda image, _: ImageOps.equalize(image),

@@ -19,10 +19,12 @@ import numpy as np
 from absl import app, flags
 
 from configs.base import get_config
-from groupvit_jax.data import image_ops, nouns, prepare, prepare_inputs
-from groupvit_jax.data.decode import read_header
-from groupvit_jax.data.prepare_images import ImageLimits, encode_image
-from groupvit_jax.data.prepare_runners import local_runner
+from groupvit_jax.data.images import transforms
+from groupvit_jax.data.images.decode import read_header
+from groupvit_jax.data.text import nouns
+from groupvit_jax.prepare import inputs, preparation
+from groupvit_jax.prepare.images import ImageLimits, encode_image
+from groupvit_jax.prepare.runners import local_runner
 
 _INPUT = flags.DEFINE_string("input", None, "as of launch.prepare", required=True)
 _IMAGES = flags.DEFINE_string("images", "", "as of launch.prepare")
@@ -64,7 +66,7 @@ def _small_crops(images: Sequence[bytes]) -> float:
     rng = np.random.default_rng(0)
     headers = [read_header(data) for data in images]
     boxes = (
-        image_ops.sample_crop(header.height, header.width, rng)
+        transforms.sample_crop(header.height, header.width, rng)
         for header in headers
         for _ in range(_CROPS)
     )
@@ -80,7 +82,7 @@ def _print_limits(raw: Sequence[bytes]) -> None:
         size = np.mean([len(data) for data in images]) / 1000
         ours = _per_second(lambda d, limits=limits: encode_image(d, limits), raw)
         other = _per_second(lambda d, limits=limits: _opencv(d, limits), raw)
-        train = _per_second(lambda d: image_ops.train_transform(d, _SIZE, augment, rng), images)
+        train = _per_second(lambda d: transforms.train_transform(d, _SIZE, augment, rng), images)
         print(
             f"{limits.max_side:8} {limits.short_side:10} {limits.jpeg_quality:7} {size:6.1f}"
             f"  {_small_crops(images):11.0%}  {ours:8.0f}  {other:8.0f}  {ours / other:5.2f}"
@@ -91,19 +93,19 @@ def _print_limits(raw: Sequence[bytes]) -> None:
 def _prepare_all(output: str) -> float:
     """Returns images per second of one core."""
     shutil.rmtree(output, ignore_errors=True)
-    options = prepare.Options(_INPUT.value, output, _IMAGES.value)
+    options = preparation.Options(_INPUT.value, output, _IMAGES.value)
     start = time.process_time()
-    counts = prepare.prepare(options, local_runner(1))["counts"]
+    counts = preparation.prepare(options, local_runner(1))["counts"]
     return counts["read"]["images"] / (time.process_time() - start)
 
 
 def main(argv: Sequence[str]) -> None:
     del argv
-    image_ops.init_worker()
+    transforms.init_worker()
     nouns.nouns("loads the tagger")
     with tempfile.TemporaryDirectory() as folder:
-        chunks = prepare_inputs.plan(_INPUT.value, _IMAGES.value, ("", ""), 10_000, folder)
-        items = itertools.islice(prepare_inputs.read(chunks[0]), _MAX_IMAGES.value)
+        chunks = inputs.plan(_INPUT.value, _IMAGES.value, ("", ""), 10_000, folder)
+        items = itertools.islice(inputs.read(chunks[0]), _MAX_IMAGES.value)
         _print_limits([item.image for item in items if item.image])
         best = max(_prepare_all(f"{folder}/out") for _ in range(_ROUNDS.value))
     print(f"\nlaunch.prepare, both passes, tagging included: {best:.0f} images/s of one core")

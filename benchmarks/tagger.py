@@ -10,9 +10,9 @@ from pathlib import Path
 
 import numpy as np
 
-from groupvit_jax.data import nouns
+from groupvit_jax.data.text import nouns
 
-GOLD = Path(__file__).parents[1] / "tests" / "data" / "tagger_gold.tsv"
+GOLD = Path(__file__).parents[1] / "tests" / "data" / "text" / "tagger_gold.tsv"
 Gold = list[list[tuple[str, str]]]
 
 

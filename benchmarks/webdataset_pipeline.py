@@ -23,9 +23,9 @@ from nltk.tokenize import NLTKWordTokenizer
 from textblob.taggers import PatternTagger
 
 from benchmarks import pil_pipeline
-from groupvit_jax.data.device_ops import IMAGENET_MEAN, IMAGENET_STD
-from groupvit_jax.data.nouns import clip_templates
+from groupvit_jax.data.text.nouns import clip_templates
 from groupvit_jax.interop.clip_vocabulary import END, START, read_vocabulary
+from groupvit_jax.models.preprocess import IMAGENET_MEAN, IMAGENET_STD
 
 __all__ = ["BytePairEncoder", "batches"]
 

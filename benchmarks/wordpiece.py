@@ -11,8 +11,13 @@ import numpy as np
 from absl import app, flags
 
 from benchmarks.captions import read
-from groupvit_jax.data.text import ClipTokenizer, clean_text, make_tokenizer, trim
-from groupvit_jax.data.vocabulary import read_vocabulary
+from groupvit_jax.data.text.tokenizers import (
+    ClipTokenizer,
+    clean_text,
+    make_tokenizer,
+    trim,
+)
+from groupvit_jax.data.text.vocabulary import read_vocabulary
 
 _VOCAB = flags.DEFINE_string("vocab", None, "a BERT's vocab.txt", required=True)
 _CAPTIONS = flags.DEFINE_multi_string("captions", None, "CSV, TSV, JSON or tar", required=True)

@@ -8,7 +8,7 @@ python -m launch.train --config=configs/finetune_scenes.py --workdir=runs/finetu
 from ml_collections import ConfigDict
 
 from configs import scenes
-from groupvit_jax.data.scene_drawing import CLASS_NAMES
+from groupvit_jax.scenes.drawing import CLASS_NAMES
 
 
 def get_config() -> ConfigDict:

@@ -8,7 +8,7 @@ python -m launch.train --config=configs/finetune_voc.py --workdir=runs/finetune_
 from ml_collections import ConfigDict
 
 from configs import base
-from groupvit_jax.data.benchmarks import class_names
+from groupvit_jax.data.eval_sets import class_names
 from groupvit_jax.optim import layer_decay_groups
 
 

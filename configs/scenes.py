@@ -1,13 +1,13 @@
 """Segmentation from captions alone, on the embedded data set: minutes on 2 CPU cores.
 
-python -m groupvit_jax.data.scenes data
+python -m groupvit_jax.scenes.dataset data
 python -m launch.train --config=configs/scenes.py --workdir=runs/scenes
 """
 
 from ml_collections import ConfigDict
 
 from configs import base
-from groupvit_jax.data.scene_drawing import CLASS_NAMES
+from groupvit_jax.scenes.drawing import CLASS_NAMES
 
 
 def get_config() -> ConfigDict:

@@ -1,6 +1,6 @@
 """The drawn scenes with patience: ten minutes on 2 CPU cores.
 
-python -m groupvit_jax.data.scenes data
+python -m groupvit_jax.scenes.dataset data
 python -m launch.train --config=configs/scenes_long.py --workdir=runs/scenes_long
 """
 

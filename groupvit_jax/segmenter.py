@@ -18,16 +18,16 @@ import jax
 import numpy as np
 
 from groupvit_jax import parallel
-from groupvit_jax.data.photo import read_photo
-from groupvit_jax.data.text import make_tokenizer
-from groupvit_jax.eval import visualize
+from groupvit_jax.data.images.photo import read_photo
+from groupvit_jax.data.text.tokenizers import make_tokenizer
 from groupvit_jax.eval.evaluators import make_encoder
+from groupvit_jax.eval.head_segmentation import HeadTower, HeadWindowEncoder, head_protocol
 from groupvit_jax.eval.inference import WindowEncoder
 from groupvit_jax.eval.protocol import Protocol, make_protocol
-from groupvit_jax.eval.segment_head import HeadTower, HeadWindowEncoder, head_protocol
 from groupvit_jax.eval.segment_images import ImageSegmenter
 from groupvit_jax.interop.load import load_pretrained
 from groupvit_jax.interop.pretrained import Pretrained
+from groupvit_jax.report import visualize
 from groupvit_jax.typing import Float, Int, UInt8
 
 BACKGROUND = "background"

@@ -21,7 +21,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
 import configs
 from configs import base
-from groupvit_jax.train import config_check
+from groupvit_jax.runs import config_check
 from groupvit_jax.train.loop import log_progress
 from launch import supervision
 

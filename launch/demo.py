@@ -14,10 +14,11 @@ from ml_collections import ConfigDict
 
 from configs import finetune_scenes
 from configs import scenes as scenes_config
-from groupvit_jax.data import scenes
 from groupvit_jax.eval.evaluators import Evaluator, make_evaluators
 from groupvit_jax.interop import INITIALISERS
-from groupvit_jax.train import run_folder, setup
+from groupvit_jax.runs import run_folder
+from groupvit_jax.scenes import dataset
+from groupvit_jax.train import setup
 from groupvit_jax.train.loop import train
 from launch import common, demo_report
 from launch.demo_report import Run
@@ -25,7 +26,7 @@ from launch.demo_report import Run
 STEPS = flags.DEFINE_integer("steps", None, "Training steps of each run.", lower_bound=1)
 SEED = flags.DEFINE_integer("seed", 0, "Of parameters and the order of the examples.")
 DATA = flags.DEFINE_string(
-    "data", "small", f"Size of the data set: {[c.name for c in scenes.Scenes.BUILDER_CONFIGS]}."
+    "data", "small", f"Size of the data set: {[c.name for c in dataset.Scenes.BUILDER_CONFIGS]}."
 )
 CONTROLS = flags.DEFINE_boolean("controls", True, "Also train the models to compare with.")
 # Of the head that learns from masks: it starts from what the captions taught.
@@ -43,7 +44,7 @@ def main(argv: list[str]) -> int:
     with common.progress_display() as show:
         try:
             run_folder.check_writable(workdir)
-            builder = scenes.build(str(workdir / "data"), DATA.value)
+            builder = dataset.build(str(workdir / "data"), DATA.value)
             runs = make_runs(builder, workdir, STEPS.value, SEED.value)
             for done in range(1, 1 + (len(runs) if CONTROLS.value else 1)):
                 run = runs[done - 1]
@@ -66,7 +67,7 @@ def main(argv: list[str]) -> int:
     return 0
 
 
-def make_runs(builder: scenes.Scenes, workdir: Path, steps: int | None, seed: int) -> list[Run]:
+def make_runs(builder: dataset.Scenes, workdir: Path, steps: int | None, seed: int) -> list[Run]:
     """Returns the run that learns from captions, then those to compare it with."""
 
     def adapted(config: ConfigDict, most_steps: int | None = steps) -> ConfigDict:

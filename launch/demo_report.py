@@ -9,13 +9,13 @@ import cv2
 import numpy as np
 from ml_collections import ConfigDict
 
-from groupvit_jax.data import scenes
-from groupvit_jax.data.masks import TfdsMasks
-from groupvit_jax.data.sources import TfdsSource
-from groupvit_jax.eval import report, visualize
+from groupvit_jax.data.sources.masks import TfdsMasks
+from groupvit_jax.data.sources.pairs import TfdsSource
 from groupvit_jax.eval.evaluators import make_evaluators
 from groupvit_jax.interop.load import load_pretrained
 from groupvit_jax.interop.pretrained import Pretrained
+from groupvit_jax.report import document, visualize
+from groupvit_jax.scenes import dataset
 from groupvit_jax.segmenter import SegmentationResult, Segmenter
 from groupvit_jax.train import setup, writers
 from groupvit_jax.typing import Params
@@ -98,7 +98,7 @@ def write(runs: Sequence[Run], workdir: Path) -> str:
     models[UNTRAINED] = models[captions.name]._replace(variables=variables)
     scores[UNTRAINED] = _scores_of(captions, variables)
     segmented = _test_scenes(captions.config, models)
-    report.write(workdir / "report.html", _page(runs, scores, segmented))
+    document.write(workdir / "report.html", _page(runs, scores, segmented))
     best = sorted(segmented, key=lambda scene: -scene.accuracy)[:3]
     (workdir / "scenes.png").write_bytes(visualize.png(poster(best)))
     lines = (f"{values['test/miou']:7.1%}  {name}" for name, values in scores.items())
@@ -128,7 +128,7 @@ def _test_scenes(config: ConfigDict, models: dict[str, Pretrained]) -> list[Scen
     found: list[dict[str, SegmentationResult]] = [{} for _ in images]
     for number, (name, model) in enumerate(models.items()):
         segmenter = Segmenter(model, resize=(), window=size, stride=size, windows_at_once=64)
-        labels = segmenter.class_names or scenes.CLASS_NAMES
+        labels = segmenter.class_names or dataset.CLASS_NAMES
         few = images if number == 0 else images[:COMPARED]
         for results, result in zip(found, segmenter.batch(few, labels), strict=False):
             results[name] = result
@@ -140,7 +140,7 @@ def _page(
     runs: Sequence[Run], scores: dict[str, dict[str, float]], segmented: Sequence[Scene]
 ) -> str:
     captions, masks = runs[0], runs[-1]
-    classes, colours = scenes.CLASS_NAMES, visualize.palette(len(scenes.CLASS_NAMES))
+    classes, colours = dataset.CLASS_NAMES, visualize.palette(len(dataset.CLASS_NAMES))
     curves = {run.name: _curve(run, "validation/miou", 100) for run in runs}
     losses = ("global/loss", "multi_label/loss", "local/loss")
     shown, compared = segmented[:SHOWN], segmented[:COMPARED]
@@ -152,31 +152,33 @@ def _page(
         (name, *(100 * values.get(f"test/iou/{name}", float("nan")) for values in scores.values()))
         for name in classes
     ]
-    return report.page(
+    return document.page(
         "Segmentation that emerged from captions",
         [
-            report.paragraph(_INTRODUCTION.format(steps=captions.config.train.num_steps)),
-            report.paragraph(_CONTROLS.format(steps=masks.config.train.num_steps)),
-            report.table(
+            document.paragraph(_INTRODUCTION.format(steps=captions.config.train.num_steps)),
+            document.paragraph(_CONTROLS.format(steps=masks.config.train.num_steps)),
+            document.table(
                 ["learnt from", *_SCORES.values()],
                 [(name, *values) for name, values in percent.items()],
             ),
-            report.heading(f"The first {len(shown)} test scenes, none left out"),
-            report.legend(classes, colours),
-            report.scenes(
+            document.heading(f"The first {len(shown)} test scenes, none left out"),
+            document.legend(classes, colours),
+            document.scenes(
                 ["scene", "groups", "segmentation", "truth"],
                 [(_panels(scene, 3), scene.caption) for scene in shown],
             ),
-            report.heading("What other models make of the first of them"),
-            report.scenes(
+            document.heading("What other models make of the first of them"),
+            document.scenes(
                 ["scene", *scores, "truth"],
                 [(_comparison(scene, 3), scene.caption) for scene in compared],
             ),
-            report.heading("While it learnt"),
-            report.line_chart("Training losses", {name: _curve(captions, name) for name in losses}),
-            report.line_chart("Validation mIoU in per cent", curves),
-            report.heading("Intersection over union of every class, in per cent, test scenes"),
-            report.table(["class", *scores], per_class),
+            document.heading("While it learnt"),
+            document.line_chart(
+                "Training losses", {name: _curve(captions, name) for name in losses}
+            ),
+            document.line_chart("Validation mIoU in per cent", curves),
+            document.heading("Intersection over union of every class, in per cent, test scenes"),
+            document.table(["class", *scores], per_class),
         ],
     )
 
@@ -194,7 +196,7 @@ def _over(scene: Scene, labels: np.ndarray, count: int, factor: int) -> np.ndarr
 
 def _panels(scene: Scene, factor: int) -> list[np.ndarray]:
     """Scene, groups of each stage, segmentation and truth."""
-    classes = len(scenes.CLASS_NAMES)
+    classes = len(dataset.CLASS_NAMES)
     return [
         visualize.enlarge(scene.image, factor),
         *(_over(scene, groups, int(groups.max()) + 1, factor) for groups in scene.first.groups),
@@ -206,7 +208,7 @@ def _panels(scene: Scene, factor: int) -> list[np.ndarray]:
 def _comparison(scene: Scene, factor: int) -> list[np.ndarray]:
     """Scene, the segmentation of each model and truth."""
     masks = [*(result.mask for result in scene.found.values()), scene.truth]
-    painted = [_over(scene, mask, len(scenes.CLASS_NAMES), factor) for mask in masks]
+    painted = [_over(scene, mask, len(dataset.CLASS_NAMES), factor) for mask in masks]
     return [visualize.enlarge(scene.image, factor), *painted]
 
 
@@ -216,7 +218,7 @@ def poster(best: Sequence[Scene], factor: int = 4) -> np.ndarray:
     for scene in best:
         image, groups, segmentation, _ = _panels(scene, factor)
         labels = visualize.enlarge(scene.first.mask, factor)
-        named = visualize.write_names(segmentation, labels, scenes.CLASS_NAMES)
+        named = visualize.write_names(segmentation, labels, dataset.CLASS_NAMES)
         row = visualize.grid([[image, groups, named]])
         strip = np.full((32, row.shape[1], 3), 255, np.uint8)
         place, font = (2, 20), cv2.FONT_HERSHEY_SIMPLEX

@@ -26,16 +26,16 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from groupvit_jax import parallel
-from groupvit_jax.data.benchmarks import NAMES
-from groupvit_jax.data.text import make_tokenizer
+from groupvit_jax.data.eval_sets import NAMES
+from groupvit_jax.data.text.tokenizers import make_tokenizer
 from groupvit_jax.eval import evaluation_report, results
 from groupvit_jax.eval.encoding import Encoder
 from groupvit_jax.eval.evaluators import benchmark_evaluator, make_encoder
+from groupvit_jax.eval.head_segmentation import HeadSegmentation, HeadTower
 from groupvit_jax.eval.protocol import BACKGROUND_RULES, PROTOCOLS
-from groupvit_jax.eval.segment_head import HeadSegmentation, HeadTower
 from groupvit_jax.eval.segmentation_evaluator import Segmentation
 from groupvit_jax.interop import load_pretrained
-from groupvit_jax.train.run_folder import environment
+from groupvit_jax.runs.run_folder import environment
 from groupvit_jax.typing import Params
 from launch import common
 

@@ -17,9 +17,9 @@ from collections.abc import Callable, Sequence
 
 from absl import logging
 
-from groupvit_jax.data import prepare, prepare_counts, prepare_runners
-from groupvit_jax.data.prepare_images import ENCODINGS
-from groupvit_jax.data.prepare_writers import FORMATS
+from groupvit_jax.prepare import counts, preparation, runners
+from groupvit_jax.prepare.images import ENCODINGS
+from groupvit_jax.prepare.writers import FORMATS
 
 
 def parse_flags(argv: Sequence[str]) -> argparse.Namespace:
@@ -54,7 +54,7 @@ def parse_flags(argv: Sequence[str]) -> argparse.Namespace:
 
 def _add_options(parser: argparse.ArgumentParser) -> None:
     """Adds a flag for every field of `prepare.Options`."""
-    default = prepare.Options("", "")
+    default = preparation.Options("", "")
     parser.add_argument(
         "--input",
         required=True,
@@ -101,7 +101,7 @@ def _add_options(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--duplicates",
-        choices=prepare.DUPLICATES,
+        choices=preparation.DUPLICATES,
         default=default.duplicates,
         help="drop an image that came before with the same captions (pair), with any (image), or "
         "keep all",
@@ -125,25 +125,24 @@ def _between(low: int, high: float = math.inf) -> Callable[[str], int]:
 
 def main(flags: argparse.Namespace) -> None:
     """Makes the shards that are missing and prints what became of the input."""
-    names = [field.name for field in dataclasses.fields(prepare.Options)]
-    options = prepare.Options(**{name: getattr(flags, name) for name in names})
+    names = [field.name for field in dataclasses.fields(preparation.Options)]
+    options = preparation.Options(**{name: getattr(flags, name) for name in names})
     try:
         if flags.runner:
-            runner, num_workers = prepare_runners.beam_runner(flags.runner, flags.beam_flags), 1
+            runner, num_workers = runners.beam_runner(flags.runner, flags.beam_flags), 1
         else:
             logging.set_verbosity(logging.INFO)  # names the shards as they are made
             num_workers = flags.num_workers
-            runner = prepare_runners.local_runner(num_workers)
-        manifest = prepare.prepare(options, runner, num_workers, flags.verify)
-    except (OSError, ValueError, ImportError, prepare_runners.WorkerDiedError) as error:
+            runner = runners.local_runner(num_workers)
+        manifest = preparation.prepare(options, runner, num_workers, flags.verify)
+    except (OSError, ValueError, ImportError, runners.WorkerDiedError) as error:
         sys.exit(f"launch.prepare: {error}")
     except KeyboardInterrupt:
         sys.exit("launch.prepare: stopped; the same command goes on from here")
     num_bytes = sum(shard["bytes"] for shard in manifest["shards"])
-    print(prepare_counts.table(manifest["counts"]))
-    print(
-        f"{len(manifest['shards'])} shards, {num_bytes:,} bytes: {flags.output}/{prepare.MANIFEST}"
-    )
+    print(counts.table(manifest["counts"]))
+    path = f"{flags.output}/{preparation.MANIFEST}"
+    print(f"{len(manifest['shards'])} shards, {num_bytes:,} bytes: {path}")
 
 
 if __name__ == "__main__":

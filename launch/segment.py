@@ -26,9 +26,9 @@ import numpy as np
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from groupvit_jax.data.photo import read_photo
-from groupvit_jax.eval import visualize
+from groupvit_jax.data.images.photo import read_photo
 from groupvit_jax.eval.protocol import PROTOCOLS, check_prompts
+from groupvit_jax.report import visualize
 from groupvit_jax.segmenter import SegmentationResult, Segmenter, check_labels
 from launch import common
 

@@ -15,7 +15,7 @@ from typing import NoReturn
 
 import jax
 
-from groupvit_jax.data.worker_processes import end_with_parent
+from groupvit_jax.processes import end_with_parent
 
 # EX_TEMPFAIL: the same command, started again on all hosts, goes on from the last checkpoint.
 LOST = 75

@@ -31,12 +31,12 @@ from rich.console import Console, Group
 from rich.live import Live
 from rich.table import Table
 
-from groupvit_jax.sweep import cluster, table, trial_process
+from groupvit_jax.runs.run_folder import check_writable
+from groupvit_jax.sweep import cluster, overview, trial_process
 from groupvit_jax.sweep import folder as folder_lib
 from groupvit_jax.sweep.folder import Sweep
 from groupvit_jax.sweep.hparams import write_hparams
 from groupvit_jax.sweep.local import Environment, LocalRunner, divide
-from groupvit_jax.train.run_folder import check_writable
 from launch import common, sweep_plan
 
 _HERE = Path(__file__).parent
@@ -216,8 +216,8 @@ def _run_here(
 
 
 def _view(sweep: Sweep, root: Path) -> tuple[Table, str]:
-    found = table.rows(sweep, root)
-    return table.render(found), table.summary(found)
+    found = overview.rows(sweep, root)
+    return overview.render(found), overview.summary(found)
 
 
 def _conclude(sweep: Sweep, root: Path, was_stopped: bool, console: Console) -> int:

@@ -9,9 +9,9 @@ from typing import Any, NamedTuple
 from absl import flags as absl_flags
 from ml_collections import ConfigDict
 
+from groupvit_jax.runs import config_check
 from groupvit_jax.sweep import checks
 from groupvit_jax.sweep.folder import Sweep, Trial, describe, flag_of, make_trial, plain
-from groupvit_jax.train import config_check
 from launch import common
 
 

@@ -16,8 +16,8 @@ from pathlib import Path
 
 from absl import app
 
-from groupvit_jax.data.pipeline import TooManyBrokenSamplesError
-from groupvit_jax.data.retries import StorageError
+from groupvit_jax.data.pipeline.contrastive import TooManyBrokenSamplesError
+from groupvit_jax.data.storage.retries import StorageError
 from groupvit_jax.eval.evaluators import Evaluator, make_evaluators
 from groupvit_jax.interop import INITIALISERS
 from groupvit_jax.train.hooks import NonFiniteError

@@ -12,8 +12,9 @@ from pathlib import Path
 
 from absl import logging
 
-from groupvit_jax.data import captions_table, text
-from groupvit_jax.data.vocabulary import Vocabulary
+from groupvit_jax.data.sources import captions_table
+from groupvit_jax.data.text import tokenizers
+from groupvit_jax.data.text.vocabulary import Vocabulary
 
 
 def parse_flags(argv: Sequence[str]) -> argparse.Namespace:
@@ -38,13 +39,13 @@ def main(flags: argparse.Namespace) -> None:
     try:
         output = _check_output(flags)
         captions = read_captions(flags.input, flags.caption_column, flags.max_captions)
-        model = text.train_sentencepiece(captions, flags.vocab_size, flags.max_captions)
+        model = tokenizers.train_sentencepiece(captions, flags.vocab_size, flags.max_captions)
     except (ValueError, OSError) as error:
         sys.exit(f"train_tokenizer: {error}")
     unfinished = output.with_name(output.name + ".tmp")
     unfinished.write_bytes(model)
     os.replace(unfinished, output)
-    tokenizer = text.make_tokenizer(Vocabulary("sentencepiece", model, str(output)), 77)
+    tokenizer = tokenizers.make_tokenizer(Vocabulary("sentencepiece", model, str(output)), 77)
     print(
         f"Wrote {output}. Train with\n"
         f"  --config.data.tokenizer.name=sentencepiece --config.data.tokenizer.path={output} "
@@ -79,15 +80,15 @@ def _read_lines(path: str) -> Iterator[str]:
 
 def _read_shards(pattern: str, max_captions: int) -> Iterator[str]:
     # These import TFDS: slow, and a text file does without.
-    from groupvit_jax.data import sources, tar_index
+    from groupvit_jax.data.sources import pairs, tar_index
 
-    source = sources.WebDatasetSource(tar_index.expand_pattern(pattern, "--input"), field="--input")
+    source = pairs.WebDatasetSource(tar_index.expand_pattern(pattern, "--input"), field="--input")
     step = -(-len(source) // max_captions) if max_captions else 1
     num_broken = 0
     for index in range(0, len(source), step):
         try:
             yield from source[index]["captions"]
-        except sources.BrokenSampleError as error:
+        except pairs.BrokenSampleError as error:
             num_broken += 1
             if num_broken <= 10:
                 logging.warning("Skipped %s: %s", source.locate(index), error)

@@ -1,23 +1,39 @@
-"""Imports point one way: typing <- parts <- {train, eval, interop} <- segmenter <- launch."""
+"""Imports point one way: each floor of the package imports only from the floors above it."""
 
 import ast
+from collections import Counter
 from pathlib import Path
 
 import pytest
 
-LAYERS = [
-    {"typing"},
-    {"models", "losses", "data", "parallel", "optim"},
+# A package imports from lines above its own, never from its own line. `launch/` may import all.
+FLOORS = [
+    {"typing", "processes"},
+    {"parallel", "optim"},
+    {"models"},
+    {"losses"},
+    {"data"},
+    {"scenes"},
+    {"runs"},
+    {"report"},
+    {"prepare"},
     {"train", "eval", "interop"},
     {"segmenter", "plan", "sweep", "compare"},
+]
+FLOORS_OF_DATA = [
+    {"storage"},
+    {"images", "text"},
+    {"sources"},
+    {"eval_sets"},
+    {"pipeline"},
 ]
 FILES = sorted(Path("groupvit_jax").rglob("*.py"))
 
 
-def package_of(module):
-    """The part of the package that a dotted name stands in, or None."""
-    parts = module.split(".")
-    return parts[1] if parts[0] == "groupvit_jax" and len(parts) > 1 else None
+def room_of(module, house="groupvit_jax"):
+    """The first name below `house` in a dotted name, or None."""
+    below = module.removeprefix(f"{house}.")
+    return below.split(".")[0] if below != module else None
 
 
 def imported_modules(path):
@@ -30,21 +46,41 @@ def imported_modules(path):
             yield from (f"{node.module}.{alias.name}" for alias in node.names)
 
 
-def level(package):
-    return next(i for i, layer in enumerate(LAYERS) if package in layer)
+def floor_of(room, floors):
+    return next((i for i, floor in enumerate(floors) if room in floor), None)
+
+
+def check_floors(path, house, floors):
+    here = room_of(".".join(path.with_suffix("").parts), house)
+    for module in imported_modules(path):
+        there = room_of(module, house)
+        if here == there or None in (floor_of(here, floors), floor_of(there, floors)):
+            continue
+        assert floor_of(there, floors) < floor_of(here, floors), f"{path} imports {module}"
 
 
 @pytest.mark.parametrize("path", FILES, ids=str)
 def test_imports_point_one_way(path):
-    here = package_of(".".join(path.with_suffix("").parts))
     for module in imported_modules(path):
-        top = module.split(".")[0]
-        assert top not in ("launch", "configs", "tests"), f"{path} imports {module}"
-        there = package_of(module)
-        if here in (None, "__init__") or there in (None, here):
-            continue
-        if any(there in layer for layer in LAYERS):
-            assert level(there) < level(here), f"{path} imports {module}"
+        assert module.split(".")[0] not in ("launch", "configs", "tests"), f"{path}: {module}"
+    check_floors(path, "groupvit_jax", FLOORS)
+    check_floors(path, "groupvit_jax.data", FLOORS_OF_DATA)
+
+
+@pytest.mark.parametrize(
+    ("house", "floors"), [("groupvit_jax", FLOORS), ("groupvit_jax.data", FLOORS_OF_DATA)]
+)
+def test_every_room_stands_on_one_floor(house, floors):
+    rooms = {
+        path.stem if path.is_file() else path.name for path in Path(*house.split(".")).iterdir()
+    }
+    found = sorted(rooms - {"__init__", "__pycache__"})
+    assert found == sorted(room for floor in floors for room in floor)
+
+
+def test_no_folder_holds_more_than_twenty_modules():
+    folders = Counter(path.parent for path in FILES if path.name != "__init__.py")
+    assert {folder: number for folder, number in folders.items() if number > 20} == {}
 
 
 @pytest.mark.parametrize("path", FILES, ids=str)

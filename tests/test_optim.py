@@ -8,7 +8,7 @@ import pytest
 
 from configs import base, tiny
 from groupvit_jax import optim
-from groupvit_jax.models.segment_head import build_segmentation_model
+from groupvit_jax.models.segmentation import build_segmentation_model
 
 PARAMS = {
     "image_encoder": {

@@ -1,6 +1,6 @@
 """What lets segments emerge on the drawn scenes, each from three seeds (docs/emergence.md).
 
-python -m groupvit_jax.data.scenes data
+python -m groupvit_jax.scenes.dataset data
 python -m launch.sweep --sweep=configs/sweeps/emergence.py --output=sweeps/emergence
 """
 

@@ -1,6 +1,6 @@
 """The same run from several seeds: how much of a difference is chance.
 
-python -m groupvit_jax.data.scenes data
+python -m groupvit_jax.scenes.dataset data
 python -m launch.sweep --sweep=configs/sweeps/seeds.py --output=sweeps/seeds
 """
 

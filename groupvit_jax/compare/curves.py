@@ -6,10 +6,10 @@ from typing import NamedTuple
 
 import numpy as np
 
-from groupvit_jax.compare.charts import ramp
 from groupvit_jax.compare.groups import Comparison
 from groupvit_jax.compare.runs import Run
-from groupvit_jax.eval import report
+from groupvit_jax.report import document
+from groupvit_jax.report.charts import ramp
 
 _MOST_POINTS, _MOST_BANDS = 200, 8
 UNFINISHED_COLOUR = "#8a8f98"
@@ -90,13 +90,13 @@ def curve_chart(title: str, curves: Curves) -> str:
     values = [y for points in curves.series.values() for _, y in points]
     values += [y for points in curves.bands.values() for _, *ends in points for y in ends]
     if not values:
-        return report.paragraph(f"{title}: nothing recorded.")
+        return document.paragraph(f"{title}: nothing recorded.")
     low, high, is_cut = visible_range(values)
     if curves.bands:
         title += "; means over seeds, shaded: a standard deviation"
     if is_cut:
         title += "; values beyond are cut off"
-    return report.line_chart(
+    return document.line_chart(
         title,
         curves.series,
         bands=curves.bands,

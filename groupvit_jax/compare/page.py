@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from groupvit_jax.compare import charts, table
+from groupvit_jax.compare import table
 from groupvit_jax.compare.curves import (
     UNFINISHED_COLOUR,
     curve_chart,
@@ -19,7 +19,7 @@ from groupvit_jax.compare.groups import Comparison
 from groupvit_jax.compare.settings import in_order, numbers_of
 from groupvit_jax.compare.statistics import Effect
 from groupvit_jax.compare.verdict import APART, NOISE, UNKNOWN, best_and_worst, judge, p_equals
-from groupvit_jax.eval import report
+from groupvit_jax.report import charts, document
 
 _MOST_BARS, _MOST_NAMES, _MOST_VALUES = 12, 8, 8
 _VERDICTS = {
@@ -35,18 +35,18 @@ def page(comparison: Comparison) -> str:
     parts = [_verdict(comparison)]
     if groups:
         parts.append(_bars(comparison))
-    parts.append(report.paragraph(table.metric_line(comparison)))
-    tables = [report.heading("Settings, best first"), _group_table(comparison)]
+    parts.append(document.paragraph(table.metric_line(comparison)))
+    tables = [document.heading("Settings, best first"), _group_table(comparison)]
     if len(groups) > 1:
-        tables.append(report.paragraph(table.P_LINE))
+        tables.append(document.paragraph(table.P_LINE))
     shown = [*_effects(comparison), *_parallel(comparison), *_learning(comparison)]
     # A long table would hide the charts.
     parts += shown + tables if len(groups) > _MOST_BARS else tables + shown
     parts += [
-        report.heading("Every run"),
-        report.table(*table.run_table(comparison), sortable=True),
+        document.heading("Every run"),
+        document.table(*table.run_table(comparison), sortable=True),
     ]
-    return report.page(f"Comparison of {len(table.all_scores(comparison))} runs", parts)
+    return document.page(f"Comparison of {len(table.all_scores(comparison))} runs", parts)
 
 
 def _verdict(comparison: Comparison) -> str:
@@ -93,8 +93,8 @@ def _group_table(comparison: Comparison) -> str:
     header, rows = table.group_table(comparison)
     for row, colour in zip(rows, rank_colours(len(comparison.groups)), strict=False):
         swatch = f'<span class="swatch" style="background:{colour}"></span>'
-        row[0] = report.Html(f"{row[0]}&nbsp;{swatch}")
-    return report.table(header, rows, sortable=True)
+        row[0] = document.Html(f"{row[0]}&nbsp;{swatch}")
+    return document.table(header, rows, sortable=True)
 
 
 def _effects(comparison: Comparison) -> list[str]:
@@ -112,8 +112,8 @@ def _effects(comparison: Comparison) -> list[str]:
     ]
     title = f"{_label(comparison)}: mean over all else, and its standard error"
     return [
-        report.heading("What each setting does by itself"),
-        *(report.paragraph(_effect_line(comparison, *effect)) for effect in effects),
+        document.heading("What each setting does by itself"),
+        *(document.paragraph(_effect_line(comparison, *effect)) for effect in effects),
         charts.effect_panels(title, panels, charts.ramp(0.5)),
     ]
 
@@ -137,7 +137,7 @@ def _parallel(comparison: Comparison) -> list[str]:
     low, high = comparison.groups[-1].mean, comparison.groups[0].mean
     span = (high - low) or 1.0
     factor = comparison.format.factor
-    marks = report.ticks(min(low, high) * factor, max(low, high) * factor)
+    marks = document.ticks(min(low, high) * factor, max(low, high) * factor)
     labels = {f"{mark:.6g}": (mark / factor - low) / span for mark in marks}
     unit = " %" if comparison.format.unit else ""
     axes.append(charts.Axis(comparison.metric.name + unit, labels))
@@ -152,7 +152,7 @@ def _parallel(comparison: Comparison) -> list[str]:
     ]  # fmt: skip
     title = "A line for each setting, from the last (dark) to the first (light, thick)"
     chart = charts.parallel_coordinates(title, axes, lines[::-1])
-    return [report.heading("Settings and result"), chart]
+    return [document.heading("Settings and result"), chart]
 
 
 def _side_by_side(heights: Sequence[float | None]) -> list[float | None]:
@@ -193,7 +193,7 @@ def _scale(
 ) -> tuple[dict[str, float], list[float | None]]:
     low, high = min(numbers.values()), max(numbers.values())
     is_log = low > 0 and high / low > 50
-    marks = report.ticks(low, high)
+    marks = document.ticks(low, high)
     if is_log:
         decades = range(math.floor(math.log10(low)), math.floor(math.log10(high)) + 1)
         steps = (1, 2, 5) if len(decades) < 4 else (1,)
@@ -211,7 +211,7 @@ def _scale(
 
 def _learning(comparison: Comparison) -> list[str]:
     metric, factor = comparison.metric.name, comparison.format.factor
-    parts = [report.heading("While they learnt"), _legend(comparison)]
+    parts = [document.heading("While they learnt"), _legend(comparison)]
     parts.append(
         curve_chart(
             f"{_label(comparison)} over the steps", learning_curves(comparison, metric, factor)
@@ -232,4 +232,4 @@ def _legend(comparison: Comparison) -> str:
     if any(score.run.records for score in comparison.others):
         names, colours = [*names, "not compared"], [*colours, UNFINISHED_COLOUR]
     rgb = [[int(colour[i : i + 2], 16) for i in (1, 3, 5)] for colour in colours]
-    return report.legend(names, np.array(rgb, np.uint8).reshape(-1, 3))
+    return document.legend(names, np.array(rgb, np.uint8).reshape(-1, 3))

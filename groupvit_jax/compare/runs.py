@@ -7,8 +7,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from groupvit_jax.train.config_check import flatten
-from groupvit_jax.train.run_folder import CONFIG_FILE, config_from_json
+from groupvit_jax.runs.config_check import flatten
+from groupvit_jax.runs.run_folder import CONFIG_FILE, config_from_json
 from groupvit_jax.train.writers import METRICS_FILE, read_metrics
 
 TRIAL_FILE, SWEEP_FILE = "trial.json", "sweep.json"

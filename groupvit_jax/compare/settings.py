@@ -5,7 +5,7 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from groupvit_jax.train.config_check import FREE_FIELDS
+from groupvit_jax.runs.config_check import FREE_FIELDS
 
 SEED = "seed"
 ABSENT = "—"

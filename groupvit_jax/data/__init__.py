@@ -1,0 +1,1 @@
+"""From files to arrays: storage, sources, images, text, evaluation sets, and the training input."""

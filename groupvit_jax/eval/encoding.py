@@ -10,9 +10,9 @@ import numpy as np
 from jax.sharding import Mesh
 
 from groupvit_jax import parallel
-from groupvit_jax.data.device_ops import normalize
-from groupvit_jax.data.text import Tokenizer, trim
+from groupvit_jax.data.text.tokenizers import Tokenizer, trim
 from groupvit_jax.losses import l2_normalize
+from groupvit_jax.models.preprocess import normalize
 from groupvit_jax.models.two_tower import TwoTower
 from groupvit_jax.typing import Array, Float, ImageFeatures, Int, Params, UInt8
 

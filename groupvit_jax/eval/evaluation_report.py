@@ -8,7 +8,7 @@ import cv2
 import numpy as np
 from jaxtyping import Integer
 
-from groupvit_jax.eval import report, visualize
+from groupvit_jax.report import document, visualize
 from groupvit_jax.typing import UInt8
 
 _MAX_BYTES = 1_600_000  # of all pictures
@@ -57,18 +57,18 @@ def write_report(
       examples: for each benchmark what is shown of it; all pictures become smaller until the page
         is small enough.
     """
-    parts = [report.table(header, rows)]
+    parts = [document.table(header, rows)]
     if facts:
-        parts.append(report.table(["what", ""], list(facts.items())))
+        parts.append(document.table(["what", ""], list(facts.items())))
     panels = _panels(examples or {})
     for name in dict.fromkeys([*(class_iou or {}), *panels]):
-        parts.append(report.heading(name))
+        parts.append(document.heading(name))
         if class_iou and name in class_iou:
             percent = {key: 100 * value for key, value in class_iou[name].items()}
-            parts.append(report.bar_chart("IoU of each class in per cent", percent, full=100.0))
+            parts.append(document.bar_chart("IoU of each class in per cent", percent, full=100.0))
         if name in panels:
             parts.append(panels[name])
-    report.write(path, report.page(title, parts))
+    document.write(path, document.page(title, parts))
 
 
 def _panels(examples: Mapping[str, Sequence[Example]]) -> dict[str, str]:
@@ -77,7 +77,7 @@ def _panels(examples: Mapping[str, Sequence[Example]]) -> dict[str, str]:
     panels: dict[str, str] = {}
     for side in _SIDES:
         panels = {
-            name: report.scenes(header, [_row(each, side) for each in shown], report.photo)
+            name: document.scenes(header, [_row(each, side) for each in shown], document.photo)
             for name, shown in examples.items()
         }
         if sum(map(len, panels.values())) <= _MAX_BYTES:

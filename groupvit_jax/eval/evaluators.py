@@ -7,25 +7,25 @@ from typing import Any, Protocol, runtime_checkable
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from groupvit_jax.data.benchmarks import (
+from groupvit_jax.data.eval_sets import (
     ClassificationSet,
     ProbeSet,
     RetrievalSet,
     SegmentationSet,
     open_benchmark,
 )
-from groupvit_jax.data.labelled import ImageFolder
-from groupvit_jax.data.masks import MaskedSource, TfdsMasks
-from groupvit_jax.data.object_cache import make_cache
-from groupvit_jax.data.sources import make_source
-from groupvit_jax.data.text import Tokenizer
+from groupvit_jax.data.sources.labelled import ImageFolder
+from groupvit_jax.data.sources.masks import MaskedSource, TfdsMasks
+from groupvit_jax.data.sources.pairs import make_source
+from groupvit_jax.data.storage.cache import make_cache
+from groupvit_jax.data.text.tokenizers import Tokenizer
 from groupvit_jax.eval.encoding import Encoder, ImageTower
+from groupvit_jax.eval.head_segmentation import HeadSegmentation, HeadTower, head_protocol
 from groupvit_jax.eval.probe import LinearProbe, NearestNeighbours, Probe
 from groupvit_jax.eval.protocol import make_protocol
-from groupvit_jax.eval.segment_head import HeadSegmentation, HeadTower, head_protocol
 from groupvit_jax.eval.segmentation_evaluator import Segmentation
 from groupvit_jax.eval.zero_shot import Classification, Retrieval
-from groupvit_jax.models.segment_head import SegmentationModel
+from groupvit_jax.models.segmentation import SegmentationModel
 from groupvit_jax.models.two_tower import TwoTower
 from groupvit_jax.typing import Params
 

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Integer
 
-from groupvit_jax.data.masks import IGNORED
+from groupvit_jax.data.sources.masks import IGNORED
 from groupvit_jax.typing import Array, Bool, Float, Int
 
 

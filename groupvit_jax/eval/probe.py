@@ -15,7 +15,7 @@ import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from groupvit_jax import parallel
-from groupvit_jax.data.labelled import LabelledSource
+from groupvit_jax.data.sources.labelled import LabelledSource
 from groupvit_jax.eval import metrics
 from groupvit_jax.eval.encoding import ImageTower
 from groupvit_jax.eval.zero_shot import batches

@@ -11,13 +11,13 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from groupvit_jax.data.device_ops import normalize
 from groupvit_jax.eval.encoding import encode_images, project_groups
 from groupvit_jax.eval.pamr import refine
 from groupvit_jax.eval.protocol import Protocol
 from groupvit_jax.eval.windows import Resampling
 from groupvit_jax.losses import clipped_scale, l2_normalize
 from groupvit_jax.models.grouping import group_maps, resize_maps
+from groupvit_jax.models.preprocess import normalize
 from groupvit_jax.models.two_tower import TwoTower
 from groupvit_jax.typing import Array, Float, Int, Params, UInt8
 

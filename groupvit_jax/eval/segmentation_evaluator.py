@@ -11,7 +11,7 @@ import numpy as np
 from jax.sharding import PartitionSpec
 
 from groupvit_jax import parallel
-from groupvit_jax.data.masks import MaskedSource
+from groupvit_jax.data.sources.masks import MaskedSource
 from groupvit_jax.eval import metrics, segmentation
 from groupvit_jax.eval.encoding import ImageTower
 from groupvit_jax.eval.evaluation_report import Example

@@ -8,9 +8,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from groupvit_jax import parallel
-from groupvit_jax.data.labelled import LabelledSource
-from groupvit_jax.data.pipeline import eval_examples
-from groupvit_jax.data.sources import Source
+from groupvit_jax.data.pipeline.contrastive import eval_examples
+from groupvit_jax.data.sources.labelled import LabelledSource
+from groupvit_jax.data.sources.pairs import Source
 from groupvit_jax.eval import metrics
 from groupvit_jax.eval.encoding import IMAGENET_PROMPTS, Encoder, ImageTower
 from groupvit_jax.losses import l2_normalize

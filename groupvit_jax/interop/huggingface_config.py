@@ -5,9 +5,9 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from groupvit_jax.data.device_ops import IMAGENET_MEAN, IMAGENET_STD
 from groupvit_jax.interop.model_config import make_model_config
 from groupvit_jax.models.layers import LAYER_NORM_EPS
+from groupvit_jax.models.preprocess import IMAGENET_MEAN, IMAGENET_STD
 from groupvit_jax.models.two_tower import text_tower
 
 # (our field, Hugging Face's, its default there)

@@ -13,7 +13,7 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from ml_collections import ConfigDict
 
 from groupvit_jax.models import TwoTower, build_model
-from groupvit_jax.models.segment_head import SegmentationModel, build_segmentation_model
+from groupvit_jax.models.segmentation import SegmentationModel, build_segmentation_model
 from groupvit_jax.typing import PyTree
 
 # Our variables by their path, e.g. "params/image_encoder/norm/scale".

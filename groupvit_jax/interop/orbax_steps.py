@@ -7,7 +7,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 from ml_collections import ConfigDict
 
-from groupvit_jax.data.vocabulary import Vocabulary, from_json, read_vocabulary
+from groupvit_jax.data.text.vocabulary import Vocabulary, from_json, read_vocabulary
 from groupvit_jax.interop.layout import check_variables, flatten, unflatten
 from groupvit_jax.interop.model_config import config_from_dict
 from groupvit_jax.interop.pretrained import Pretrained

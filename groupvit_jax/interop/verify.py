@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from groupvit_jax.data.text import make_tokenizer
+from groupvit_jax.data.text.tokenizers import make_tokenizer
 from groupvit_jax.interop.pretrained import Pretrained
 from groupvit_jax.models import build_model
 from groupvit_jax.typing import Array, Float, Int, PyTree

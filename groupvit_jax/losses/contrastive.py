@@ -14,8 +14,8 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from groupvit_jax.losses import blocks
-from groupvit_jax.losses.blocks import Both, Comparison, Metrics, Side, product
+from groupvit_jax.losses import pairwise
+from groupvit_jax.losses.pairwise import Both, Comparison, Metrics, Side, product
 from groupvit_jax.typing import Array, Bool, Float, Int, UInt
 
 MAX_LOSSES_WITH_IDS = 2
@@ -26,7 +26,7 @@ def contrastive_losses(
     texts: Sequence[Float[Array, "B _ D"]],
     logit_scales: Sequence[Float[Array, ""]],
     biases: Sequence[Float[Array, ""]] | None = None,
-    comparison: Comparison = blocks.ON_ONE_DEVICE,
+    comparison: Comparison = pairwise.ON_ONE_DEVICE,
     ids: Sequence[Int[Array, "B _"]] | None = None,
 ) -> list[tuple[Float[Array, ""], Metrics]]:
     """Matches images with each kind of their texts: captions, and prompts (the multi-label loss).
@@ -55,15 +55,15 @@ def contrastive_losses(
     Raises:
       ValueError: there are ids for more than two losses.
     """
-    image = blocks.l2_normalize(image)
-    scales = [blocks.clipped_scale(logit_scale) for logit_scale in logit_scales]
-    texts = [scale * blocks.l2_normalize(text) for text, scale in zip(texts, scales, strict=True)]
+    image = pairwise.l2_normalize(image)
+    scales = [pairwise.clipped_scale(logit_scale) for logit_scale in logit_scales]
+    texts = [scale * pairwise.l2_normalize(text) for text, scale in zip(texts, scales, strict=True)]
     if comparison.kind == "sigmoid":
         # The bias is one more product: 1 of the image times the bias of the text.
         image = jnp.pad(image, ((0, 0), (0, 1)), constant_values=1.0)
         texts = [_append(text, bias) for text, bias in zip(texts, biases or (), strict=True)]
     stacked = jnp.concatenate(texts, axis=1)
-    position = blocks.global_positions(comparison, len(image))
+    position = pairwise.global_positions(comparison, len(image))
     own = Examples(image, stacked, position, None if ids is None else _told_apart(ids))
     totals = _compare(comparison, *own)
     own_logits = product("bd,bnd->bn", image, stacked) if ids is None else None
@@ -71,7 +71,7 @@ def contrastive_losses(
     for text, scale in zip(texts, scales, strict=True):
         part = slice(first, first := first + text.shape[1])
         here, own_here = jax.tree.map(lambda x, part=part: x[:, part], (totals, own_logits))
-        value = blocks.global_mean(comparison, _loss(comparison, here, own_here))
+        value = pairwise.global_mean(comparison, _loss(comparison, here, own_here))
         metrics = _accuracies(comparison, here) | {"temperature": 1 / scale}
         results.append((value, metrics))
     return results
@@ -110,7 +110,7 @@ def _accuracies(comparison: Comparison, totals: Both) -> Metrics:
     best = totals.image.best.argmax(axis=1, keepdims=True)
     image_to_text = jnp.take_along_axis(totals.image.hit, best, axis=1)
     hits = {"image_to_text_accuracy": image_to_text, "text_to_image_accuracy": totals.text.hit}
-    return {name: blocks.global_mean(comparison, jnp.float32(hit)) for name, hit in hits.items()}
+    return {name: pairwise.global_mean(comparison, jnp.float32(hit)) for name, hit in hits.items()}
 
 
 class Examples(NamedTuple):
@@ -138,16 +138,18 @@ def _compare_forward(
     comparison: Comparison, image: Array, text: Array, position: Array, ids: Array | None
 ) -> tuple[Both, Any]:
     kind, own = comparison.kind, Examples(image, text, position, ids)
-    everyone = blocks.gather(comparison, own)
+    everyone = pairwise.gather(comparison, own)
 
     def add(totals: Both, block: Examples) -> Both:
         logits, same = _logits(own, block), _same(own, block)
-        return Both(*(blocks.add_logits(kind, *x) for x in zip(same, totals, logits, strict=True)))
+        return Both(
+            *(pairwise.add_logits(kind, *x) for x in zip(same, totals, logits, strict=True))
+        )
 
     # Made of the text, so that they are known to differ among devices.
-    none = blocks.no_totals(text[..., 0], count_positives=ids is not None and kind == "softmax")
-    totals = blocks.fold(comparison, add, Both(none, none), everyone)
-    totals = Both(*(blocks.finished(kind, part) for part in totals))
+    none = pairwise.no_totals(text[..., 0], count_positives=ids is not None and kind == "softmax")
+    totals = pairwise.fold(comparison, add, Both(none, none), everyone)
+    totals = Both(*(pairwise.finished(kind, part) for part in totals))
     return totals, (own, everyone, totals.image.total, totals.text.total)
 
 
@@ -155,9 +157,9 @@ def _compare_backward(
     comparison: Comparison, residuals: Any, gradients: Both
 ) -> tuple[Array | None, ...]:
     own, everyone, image_total, text_total = residuals
-    image_side = blocks.side(image_total, gradients.image)
-    text_side = blocks.side(text_total, gradients.text)
-    others = (everyone, *blocks.gather(comparison, (image_side, text_side)))
+    image_side = pairwise.side(image_total, gradients.image)
+    text_side = pairwise.side(text_total, gradients.text)
+    others = (everyone, *pairwise.gather(comparison, (image_side, text_side)))
 
     def add(sums: tuple[Array, Array], block: tuple[Examples, Side, Side]) -> tuple[Array, Array]:
         examples, block_image_side, block_text_side = block
@@ -171,7 +173,7 @@ def _compare_backward(
         return sums[0] + image, sums[1] + text
 
     sums = (jnp.zeros_like(own.image), jnp.zeros_like(own.text))
-    return *blocks.fold(comparison, add, sums, others), None, None
+    return *pairwise.fold(comparison, add, sums, others), None, None
 
 
 _compare.defvjp(_compare_forward, _compare_backward)
@@ -206,5 +208,5 @@ def _weights(
     other = jax.tree.map(jnp.transpose, other)
     if kind == "sigmoid":
         return (own.gradient + other.gradient) * (jax.nn.sigmoid(logits) - same)
-    by_own, by_other = (blocks.softmax_weights(same, logits, side) for side in (own, other))
+    by_own, by_other = (pairwise.softmax_weights(same, logits, side) for side in (own, other))
     return by_own + by_other

@@ -12,8 +12,8 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from groupvit_jax.losses import blocks
-from groupvit_jax.losses.blocks import Both, Comparison, Metrics, Side, product
+from groupvit_jax.losses import pairwise
+from groupvit_jax.losses.pairwise import Both, Comparison, Metrics, Side, product
 from groupvit_jax.typing import Array, Bool, Float, Int
 
 # In place of minus infinity, of which two have no difference.
@@ -25,7 +25,7 @@ def local_alignment_loss(
     words: Float[Array, "B W D"],
     word_mask: Bool[Array, "B W"],
     logit_scale: Float[Array, ""],
-    comparison: Comparison = blocks.ON_ONE_DEVICE,
+    comparison: Comparison = pairwise.ON_ONE_DEVICE,
     ids: Int[Array, "B"] | None = None,
 ) -> tuple[Float[Array, ""], Metrics]:
     """Matches images with texts by their parts.
@@ -55,21 +55,21 @@ def local_alignment_loss(
       The value over the global batch, 0 without any word; and the metrics `image_to_text_accuracy`,
       `text_to_image_accuracy`, both of the texts with words, and `texts_with_words`, their share.
     """
-    scale = blocks.clipped_scale(logit_scale)
-    segments, words = blocks.l2_normalize(segments), scale * blocks.l2_normalize(words)
+    scale = pairwise.clipped_scale(logit_scale)
+    segments, words = pairwise.l2_normalize(segments), scale * pairwise.l2_normalize(words)
     comparison = dataclasses.replace(
         comparison,
         kind="softmax",
         block_size=max(1, comparison.block_size // max(segments.shape[1], words.shape[1])),
     )
-    position = blocks.global_positions(comparison, len(segments))
+    position = pairwise.global_positions(comparison, len(segments))
     found = _compare(comparison, segments, words, word_mask, position if ids is None else ids)
     image, text = (jax.tree.map(lambda x: x[:, 0], totals) for totals in found)
     has_words = word_mask.any(axis=1)
-    num_texts = blocks.global_sum(comparison, jnp.float32(has_words))
+    num_texts = pairwise.global_sum(comparison, jnp.float32(has_words))
 
     def mean(x: Float[Array, "B"]) -> Float[Array, ""]:
-        total = blocks.global_sum(comparison, jnp.where(has_words, x, 0.0))
+        total = pairwise.global_sum(comparison, jnp.where(has_words, x, 0.0))
         return total / jnp.maximum(num_texts, 1.0)
 
     # As many positives of an image as of its text, and none where it has no words.
@@ -78,7 +78,7 @@ def local_alignment_loss(
     return mean(image.total + text.total - positives) / 2, {
         "image_to_text_accuracy": mean(jnp.float32(image.hit)),
         "text_to_image_accuracy": mean(jnp.float32(text.hit)),
-        "texts_with_words": blocks.global_mean(comparison, jnp.float32(has_words)),
+        "texts_with_words": pairwise.global_mean(comparison, jnp.float32(has_words)),
     }
 
 
@@ -107,20 +107,20 @@ def _compare_forward(
     comparison: Comparison, segments: Array, words: Array, mask: Array, ids: Array
 ) -> tuple[Both, Any]:
     own = Examples(segments, words, mask, ids)
-    everyone = blocks.gather(comparison, own)
+    everyone = pairwise.gather(comparison, own)
 
     def add(totals: Both, block: Examples) -> Both:
         to_text, _ = _similarities(own.segments, block.words, block.mask)
         _, to_image = _similarities(block.segments, own.words, own.mask)
-        add_to = functools.partial(blocks.add_logits, "softmax", _same(own, block)[:, None])
+        add_to = functools.partial(pairwise.add_logits, "softmax", _same(own, block)[:, None])
         return Both(
             add_to(totals.image, to_text[:, None]), add_to(totals.text, to_image.T[:, None])
         )
 
     # Made of the words, so that they are known to differ among devices.
-    none = blocks.no_totals(words[:, :1, 0], count_positives=True)
-    totals = blocks.fold(comparison, add, Both(none, none), everyone)
-    totals = Both(*(blocks.finished("softmax", part) for part in totals))
+    none = pairwise.no_totals(words[:, :1, 0], count_positives=True)
+    totals = pairwise.fold(comparison, add, Both(none, none), everyone)
+    totals = Both(*(pairwise.finished("softmax", part) for part in totals))
     return totals, (own, everyone, totals.image.total, totals.text.total)
 
 
@@ -128,9 +128,9 @@ def _compare_backward(
     comparison: Comparison, residuals: Any, gradients: Both
 ) -> tuple[Array | None, ...]:
     own, everyone, image_total, text_total = residuals
-    image_side = blocks.side(image_total, gradients.image)
-    text_side = blocks.side(text_total, gradients.text)
-    others = (everyone, *blocks.gather(comparison, (image_side, text_side)))
+    image_side = pairwise.side(image_total, gradients.image)
+    text_side = pairwise.side(text_total, gradients.text)
+    others = (everyone, *pairwise.gather(comparison, (image_side, text_side)))
 
     def add(sums: tuple[Array, Array], block: tuple[Examples, Side, Side]) -> tuple[Array, Array]:
         examples, block_image_side, block_text_side = block
@@ -142,7 +142,7 @@ def _compare_backward(
         return sums[0] + segments, sums[1] + words
 
     sums = (jnp.zeros_like(own.segments), jnp.zeros_like(own.words))
-    return *blocks.fold(comparison, add, sums, others), None, None
+    return *pairwise.fold(comparison, add, sums, others), None, None
 
 
 _compare.defvjp(_compare_forward, _compare_backward)
@@ -174,5 +174,5 @@ def _pull_back(
     """Returns the gradient of the loss by embeddings that similarities [B, C] are made of."""
     (to_text, to_image), pull = jax.vjp(similarities, embeddings)
     text_side = jax.tree.map(jnp.transpose, text_side)
-    by_image = blocks.softmax_weights(same, to_text, image_side)
-    return pull((by_image, blocks.softmax_weights(same, to_image, text_side)))[0]
+    by_image = pairwise.softmax_weights(same, to_text, image_side)
+    return pull((by_image, pairwise.softmax_weights(same, to_image, text_side)))[0]

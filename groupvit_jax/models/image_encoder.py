@@ -18,7 +18,10 @@ from groupvit_jax.models.layers import (
     layer_norm,
     vit_init,
 )
-from groupvit_jax.models.position import resize_position_embedding, sincos_position_embedding
+from groupvit_jax.models.position_embedding import (
+    resize_position_embedding,
+    sincos_position_embedding,
+)
 from groupvit_jax.typing import Array, Float, ImageFeatures, Int
 
 

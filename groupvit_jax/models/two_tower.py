@@ -8,7 +8,7 @@ import numpy as np
 from flax.typing import Dtype
 from ml_collections import ConfigDict
 
-from groupvit_jax.models.bert import BertEncoder
+from groupvit_jax.models.bert_encoder import BertEncoder
 from groupvit_jax.models.blocks import REMAT, Execution
 from groupvit_jax.models.image_encoder import ImageEncoder
 from groupvit_jax.models.layers import BatchNorm, fan_in_uniform

@@ -7,7 +7,8 @@ from pathlib import Path
 from ml_collections import ConfigDict
 
 from groupvit_jax.eval.evaluators import make_evaluators
-from groupvit_jax.train import run_folder, setup
+from groupvit_jax.runs import run_folder
+from groupvit_jax.train import setup
 
 
 def find_error(config: ConfigDict, workdir: Path) -> str | None:

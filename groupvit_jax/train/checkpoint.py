@@ -23,7 +23,7 @@ import orbax.checkpoint as ocp
 from ml_collections import ConfigDict
 from orbax.checkpoint import checkpoint_managers
 
-from groupvit_jax.data.vocabulary import Vocabulary, from_json, to_json
+from groupvit_jax.data.text.vocabulary import Vocabulary, from_json, to_json
 from groupvit_jax.train.state import TrainState
 from groupvit_jax.typing import PyTree
 

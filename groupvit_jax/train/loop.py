@@ -14,10 +14,11 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from groupvit_jax import parallel
-from groupvit_jax.data.pipeline import BrokenSampleMonitor, TrainLoader
-from groupvit_jax.train import checkpoint, run_folder, setup
+from groupvit_jax.data.pipeline.contrastive import BrokenSampleMonitor, TrainLoader
+from groupvit_jax.runs import run_folder
+from groupvit_jax.train import checkpoint, setup
 from groupvit_jax.train import hooks as hooks_lib
-from groupvit_jax.train.position import DataPosition, continue_from
+from groupvit_jax.train.data_position import DataPosition, continue_from
 from groupvit_jax.train.prefetch import DeviceBatch, DevicePrefetcher
 from groupvit_jax.train.start import Initialisers, start
 from groupvit_jax.train.state import TrainState

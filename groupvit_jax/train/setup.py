@@ -12,10 +12,12 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from groupvit_jax import losses, optim, parallel
-from groupvit_jax.data import pipeline, text
-from groupvit_jax.data.vocabulary import Vocabulary, read_vocabulary
+from groupvit_jax.data.pipeline import contrastive
+from groupvit_jax.data.text import tokenizers
+from groupvit_jax.data.text.vocabulary import Vocabulary, read_vocabulary
 from groupvit_jax.models import fused_attention
-from groupvit_jax.train import checkpoint, run_folder, state, step
+from groupvit_jax.runs import run_folder
+from groupvit_jax.train import checkpoint, state, step
 from groupvit_jax.train.grad_cache import check_micro_batch_size
 from groupvit_jax.train.tasks import Task, task_of
 from groupvit_jax.train.writers import check_wandb
@@ -48,8 +50,8 @@ class Parts:
     task: Task
     model: Any
     vocabulary: Vocabulary
-    tokenizer: text.Tokenizer
-    examples: pipeline.TrainExamples
+    tokenizer: tokenizers.Tokenizer
+    examples: contrastive.TrainExamples
     num_steps: int
     schedule: optax.Schedule
     optimizer: optax.GradientTransformation
@@ -84,8 +86,8 @@ def build(config: ConfigDict, workdir: Path) -> Parts:
     check_micro_batch_size(config.train.micro_batch_size, config.train.batch_size, mesh)
     check_fused_attention(config, mesh)
     vocabulary = find_vocabulary(config, workdir)
-    tokenizer = text.make_tokenizer(vocabulary, config.model.text.context_length)
-    text.check_text_config(config.model.text, tokenizer)
+    tokenizer = tokenizers.make_tokenizer(vocabulary, config.model.text.context_length)
+    tokenizers.check_text_config(config.model.text, tokenizer)
     check_local_words(config.loss, tokenizer)
     model = task.build_model(config)
     examples = task.make_examples(config, tokenizer)
@@ -193,10 +195,10 @@ def check_fused_attention(config: ConfigDict, mesh: Mesh) -> None:
         raise ValueError(f"config.train.fused_attention: {found}")
 
 
-def check_local_words(loss_config: ConfigDict, tokenizer: text.Tokenizer) -> None:
+def check_local_words(loss_config: ConfigDict, tokenizer: tokenizers.Tokenizer) -> None:
     """Raises ValueError where alignment would leave out a caption's first word."""
     with_tokens = loss_config.local_weight and loss_config.local_words == "tokens"
-    if with_tokens and not text.has_start_token(tokenizer):
+    if with_tokens and not tokenizers.has_start_token(tokenizer):
         raise ValueError(
             "config.loss.local_words: 'tokens' found with a vocabulary without a start token, "
             "expected one with it or 'prompts'"

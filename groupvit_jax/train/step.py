@@ -12,12 +12,11 @@ from jax.sharding import Mesh, PartitionSpec
 from ml_collections import ConfigDict
 
 from groupvit_jax import losses, optim, parallel
-from groupvit_jax.data import device_ops
-from groupvit_jax.models import fused_attention
+from groupvit_jax.models import fused_attention, preprocess
 from groupvit_jax.models.blocks import with_execution
 from groupvit_jax.models.grouping import resize_maps
 from groupvit_jax.models.layers import example_keys
-from groupvit_jax.models.segment_head import SegmentationModel
+from groupvit_jax.models.segmentation import SegmentationModel
 from groupvit_jax.train import grad_cache
 from groupvit_jax.train.state import TrainState
 from groupvit_jax.typing import Array, Batch, Float, ImageFeatures, Int, Key, PyTree, TwoTowerOutput
@@ -143,7 +142,7 @@ def make_segmentation_loss(model: SegmentationModel, config: ConfigDict, mesh: M
         params: PyTree, state: TrainState, batch: Batch
     ) -> tuple[Float[Array, ""], tuple[PyTree, Metrics]]:
         keys = noise_keys(state)
-        images = device_ops.normalize(batch["image"])
+        images = preprocess.normalize(batch["image"])
         output: Any = model.apply(
             {"params": params},
             images,
@@ -205,8 +204,8 @@ def encode_examples(
     """
     noise_ids = rows["noise_ids"]
     erasing_keys = example_keys(keys["random_erasing"], noise_ids)
-    images = device_ops.normalize(rows["image"])
-    images = device_ops.random_erasing(erasing_keys, images, erasing)
+    images = preprocess.normalize(rows["image"])
+    images = preprocess.random_erasing(erasing_keys, images, erasing)
     encoded: Any = model.apply(
         {"params": params},
         images,

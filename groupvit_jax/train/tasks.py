@@ -6,11 +6,11 @@ from collections.abc import Callable, Mapping
 import flax.linen as nn
 from ml_collections import ConfigDict
 
-from groupvit_jax.data.masked_examples import make_masked_examples
-from groupvit_jax.data.pipeline import TrainExamples, make_train_examples
-from groupvit_jax.data.text import Tokenizer
+from groupvit_jax.data.pipeline.contrastive import TrainExamples, make_train_examples
+from groupvit_jax.data.pipeline.segmentation import make_masked_examples
+from groupvit_jax.data.text.tokenizers import Tokenizer
 from groupvit_jax.models import build_model
-from groupvit_jax.models.segment_head import build_segmentation_model
+from groupvit_jax.models.segmentation import build_segmentation_model
 from groupvit_jax.train import state, step
 
 

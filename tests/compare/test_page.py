@@ -10,7 +10,7 @@ from groupvit_jax.compare.page import page, setting_axis
 from groupvit_jax.compare.settings import ABSENT
 from tests.compare import browser
 from tests.compare.folders import MIOU, run
-from tests.eval.test_report import parse
+from tests.report.test_document import parse
 
 
 def learnt(settings, value, seed=0, state="finished"):

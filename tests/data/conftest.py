@@ -1,6 +1,6 @@
 import pytest
 
-from groupvit_jax.data import retries
+from groupvit_jax.data.storage import retries
 
 
 @pytest.fixture(scope="session")

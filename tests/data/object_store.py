@@ -14,7 +14,7 @@ import boto3
 import fsspec
 from moto.server import ThreadedMotoServer
 
-from groupvit_jax.data import storage
+from groupvit_jax.data.storage import objects
 
 BUCKET = "pairs"
 # Called with method and path (with its query) of each request; returns what goes wrong with it:
@@ -158,4 +158,4 @@ def serve():
 def _forget_stores() -> None:
     """fsspec keeps a store's instance, and with it the address of another server."""
     fsspec.get_filesystem_class("s3").clear_instance_cache()
-    storage._split_in.cache_clear()
+    objects._split_in.cache_clear()

@@ -5,7 +5,7 @@ import pytest
 from jax.sharding import AxisType
 
 from configs import tiny
-from groupvit_jax.data.text import ClipTokenizer
+from groupvit_jax.data.text.tokenizers import ClipTokenizer
 from groupvit_jax.eval.encoding import Encoder
 from groupvit_jax.models import build_model
 from groupvit_jax.parallel import AXES

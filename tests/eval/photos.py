@@ -5,10 +5,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from groupvit_jax.data.device_ops import normalize
-from groupvit_jax.data.masks import MaskedImage
+from groupvit_jax.data.sources.masks import MaskedImage
 from groupvit_jax.eval.encoding import encode_images, project_groups
 from groupvit_jax.losses import l2_normalize
+from groupvit_jax.models.preprocess import normalize
 from tests.eval import protocol as slow
 
 NAMES = ["dog", "cat", "tree", "house", "boat", "sky", "grass", "person"]

@@ -6,7 +6,7 @@ import cv2
 import numpy as np
 
 from groupvit_jax.eval.evaluation_report import Example, write_report
-from tests.eval.test_report import parse
+from tests.report.test_document import parse
 
 
 def example(size=(60, 90), **changes):

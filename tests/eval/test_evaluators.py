@@ -1,17 +1,17 @@
 import pytest
 
 from configs import tiny
-from groupvit_jax.data import scenes
-from groupvit_jax.data.text import ClipTokenizer
+from groupvit_jax.data.text.tokenizers import ClipTokenizer
 from groupvit_jax.eval.evaluators import make_evaluators
-from tests.data.benchmarks import miniatures
+from groupvit_jax.scenes import dataset
+from tests.data.eval_sets import miniatures
 from tests.eval.conftest import make_mesh
 
 
 @pytest.fixture(scope="module")
 def data_dir(tmp_path_factory):
     folder = tmp_path_factory.mktemp("data")
-    scenes.build(str(folder), scenes.SceneConfig(name="test", size=32, num_train=8, num_eval=8))
+    dataset.build(str(folder), dataset.SceneConfig(name="test", size=32, num_train=8, num_eval=8))
     return str(folder / "scenes/test/2.0.0")
 
 
@@ -31,7 +31,7 @@ def test_evaluators_of_a_configuration_measure(model, variables, data_dir):
         masks=dict(
             kind="segmentation",
             source=masks,
-            classes=scenes.CLASS_NAMES,
+            classes=dataset.CLASS_NAMES,
             resize=(),
             window=32,
             stride=32,

@@ -7,12 +7,12 @@ import numpy as np
 import pytest
 import scipy.optimize
 
-from groupvit_jax.data.benchmarks import ProbeSet, open_benchmark
-from groupvit_jax.data.device_ops import normalize
-from groupvit_jax.data.labelled import ImageFolder, LabelledFiles
+from groupvit_jax.data.eval_sets import ProbeSet, open_benchmark
+from groupvit_jax.data.sources.labelled import ImageFolder, LabelledFiles
 from groupvit_jax.eval import probe
 from groupvit_jax.eval.encoding import ImageTower
 from groupvit_jax.eval.probe import Embedded, LinearModel, LinearProbe, NearestNeighbours
+from groupvit_jax.models.preprocess import normalize
 from tests.eval.conftest import make_mesh
 
 NUM_CLASSES, WIDTH = 4, 6

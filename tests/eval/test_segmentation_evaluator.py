@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from groupvit_jax import parallel
-from groupvit_jax.data.labelled import ImageFolder
-from groupvit_jax.data.text import ClipTokenizer
+from groupvit_jax.data.sources.labelled import ImageFolder
+from groupvit_jax.data.text.tokenizers import ClipTokenizer
 from groupvit_jax.eval import metrics, segmentation_evaluator
 from groupvit_jax.eval.encoding import Encoder
 from groupvit_jax.eval.inference import WindowEncoder
@@ -17,8 +17,8 @@ from groupvit_jax.eval.probe import LinearProbe, NearestNeighbours
 from groupvit_jax.eval.protocol import Protocol
 from groupvit_jax.eval.segment_images import ImageSegmenter
 from groupvit_jax.eval.segmentation_evaluator import Segmentation
-from groupvit_jax.eval.visualize import png
 from groupvit_jax.eval.zero_shot import Classification, Retrieval
+from groupvit_jax.report.visualize import png
 from tests.eval.conftest import make_mesh
 from tests.eval.photos import NAMES, Photos, spread_text, with_highest_scale
 

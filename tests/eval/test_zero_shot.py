@@ -6,11 +6,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from groupvit_jax.data.device_ops import normalize
-from groupvit_jax.data.labelled import ImageFolder, LabelledFiles
-from groupvit_jax.data.text import ClipTokenizer
+from groupvit_jax.data.sources.labelled import ImageFolder, LabelledFiles
+from groupvit_jax.data.text.tokenizers import ClipTokenizer
 from groupvit_jax.eval.encoding import IMAGENET_PROMPTS, Encoder
 from groupvit_jax.eval.zero_shot import Classification, Retrieval, match_ranks
+from groupvit_jax.models.preprocess import normalize
 from tests.eval.conftest import make_mesh
 
 WORDS = ["dog", "cat", "tree", "house", "boat", "sky", "grass", "person", "red", "blue", "old"]

@@ -3,7 +3,7 @@ import json
 
 import pytest
 
-from groupvit_jax.data.text import ClipTokenizer
+from groupvit_jax.data.text.tokenizers import ClipTokenizer
 from groupvit_jax.interop import clip_vocabulary
 
 TEXTS = [

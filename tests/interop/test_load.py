@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from configs import base
-from groupvit_jax.data import text
-from groupvit_jax.data.vocabulary import read_vocabulary
+from groupvit_jax.data.text import tokenizers
+from groupvit_jax.data.text.vocabulary import read_vocabulary
 from groupvit_jax.interop import load_pretrained
 from groupvit_jax.interop.load import find_kind
 from groupvit_jax.interop.model_config import (
@@ -85,19 +85,21 @@ def test_a_step_of_another_configuration_names_the_tensor(tmp_path, small):
 def test_the_tokenizer_travels_with_a_folder(tmp_path, kind):
     captions = ["a red dog", "a blue boat on the water", "two green birds"]
     model = tmp_path / "captions.model"
-    model.write_bytes(text.train_sentencepiece(captions, 280))
+    model.write_bytes(tokenizers.train_sentencepiece(captions, 280))
     config = weights.small_config()
     config.text.update(vocab_size=280, end_of_text_id=3)
     pretrained = weights.random_pretrained(config)
     pretrained = pretrained._replace(tokenizer=read_vocabulary("sentencepiece", str(model)))
     path = write_any(kind, tmp_path / "export", pretrained)
-    expected = text.make_tokenizer(pretrained.tokenizer, 16)(captions)
+    expected = tokenizers.make_tokenizer(pretrained.tokenizer, 16)(captions)
     model.unlink()
     (tmp_path / "export").rename(tmp_path / "moved")
     found = load_pretrained(tmp_path / "moved" / path.relative_to(tmp_path / "export"))
     assert found.tokenizer == pretrained.tokenizer
-    text._load_sentencepiece.cache_clear()
-    np.testing.assert_array_equal(text.make_tokenizer(found.tokenizer, 16)(captions), expected)
+    tokenizers._load_sentencepiece.cache_clear()
+    np.testing.assert_array_equal(
+        tokenizers.make_tokenizer(found.tokenizer, 16)(captions), expected
+    )
 
 
 @pytest.mark.parametrize(

@@ -6,9 +6,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from groupvit_jax.data.device_ops import normalize
 from groupvit_jax.interop import verify
 from groupvit_jax.interop.stablehlo import write_stablehlo
+from groupvit_jax.models.preprocess import normalize
 from tests.interop import weights
 
 # A consumer: it knows JAX and NumPy and nothing of this project.

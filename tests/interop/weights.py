@@ -7,7 +7,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from configs import base, tiny
-from groupvit_jax.data.vocabulary import CLIP
+from groupvit_jax.data.text.vocabulary import CLIP
 from groupvit_jax.interop.layout import expected_shapes, unflatten
 from groupvit_jax.interop.pretrained import Pretrained, to_host
 

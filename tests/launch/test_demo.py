@@ -6,7 +6,7 @@ import sys
 import cv2
 import pytest
 
-from groupvit_jax.data import scenes
+from groupvit_jax.scenes import dataset
 from launch import demo, demo_report
 
 ONE_DEVICE = os.environ["XLA_FLAGS"].replace("device_count=8", "device_count=1")
@@ -31,7 +31,7 @@ def workdir(tmp_path_factory):
 
 def test_demo_leaves_a_report_a_picture_and_a_checkpoint(workdir):
     report = (workdir / "report.html").read_text()
-    expected = (demo_report.UNTRAINED, "Training losses", "segmentation", *scenes.CLASS_NAMES)
+    expected = (demo_report.UNTRAINED, "Training losses", "segmentation", *dataset.CLASS_NAMES)
     for text in expected:
         assert text in report
     # Scene, groups, segmentation and truth; scene, two models and truth.
@@ -62,7 +62,7 @@ def test_demo_without_a_workdir_says_so():
 
 
 def test_runs_differ_in_what_is_compared_only(tmp_path):
-    builder = scenes.build(str(tmp_path), "miniature")
+    builder = dataset.build(str(tmp_path), "miniature")
     captions, soft, exchanged, masks = (
         run.config for run in demo.make_runs(builder, tmp_path, steps=50, seed=3)
     )

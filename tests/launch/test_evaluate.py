@@ -10,10 +10,10 @@ from absl import flags
 from absl.testing import flagsaver
 
 from configs import tiny
-from groupvit_jax.data import benchmarks
+from groupvit_jax.data import eval_sets
 from groupvit_jax.interop.save import save_pretrained
 from launch import evaluate
-from tests.data.benchmarks import miniatures
+from tests.data.eval_sets import miniatures
 from tests.interop import weights
 
 R1 = "image_to_text_r1"
@@ -73,10 +73,10 @@ def read(output):
 
 @pytest.mark.slow
 def test_every_benchmark_runs_end_to_end(run, tmp_path):
-    code, printed = run(tmp_path, f"--benchmarks={','.join(benchmarks.NAMES)}", "--examples=0")
+    code, printed = run(tmp_path, f"--benchmarks={','.join(eval_sets.NAMES)}", "--examples=0")
     assert code == 0, printed
     found = read(tmp_path)["benchmarks"]
-    assert set(found) == set(benchmarks.NAMES) == {n for names in KINDS.values() for n in names}
+    assert set(found) == set(eval_sets.NAMES) == {n for names in KINDS.values() for n in names}
     for metric, sets in KINDS.items():
         for name in sets:
             assert 0 <= found[name]["metrics"][metric] <= 1, name

@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 import simplejpeg
 
-from groupvit_jax.data.prepare import Options, prepare
-from groupvit_jax.data.prepare_runners import local_runner
-from groupvit_jax.data.sources import make_source
+from groupvit_jax.data.sources.pairs import make_source
+from groupvit_jax.prepare.preparation import Options, prepare
+from groupvit_jax.prepare.runners import local_runner
 from launch.prepare import parse_flags
-from tests.data.images import photo
+from tests.data.image_files import photo
 from tests.data.shard_files import encode
 
 

@@ -10,7 +10,7 @@ from PIL import Image
 from configs import tiny
 from groupvit_jax.interop.save import save_pretrained
 from launch import segment
-from tests.data.images import photo
+from tests.data.image_files import photo
 from tests.interop import weights
 
 

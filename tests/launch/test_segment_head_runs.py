@@ -18,8 +18,8 @@ from groupvit_jax.interop import load_pretrained
 from groupvit_jax.interop.save import save_pretrained
 from groupvit_jax.train.loop import train
 from launch import evaluate, export, segment
-from tests.data.benchmarks import miniatures
-from tests.data.images import photo
+from tests.data.eval_sets import miniatures
+from tests.data.image_files import photo
 from tests.interop import weights
 
 pytestmark = pytest.mark.slow

@@ -12,7 +12,7 @@ import time
 import pytest
 
 from groupvit_jax.sweep import folder as folder_lib
-from groupvit_jax.sweep import table
+from groupvit_jax.sweep import overview
 from groupvit_jax.sweep.trial_process import is_in_use
 from launch import common
 from tests.launch.test_train import ONE_DEVICE, lines, small_config
@@ -85,7 +85,7 @@ def starts(workdir):
 
 
 def table_of(root):
-    return table.rows(folder_lib.read_sweep(root), root)
+    return overview.rows(folder_lib.read_sweep(root), root)
 
 
 def test_a_sweep_that_is_killed_goes_on_and_ends_as_if_undisturbed(base, tmp_path):

@@ -11,16 +11,16 @@ from absl.testing import flagsaver
 from PIL import Image
 
 from configs import tiny
-from groupvit_jax.data.text import train_sentencepiece
-from groupvit_jax.data.vocabulary import read_vocabulary
+from groupvit_jax.data.text.tokenizers import train_sentencepiece
+from groupvit_jax.data.text.vocabulary import read_vocabulary
 from groupvit_jax.eval.evaluators import make_evaluators
 from groupvit_jax.interop import INITIALISERS, initialise_text_from, load_pretrained
 from groupvit_jax.interop.layout import flatten
 from groupvit_jax.train.loop import train
 from groupvit_jax.train.setup import build
 from launch import common, evaluate, export, segment
-from tests.data.benchmarks import miniatures
-from tests.data.images import photo
+from tests.data.eval_sets import miniatures
+from tests.data.image_files import photo
 from tests.data.shard_files import encode, write_tar
 
 THINGS = ("dog", "cat", "boat", "tree", "house", "bird", "kite", "car")

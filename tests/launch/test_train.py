@@ -12,8 +12,8 @@ import pytest
 from absl import flags
 
 from configs import tiny
-from groupvit_jax.data.pipeline import TooManyBrokenSamplesError
-from groupvit_jax.data.retries import StorageError
+from groupvit_jax.data.pipeline.contrastive import TooManyBrokenSamplesError
+from groupvit_jax.data.storage.retries import StorageError
 from groupvit_jax.interop import INITIALISERS
 from groupvit_jax.interop.load import load_pretrained
 from groupvit_jax.train import setup

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from groupvit_jax.data import text
-from groupvit_jax.data.vocabulary import read_vocabulary
+from groupvit_jax.data.text import tokenizers
+from groupvit_jax.data.text.vocabulary import read_vocabulary
 from launch import train_tokenizer
 
 CAPTIONS = [
@@ -60,7 +60,7 @@ def test_trains_on_any_kind_of_input(tmp_path, capsys, name, write):
     output = tmp_path / "captions.model"
     _run(f"--input={tmp_path / name}", "--vocab_size=290", f"--output={output}")
     vocabulary = read_vocabulary("sentencepiece", str(output))
-    tokenizer = text.make_tokenizer(vocabulary, 16)
+    tokenizer = tokenizers.make_tokenizer(vocabulary, 16)
     assert (tokenizer.vocab_size, tokenizer.end_of_text_id) == (290, 3)
     assert "--config.model.text.vocab_size=290" in capsys.readouterr().out
     # Characters that were not read become bytes (ids 4 to 259): file names are no captions.

@@ -8,7 +8,7 @@ import time
 import pytest
 
 from groupvit_jax.sweep import folder as folder_lib
-from groupvit_jax.sweep import table, trial_process
+from groupvit_jax.sweep import overview, trial_process
 from groupvit_jax.sweep.local import LocalRunner, divide
 from groupvit_jax.train.writers import read_metrics
 from tests.sweep import fake
@@ -89,7 +89,7 @@ def test_a_stopped_sweep_lets_trials_save_and_goes_on(tmp_path):
     run(sweep, tmp_path)
     assert fake.states(sweep, tmp_path) == ["finished"] * 3
     assert fake.starts(sweep, tmp_path) == [2, 2, 1]
-    assert [row["step"] for row in table.rows(sweep, tmp_path)] == [40] * 3
+    assert [row["step"] for row in overview.rows(sweep, tmp_path)] == [40] * 3
 
 
 def test_the_second_stop_ends_trials_at_once(tmp_path):

@@ -6,9 +6,9 @@ import pytest
 import tensorflow_datasets as tfds
 
 from configs import scenes as scenes_config
-from groupvit_jax.data import scenes
 from groupvit_jax.eval.evaluators import make_evaluators
 from groupvit_jax.interop.load import load_pretrained
+from groupvit_jax.scenes import dataset
 from groupvit_jax.train.loop import train
 from groupvit_jax.train.writers import METRICS_FILE, read_metrics
 
@@ -16,7 +16,7 @@ from groupvit_jax.train.writers import METRICS_FILE, read_metrics
 LEAST_MIOU = 0.2
 
 
-class WithoutMasks(scenes.Scenes):
+class WithoutMasks(dataset.Scenes):
     """The same scenes and captions, and nothing else."""
 
     def _info(self):
@@ -47,15 +47,15 @@ def evaluators_of(parts):
 
 @pytest.mark.slow
 def test_segments_emerge_from_captions(tmp_path):
-    few = scenes.SceneConfig(name="few", num_train=4000, num_eval=200)
-    config = make_config(scenes.build(str(tmp_path), few), num_steps=200)
+    few = dataset.SceneConfig(name="few", num_train=4000, num_eval=200)
+    config = make_config(dataset.build(str(tmp_path), few), num_steps=200)
     train(config, tmp_path / "run", make_evaluators=evaluators_of)
     assert read_metrics(tmp_path / "run" / METRICS_FILE)[-1]["test/miou"] > LEAST_MIOU
 
 
 @pytest.mark.slow
 def test_training_is_the_same_where_there_are_no_masks(tmp_path):
-    whole = scenes.build(str(tmp_path / "whole"), "miniature")
+    whole = dataset.build(str(tmp_path / "whole"), "miniature")
     without = WithoutMasks(
         data_dir=str(tmp_path / "without"), config="miniature", file_format="array_record"
     )

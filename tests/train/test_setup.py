@@ -2,8 +2,8 @@ import pytest
 
 from configs import tiny
 from groupvit_jax import parallel
-from groupvit_jax.data.text import ClipTokenizer, train_sentencepiece
-from groupvit_jax.data.vocabulary import CLIP, read_vocabulary
+from groupvit_jax.data.text.tokenizers import ClipTokenizer, train_sentencepiece
+from groupvit_jax.data.text.vocabulary import CLIP, read_vocabulary
 from groupvit_jax.models import fused_attention
 from groupvit_jax.models.layers import attend
 from groupvit_jax.train.checkpoint import Checkpointer, stored_vocabulary

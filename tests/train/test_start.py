@@ -4,7 +4,7 @@ import pytest
 from ml_collections import ConfigDict
 
 from groupvit_jax.train.checkpoint import Checkpointer
-from groupvit_jax.train.position import continue_from
+from groupvit_jax.train.data_position import continue_from
 from groupvit_jax.train.start import start
 from tests.train import toy
 

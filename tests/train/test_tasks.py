@@ -7,11 +7,11 @@ import pytest
 
 from configs import tiny
 from groupvit_jax import losses, optim, parallel
-from groupvit_jax.data import scenes
-from groupvit_jax.data.device_ops import normalize
 from groupvit_jax.interop import initialise_from, load_pretrained
 from groupvit_jax.models.grouping import resize_maps
-from groupvit_jax.models.segment_head import build_segmentation_model
+from groupvit_jax.models.preprocess import normalize
+from groupvit_jax.models.segmentation import build_segmentation_model
+from groupvit_jax.scenes import dataset
 from groupvit_jax.train import state as state_lib
 from groupvit_jax.train import step as step_lib
 from groupvit_jax.train.loop import train
@@ -106,13 +106,13 @@ def test_a_frozen_tower_stays_and_its_head_learns():
 @pytest.fixture(scope="module")
 def data_dir(tmp_path_factory):
     folder = tmp_path_factory.mktemp("data")
-    scenes.build(str(folder), scenes.SceneConfig(name="test", size=32, num_train=32, num_eval=8))
+    dataset.build(str(folder), dataset.SceneConfig(name="test", size=32, num_train=32, num_eval=8))
     return str(folder / "scenes/test/2.0.0")
 
 
 def scenes_config(data_dir, num_steps):
     config = masks_config()
-    config.segmentation.class_names = scenes.CLASS_NAMES
+    config.segmentation.class_names = dataset.CLASS_NAMES
     config.data.sources = dict(scenes=dict(kind="tfds", split="train", data_dir=data_dir))
     config.train.num_steps = num_steps
     config.optimizer.warmup_steps = 1
@@ -144,8 +144,8 @@ def read_state(workdir, config):
 @pytest.mark.parametrize(
     ("names", "message"),
     [
-        ((*scenes.CLASS_NAMES, "more"), r"bias is float32\[14\] in the checkpoint"),
-        (scenes.CLASS_NAMES[::-1], r"checkpoints of another model \(config.segmentation.class_na"),
+        ((*dataset.CLASS_NAMES, "more"), r"bias is float32\[14\] in the checkpoint"),
+        (dataset.CLASS_NAMES[::-1], r"checkpoints of another model \(config.segmentation.class_na"),
     ],
 )
 def test_other_classes_are_another_model(data_dir, tmp_path, names, message):
@@ -159,7 +159,7 @@ def test_other_classes_are_another_model(data_dir, tmp_path, names, message):
 def test_the_tower_starts_from_a_checkpoint_and_the_head_fresh(data_dir, tmp_path):
     config = scenes_config(data_dir, 2)
     train(config, tmp_path)
-    assert load_pretrained(tmp_path).class_names == scenes.CLASS_NAMES
+    assert load_pretrained(tmp_path).class_names == dataset.CLASS_NAMES
     model = build_segmentation_model(config.model, 7)
     fresh = jax.jit(model.init)(jax.random.key(5), np.zeros((1, 32, 32, 3), np.float32))["params"]
     config.model.text.num_heads = 4  # of no tower here

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from configs import tiny
-from groupvit_jax.data import retries
+from groupvit_jax.data.storage import retries
 from groupvit_jax.train.loop import train
 from tests.data import object_store
 from tests.data.shard_files import write_pairs

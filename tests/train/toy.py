@@ -12,7 +12,7 @@ import optax
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 from ml_collections import ConfigDict
 
-from groupvit_jax.train import hooks, position, writers
+from groupvit_jax.train import data_position, hooks, writers
 from groupvit_jax.train.checkpoint import Checkpointer
 from groupvit_jax.train.loop import run_steps
 from groupvit_jax.train.prefetch import DevicePrefetcher
@@ -125,7 +125,7 @@ def run(
             on_mesh(mesh, fresh),
             None,
         )
-        at = position.continue_from(saved, batch_size=8, seed=0, num_examples=100)
+        at = data_position.continue_from(saved, batch_size=8, seed=0, num_examples=100)
         writer = writers.make_writer(
             ConfigDict({"tensorboard": False, "wandb_project": ""}), workdir, at.first_step, True
         )

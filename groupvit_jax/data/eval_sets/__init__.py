@@ -1,0 +1,24 @@
+"""The evaluation sets of the field, read from their official downloads; see docs/benchmarks.md."""
+
+import importlib
+import pkgutil
+
+from groupvit_jax.data.eval_sets.mask_files import class_names
+from groupvit_jax.data.eval_sets.registry import (
+    ClassificationSet,
+    ProbeSet,
+    RetrievalSet,
+    SegmentationSet,
+    names,
+    open_benchmark,
+    register,
+)
+
+# Every module registers its sets, so that a new set is one new file.
+for _module in pkgutil.iter_modules(__path__):
+    importlib.import_module(f"{__name__}.{_module.name}")
+
+NAMES = names()
+
+__all__ = ["NAMES", "ClassificationSet", "ProbeSet", "RetrievalSet", "SegmentationSet"]
+__all__ += ["class_names", "names", "open_benchmark", "register"]

@@ -1,0 +1,32 @@
+"""Images and masks of your own.
+
+    ROOT/
+      classes.txt            one name a line; the first line is the masks' value 0
+      images/anything.jpg    JPEG, PNG, WebP, BMP or GIF
+      masks/anything.png     grey or palette; 255 doesn't count
+
+With a background, evaluated as what is none of the classes, the first line is `background`.
+"""
+
+from pathlib import Path
+
+from groupvit_jax.data.eval_sets.mask_files import Layout, MaskFiles, find, read_lines
+from groupvit_jax.data.eval_sets.registry import SegmentationSet, register
+from groupvit_jax.data.sources.labelled import IMAGE_SUFFIXES
+from groupvit_jax.data.sources.masks import class_ids
+
+_LAYOUT = Layout("folder", ("folder",), ("classes.txt", "images", "masks"), "your own images")
+
+
+@register("folder")
+def open_folder(data_dir: Path) -> SegmentationSet:
+    """Opens the set; raises ValueError if classes.txt has no name or too many."""
+    _, root = find(data_dir, _LAYOUT)
+    names = read_lines(root / "classes.txt")
+    has_background = names[:1] == ("background",)
+    if not has_background < len(names) <= 255:
+        raise ValueError(f"{root / 'classes.txt'}: {len(names)} names found, expected 1 to 255")
+    photos = [f for f in sorted((root / "images").iterdir()) if f.suffix.lower() in IMAGE_SUFFIXES]
+    masks = [root / "masks" / f"{photo.stem}.png" for photo in photos]
+    source = MaskFiles(photos, masks, class_ids(len(names)))
+    return SegmentationSet(source, names[has_background:], has_background)

@@ -1,0 +1,138 @@
+"""What the readers of benchmarks share: finding a set's folder, lists, and masks in files."""
+
+import contextlib
+import dataclasses
+import importlib.resources
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+from jaxtyping import Integer
+
+from groupvit_jax.data.sources.masks import IdTable, MaskedImage, pair, read_mask, read_photo
+
+
+@dataclasses.dataclass(frozen=True)
+class Layout:
+    """One way in which a set lies on disk.
+
+    Attributes:
+      name: the set, for messages.
+      folders: where it customarily lies below the data's folder (patterns as `Path.glob`'s).
+      needs: the files and folders by which it is known (patterns too).
+      url: where the download is.
+    """
+
+    name: str
+    folders: tuple[str, ...]
+    needs: tuple[str, ...]
+    url: str
+
+    def places(self, data_dir: Path) -> list[Path]:
+        """Returns the folders where it may lie; later versions of a TFDS set come first."""
+        found = [place for folder in self.folders for place in sorted(data_dir.glob(folder))[::-1]]
+        return [data_dir, *found] if data_dir.is_dir() else []
+
+    def missing(self, place: Path) -> list[str]:
+        """Returns what it needs and a folder lacks."""
+        return [need for need in self.needs if not any(place.glob(need))]
+
+    def __str__(self) -> str:
+        needs = ", ".join(self.needs)
+        return f"{self.folders[0]}/{needs if len(self.needs) == 1 else '{' + needs + '}'}"
+
+
+def find(data_dir: Path, *layouts: Layout) -> tuple[Layout, Path]:
+    """Returns the first layout that is there, and its folder.
+
+    Raises:
+      FileNotFoundError: none is; names the first file that is missing where the most is there.
+    """
+    nearest, fewest = data_dir / layouts[0].folders[0] / layouts[0].needs[0], 1.0
+    for layout in layouts:
+        for place in layout.places(data_dir):
+            missing = layout.missing(place)
+            if not missing:
+                return layout, place
+            if len(missing) / len(layout.needs) < fewest:
+                nearest, fewest = place / missing[0], len(missing) / len(layout.needs)
+    expected = " or ".join(map(str, layouts))
+    raise FileNotFoundError(
+        f"{layouts[0].name}: {nearest} not found; expected in {data_dir} (or that folder itself): "
+        f"{expected}; from {layouts[0].url}; see docs/benchmarks.md"
+    )
+
+
+def class_names(name: str) -> tuple[str, ...]:
+    """Returns the names in classes/NAME.txt."""
+    file = importlib.resources.files(__package__).joinpath("classes", f"{name}.txt")
+    return _names(file.read_text("utf-8"))
+
+
+def read_lines(path: Path) -> tuple[str, ...]:
+    """Returns the lines that are neither blank nor comments."""
+    return _names(path.read_text("utf-8-sig"))
+
+
+def _names(text: str) -> tuple[str, ...]:
+    lines = (line.strip() for line in text.splitlines())
+    return tuple(line for line in lines if line and not line.startswith("#"))
+
+
+def below(root: Path, name: str, where: str) -> Path:
+    """Returns root/name; raises ValueError if a name from a file points out of `root`."""
+    if Path(name).is_absolute() or ".." in Path(name).parts:
+        raise ValueError(f"{where}: file name {name!r} found, expected one inside {root}")
+    return root / name
+
+
+@contextlib.contextmanager
+def naming(path: Path | str) -> Iterator[None]:
+    """Makes what goes wrong with a file a ValueError that begins with its name."""
+    try:
+        yield
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
+    except OSError as error:
+        raise ValueError(f"{path}: can't be read ({error.strerror})") from error
+
+
+def read_png(path: Path, size: tuple[int, int]) -> Integer[np.ndarray, "H W"]:
+    """Reads a mask from a PNG; see `masks.read_mask`."""
+    return read_mask(path.read_bytes(), size)
+
+
+class MaskFiles:
+    """Photos and masks in files; a masked source."""
+
+    def __init__(
+        self,
+        photos: Sequence[Path],
+        masks: Sequence[Path],
+        ids: Mapping[int, int],
+        read: Callable[[Path, tuple[int, int]], np.ndarray] = read_png,
+    ) -> None:
+        """Takes what belongs together.
+
+        Args:
+          photos: the images' files.
+          masks: the masks' files, in the same order.
+          ids: stored value -> class; see `masks.IdTable`.
+          read: from a mask's file and its photo's size to the stored values [H, W].
+        """
+        self._files = list(zip(photos, masks, strict=True))
+        self._ids, self._read = IdTable(ids), read
+
+    def __len__(self) -> int:
+        return len(self._files)
+
+    def __getitem__(self, index: int) -> MaskedImage:
+        photo_file, mask_file = self._files[index]
+        with naming(photo_file):
+            photo = read_photo(photo_file.read_bytes())
+        with naming(mask_file):
+            return pair(photo, self._read(mask_file, photo.stored_size), self._ids)
+
+    def locate(self, index: int) -> str:
+        """Returns the photo's path."""
+        return str(self._files[index][0])

@@ -1,0 +1,1 @@
+"""The endless, shuffled sequence of training examples, one module per task."""

@@ -1,0 +1,384 @@
+"""From sources to batches: one endless, shuffled sequence of examples, the same on any machine.
+
+Training example p (p = 0, 1, ...) is a pure function of (seed, p): which sample it is, which of
+its captions is drawn, how its image is augmented. The global batch of step n is examples
+[n B, (n+1) B), host h of H holding its rows [h B/H, (h+1) B/H). So the step is the whole state of
+the pipeline: a run continues exactly, on any number of hosts and workers. Epochs follow each other
+without a remainder; each is a new shuffle in which every sample occurs once.
+"""
+
+import functools
+import os
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from types import SimpleNamespace
+from typing import Any
+
+import grain
+import numpy as np
+from absl import flags, logging
+from jaxtyping import Int, UInt8
+from ml_collections import ConfigDict
+
+from groupvit_jax.data.images import transforms
+from groupvit_jax.data.images.decode import BrokenImageError, decode
+from groupvit_jax.data.sources.exchanged_captions import ExchangedCaptions
+from groupvit_jax.data.sources.mixture import ExampleOrder, MixedSource, open_mixture
+from groupvit_jax.data.sources.pairs import BrokenSampleError, Sample, Source, make_source
+from groupvit_jax.data.storage.cache import make_cache
+from groupvit_jax.data.text import caption_tokens, nouns
+from groupvit_jax.data.text.tokenizers import (
+    Tokenizer,
+    check_packed_length,
+    pack_texts,
+    text_id,
+)
+from groupvit_jax.processes import end_with_parent
+
+_MAX_CHUNK = 64  # rows that a worker delivers at once
+_MAX_THREADS = 16
+# So many broken samples in a row mean that something else is broken.
+_MAX_REPLACEMENTS = 100
+_NUM_STEPS = 2**31  # the sequence is endless in practice
+
+# Called with an image file and the keyword `rng`.
+ImageTransform = Callable[..., UInt8[np.ndarray, "S S 3"]]
+
+
+class TrainExamples:
+    """The endless sequence of training examples, by position.
+
+    A sample that can't be used is named in the log and replaced by another of its source, which is
+    a function of (seed, position) too.
+
+    Attributes:
+      num_samples: of all sources, broken ones included: the length of an epoch.
+    """
+
+    def __init__(
+        self,
+        source: MixedSource,
+        order: ExampleOrder,
+        seed: int,
+        transform: Callable[[Any, np.random.Generator], dict[str, np.ndarray]],
+    ):
+        """Joins what is read, in which order, and what is made of it."""
+        self.num_samples = len(source)
+        self._source = source
+        self._order = order
+        self._seed = seed
+        self._transform = transform
+
+    def read(self, positions: Sequence[int]) -> Iterator[dict[str, np.ndarray]]:
+        """Yields examples, whose samples are read at once: a store answers late, but in parallel.
+
+        Yields:
+          The transform's arrays, "index" (of the sample) and "broken" (1: replaced) of each.
+        """
+        indices = [self._order[position] for position in positions]
+        samples = self._source.read_many(indices)
+        yield from map(self._make, positions, indices, samples)
+
+    def _make(self, position: int, index: int, sample: Any) -> dict[str, np.ndarray]:
+        rng = np.random.default_rng((self._seed, position))
+        for attempt in range(_MAX_REPLACEMENTS):
+            try:
+                if isinstance(sample, BrokenSampleError):
+                    raise sample
+                example = self._transform(sample, rng)
+            except (BrokenSampleError, BrokenImageError) as error:
+                named = f"{self._source.locate(index)}: {error}"
+                logging.warning("Broken sample replaced: %s", named)
+                index = self._replacement(index, rng)
+                [sample] = self._source.read_many([index])
+            else:
+                broken = np.asarray(attempt > 0, np.int32)
+                return example | {"index": np.asarray(index, np.int32), "broken": broken}
+        raise ValueError(f"{_MAX_REPLACEMENTS} broken samples in a row; the last: {named}")
+
+    def _replacement(self, index: int, rng: np.random.Generator) -> int:
+        source, _ = self._source.find(index)
+        return self._source.start(source) + int(rng.integers(self._source.sizes[source]))
+
+
+def transform_pair(
+    sample: Sample,
+    rng: np.random.Generator,
+    *,
+    image_transform: ImageTransform,
+    tokenizer: Tokenizer,
+    num_nouns: int,
+    noun_kind: str,
+    packed_length: int,
+) -> dict[str, np.ndarray]:
+    """Draws a caption and its prompts and augments the image; see `typing.Batch`."""
+    index = int(rng.integers(len(sample["captions"])))
+    caption, found = sample["captions"][index], sample.get("nouns", {}).get(noun_kind)
+    known = found[index] if found else None
+    prompts, words = nouns.draw_prompts(caption, num_nouns, rng, noun_kind, known)
+    image = image_transform(sample["image"], rng=rng)
+    texts = caption_tokens.tokenize(sample, index, prompts, tokenizer)
+    row, ends, overflow = pack_texts(list(texts), packed_length, tokenizer.end_of_text_id)
+    ids = np.array([text_id(each) for each in (caption, *words)], np.int32)
+    return {
+        "image": image,
+        "text": row,
+        "text_ends": ends,
+        "text_ids": np.where(ends == ends[0], ids[0], ids),  # some did not fit
+        "text_overflow": np.asarray(overflow, np.int32),
+    }
+
+
+@dataclass(frozen=True)
+class _HostChunks:
+    """The examples of one host, from its first row of the first step on, `chunk` at a time."""
+
+    examples: TrainExamples
+    start_step: int
+    batch_size: int
+    host_index: int
+    host_count: int
+
+    @property
+    def rows_per_step(self) -> int:
+        return self.batch_size // self.host_count
+
+    @property
+    def chunk(self) -> int:
+        """A step comes in parts: the first comes sooner, and less memory is held."""
+        rows = self.rows_per_step
+        return max(size for size in range(1, min(rows, _MAX_CHUNK) + 1) if rows % size == 0)
+
+    def __len__(self) -> int:
+        return self.rows_per_step // self.chunk * _NUM_STEPS
+
+    def __getitem__(self, index: int) -> dict[str, np.ndarray]:
+        step, row_of_step = divmod(index * self.chunk, self.rows_per_step)
+        first_row = self.host_index * self.rows_per_step + row_of_step
+        start = (self.start_step + step) * self.batch_size + first_row
+        return _stack(self.examples.read(range(start, start + self.chunk)), self.chunk)
+
+
+def _stack(examples: Iterator[dict[str, np.ndarray]], count: int) -> dict[str, np.ndarray]:
+    """Copies each example while it is in the processor's caches; its memory serves the next."""
+    stacked: dict[str, np.ndarray] = {}
+    for row, example in enumerate(examples):
+        for name, array in example.items():
+            if row == 0:
+                stacked[name] = np.empty((count, *np.shape(array)), np.result_type(array))
+            stacked[name][row] = array
+    return stacked
+
+
+class TrainLoader(Iterator[dict[str, np.ndarray]]):
+    """This host's rows of the global batches from `start_step` on, without end.
+
+    A batch is what `typing.Batch` says, with "broken": Int32 "b" and b = batch_size / host_count
+    rows. `close` ends the worker processes.
+    """
+
+    def __init__(
+        self,
+        examples: TrainExamples,
+        batch_size: int,
+        *,
+        num_workers: int = 0,
+        host_index: int = 0,
+        host_count: int = 1,
+        start_step: int = 0,
+    ):
+        """Starts the workers.
+
+        Args:
+          examples: what `make_train_examples` returns.
+          batch_size: global.
+          num_workers: processes that make the batches; 0 makes them on threads of this one.
+          host_index: this process's number, of `host_count`.
+          host_count: processes that share the global batch.
+          start_step: step of the first batch.
+
+        Raises:
+          ValueError: the hosts don't divide the batch.
+        """
+        if batch_size % host_count:
+            raise ValueError(
+                f"config.train.batch_size={batch_size} can't be divided by {host_count} hosts"
+            )
+        host_chunks = _HostChunks(examples, start_step, batch_size, host_index, host_count)
+        batches = _batched(host_chunks, num_workers)
+        self._batches: grain.DatasetIterator[dict[str, np.ndarray]] | None = iter(batches)
+
+    def __next__(self) -> dict[str, np.ndarray]:
+        if self._batches is None:
+            raise StopIteration
+        return next(self._batches)
+
+    def close(self) -> None:
+        """Ends the worker processes and threads; to be called before the program ends."""
+        if self._batches is not None:
+            self._batches.close()
+            self._batches = None  # Grain's iterators complain if they outlive their modules
+
+
+def make_train_examples(
+    config: ConfigDict, tokenizer: Tokenizer, image_transform: ImageTransform | None = None
+) -> TrainExamples:
+    """Opens the sources and returns the sequence that a configuration describes.
+
+    Args:
+      config: the whole configuration; `seed`, `data` and `model.image.image_size` matter here.
+      tokenizer: of the texts.
+      image_transform: in place of the published augmentation.
+
+    Raises:
+      ValueError: a setting of `config.data` is wrong.
+    """
+    data, size = config.data, config.model.image.image_size
+    check_packed_length(data.packed_length, tokenizer)
+    settings = SimpleNamespace(**data.augment)  # of a ConfigDict, each look takes 2 us
+    augment = functools.partial(transforms.train_transform, size=size, augment=settings)
+    transform = functools.partial(
+        transform_pair,
+        image_transform=image_transform or augment,
+        tokenizer=tokenizer,
+        num_nouns=data.num_nouns,
+        noun_kind=data.noun_kind,
+        packed_length=data.packed_length,
+    )
+    cache = make_cache(data.cache_dir, data.cache_gib)
+
+    def open_source(name: str, fields: ConfigDict) -> Source:
+        source = make_source(name, fields, data.index_dir, cache)
+        return ExchangedCaptions(source) if fields.get("exchange_captions") else source
+
+    source, order = open_mixture(config, open_source)
+    return TrainExamples(source, order, config.seed, transform)
+
+
+def _batched(
+    host_chunks: _HostChunks, num_workers: int
+) -> grain.IterDataset[dict[str, np.ndarray]]:
+    """Batches on worker processes, or on threads without any; the result is the same."""
+    rows, chunk = host_chunks.rows_per_step, host_chunks.chunk
+    num_threads = 2 if num_workers else _num_threads()
+    chunks = grain.MapDataset.source(host_chunks).to_iter_dataset(
+        grain.ReadOptions(num_threads, prefetch_buffer_size=2 * num_threads)
+    )
+    if num_workers:
+        if not flags.FLAGS.is_parsed():  # Grain defines and reads some, also outside of a command
+            flags.FLAGS.mark_as_parsed()
+        options = grain.MultiprocessingOptions(num_workers, per_worker_buffer_size=2)
+        chunks = chunks.mp_prefetch(options, worker_init_fn=_init_worker)
+    return chunks.batch(rows // chunk, batch_fn=_concatenate) if chunk < rows else chunks
+
+
+def _num_threads() -> int:
+    return min(_MAX_THREADS, os.cpu_count() or 1)
+
+
+def _init_worker(index: int, count: int) -> None:
+    del index, count
+    transforms.init_worker()
+    end_with_parent()
+
+
+def _concatenate(chunks: Sequence[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
+    return {name: np.concatenate([chunk[name] for chunk in chunks]) for name in chunks[0]}
+
+
+class TooManyBrokenSamplesError(RuntimeError):
+    """More samples are broken than `config.data.max_broken_fraction` allows."""
+
+
+class BrokenSampleMonitor:
+    """Counts the broken samples of a run and stops it when they are too many."""
+
+    def __init__(self, max_fraction: float, min_examples: int = 1000):
+        """Starts counting.
+
+        Args:
+          max_fraction: what is tolerated.
+          min_examples: before so many are seen, the fraction is taken of this number, so that one
+            broken sample in the first batch doesn't stop a run.
+        """
+        self._max_fraction = max_fraction
+        self._min_examples = min_examples
+        self.num_examples = 0
+        self.num_broken = 0
+
+    def update(self, broken: Int[np.ndarray, " B"]) -> None:
+        """Counts a batch's "broken".
+
+        Raises:
+          TooManyBrokenSamplesError: the fraction is exceeded.
+        """
+        self.num_examples += broken.size
+        self.num_broken += int(broken.sum())
+        allowed = self._max_fraction * max(self.num_examples, self._min_examples)
+        if self.num_broken > allowed:
+            raise TooManyBrokenSamplesError(
+                f"{self.num_broken} of {self.num_examples} samples were broken, more than "
+                f"config.data.max_broken_fraction={self._max_fraction} allows; the log names them"
+            )
+
+
+def eval_examples(
+    source: Source,
+    batch_size: int,
+    *,
+    resize: int = 256,
+    crop: int = 224,
+    host_index: int = 0,
+    host_count: int = 1,
+) -> Iterator[dict[str, Any]]:
+    """Yields this host's rows of the batches of a whole source, in order, each sample once.
+
+    Args:
+      source: of images and captions.
+      batch_size: global; the last batch is padded.
+      resize: the shorter side in pixels.
+      crop: side of the central square that is kept.
+      host_index: this process's number, of `host_count`.
+      host_count: processes that share a batch.
+
+    Yields:
+      {"image": UInt8 "b crop crop 3", "index": Int32 "b", "_mask": Bool "b", "captions": b lists of
+      all captions of an image}. Rows of padding and of samples that can't be used, which the log
+      names, have `_mask` False, a black image and no captions.
+
+    Raises:
+      ValueError: the hosts don't divide the batch.
+    """
+    if batch_size % host_count:
+        raise ValueError(f"batch_size={batch_size} can't be divided by {host_count} hosts")
+    rows = batch_size // host_count
+
+    def load(row: int) -> dict[str, Any]:
+        batch, row_of_batch = divmod(row, rows)
+        index = batch * batch_size + host_index * rows + row_of_batch
+        return _eval_example(source, index, resize, crop)
+
+    examples = grain.MapDataset.range(-(-len(source) // batch_size) * rows).map(load)
+    yield from examples.batch(rows, batch_fn=_collate).to_iter_dataset(
+        grain.ReadOptions(_num_threads(), prefetch_buffer_size=_num_threads())
+    )
+
+
+def _eval_example(source: Source, index: int, resize: int, crop: int) -> dict[str, Any]:
+    image, captions = np.zeros((crop, crop, 3), np.uint8), []
+    usable = index < len(source)
+    if usable:
+        try:
+            sample = source[index]
+            decoded = decode(sample["image"])
+            image = transforms.resize_and_center_crop(decoded, resize, crop)
+            captions = sample["captions"]
+        except (BrokenSampleError, BrokenImageError) as error:
+            logging.warning("Broken sample left out: %s: %s", source.locate(index), error)
+            usable = False
+    return {"image": image, "index": np.int32(index), "_mask": usable, "captions": captions}
+
+
+def _collate(examples: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    batch = {name: np.stack([e[name] for e in examples]) for name in ("image", "index", "_mask")}
+    return batch | {"captions": [example["captions"] for example in examples]}

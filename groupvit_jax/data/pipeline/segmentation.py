@@ -1,0 +1,154 @@
+"""Training examples with masks: sets with a class for every pixel, scaled, cropped and flipped.
+
+Their order and their randomness are those of all training examples (`data.pipeline`): example p is
+a pure function of (seed, p).
+"""
+
+import functools
+from collections.abc import Mapping, Sequence
+from types import SimpleNamespace
+from typing import Any
+
+import cv2
+import numpy as np
+from ml_collections import ConfigDict
+
+from groupvit_jax.data.eval_sets import SegmentationSet, open_benchmark
+from groupvit_jax.data.images.augment import FILL, OPERATIONS
+from groupvit_jax.data.images.transforms import resize
+from groupvit_jax.data.pipeline.contrastive import TrainExamples
+from groupvit_jax.data.sources.masks import (
+    IGNORED,
+    MaskedImage,
+    MaskedSource,
+    TfdsMasks,
+    class_ids,
+)
+from groupvit_jax.data.sources.mixture import open_mixture
+from groupvit_jax.data.sources.pairs import BrokenSampleError
+
+_FIELDS = {
+    "benchmark": {"kind", "benchmark", "split", "data_dir", "weight"},
+    "tfds": {"kind", "name", "split", "data_dir", "image", "mask", "weight"},
+}
+_COLOURS = ("BrightnessIncreasing", "ContrastIncreasing", "ColorIncreasing")
+
+
+class MaskedSamples:
+    """A masked source for training, which replaces what can't be read."""
+
+    def __init__(self, source: MaskedSource) -> None:
+        """Takes the images with their masks."""
+        self._source = source
+
+    def __len__(self) -> int:
+        return len(self._source)
+
+    def __getitem__(self, index: int) -> Any:
+        """Returns a `MaskedImage`; raises BrokenSampleError if it can't be read."""
+        try:
+            return self._source[index]
+        except ValueError as error:
+            raise BrokenSampleError(str(error)) from error
+
+    def locate(self, index: int) -> str:
+        """Says where the image lies."""
+        return self._source.locate(index)
+
+
+def open_masked_source(
+    name: str, fields: ConfigDict | Mapping[str, Any], class_names: Sequence[str]
+) -> MaskedSource:
+    """Opens the set `config.data.sources.NAME` of the segmentation task.
+
+    Args:
+      name: NAME.
+      fields: `kind` and the fields of that kind: "benchmark" has `benchmark` (by default NAME),
+        `split` ("train") and `data_dir`, see docs/benchmarks.md; "tfds" has `name`, `split`
+        ("train"), `data_dir` and the features `image` and `mask`. `weight` is the mixture's.
+      class_names: what the masks' values must stand for, the background's included.
+
+    Raises:
+      ValueError: an unknown kind or field, other classes, or a set that can't be read.
+      FileNotFoundError: the set's files aren't there.
+    """
+    field = f"config.data.sources.{name}"
+    kind = fields.get("kind")
+    if kind not in _FIELDS:
+        raise ValueError(f"{field}.kind={kind!r}: expected one of {sorted(_FIELDS)}")
+    if unknown := sorted(set(fields) - _FIELDS[kind]):
+        raise ValueError(f"{field}.{unknown[0]}: unknown; {kind} has {sorted(_FIELDS[kind])}")
+    options = {key: value for key, value in fields.items() if key not in ("kind", "weight")}
+    split, data_dir = options.pop("split", "train"), options.pop("data_dir", ".")
+    if kind == "tfds":
+        ids = class_ids(len(class_names))
+        return TfdsMasks(options.pop("name", ""), split, data_dir, ids=ids, **options)
+    opened = open_benchmark(options.get("benchmark", name), data_dir, split)
+    if not isinstance(opened, SegmentationSet):
+        raise ValueError(f"{field}: a set without masks found, expected one to segment")
+    try:
+        opened.check_names(class_names, "config.segmentation.class_names")
+    except ValueError as error:
+        raise ValueError(f"{field}: {error}") from error
+    return opened.source
+
+
+def make_masked_examples(config: ConfigDict) -> TrainExamples:
+    """Opens the sources and returns the sequence that a configuration describes.
+
+    Args:
+      config: the whole configuration; `seed`, `data.sources`, `segmentation` and
+        `model.image.image_size` matter here.
+
+    Raises:
+      ValueError, FileNotFoundError: see `open_masked_source`.
+    """
+    settings = SimpleNamespace(**config.segmentation)
+    transform = functools.partial(
+        transform_masked, size=config.model.image.image_size, settings=settings
+    )
+
+    def open_source(name: str, fields: ConfigDict) -> MaskedSamples:
+        return MaskedSamples(open_masked_source(name, fields, settings.class_names))
+
+    source, order = open_mixture(config, open_source)
+    return TrainExamples(source, order, config.seed, transform)
+
+
+def transform_masked(
+    sample: MaskedImage, rng: np.random.Generator, *, size: int, settings: SimpleNamespace
+) -> dict[str, np.ndarray]:
+    """Scales, crops and flips an image with its mask, and changes the image's colours.
+
+    The shorter side becomes `size` times a factor, uniform from `min_scale` to `max_scale`; of the
+    result a square is cut at a random place. What the image lacks of the square, at the right and
+    below, is ImageNet's mean and has no class.
+
+    Args:
+      sample: image and mask.
+      rng: source of all randomness.
+      size: side of the result, S.
+      settings: `config.segmentation`.
+
+    Returns:
+      {"image": UInt8 "S S 3", "mask": UInt8 "S S"}.
+    """
+    H, W = sample.mask.shape
+    scale = rng.uniform(settings.min_scale, settings.max_scale) * size / min(H, W)
+    h, w = max(1, round(H * scale)), max(1, round(W * scale))
+    top, left = (int(rng.integers(max(length - size, 0) + 1)) for length in (h, w))
+    part = np.s_[top : top + size, left : left + size]
+    image = resize(sample.image, h, w)[part]
+    mask = cv2.resize(sample.mask, (w, h), interpolation=cv2.INTER_NEAREST_EXACT)[part]
+    if rng.random() < settings.flip:
+        image, mask = image[:, ::-1], mask[:, ::-1]
+    image = np.ascontiguousarray(image)
+    for name in _COLOURS:
+        image = OPERATIONS[name](image, rng.uniform(-settings.jitter, settings.jitter))
+    rows, columns = size - image.shape[0], size - image.shape[1]
+    border = (0, rows, 0, columns, cv2.BORDER_CONSTANT)
+    mask = np.ascontiguousarray(mask)
+    return {
+        "image": cv2.copyMakeBorder(image, *border, value=FILL),
+        "mask": cv2.copyMakeBorder(mask, *border, value=IGNORED),
+    }

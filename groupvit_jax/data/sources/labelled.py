@@ -1,0 +1,68 @@
+"""Images of a class each, for classification and for probes of the image embedding."""
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Protocol, runtime_checkable
+
+from groupvit_jax.data.sources.pairs import Sample, Source
+
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif")
+
+
+@runtime_checkable
+class LabelledSource(Source, Protocol):
+    """A source whose images have a class each."""
+
+    def label(self, index: int) -> int:
+        """Returns the class's number."""
+
+
+class LabelledFiles:
+    """Images in files, each of a class; a labelled source whose captions are the classes' names."""
+
+    def __init__(
+        self, files: Sequence[Path], labels: Sequence[int], class_names: Sequence[str]
+    ) -> None:
+        """Takes each image's file and the number of its class."""
+        self._items = list(zip(files, labels, strict=True))
+        self.class_names = tuple(class_names)
+
+    def __len__(self) -> int:
+        return len(self._items)
+
+    def __getitem__(self, index: int) -> Sample:
+        file, label = self._items[index]
+        captions = [self.class_names[label]]
+        return Sample(image=file.read_bytes(), captions=captions, key=file.name)
+
+    def label(self, index: int) -> int:
+        """Returns the class's number."""
+        return self._items[index][1]
+
+    def locate(self, index: int) -> str:
+        """Returns the path."""
+        return os.fspath(self._items[index][0])
+
+
+class ImageFolder(LabelledFiles):
+    """Images in folders named after their classes; underscores in the names stand for spaces."""
+
+    def __init__(self, folder: str | os.PathLike) -> None:
+        """Lists the files, in the order of their names.
+
+        Raises:
+          FileNotFoundError: there is no such folder, or no image in its folders.
+        """
+        root = Path(folder).expanduser()
+        if not root.is_dir():
+            raise FileNotFoundError(f"{folder}: expected a folder with one folder for each class")
+        files = sorted(file for file in root.glob("*/*") if file.suffix.lower() in IMAGE_SUFFIXES)
+        if not files:
+            raise FileNotFoundError(f"{folder}: no images found, expected CLASS_NAME/IMAGE files")
+        names = sorted({_class_name(file) for file in files})
+        super().__init__(files, [names.index(_class_name(file)) for file in files], names)
+
+
+def _class_name(file: Path) -> str:
+    return file.parent.name.replace("_", " ")

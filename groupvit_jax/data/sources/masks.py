@@ -1,0 +1,195 @@
+"""Images with a class for every pixel, for segmentation benchmarks."""
+
+import io
+import os
+from collections.abc import Mapping
+from typing import NamedTuple, Protocol, runtime_checkable
+
+import numpy as np
+import PIL.Image
+import tensorflow_datasets as tfds
+from jaxtyping import Integer
+
+from groupvit_jax.data.images.decode import decode, orient, read_header
+from groupvit_jax.typing import UInt8
+
+IGNORED = 255  # the class of pixels that do not count
+_NUM_IDS = 2**16
+_GREY_MODES = ("1", "L", "P", "I", "I;16")  # one value for each pixel; P: a palette's index
+
+
+class MaskedImage(NamedTuple):
+    """An RGB image and the class of each of its pixels (`IGNORED` doesn't count)."""
+
+    image: UInt8[np.ndarray, "H W 3"]
+    mask: UInt8[np.ndarray, "H W"]
+
+
+@runtime_checkable
+class MaskedSource(Protocol):
+    """Random access to images with masks."""
+
+    def __len__(self) -> int:
+        """Number of images."""
+
+    def __getitem__(self, index: int) -> MaskedImage:
+        """Reads one image and its mask; raises ValueError, naming the file, if it can't."""
+
+    def locate(self, index: int) -> str:
+        """Says where the image lies, for messages."""
+
+
+class IdTable:
+    """The classes that the values stored in masks stand for."""
+
+    def __init__(self, classes: Mapping[int, int]) -> None:
+        """Takes stored value -> class (or `IGNORED`); other values are errors."""
+        self._expected = f"one of {len(classes)} from {min(classes)} to {max(classes)}"
+        self._classes = np.full(_NUM_IDS, -1, np.int16)
+        self._classes[list(classes)] = list(classes.values())
+
+    def __call__(self, mask: Integer[np.ndarray, "H W"]) -> UInt8[np.ndarray, "H W"]:
+        """Returns the class of each pixel; raises ValueError if a value is unknown."""
+        known = (mask >= 0) & (mask < _NUM_IDS)
+        classes = self._classes[np.where(known, mask, 0)]
+        known &= classes >= 0
+        if not known.all():
+            unknown = sorted(set(mask[~known].tolist()))
+            raise ValueError(f"values {unknown[:5]} found in the mask, expected {self._expected}")
+        return classes.astype(np.uint8)
+
+
+def class_ids(num_classes: int, first: int = 0) -> dict[int, int]:
+    """Returns the ids of masks without background: values from `first` are classes, 255 ignored.
+
+    Values below `first` are ignored too, as is the usual way to leave out the background.
+    """
+    ignored = dict.fromkeys([*range(first), IGNORED], IGNORED)
+    return ignored | {first + i: i for i in range(num_classes)}
+
+
+class Photo(NamedTuple):
+    """A decoded photo, upright, and how it was stored: height and width, EXIF's orientation."""
+
+    image: UInt8[np.ndarray, "H W 3"]
+    stored_size: tuple[int, int]
+    orientation: int
+
+
+def read_photo(data: bytes) -> Photo:
+    """Decodes a photo; raises BrokenImageError, a ValueError, if it can't be decoded."""
+    header = read_header(data)
+    return Photo(decode(data), (header.height, header.width), header.orientation)
+
+
+def read_mask(data: bytes, size: tuple[int, int]) -> Integer[np.ndarray, "H W"]:
+    """Decodes a mask, grey or with a palette.
+
+    Args:
+      data: a PNG file.
+      size: the height and width that it may have, as stored or turned by 90 degrees; checked
+        before anything is decoded.
+
+    Raises:
+      ValueError: it is no such image.
+    """
+    try:
+        with PIL.Image.open(io.BytesIO(data), formats=["PNG"]) as image:
+            found = (image.height, image.width)
+            if sorted(found) != sorted(size):
+                raise ValueError(_sizes(found, size))
+            if image.mode not in _GREY_MODES:
+                raise ValueError(
+                    f"mask with the channels {image.mode} found, expected one value for each "
+                    "pixel (a grey or palette PNG)"
+                )
+            return np.array(image).astype(np.int32)
+    except (OSError, SyntaxError, PIL.Image.DecompressionBombError) as error:
+        raise ValueError(f"mask is no readable PNG ({error})") from error
+
+
+def pair(photo: Photo, mask: Integer[np.ndarray, "h w"], ids: IdTable | None) -> MaskedImage:
+    """Brings a mask into the orientation of its photo.
+
+    Benchmarks' masks are drawn on the pixels as they are stored, whatever EXIF says, and so is a
+    mask whose size says neither: it is turned upright as the photo was. A mask that only fits the
+    upright photo was drawn on that one and stays.
+
+    Args:
+      photo: see `read_photo`.
+      mask: the stored values.
+      ids: their classes; None keeps them.
+
+    Raises:
+      ValueError: the mask doesn't fit or has an unknown value.
+    """
+    if mask.shape == photo.stored_size:
+        mask = orient(mask[..., None], photo.orientation)[..., 0]
+    elif mask.shape != photo.image.shape[:2]:
+        raise ValueError(_sizes(mask.shape, photo.image.shape[:2]))
+    return MaskedImage(photo.image, mask.astype(np.uint8) if ids is None else ids(mask))
+
+
+def _sizes(mask: tuple[int, ...], photo: tuple[int, int]) -> str:
+    found, expected = (" x ".join(map(str, size)) for size in (mask, photo))
+    return f"mask of {found} pixels (height x width) found, expected the photo's {expected}"
+
+
+class TfdsMasks:
+    """A prepared TFDS set with images and masks; TensorFlow need not be installed."""
+
+    def __init__(
+        self,
+        name: str,
+        split: str,
+        data_dir: str,
+        *,
+        image: str = "image",
+        mask: str = "mask",
+        ids: Mapping[int, int] | None = None,
+    ) -> None:
+        """Opens the set.
+
+        Args:
+          name: the set's name; not needed if `data_dir` is the folder of the set's version.
+          split: e.g. "test" or "test[:100]".
+          data_dir: the folder that holds TFDS sets, or the one of the set's version.
+          image: name of the images' feature.
+          mask: name of the masks' feature.
+          ids: see `IdTable`; by default masks hold the classes.
+
+        Raises:
+          ValueError: the set can't be found or read, or lacks a feature.
+        """
+        where = f"segmentation set {name!r}, split {split!r} in {data_dir!r}"
+        skip = {feature: tfds.decode.SkipDecoding() for feature in (image, mask)}
+        try:
+            if os.path.exists(os.path.join(data_dir, "features.json")):
+                builder = tfds.builder_from_directory(data_dir)
+            else:
+                builder = tfds.builder(name, data_dir=data_dir or None)
+            found = sorted(builder.info.features)
+            if not {image, mask} <= set(found):
+                raise ValueError(f"features {found} found, expected {image} and {mask}")
+            self._examples = builder.as_data_source(split, decoders=skip)
+        except (OSError, ValueError, AssertionError, NotImplementedError) as error:
+            # TFDS may add a list of all sets that it knows.
+            raise ValueError(f"{where}: {str(error).splitlines()[0]}") from error
+        self._where, self._features = where, (image, mask)
+        self._ids = None if ids is None else IdTable(ids)
+
+    def __len__(self) -> int:
+        return len(self._examples)
+
+    def __getitem__(self, index: int) -> MaskedImage:
+        example = self._examples[index]
+        try:
+            photo = read_photo(example[self._features[0]])
+            mask = read_mask(example[self._features[1]], photo.stored_size)
+            return pair(photo, mask, self._ids)
+        except ValueError as error:
+            raise ValueError(f"{self.locate(index)}: {error}") from error
+
+    def locate(self, index: int) -> str:
+        """Returns the set and the image's number."""
+        return f"{self._where}, image {index}"

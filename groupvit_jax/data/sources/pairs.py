@@ -1,0 +1,394 @@
+"""Image-caption pairs as random-access sources: WebDataset tar shards and TFDS sets.
+
+A source is picklable for worker processes, and reading it never depends on what was read before.
+"""
+
+import bisect
+import functools
+import json
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NotRequired, Protocol, TypedDict, runtime_checkable
+
+import cv2
+import numpy as np
+import tensorflow_datasets as tfds
+from absl import logging
+from jaxtyping import Int
+from ml_collections import ConfigDict
+
+from groupvit_jax.data.sources import tar_index, tfds_copy
+from groupvit_jax.data.sources.shard_reader import Members, read_members, read_samples
+from groupvit_jax.data.storage import objects
+from groupvit_jax.data.storage.cache import HeldFolder, ObjectCache
+from groupvit_jax.data.storage.objects import StoredObject
+
+# More than a 16-bit RGB image of 40 megapixels takes, far less than would exhaust a worker.
+MAX_SAMPLE_BYTES = 2**28
+_NOTHING = Members([0] * len(tar_index.PARTS), [-1] * len(tar_index.PARTS))
+_FIELDS = {
+    "webdataset": {"kind", "pattern", "weight", "exchange_captions"},
+    "tfds": {"kind", "name", "split", "data_dir", "weight", "exchange_captions"},
+}
+
+
+class Sample(TypedDict):
+    """An image as its encoded file, with all of its captions (at least one, none blank).
+
+    `launch.prepare` adds `nouns`: kind ("words", "phrases") -> the words of each caption, and
+    maybe `tokens`: "tokenizer" -> its fingerprint, "ids" -> those of each caption.
+    """
+
+    image: bytes
+    captions: list[str]
+    key: str
+    nouns: NotRequired[dict[str, list[list[str]]]]
+    tokens: NotRequired[dict[str, Any]]
+
+
+class BrokenSampleError(ValueError):
+    """A sample that can't be used; the message says why."""
+
+
+@runtime_checkable
+class Source(Protocol):
+    """Random access to image-caption pairs."""
+
+    def __len__(self) -> int:
+        """Number of samples, broken ones included."""
+
+    def __getitem__(self, index: int) -> Sample:
+        """Reads one sample; raises BrokenSampleError if it can't be used."""
+
+    def locate(self, index: int) -> str:
+        """Says where the sample lies, for messages."""
+
+
+@runtime_checkable
+class BatchSource(Source, Protocol):
+    """A source that reads many samples sooner at once than one after the other."""
+
+    def read_many(self, indices: Sequence[int]) -> "Iterator[Sample | BrokenSampleError]":
+        """Yields samples; those that can't be used give the error that says why."""
+
+
+def make_source(
+    name: str,
+    source_config: ConfigDict | Mapping[str, Any],
+    index_dir: str = "",
+    cache: ObjectCache | None = None,
+) -> Source:
+    """Opens the set `config.data.sources.NAME`.
+
+    Args:
+      name: NAME, for messages.
+      source_config: `kind` and the fields of that kind: "webdataset" has `pattern`; "tfds" has
+        `name`, `split` and `data_dir`. `weight` and `exchange_captions` are used elsewhere.
+      index_dir: where indices of tar shards are cached; beside the shards by default.
+      cache: of objects on stores; a TFDS set there needs one.
+
+    Raises:
+      ValueError: an unknown kind or field, or a set that can't be read.
+      FileNotFoundError: a pattern that matches nothing.
+    """
+    field = f"config.data.sources.{name}"
+    kind = source_config.get("kind")
+    if kind not in _FIELDS:
+        raise ValueError(f"{field}.kind={kind!r}: expected one of {sorted(_FIELDS)}")
+    unknown = sorted(set(source_config) - _FIELDS[kind])
+    if unknown:
+        raise ValueError(f"{field}.{unknown[0]}: unknown; {kind} has {sorted(_FIELDS[kind])}")
+    if kind == "webdataset":
+        field += ".pattern"
+        shards = tar_index.expand_pattern(source_config.get("pattern", ""), field)
+        return WebDatasetSource(shards, index_dir, field, cache)
+    return TfdsSource(
+        source_config.get("name", ""),
+        source_config.get("split", "train"),
+        source_config.get("data_dir", ""),
+        field,
+        cache,
+    )
+
+
+class WebDatasetSource:
+    """Tar shards as img2dataset writes them: KEY.jpg (.jpeg, .png, .webp), KEY.txt, KEY.json.
+
+    Those of `launch.prepare` may have KEY.rgb.npy for KEY.jpg.
+
+    Captions are the JSON's list "captions" if it has one, else the text file, else the JSON's
+    "caption". Members are read in place; nothing is extracted and no path in a shard is trusted.
+    """
+
+    def __init__(
+        self,
+        shards: Sequence[str],
+        index_dir: str = "",
+        field: str = "pattern",
+        cache: ObjectCache | None = None,
+    ):
+        """Indexes the shards, or loads their cached indices.
+
+        Args:
+          shards: paths or URLs of tar files; their order is the samples' order.
+          index_dir: see `tar_index.load_indices`.
+          field: the configuration field that named the shards, for messages.
+          cache: of shards on stores; without one, samples are read by range.
+
+        Raises:
+          ValueError: there is no sample in any shard, or a store can't be read.
+          FileNotFoundError: a shard isn't on its store.
+        """
+        self._shards = tar_index.describe_shards(shards, field)
+        self._cache = cache
+        self._index_files = tar_index.load_indices(self._shards, index_dir, cache)
+        self._ends: list[int] = []
+        for shard, file in zip(self._shards, self._index_files, strict=True):
+            index = _open_index(file)
+            self._ends.append(len(index) + (self._ends[-1] if self._ends else 0))
+            break_at = tar_index.break_of(index)
+            if break_at is not None:
+                kept = tar_index.num_complete(index)
+                size = os.path.getsize(shard) if isinstance(shard, str) else shard.size
+                message = "%s: the tar breaks off at byte %d of %d; samples kept before it: %d"
+                logging.warning(message, _name(shard), break_at, size, kept)
+        if not any(tar_index.num_complete(_open_index(file)) for file in self._index_files):
+            raise ValueError(f"{field}: no sample in {len(shards)} shards, e.g. {shards[0]}")
+
+    def __len__(self) -> int:
+        return self._ends[-1]
+
+    def __getitem__(self, index: int) -> Sample:
+        [sample] = self.read_many([index])
+        if isinstance(sample, BrokenSampleError):
+            raise sample
+        return sample
+
+    def read_many(self, indices: Sequence[int]) -> "Iterator[Sample | BrokenSampleError]":
+        """Yields samples; those of shards on stores are read all at once."""
+        found = [self._find(index) for index in indices]
+        entries = [_open_index(self._index_files[shard])[row] for shard, row in found]
+        samples = [Members(entry["offset"].tolist(), entry["size"].tolist()) for entry in entries]
+        shards = [self._shards[shard] for shard, _ in found]
+        allowed = [members if _is_allowed(members) else _NOTHING for members in samples]
+        parts = read_samples(shards, allowed, self._cache)
+        for entry, members, contents in zip(entries, samples, parts, strict=True):
+            yield _sample_or_error(entry, members, contents)
+
+    def locate(self, index: int) -> str:
+        """Returns "SHARD: KEY"."""
+        shard, row = self._find(index)
+        key = _decode_key(_open_index(self._index_files[shard])[row])
+        return f"{_name(self._shards[shard])}: {key}"
+
+    def _find(self, index: int) -> tuple[int, int]:
+        if not 0 <= index < len(self):
+            raise IndexError(f"sample {index} of {len(self)}")
+        shard = bisect.bisect_right(self._ends, index)
+        return shard, index - (self._ends[shard - 1] if shard else 0)
+
+
+def _name(shard: str | StoredObject) -> str:
+    return shard if isinstance(shard, str) else shard.url
+
+
+def _decode_key(entry: np.void) -> str:
+    return entry["key"].decode("utf-8", "replace")
+
+
+@functools.cache
+def _open_index(file: Path) -> np.ndarray:
+    return np.asarray(np.load(file, mmap_mode="r"))  # np.memmap's own indexing is slow
+
+
+def read_parts(
+    fd: int, offsets: Int[np.ndarray, " P"], sizes: Int[np.ndarray, " P"]
+) -> list[bytes | None]:
+    """Reads a sample's members.
+
+    Args:
+      fd: the open tar file.
+      offsets: of the members, Int "P", as `tar_index.scan` gives them.
+      sizes: likewise; -1 where the sample has no such member.
+
+    Returns:
+      P contents, None for a missing member.
+
+    Raises:
+      BrokenSampleError: larger than `MAX_SAMPLE_BYTES`, or the file ends before.
+    """
+    members = Members(offsets.tolist(), sizes.tolist())
+    return _whole(members, read_members(fd, members if _is_allowed(members) else _NOTHING))
+
+
+def _is_allowed(members: Members) -> bool:
+    return members.span.num_bytes <= MAX_SAMPLE_BYTES
+
+
+def _whole(members: Members, parts: list[bytes | None]) -> list[bytes | None]:
+    """Checks what has been read of a sample."""
+    if not _is_allowed(members):
+        num_bytes = members.span.num_bytes
+        raise BrokenSampleError(f"{num_bytes} bytes, more than the limit of {MAX_SAMPLE_BYTES}")
+    for part, size in zip(parts, members.sizes, strict=True):
+        if part is not None and len(part) < size:
+            raise BrokenSampleError("the shard has become shorter since it was indexed")
+    return parts
+
+
+def _sample_or_error(
+    entry: np.void, members: Members, parts: list[bytes | None]
+) -> "Sample | BrokenSampleError":
+    try:
+        image, text, metadata = _whole(members, parts)
+        if image is None:
+            raise BrokenSampleError(f"no image ({', '.join(tar_index.IMAGE_EXTENSIONS)})")
+        fields = read_fields(metadata)
+        return _sample(image, texts_of(text, fields), _decode_key(entry), fields)
+    except BrokenSampleError as error:
+        return error
+
+
+def read_fields(metadata: bytes | None) -> dict[str, Any]:
+    """Parses a sample's JSON.
+
+    Raises:
+      BrokenSampleError: it can't be parsed or is not an object.
+    """
+    try:
+        fields = json.loads(metadata) if metadata is not None else {}
+    except (ValueError, RecursionError) as error:
+        raise BrokenSampleError(f"its JSON can't be parsed ({error})") from error
+    if not isinstance(fields, dict):
+        raise BrokenSampleError("its JSON is not an object")
+    return fields
+
+
+def texts_of(text: bytes | None, fields: Mapping[str, Any]) -> list[Any]:
+    """Returns the captions as they are in the data: see `WebDatasetSource`.
+
+    Raises:
+      BrokenSampleError: there is nothing that could hold one.
+    """
+    if isinstance(fields.get("captions"), list):
+        return fields["captions"]
+    if text is not None:
+        return [text.decode("utf-8", "replace")]
+    if "caption" in fields:
+        return [fields["caption"]]
+    raise BrokenSampleError("no caption (txt, or a JSON with caption or captions)")
+
+
+def _sample(image: bytes, texts: Sequence[Any], key: str, fields: Mapping[str, Any]) -> Sample:
+    sample = Sample(image=image, captions=_usable(texts), key=key)
+    # Objects of these names are launch.prepare's; what others call so is left alone.
+    found, tokens = fields.get("nouns"), fields.get("tokens")
+    if isinstance(found, dict):
+        for kind, words in found.items():
+            _check_parallel(f"nouns.{kind}", words, sample["captions"])
+        sample["nouns"] = found
+    if isinstance(tokens, dict):
+        _check_parallel("tokens.ids", tokens.get("ids"), sample["captions"])
+        sample["tokens"] = tokens
+    return sample
+
+
+def _check_parallel(name: str, lists: Any, captions: Sequence[str]) -> None:
+    whole = isinstance(lists, list) and {*map(type, lists)} <= {list}
+    if not whole or len(lists) != len(captions):
+        raise BrokenSampleError(f"the {name} of its JSON are not one list for each caption")
+
+
+def _usable(captions: Sequence[Any]) -> list[str]:
+    usable = [text.strip() for text in captions if isinstance(text, str) and text.strip()]
+    if not usable:
+        raise BrokenSampleError("empty caption")
+    return usable
+
+
+class TfdsSource:
+    """A prepared TFDS set in a random-access format; TensorFlow need not be installed.
+
+    Its features are `image` (encoded, or an array of uint8), `captions` (a sequence of texts) or
+    `caption`, and maybe `key` or `id`.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        split: str,
+        data_dir: str,
+        field: str = "tfds",
+        cache: ObjectCache | None = None,
+    ):
+        """Opens the set.
+
+        Args:
+          name: the set's name, e.g. "coco_captions"; not needed if `data_dir` is its own folder.
+          split: e.g. "train" or "train[:1%]".
+          data_dir: the folder that holds TFDS sets, or the one of the set's version; on a store,
+            the latter.
+          field: the configuration field, for messages.
+          cache: where the files of a set on a store are copied to and kept while this is open.
+
+        Raises:
+          ValueError: the set can't be found or read, or lacks an image or captions.
+        """
+        self._copy: HeldFolder | None = None
+        if objects.is_remote(data_dir):
+            self._copy = tfds_copy.copy_to_cache(data_dir, split, f"{field}.data_dir", cache)
+            data_dir = str(self._copy.path)
+        data_dir = os.path.expanduser(data_dir)
+        try:
+            if os.path.exists(os.path.join(data_dir, "features.json")):
+                builder = tfds.builder_from_directory(data_dir)
+            else:
+                builder = tfds.builder(name, data_dir=data_dir or None)
+            # Other images (masks, say) are not needed, and decoding them is slow.
+            images = [
+                key
+                for key, feature in builder.info.features.items()
+                if isinstance(feature, tfds.features.Image)
+            ]
+            skip = {key: tfds.decode.SkipDecoding() for key in images}
+            self._examples = builder.as_data_source(split, decoders=skip)
+        except (OSError, ValueError, AssertionError, NotImplementedError, ImportError) as error:
+            raise ValueError(f"{field} ({name!r} in {data_dir!r}): {error}") from error
+        features = set(builder.info.features)
+        if "image" not in features or not {"caption", "captions"} & features:
+            found = sorted(features)
+            raise ValueError(f"{field}: expected features image and caption(s), found {found}")
+        self._name = f"{builder.info.full_name}/{split}"
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"_copy": None}  # the process that opened it holds the copy
+
+    def __len__(self) -> int:
+        return len(self._examples)
+
+    def __getitem__(self, index: int) -> Sample:
+        example = self._examples[index]
+        captions = example["captions"] if "captions" in example else [example["caption"]]
+        if isinstance(captions, Mapping):  # a sequence of {"id", "text"} in coco_captions
+            captions = captions["text"]
+        key = example.get("key", example.get("id", index))
+        metadata = example.get("metadata")
+        fields = read_fields(metadata) if isinstance(metadata, bytes) else {}
+        texts = [_as_str(caption) for caption in captions]
+        return _sample(_encoded(example["image"]), texts, _as_str(key), fields)
+
+    def locate(self, index: int) -> str:
+        """Returns "NAME/VERSION/SPLIT: INDEX"."""
+        return f"{self._name}: {index}"
+
+
+def _as_str(value: Any) -> str:
+    return value.decode("utf-8", "replace") if isinstance(value, bytes) else str(value)
+
+
+def _encoded(image: bytes | np.ndarray) -> bytes:
+    """Returns an image's file; an array becomes a PNG, so that all sources give the same."""
+    if isinstance(image, bytes):
+        return image
+    return cv2.imencode(".png", np.ascontiguousarray(image[..., ::-1]))[1].tobytes()

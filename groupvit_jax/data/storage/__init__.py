@@ -1,0 +1,1 @@
+"""Local paths and object stores: objects, retries, and the local cache."""

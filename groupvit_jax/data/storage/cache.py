@@ -1,0 +1,354 @@
+"""A bounded folder of whole objects, shared by processes and jobs of a machine.
+
+    FOLDER/groupvit_objects/lock              held while entries appear, change or go
+                            SHA256/           an entry: complete, never written again
+                            SHA256.partial/   being downloaded by the process that holds its lock
+
+An entry's name is the hash of its objects' URLs, sizes and versions, so nothing that a store says
+becomes a path, and a changed object is another entry. Files have their whole size from the start:
+what the folder holds and what is on its way count against the bound alike. Only folders of such
+names, and only plain files in them, are ever removed.
+"""
+
+import fcntl
+import hashlib
+import os
+import queue
+import re
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from absl import logging
+
+from groupvit_jax.data.storage import objects
+from groupvit_jax.data.storage.objects import StoredObject
+from groupvit_jax.data.storage.retries import StorageError
+
+# What was used so recently is not evicted. A shuffled epoch uses all of its shards all the time:
+# if one could push out another, a set larger than the folder would be downloaded without end.
+KEEP_SECONDS = 3600.0
+_TOUCH_SECONDS = 60.0
+_BYTES_AT_ONCE = 2**25
+_ENTRY = re.compile(r"[0-9a-f]{64}")
+_PARTIAL = ".partial"
+_SHARD = "object"
+
+
+class _Entry(NamedTuple):
+    path: Path
+    num_bytes: int
+    last_use: float
+
+
+class HeldFolder(NamedTuple):
+    """An entry that is not evicted for as long as this object lives."""
+
+    path: Path
+    lock: "_Lock"
+
+
+class _Lock:
+    """A lock on a file or folder that ends with this object or its process at the latest."""
+
+    def __init__(self, path: Path, mode: int):
+        """Waits for the lock, or raises BlockingIOError if the mode has LOCK_NB."""
+        self._fd = os.open(path, os.O_RDONLY)
+        try:
+            fcntl.flock(self._fd, mode)
+        except BaseException:
+            self.release()
+            raise
+
+    def is_on(self, path: Path) -> bool:
+        """Returns whether what was locked still has this path."""
+        try:
+            return os.path.samestat(os.fstat(self._fd), os.stat(path))
+        except FileNotFoundError:
+            return False
+
+    def release(self) -> None:
+        """Ends the lock."""
+        if getattr(self, "_fd", -1) >= 0:
+            os.close(self._fd)
+            self._fd = -1
+
+    def __del__(self):
+        self.release()
+
+
+class ObjectCache:
+    """Keeps whole objects on a local disk; picklable for worker processes.
+
+    A read finds an object here or not; a missing one can be fetched in the background meanwhile.
+    Where the bound leaves no room, objects that were not used for an hour go, the least recently
+    used first; else the new one stays out.
+    """
+
+    def __init__(self, folder: str, max_bytes: int, clock: Callable[[], float] = time.time):
+        """Creates the folder.
+
+        Args:
+          folder: may be shared by any number of processes and jobs of a machine.
+          max_bytes: what all entries may take together.
+          clock: seconds, comparable between processes.
+
+        Raises:
+          ValueError: the folder can't be created or written to.
+        """
+        self._arguments = (folder, max_bytes, clock)
+        self._max_bytes = max_bytes
+        self._clock = clock
+        self._root = Path(folder).expanduser().absolute() / "groupvit_objects"
+        self._touched: dict[str, float] = {}
+        self._asked: set[str] = set()
+        self._queue: queue.SimpleQueue[StoredObject] = queue.SimpleQueue()
+        self._thread: threading.Thread | None = None
+        try:
+            self._root.mkdir(parents=True, exist_ok=True)
+            (self._root / "lock").touch()
+        except OSError as error:
+            raise ValueError(
+                f"config.data.cache_dir={folder!r}: not writable ({error.strerror}), expected a "
+                "folder that this user may create and write to"
+            ) from error
+
+    def __reduce__(self):
+        return ObjectCache, self._arguments
+
+    def read(self, stored: StoredObject, offset: int, size: int) -> bytes | None:
+        """Returns a part of an object, or None if the object isn't here."""
+        key = _key_of({_SHARD: stored})
+        try:
+            fd = os.open(self._root / key / _SHARD, os.O_RDONLY | os.O_NOFOLLOW)
+        except FileNotFoundError:
+            return None
+        try:
+            data = os.pread(fd, size, offset)
+        finally:
+            os.close(fd)  # kept open, an evicted file would go on taking space
+        self._touch(key)
+        return data if len(data) == size else None
+
+    def fetch_later(self, stored: StoredObject) -> None:
+        """Has the object fetched in the background; a process tries so once for each object."""
+        if stored.url in self._asked:
+            return
+        self._asked.add(stored.url)
+        self._queue.put(stored)
+        if self._thread is None:
+            self._thread = threading.Thread(target=self._fetch_all, daemon=True)
+            self._thread.start()
+
+    def _fetch_all(self) -> None:
+        while True:
+            self.fetch(self._queue.get())
+
+    def fetch(self, stored: StoredObject) -> Path | None:
+        """Returns an object's local file, downloading it if it isn't here.
+
+        Returns None, with a line in the log, where it doesn't fit or can't be downloaded, and where
+        another process is downloading it.
+        """
+        try:
+            entry = self._fetch({_SHARD: stored}, wait=False)
+        except OSError as error:  # StorageError, or a full disk
+            logging.warning("Not kept in %s: %s", self._root, error)
+            return None
+        return entry and entry / _SHARD
+
+    def fetch_folder(self, files: Mapping[str, StoredObject]) -> HeldFolder:
+        """Returns a folder with these files, downloading them if they aren't here.
+
+        Args:
+          files: by their names in the folder, which must be plain.
+
+        Raises:
+          ValueError: a name isn't plain, or the files don't fit.
+          StorageError: a file can't be read.
+        """
+        for name in files:
+            if name != os.path.basename(name) or name in ("", ".", "..") or "\0" in name:
+                raise ValueError(f"{files[name].url}: {name!r} is not a file name")
+        while True:
+            path = self._fetch(files, wait=True)
+            if path is None:
+                wanted = sum(stored.size for stored in files.values())
+                raise ValueError(
+                    f"{_gib(wanted)} don't fit into the config.data.cache_gib="
+                    f"{self._max_bytes / 2**30:g} of {self._root}, beside what was used in the "
+                    "last hour"
+                )
+            try:
+                with self._locked():
+                    return HeldFolder(path, _Lock(path, fcntl.LOCK_SH))
+            except FileNotFoundError:  # evicted in between
+                continue
+
+    def _fetch(self, files: Mapping[str, StoredObject], wait: bool) -> Path | None:
+        key = _key_of(files)
+        while True:
+            with self._locked():
+                if (self._root / key).is_dir():
+                    self._touch(key)
+                    return self._root / key
+                claim = self._claim(key, {name: stored.size for name, stored in files.items()})
+            if isinstance(claim, _Lock):
+                return self._download(key, files, claim)
+            if claim == "full" or not wait:
+                return None
+            try:
+                _Lock(self._root / (key + _PARTIAL), fcntl.LOCK_SH).release()  # the other is done
+            except FileNotFoundError:
+                continue
+
+    def _claim(self, key: str, sizes: Mapping[str, int]) -> Any:
+        """Returns the lock of a new partial entry, "busy" or "full"; called under the lock."""
+        partial = self._root / (key + _PARTIAL)
+        if partial.exists() and not self._remove(partial):
+            return "busy"
+        if not self._make_room(sum(sizes.values())):
+            logging.log_first_n(
+                logging.INFO, "%s is full: further objects are read by range", 1, self._root
+            )
+            return "full"
+        partial.mkdir()
+        lock = _Lock(partial, fcntl.LOCK_EX)
+        for name, size in sizes.items():
+            with (partial / name).open("xb") as file:
+                file.truncate(size)
+        return lock
+
+    def _download(self, key: str, files: Mapping[str, StoredObject], lock: _Lock) -> Path:
+        partial, entry = self._root / (key + _PARTIAL), self._root / key
+        try:
+            for name, stored in files.items():
+                _copy(stored, partial / name)
+            now = objects.describe([stored.url for stored in files.values()])
+            for before, after in zip(files.values(), now, strict=True):
+                if before != after:
+                    raise StorageError(f"{before.url}: changed while it was downloaded")
+            with self._locked():  # whoever measures the folder sees it under one of its names
+                os.replace(partial, entry)
+        except BaseException:
+            with self._locked():
+                _unlink(partial)
+            raise
+        finally:
+            lock.release()
+        self._touch(key)
+        return entry
+
+    def _make_room(self, num_bytes: int) -> bool:
+        """Evicts until so many bytes fit; nothing, if they can't be made to fit."""
+        if num_bytes > self._max_bytes:
+            return False
+        for partial in self._folders(_PARTIAL):
+            self._remove(partial)  # if its process ended
+        entries = [_measure(path) for path in self._folders("")]
+        used = sum(_measure(path).num_bytes for path in self._folders(_PARTIAL))
+        used += sum(entry.num_bytes for entry in entries)
+        old = [entry for entry in entries if self._clock() - entry.last_use > KEEP_SECONDS]
+        if used - sum(entry.num_bytes for entry in old) + num_bytes > self._max_bytes:
+            return False
+        for entry in sorted(old, key=lambda entry: entry.last_use):
+            if used + num_bytes <= self._max_bytes:
+                break
+            if self._remove(entry.path):
+                used -= entry.num_bytes
+        return used + num_bytes <= self._max_bytes
+
+    def _remove(self, path: Path) -> bool:
+        """Removes an entry that nobody holds."""
+        try:
+            lock = _Lock(path, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return False
+        except FileNotFoundError:
+            return True
+        try:
+            if not lock.is_on(path):  # its download has just ended
+                return False
+            if not path.name.endswith(_PARTIAL):  # half removed, it must not look complete
+                path = path.rename(path.with_name(path.name + _PARTIAL))
+            _unlink(path)
+            return True
+        finally:
+            lock.release()
+
+    def _folders(self, suffix: str) -> Iterator[Path]:
+        for item in os.scandir(self._root):
+            stem = item.name.removesuffix(_PARTIAL)
+            is_wanted = item.name == stem + suffix and _ENTRY.fullmatch(stem)
+            if is_wanted and item.is_dir(follow_symlinks=False):
+                yield Path(item.path)
+
+    @contextmanager
+    def _locked(self) -> Iterator[None]:
+        lock = _Lock(self._root / "lock", fcntl.LOCK_EX)
+        try:
+            yield
+        finally:
+            lock.release()
+
+    def _touch(self, key: str) -> None:
+        now = self._clock()
+        if now - self._touched.get(key, -_TOUCH_SECONDS) < _TOUCH_SECONDS:
+            return
+        self._touched[key] = now
+        try:
+            os.utime(self._root / key, (now, now))
+        except FileNotFoundError:
+            self._touched.pop(key, None)  # evicted after an hour without use
+
+
+def make_cache(folder: str, gib: float) -> ObjectCache | None:
+    """Returns the cache of `config.data.cache_dir` and `.cache_gib`; None without a folder.
+
+    Raises:
+      ValueError: one of them can't be used.
+    """
+    if not folder:
+        return None
+    if not gib > 0:
+        raise ValueError(f"config.data.cache_gib={gib}: expected a positive number of GiB")
+    if objects.is_remote(folder):
+        raise ValueError(f"config.data.cache_dir={folder!r}: a URL found, expected a local folder")
+    return ObjectCache(folder, int(gib * 2**30))
+
+
+def _key_of(files: Mapping[str, StoredObject]) -> str:
+    parts = [(name, *stored) for name, stored in sorted(files.items())]
+    return hashlib.sha256(repr(parts).encode("utf-8", "surrogateescape")).hexdigest()
+
+
+def _copy(stored: StoredObject, path: Path) -> None:
+    with path.open("r+b") as file:
+        for start in range(0, stored.size, _BYTES_AT_ONCE):
+            end = min(stored.size, start + _BYTES_AT_ONCE)
+            for part in objects.read_ranges(objects.split_range(stored, start, end)):
+                file.write(part)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _measure(path: Path) -> _Entry:
+    files = [item.stat(follow_symlinks=False).st_size for item in os.scandir(path)]
+    return _Entry(path, sum(files), path.stat().st_mtime)
+
+
+def _unlink(folder: Path) -> None:
+    for item in list(os.scandir(folder)):
+        if item.is_file(follow_symlinks=False):
+            os.unlink(item.path)
+    try:
+        folder.rmdir()
+    except OSError as error:
+        logging.warning("%s is left, something else lies in it: %s", folder, error)
+
+
+def _gib(num_bytes: int) -> str:
+    return f"{num_bytes / 2**30:.2f} GiB"

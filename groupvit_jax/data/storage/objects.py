@@ -1,0 +1,263 @@
+"""Objects on stores that fsspec speaks to (s3://, gs://, ...): listing, ranges, retries, errors.
+
+Nothing here holds a connection or an event loop of its own: fsspec keeps one of each per process,
+so what refers to objects can be pickled to worker processes, spawned or forked.
+"""
+
+import functools
+import io
+import os
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, NamedTuple
+
+import fsspec
+
+from groupvit_jax.data.storage.retries import METER, retried, retried_each
+
+_LISTING_THREADS = 16
+_BUCKET_SCHEMES = ("s3", "s3a", "gs", "gcs", "az", "abfs")
+_CONNECTIONS = 128  # of a process to an S3 store; botocore's default of 10 would be the limit
+_READER_BLOCK = 2**23
+_READER_BLOCKS = 4  # on their way at once
+# What identifies an object's content, the best first; stores report different ones.
+_VERSION_FIELDS = (
+    "generation", "ETag", "etag", "md5Hash", "content_md5", "crc32c",
+    "LastModified", "last_modified", "updated", "mtime", "created",
+)  # fmt: skip
+
+
+class StoredObject(NamedTuple):
+    """An object as its store described it.
+
+    Attributes:
+      url: with its scheme.
+      size: in bytes, as declared.
+      version: changes with the content.
+    """
+
+    url: str
+    size: int
+    version: str
+
+
+class Range(NamedTuple):
+    """A part of an object, in bytes."""
+
+    stored: StoredObject
+    offset: int
+    size: int
+
+
+def is_remote(path: str) -> bool:
+    """Returns whether a path is a URL."""
+    return "://" in path
+
+
+def expand_glob(url: str) -> list[str]:
+    """Returns the URLs of the objects that match, sorted.
+
+    Raises:
+      StorageError: the store can't be listed, or has no such bucket.
+    """
+
+    def list_matches() -> list[str]:
+        filesystem, path = _split(url)
+        return [filesystem.unstrip_protocol(match) for match in sorted(filesystem.glob(path))]
+
+    matches = retried(list_matches, url)
+    scheme, _, path = url.partition("://")
+    if not matches and scheme in _BUCKET_SCHEMES:  # a missing bucket looks like an empty one
+        bucket = f"{scheme}://{path.partition('/')[0]}"
+        retried(lambda: _split(bucket)[0].info(bucket), bucket)
+    return matches
+
+
+def list_folder(url: str) -> dict[str, StoredObject]:
+    """Returns the objects right in a folder by their names.
+
+    Raises:
+      StorageError: the store can't be listed.
+    """
+
+    def list_objects() -> dict[str, StoredObject]:
+        filesystem, path = _split(url.rstrip("/"))
+        infos = [info for info in filesystem.ls(path, detail=True) if info["type"] == "file"]
+        return {
+            info["name"].rpartition("/")[2]: _described(
+                filesystem.unstrip_protocol(info["name"]), info
+            )
+            for info in infos
+        }
+
+    return retried(list_objects, url)
+
+
+def describe(urls: Sequence[str]) -> list[StoredObject]:
+    """Returns size and version of each object.
+
+    Raises:
+      StorageError: one of them can't be looked up; its cause says whether it is missing.
+    """
+
+    def look_up(url: str) -> StoredObject:
+        filesystem, path = _split(url)
+        return _described(url, filesystem.info(path))
+
+    with ThreadPoolExecutor(_LISTING_THREADS) as pool:
+        return list(pool.map(lambda url: retried(lambda: look_up(url), url), urls))
+
+
+def _described(url: str, info: dict[str, Any]) -> StoredObject:
+    if info.get("type") != "file" or not isinstance(info.get("size"), int) or info["size"] < 0:
+        raise FileNotFoundError("no object of this name whose size is known")
+    version = next((str(info[name]) for name in _VERSION_FIELDS if info.get(name)), "")
+    return StoredObject(url, info["size"], version)
+
+
+def read_objects(urls: Sequence[str]) -> list[bytes | None]:
+    """Reads small objects as wholes; None stands for one that doesn't exist.
+
+    Raises:
+      StorageError: an object can't be read.
+    """
+
+    def read(url: str) -> bytes | None:
+        filesystem, path = _split(url)
+        try:
+            return filesystem.cat_file(path)
+        except FileNotFoundError:
+            return None
+
+    with ThreadPoolExecutor(_LISTING_THREADS) as pool:
+        return list(pool.map(lambda url: retried(lambda: read(url), url), urls))
+
+
+def write_object(url: str, content: bytes) -> None:
+    """Writes a whole object.
+
+    Raises:
+      StorageError: it can't be written.
+    """
+
+    def write() -> None:
+        filesystem, path = _split(url)
+        filesystem.pipe_file(path, content)
+
+    retried(write, url)
+
+
+def read_ranges(ranges: Sequence[Range]) -> list[bytes]:
+    """Reads parts of objects, all of them on their way at once.
+
+    Raises:
+      StorageError: a part can't be read, or not after `retries.RETRY.attempts` attempts.
+    """
+    parts = retried_each(
+        lambda wanted: _request([ranges[i] for i in wanted]),
+        [part.stored.url for part in ranges],
+    )
+    METER.add(num_ranges=len(parts), num_bytes=sum(map(len, parts)))
+    return parts
+
+
+def _request(ranges: Sequence[Range]) -> list[bytes | Exception]:
+    """Asks once for each part."""
+    results: list[bytes | Exception] = [b""] * len(ranges)
+    places: dict[Any, list[int]] = {}
+    for place, part in enumerate(ranges):
+        try:
+            if part.size:
+                places.setdefault(_split(part.stored.url)[0], []).append(place)
+        except Exception as error:  # also of a store's library that can't be imported
+            results[place] = error
+    for filesystem, wanted in places.items():
+        parts = [ranges[place] for place in wanted]
+        found = _request_from(filesystem, parts)
+        for place, part, result in zip(wanted, parts, found, strict=True):
+            if isinstance(result, bytes) and len(result) != part.size:
+                result = OSError(f"{len(result)} of {part.size} bytes came")
+            results[place] = result
+    return results
+
+
+def _request_from(filesystem: Any, parts: Sequence[Range]) -> Sequence[bytes | Exception]:
+    paths = [_split(part.stored.url)[1] for part in parts]
+    starts = [part.offset for part in parts]
+    ends = [part.offset + part.size for part in parts]
+    try:
+        return filesystem.cat_ranges(paths, starts, ends, on_error="return")
+    except Exception as error:  # stores raise what they like; `is_transient` tells them apart
+        return [error] * len(parts)
+
+
+def _split(url: str) -> tuple[Any, str]:
+    """Returns the file system, one per process and store, and the path in it."""
+    return _split_in(os.getpid(), url)
+
+
+@functools.lru_cache(maxsize=2**14)
+def _split_in(process: int, url: str) -> tuple[Any, str]:
+    del process  # a forked one must not use its parent's connections
+    options: dict[str, Any] = {"use_listings_cache": False}  # an old listing is an old version
+    is_s3 = url.startswith(("s3://", "s3a://"))
+    if is_s3:
+        given = fsspec.config.conf.get("s3", {}).get("config_kwargs", {})
+        config = {"max_pool_connections": _CONNECTIONS, **given}
+        # One place retries: `Retry`, which waits longer and says so.
+        options["config_kwargs"] = config | {"retries": {"total_max_attempts": 1}}
+    filesystem, path = fsspec.core.url_to_fs(url, **options)
+    if is_s3:
+        filesystem.retries = 1
+    return filesystem, path
+
+
+class ObjectReader(io.RawIOBase):
+    """An object as a file to read from start to end; stretches that are skipped don't travel."""
+
+    def __init__(self, stored: StoredObject):
+        """Reads nothing yet."""
+        self._stored = stored
+        self._position = 0
+        self._start, self._data = 0, b""
+
+    def readable(self) -> bool:
+        """Returns True."""
+        return True
+
+    def seekable(self) -> bool:
+        """Returns True."""
+        return True
+
+    def tell(self) -> int:
+        """Returns the position in bytes."""
+        return self._position
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        """Moves, as `io.IOBase.seek` does."""
+        base = {io.SEEK_SET: 0, io.SEEK_CUR: self._position, io.SEEK_END: self._stored.size}
+        self._position = max(0, base[whence] + offset)
+        return self._position
+
+    def readinto(self, buffer: Any) -> int:
+        """Reads up to the buffer's length; 0 at the end."""
+        if not self._start <= self._position < self._start + len(self._data):
+            self._load()
+        place = self._position - self._start
+        data = self._data[place : place + len(buffer)]
+        buffer[: len(data)] = data
+        self._position += len(data)
+        return len(data)
+
+    def _load(self) -> None:
+        end = min(self._stored.size, self._position + _READER_BLOCKS * _READER_BLOCK)
+        self._start = self._position
+        self._data = b"".join(read_ranges(split_range(self._stored, self._start, end)))
+
+
+def split_range(stored: StoredObject, start: int, end: int) -> list[Range]:
+    """Returns bytes `start` to `end` of an object as parts that travel at once."""
+    return [
+        Range(stored, offset, min(_READER_BLOCK, end - offset))
+        for offset in range(start, end, _READER_BLOCK)
+    ]

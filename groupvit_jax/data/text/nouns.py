@@ -1,0 +1,183 @@
+"""The words of a caption that become prompts: the positives of the multi-label loss.
+
+The tagger is TextBlob's: a lexicon of 94,000 words and suffix rules, all inside its wheel, so
+nothing is downloaded. docs/text.md has its accuracy and speed.
+"""
+
+import functools
+import importlib.resources
+import re
+import threading
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from groupvit_jax.data.text.tokenizers import clean_text
+
+__all__ = [
+    "both_kinds",
+    "clip_templates",
+    "draw_prompts",
+    "make_prompts",
+    "noun_phrases",
+    "nouns",
+    "split_words",
+    "tag",
+]
+
+# The published choice: verbs name what is seen, too. (NNPS is not in it.)
+_TAGS = frozenset(["NN", "NNS", "NNP", "VB", "VBD", "VBG", "VBN", "VBP", "VBZ"])
+
+# A word with its inner hyphens and apostrophes but without its clitic; a clitic; any other
+# single character.
+_WORD = re.compile(
+    r"[^\W_]+(?=n't\b)|n't\b"
+    r"|[^\W_]+(?:-[^\W_]+|'(?!(?:s|m|d|re|ve|ll)\b)[^\W_]+)*"
+    r"|'(?:s|m|d|re|ve|ll)\b|\S",
+    re.IGNORECASE,
+)
+
+# One letter per word. A base-form verb after a determiner is a noun that the lexicon knows better
+# as a verb ("a stop sign").
+_LETTER = {"DT": "D", "PRP$": "D", "POS": "D", "JJ": "J", "JJR": "J", "JJS": "J", "VB": "V"}
+_PHRASE = re.compile(r"J*N+|(?<=D)J*VN*")
+
+_loading = threading.Lock()
+
+
+def nouns(caption: str) -> list[str]:
+    """Returns the caption's nouns and verbs, each once (whatever its case), in order."""
+    words = split_words(caption)
+    return _nouns(words, tag(words))
+
+
+def noun_phrases(caption: str) -> list[str]:
+    """Returns adjectives and nouns that stand together, without the article, each phrase once."""
+    words = split_words(caption)
+    return _noun_phrases(words, tag(words))
+
+
+def both_kinds(caption: str) -> dict[str, list[str]]:
+    """Returns "words", as `nouns` finds them, and "phrases", as `noun_phrases`; tags but once."""
+    words = split_words(caption)
+    tags = tag(words)
+    return {"words": _nouns(words, tags), "phrases": _noun_phrases(words, tags)}
+
+
+def _nouns(words: Sequence[str], tags: Sequence[str]) -> list[str]:
+    tagged = zip(words, tags, strict=True)
+    return _distinct([word for word, t in tagged if t in _TAGS and _is_word(word)])
+
+
+def _noun_phrases(words: Sequence[str], tags: Sequence[str]) -> list[str]:
+    letters = "".join(_letter(word, t) for word, t in zip(words, tags, strict=True))
+    spans = [match.span() for match in _PHRASE.finditer(letters)]
+    return _distinct([" ".join(words[start:end]) for start, end in spans])
+
+
+def make_prompts(
+    caption: str,
+    num_nouns: int,
+    rng: np.random.Generator,
+    kind: str = "words",
+    found: Sequence[str] | None = None,
+) -> list[str]:
+    """Returns the prompts of `draw_prompts`."""
+    return draw_prompts(caption, num_nouns, rng, kind, found)[0]
+
+
+def draw_prompts(
+    caption: str,
+    num_nouns: int,
+    rng: np.random.Generator,
+    kind: str = "words",
+    found: Sequence[str] | None = None,
+) -> tuple[list[str], list[str]]:
+    """Puts words of the caption, drawn without replacement, into templates drawn at random.
+
+    Args:
+      caption: the text as it is in the data.
+      num_nouns: K, the number of prompts.
+      rng: what the draws are taken from; the same state gives the same prompts.
+      kind: "words" (nouns and verbs) or "phrases" (noun phrases).
+      found: what tagging the caption would find, if that is known already.
+
+    Returns:
+      K texts, and the word in each; the caption itself stands in for words that it does not have.
+
+    Raises:
+      ValueError: the kind is unknown.
+    """
+    if kind not in ("words", "phrases"):
+        raise ValueError(f"config.data.noun_kind is {kind!r}; expected 'words' or 'phrases'")
+    if num_nouns == 0:
+        return [], []
+    if found is None:
+        found = nouns(caption) if kind == "words" else noun_phrases(caption)
+    templates = clip_templates()
+    chosen = [found[i] for i in rng.permutation(len(found))[:num_nouns]]
+    drawn = rng.integers(len(templates), size=len(chosen))
+    prompts = [templates[i].format(word) for i, word in zip(drawn, chosen, strict=True)]
+    fill = [caption] * (num_nouns - len(prompts))
+    return prompts + fill, chosen + fill
+
+
+def split_words(caption: str) -> list[str]:
+    """Splits a caption into words and single punctuation marks, as the Penn Treebank does."""
+    return _WORD.findall(clean_text(caption))
+
+
+def tag(words: Sequence[str]) -> list[str]:
+    """Returns the Penn Treebank tag of each word (none of which contains white space).
+
+    What the lexicon calls a proper noun is looked up again in lower case: alt texts capitalise
+    "Gorgeous Black Bag", and its adjectives are no names.
+    """
+    tags = _lexicon_tags(words)
+    if not any(t.startswith("NNP") for t in tags):
+        return tags
+    lower = _lexicon_tags([word.lower() for word in words])
+    return [low if t.startswith("NNP") else t for t, low in zip(tags, lower, strict=True)]
+
+
+@functools.cache
+def clip_templates() -> tuple[str, ...]:
+    """Returns CLIP's 80 ImageNet templates, each with one `{}` for the name."""
+    text = importlib.resources.files(__package__).joinpath("clip_templates.txt").read_text("utf-8")
+    return tuple(line for line in text.splitlines() if not line.startswith("#"))
+
+
+def _is_word(word: str) -> bool:
+    return len(word) > 1 and word[0].isalnum() and not word.isdigit()
+
+
+def _letter(word: str, tag: str) -> str:
+    if tag.startswith("NN"):
+        return "N" if _is_word(word) else "."
+    return _LETTER.get(tag, ".")
+
+
+def _distinct(words: Sequence[str]) -> list[str]:
+    first: dict[str, str] = {}
+    for word in words:
+        first.setdefault(word.casefold(), word)
+    return list(first.values())
+
+
+def _lexicon_tags(words: Sequence[str]) -> list[str]:
+    if not words:
+        return []
+    with _loading:  # a lexicon that another thread is still reading gives wrong tags
+        tagger = _load_tagger()
+    return [t for _, t in tagger.tag(" ".join(words), tokenize=False)]
+
+
+@functools.cache
+def _load_tagger() -> Any:
+    # Imported here because it takes over a second, and runs with K=0 don't need it.
+    from textblob.taggers import PatternTagger
+
+    tagger = PatternTagger()
+    tagger.tag("a", tokenize=False)  # reads the lexicon
+    return tagger

@@ -1,0 +1,137 @@
+"""Segmentation by a trained segment head, with the windows and the counts of zero-shot's.
+
+A pixel's probability of a class is the mixture that training maximises
+(`losses.mixture_log_likelihood`), averaged over the windows that hold the pixel.
+"""
+
+from collections.abc import Sequence
+from typing import Any, ClassVar
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+
+from groupvit_jax.data.sources.masks import MaskedSource
+from groupvit_jax.eval.encoding import ImageTower
+from groupvit_jax.eval.inference import WindowEncoder, WindowOutput
+from groupvit_jax.eval.protocol import Protocol, make_protocol
+from groupvit_jax.eval.segmentation_evaluator import Segmentation
+from groupvit_jax.models.grouping import group_maps
+from groupvit_jax.models.preprocess import normalize
+from groupvit_jax.models.segmentation import SegmentationModel
+from groupvit_jax.typing import Array, Float, Params, UInt8
+
+# Knobs of a comparison with texts.
+_OF_TEXTS = ("num_kept", "background_threshold", "background_rule", "prompts")
+
+
+def head_protocol(image_size: int, *, protocol: str = "groupvit", **knobs: Any) -> Protocol:
+    """Returns the windows of a segment head: of the training's size, half of it apart.
+
+    Args:
+      image_size: side of the training's crops, which were cut of images that are mostly larger.
+      protocol: the published one; what others change has no meaning for a head.
+      **knobs: fields of `Protocol` that differ; None stands for the default.
+
+    Raises:
+      ValueError: a knob's value can't be, or has no meaning for a head.
+      TypeError: there is no such knob.
+    """
+    given = {key: value for key, value in knobs.items() if value is not None}
+    without_meaning = {key: given[key] for key in _OF_TEXTS if key in given}
+    if protocol != "groupvit":
+        without_meaning["protocol"] = protocol
+    for key, value in without_meaning.items():
+        raise ValueError(
+            f"{key}={value!r}: no meaning for a segment head, which compares with no texts and has "
+            "learnt the background"
+        )
+    return make_protocol(protocol, **{"window": image_size} | given)
+
+
+class HeadTower(ImageTower):
+    """An image tower with a segment head.
+
+    Attributes:
+      class_names: that the head tells apart; the background, if there is one, is the first.
+    """
+
+    model: SegmentationModel
+
+    def __init__(self, model: SegmentationModel, class_names: Sequence[str], mesh: Mesh) -> None:
+        """Takes the parts of a run; nothing is compiled before it is used."""
+        super().__init__(model, mesh)
+        self.class_names = tuple(class_names)
+
+    @property
+    def has_background(self) -> bool:
+        """Whether class 0 is the background."""
+        return self.class_names[:1] == ("background",)
+
+    def class_embeddings(
+        self, variables: Params, names: Sequence[str], prompts: Sequence[str]
+    ) -> Float[np.ndarray, "N C"]:
+        """Returns the head's weights; a trained class needs neither name nor prompt."""
+        del names, prompts
+        return np.asarray(
+            self.replicate(variables["params"]["segment_head"]["classes"]["kernel"])
+        ).T
+
+
+class HeadWindowEncoder(WindowEncoder):
+    """Encodes windows and classifies their segments by the head."""
+
+    encoder: HeadTower
+    mixture = True
+
+    def __init__(
+        self,
+        encoder: HeadTower,
+        protocol: Protocol,
+        *,
+        views: bool = False,
+        windows_at_once: int | None = None,
+    ) -> None:
+        """Compiles nothing yet; see `WindowEncoder`."""
+        super().__init__(encoder, protocol, views=views, windows_at_once=windows_at_once)
+
+        def classify(variables: Params, windows: UInt8[Array, "B H W 3"]) -> Any:
+            output: Any = encoder.model.apply(variables, normalize(windows))
+            maps = group_maps(output.features.assignments, output.maps.shape[1:3])
+            scores = jax.nn.softmax(output.logits)
+            classes = jnp.arange(scores.shape[-1], dtype=jnp.int32)
+            maps = maps if views else maps[-1:]
+            return maps, jnp.broadcast_to(classes, (len(windows), len(classes))), scores
+
+        self._classify_all = jax.jit(classify, out_shardings=self.sharding)
+
+    def _classified(self, variables: Params, text: Array, windows: Array) -> WindowOutput:
+        del text  # the head's weights are among the variables
+        return WindowOutput(*self._classify_all(variables, windows))
+
+
+class HeadSegmentation(Segmentation):
+    """Segments every image of a set by the head; metrics as `Segmentation` has them."""
+
+    window_encoder: ClassVar[type[WindowEncoder]] = HeadWindowEncoder
+
+    def __init__(
+        self,
+        encoder: HeadTower,
+        source: MaskedSource,
+        protocol: Protocol,
+        *,
+        name: str = "segmentation",
+        windows_at_once: int | None = None,
+    ) -> None:
+        """Takes what to evaluate on; see `Segmentation`. The masks have the head's classes."""
+        super().__init__(
+            encoder,
+            source,
+            encoder.class_names,
+            protocol,
+            name=name,
+            windows_at_once=windows_at_once,
+        )
+        self.has_background = encoder.has_background

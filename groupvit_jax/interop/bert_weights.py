@@ -1,0 +1,179 @@
+"""Weights of a BERT for the text tower: Hugging Face directories of `transformers.BertModel`."""
+
+import re
+from pathlib import Path
+from typing import Any
+
+import jax
+from ml_collections import ConfigDict
+
+from groupvit_jax.interop.huggingface import read_tensors
+from groupvit_jax.interop.initialise import InitialisationReport, placed_like
+from groupvit_jax.interop.layout import (
+    FlatVariables,
+    expected_shapes,
+    flatten,
+    gather_arrays,
+    renamer,
+    unflatten,
+)
+from groupvit_jax.interop.tensor_file import read_json
+from groupvit_jax.models.bert_encoder import BERT_NORM_EPS
+from groupvit_jax.models.two_tower import text_tower
+from groupvit_jax.typing import Params, PyTree
+
+_PREFIX = "params/text_encoder/"
+_POSITIONS = "embeddings.position_embeddings.weight"
+_TOKEN_TYPES = "embeddings.token_type_embeddings.weight"
+# (our field of `config.model.text`, Hugging Face's)
+_FIELDS = (
+    ("vocab_size", "vocab_size"),
+    ("width", "hidden_size"),
+    ("num_layers", "num_hidden_layers"),
+    ("num_heads", "num_attention_heads"),
+)
+_FIXED = {
+    "model_type": "bert",
+    "hidden_act": "gelu",
+    "layer_norm_eps": BERT_NORM_EPS,
+    "position_embedding_type": "absolute",
+}
+
+_rename = renamer(
+    [
+        (r"^text_encoder/token_embedding/", "embeddings/word_embeddings/"),
+        (r"^text_encoder/position_embedding$", "embeddings/position_embeddings/weight"),
+        (r"^text_encoder/token_type_embedding$", "embeddings/token_type_embeddings/weight"),
+        (r"^text_encoder/embedding_norm/", "embeddings/LayerNorm/"),
+        (r"^text_encoder/blocks_(\d+)/", r"encoder/layer/\1/"),
+        (r"/attn/qkv/", "/attention/self/qkv/"),
+        (r"/attn/proj/", "/attention/output/dense/"),
+        (r"/norm1/", "/attention/output/LayerNorm/"),
+        (r"/mlp/fc1/", "/intermediate/dense/"),
+        (r"/mlp/fc2/", "/output/dense/"),
+        (r"/norm2/", "/output/LayerNorm/"),
+    ]
+)
+
+
+def names(name: str) -> tuple[str, ...]:
+    """Hugging Face's names of one of our text tower's arrays."""
+    foreign = _rename(name)
+    if ".self.qkv." not in foreign:
+        return (foreign,)
+    return tuple(foreign.replace(".qkv.", f".{part}.") for part in ("query", "key", "value"))
+
+
+def read_text_config(directory: Path, context_length: int, end_of_text_id: int) -> dict[str, Any]:
+    """Returns the `config.model.text` that a directory's BERT needs.
+
+    Args:
+      directory: holds a `config.json` of `BertModel`.
+      context_length: longest text, at most the positions that the BERT has.
+      end_of_text_id: the tokenizer's.
+
+    Raises:
+      FileNotFoundError: there is no `config.json`.
+      ValueError: it is none of a BERT, or of one that our tower can't follow.
+    """
+    path = directory / "config.json"
+    config = read_json(path)
+    for field, expected in _FIXED.items():
+        if (found := config.get(field, expected)) != expected:
+            raise ValueError(f"{path}: {field} is {found!r}, only {expected!r} is supported")
+    missing = [field for _, field in _FIELDS if field not in config]
+    if missing:
+        raise ValueError(f"{path}: no field {missing[0]}, expected the configuration of a BERT")
+    text = {ours: config[theirs] for ours, theirs in _FIELDS}
+    hidden = config.get("intermediate_size", 4 * text["width"])
+    return {
+        "kind": "bert",
+        **text,
+        "mlp_ratio": hidden / text["width"],
+        "context_length": context_length,
+        "end_of_text_id": end_of_text_id,
+    }
+
+
+def read_bert(directory: Path, model_config: ConfigDict) -> tuple[FlatVariables, tuple[str, ...]]:
+    """Reads the text tower of a model from a Hugging Face directory.
+
+    Args:
+      directory: holds `config.json` and `model.safetensors` (in one file or in parts with
+        `model.safetensors.index.json`, or `pytorch_model.bin`) of `BertModel`, or of a BERT with
+        heads, which are not used.
+      model_config: of the model, whose text tower has the BERT's sizes; its positions are the first
+        of the BERT's.
+
+    Returns:
+      The tower's variables by path, and the names of tensors that are not used.
+
+    Raises:
+      FileNotFoundError: a file is missing.
+      ValueError: naming the fields that differ, or the tensor that doesn't fit.
+    """
+    _check_sizes(directory, model_config.text)
+    path, tensors = read_tensors(directory)
+    source = {_modern_name(name): array for name, array in tensors.items()}
+    length = model_config.text.context_length
+    for name, rows in ((_POSITIONS, slice(length)), (_TOKEN_TYPES, 0)):
+        if name in source:
+            source[name] = source[name][rows]
+    if len(source.get(_POSITIONS, range(length))) < length:
+        raise ValueError(
+            f"{path}: {len(source[_POSITIONS])} positions found, expected at least "
+            f"config.model.text.context_length = {length}"
+        )
+    shapes = {n: s for n, s in expected_shapes(model_config).items() if n.startswith(_PREFIX)}
+    flat = gather_arrays(source, shapes, names, path)
+    used = {part for name in shapes for part in names(name)}
+    return flat, tuple(sorted(set(source) - used))
+
+
+def initialise_text_from(
+    path: str | Path, params: Params, batch_stats: PyTree, model_config: ConfigDict
+) -> tuple[Params, PyTree, InitialisationReport]:
+    """Replaces a freshly initialised text tower by a BERT (`config.text_init_from`).
+
+    Args:
+      path: a Hugging Face directory, see `read_bert`.
+      params: initialised parameters, which keep their shardings.
+      batch_stats: returned as they are.
+      model_config: `config.model` of the model that they belong to.
+
+    Returns:
+      Parameters, statistics, and what was done for each of the tower.
+
+    Raises:
+      FileNotFoundError: a file is missing.
+      ValueError: naming the fields that differ, or the tensor that doesn't fit.
+    """
+    flat, unused = read_bert(Path(path), model_config)
+    arrays = unflatten({name.removeprefix(_PREFIX): array for name, array in flat.items()})
+    tower = jax.tree.map(placed_like, dict(params["text_encoder"]), arrays)
+    loaded = tuple(f"{_PREFIX}{name}" for name in flatten(tower))
+    report = InitialisationReport(loaded, {}, {}, unused, ())
+    return {**params, "text_encoder": tower}, batch_stats, report
+
+
+def _check_sizes(directory: Path, text: ConfigDict) -> None:
+    if text_tower(text) != "bert":
+        raise ValueError(f"config.model.text.kind is 'clip', expected 'bert' to take {directory}")
+    expected = read_text_config(directory, text.context_length, text.end_of_text_id)
+    fields = [ours for ours, _ in _FIELDS]
+    # Of the MLP only the width counts: a ratio may have been rounded.
+    if round(text.width * text.mlp_ratio) != round(expected["width"] * expected["mlp_ratio"]):
+        fields.append("mlp_ratio")
+    wrong = [
+        f"config.model.text.{field} is {text[field]}, expected {expected[field]}"
+        for field in fields
+        if text[field] != expected[field]
+    ]
+    if wrong:
+        raise ValueError(f"{directory}: {'; '.join(wrong)}")
+
+
+def _modern_name(name: str) -> str:
+    """Without the prefix of models with heads; older files name LayerNorm's parameters so."""
+    name = re.sub(r"LayerNorm\.gamma$", "LayerNorm.weight", name.removeprefix("bert."))
+    return re.sub(r"LayerNorm\.beta$", "LayerNorm.bias", name)

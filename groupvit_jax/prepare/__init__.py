@@ -1,0 +1,1 @@
+"""Raw image-caption pairs to training shards."""

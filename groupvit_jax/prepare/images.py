@@ -1,0 +1,118 @@
+"""Encoded images of any kind -> upright RGB, JPEGs or pixels, no larger than training needs."""
+
+import dataclasses
+import math
+
+import cv2
+import numpy as np
+import simplejpeg
+from jaxtyping import UInt8
+
+from groupvit_jax.data.images.decode import BrokenImageError, ImageHeader, decode, read_header
+from groupvit_jax.data.images.transforms import MIN_SIDE
+from groupvit_jax.prepare.files import array_bytes
+
+__all__ = ["ENCODINGS", "ImageLimits", "TooSmallError", "encode_image"]
+
+ENCODINGS = ("jpeg", "pixels")
+
+_MARGIN = 1.5  # libjpeg may reduce an image to so many times the size asked for, not closer
+_BLOCK = 16  # pixels, of all components in 4:2:0
+
+
+@dataclasses.dataclass(frozen=True)
+class ImageLimits:
+    """How images are stored; larger ones are made smaller, never the other way round.
+
+    Attributes:
+      max_side: of the longer side in pixels; 0 for no limit.
+      short_side: of the shorter side in pixels; 0 for no limit.
+      jpeg_quality: 1 to 100, of the images that are encoded anew.
+      encoding: "jpeg", or "pixels" as they are, which training need not decode.
+    """
+
+    max_side: int = 512
+    short_side: int = 0
+    jpeg_quality: int = 95
+    encoding: str = "jpeg"
+
+    def scale(self, height: int, width: int) -> float:
+        """Returns the factor for both sides, at most 1."""
+        longer = self.max_side / max(height, width) if self.max_side else 1.0
+        shorter = self.short_side / min(height, width) if self.short_side else 1.0
+        return min(1.0, longer, shorter)
+
+
+class TooSmallError(BrokenImageError):
+    """A side is shorter than `MIN_SIDE`, which training refuses."""
+
+
+def encode_image(data: bytes, limits: ImageLimits) -> tuple[bytes, dict[str, int]]:
+    """Checks an image and makes an upright RGB JPEG of it, or a .npy file of its pixels.
+
+    A JPEG that is one already and not too large keeps its bytes. EXIF's orientation is applied
+    to the pixels of all others.
+
+    Args:
+      data: an encoded image.
+      limits: of its size.
+
+    Returns:
+      The file, and its width and height beside the original ones, as img2dataset names them.
+
+    Raises:
+      TooSmallError: nothing is to be seen in it; BrokenImageError: it can't be decoded.
+    """
+    header = read_header(data)
+    scale = limits.scale(header.height, header.width)
+    height, width = (max(1, round(scale * side)) for side in (header.height, header.width))
+    if min(height, width) < MIN_SIDE:
+        found = f"{height}x{width} pixels (height x width)"
+        raise TooSmallError(f"{found}, expected at least {MIN_SIDE}")
+    keep = scale == 1.0 and header.orientation == 1 and limits.encoding == "jpeg"
+    keep = keep and _is_rgb_jpeg(data, header)
+    # Every file is decoded, also to find the corrupt ones.
+    image = decode(data, min_size=0 if keep else math.ceil(_MARGIN * min(height, width)))
+    if header.orientation >= 5:
+        height, width = width, height
+    if not keep:
+        image = _resize(image, height, width)
+        pixels = limits.encoding == "pixels"
+        data = array_bytes(image) if pixels else _encode(image, limits.jpeg_quality)
+    turned = header.orientation >= 5
+    original_height = header.width if turned else header.height
+    original_width = header.height if turned else header.width
+    sizes = {"width": width, "height": height}
+    return data, sizes | {"original_width": original_width, "original_height": original_height}
+
+
+def _encode(image: UInt8[np.ndarray, "H W 3"], quality: int) -> bytes:
+    """Makes a JPEG in 4:2:0, as img2dataset's are, of tiles that decode by themselves."""
+    blocks = -(-image.shape[1] // _BLOCK)
+    # Restart markers at the same columns of every row, so that training decodes a crop alone (see
+    # `jpeg_crop`). Each adds about 5 bytes; tiles of less than 3 blocks would be mostly markers.
+    interval = next((size for size in range(3, 9) if blocks % size == 0), blocks)
+    options = {
+        cv2.IMWRITE_JPEG_QUALITY: quality,
+        cv2.IMWRITE_JPEG_SAMPLING_FACTOR: cv2.IMWRITE_JPEG_SAMPLING_FACTOR_420,
+        cv2.IMWRITE_JPEG_RST_INTERVAL: interval,
+    }
+    flat = [value for option in options.items() for value in option]
+    return cv2.imencode(".jpg", cv2.cvtColor(image, cv2.COLOR_RGB2BGR), flat)[1].tobytes()
+
+
+def _is_rgb_jpeg(data: bytes, header: ImageHeader) -> bool:
+    if header.kind != "jpeg":
+        return False
+    try:
+        return simplejpeg.decode_jpeg_header(data)[2] in ("YCbCr", "RGB")
+    except ValueError as error:
+        raise BrokenImageError(str(error)) from error
+
+
+def _resize(
+    image: UInt8[np.ndarray, "H W 3"], height: int, width: int
+) -> UInt8[np.ndarray, "h w 3"]:
+    if image.shape[:2] != (height, width):
+        image = cv2.resize(image, (width, height), interpolation=cv2.INTER_AREA)
+    return np.ascontiguousarray(image)

@@ -1,0 +1,303 @@
+"""What people have, cut into chunks: img2dataset's shards, tables of files, COCO's captions, TFDS.
+
+Each chunk becomes one shard. What a chunk holds and in which order is a function of the input
+alone, so any worker can make any shard at any time, and the shard is always the same.
+"""
+
+import dataclasses
+import hashlib
+import json
+import math
+import os
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from etils import epath
+
+from groupvit_jax.data.sources import captions_table, tar_index
+from groupvit_jax.data.sources.pairs import (
+    MAX_SAMPLE_BYTES,
+    BrokenSampleError,
+    TfdsSource,
+    read_fields,
+    read_parts,
+    texts_of,
+)
+from groupvit_jax.prepare.files import is_remote, local_copy, publish, read_json
+
+__all__ = ["Chunk", "Item", "fingerprint", "plan", "read"]
+
+NO_IMAGE, NO_CAPTION = "no image", "no caption"
+BROKEN_SAMPLE, CUT_OFF = "broken sample", "lost where a tar breaks off"
+_TABLES = (".csv", ".tsv", ".txt", ".json")
+_ROWS_AT_ONCE = 64  # of a parquet file, held in memory
+
+
+@dataclasses.dataclass(frozen=True)
+class Chunk:
+    """The part of the input that one shard is made of.
+
+    Attributes:
+      number: its place, which is the shard's.
+      kind: "tar", "parquet", "table" or "tfds".
+      path: the file; of a table the listing that `plan` wrote, of TFDS NAME/SPLIT.
+      images: of a table: the folder of the files.
+      columns: of parquet: the columns of the image and the caption, "" for the usual ones.
+      start: the first index, of TFDS.
+      stop: one after the last.
+    """
+
+    number: int
+    kind: str
+    path: str
+    images: str = ""
+    columns: tuple[str, str] = ("", "")
+    start: int = 0
+    stop: int = 0
+
+
+@dataclasses.dataclass(frozen=True)
+class Item:
+    """One image with its captions as the input has them.
+
+    Attributes:
+      source: where it lies, for people.
+      image: the encoded file, None if there is none.
+      captions: not blank, without white space around them.
+      num_captions: the blank ones included.
+      metadata: other fields of its JSON or row.
+      problem: why it can't be used, in words that are counted; "" if nothing is known against it.
+      detail: more about the problem.
+    """
+
+    source: str
+    image: bytes | None
+    captions: list[str]
+    num_captions: int
+    metadata: dict[str, Any] = dataclasses.field(default_factory=dict)
+    problem: str = ""
+    detail: str = ""
+
+
+def plan(
+    pattern: str,
+    images: str,
+    columns: tuple[str, str],
+    items_per_chunk: int,
+    listings: epath.PathLike,
+) -> list[Chunk]:
+    """Cuts the input into chunks; a table's go to files in the folder `listings`.
+
+    Args:
+      pattern: `--input`: tar or parquet files (glob, braces, comma list), a table, or
+        tfds:NAME/SPLIT. A tar or parquet file is one chunk.
+      images: the folder of a table's files.
+      columns: of the image and the caption, "" for the usual names.
+      items_per_chunk: of a table and of TFDS.
+      listings: where workers can read, too.
+
+    Raises:
+      ValueError: the input is none of these, or empty; OSError: it can't be read.
+    """
+    if pattern.startswith("tfds:"):
+        path = pattern.removeprefix("tfds:")
+        spans = _spans(len(_open_tfds(path)), items_per_chunk)
+        chunks = [Chunk(n, "tfds", path, start=a, stop=b) for n, (a, b) in enumerate(spans)]
+    elif pattern.endswith(_TABLES):
+        chunks = _plan_table(pattern, images, columns, items_per_chunk, epath.Path(listings))
+    else:
+        chunks = [
+            Chunk(number, _kind(path), path, columns=columns)
+            for number, path in enumerate(_expand(pattern))
+        ]
+    if not chunks:
+        raise ValueError(f"--input={pattern}: no image in it")
+    return chunks
+
+
+def fingerprint(pattern: str) -> str:
+    """Returns what tells this input from a changed one: a table's content, files and sizes."""
+    if pattern.startswith("tfds:"):
+        path = pattern.removeprefix("tfds:")
+        identity = f"{len(_open_tfds(path))} {path}".encode()
+    elif pattern.endswith(_TABLES):
+        identity = epath.Path(pattern).read_bytes()
+    else:
+        sizes = [[path, epath.Path(path).stat().length] for path in _expand(pattern)]
+        identity = json.dumps(sizes).encode()
+    return hashlib.sha256(identity).hexdigest()
+
+
+def read(chunk: Chunk) -> Iterator[Item]:
+    """Reads a chunk's items in order, one or a few at a time.
+
+    Raises:
+      ValueError: a parquet file lacks a column or is damaged; OSError: a file can't be read.
+    """
+    readers = {"tar": _read_tar, "parquet": _read_parquet, "table": _read_table, "tfds": _read_tfds}
+    return readers[chunk.kind](chunk)
+
+
+def _expand(pattern: str) -> list[str]:
+    if not is_remote(pattern):
+        return tar_index.expand_pattern(pattern, "--input")
+    folder, _, name = pattern.rpartition("/")
+    paths = sorted(os.fspath(path) for path in epath.Path(folder).glob(name))
+    if not paths:
+        raise FileNotFoundError(f"--input={pattern}: no file matches it")
+    return paths
+
+
+def _kind(path: str) -> str:
+    suffix = Path(path).suffix
+    if suffix not in (".tar", ".parquet"):
+        expected = f"tar, parquet, {', '.join(_TABLES)} or tfds:NAME/SPLIT"
+        raise ValueError(f"--input: {path}: expected {expected}")
+    return suffix[1:]
+
+
+def _spans(length: int, size: int) -> list[tuple[int, int]]:
+    return [(start, min(start + size, length)) for start in range(0, length, size)]
+
+
+def _plan_table(
+    path: str, images: str, columns: tuple[str, str], items_per_chunk: int, listings: epath.Path
+) -> list[Chunk]:
+    if not images or not epath.Path(images).is_dir():
+        raise FileNotFoundError(f"--images={images}: expected the folder of the table's files")
+    with local_copy(path) as local:
+        items = captions_table.read_captions(local, *columns)
+    chunks = []
+    for number, (start, stop) in enumerate(_spans(len(items), items_per_chunk)):
+        listing = listings / f"{number:05d}.items.json"
+        rows = [[item.file, item.captions] for item in items[start:stop]]
+        publish(listing, json.dumps(rows).encode())
+        chunks.append(Chunk(number, "table", os.fspath(listing), images))
+    return chunks
+
+
+def _read_table(chunk: Chunk) -> Iterator[Item]:
+    for file, texts in read_json(epath.Path(chunk.path)):
+        try:
+            image = _read_file(chunk.images, file)
+        except (OSError, ValueError) as error:  # ValueError: a zero byte in the name
+            detail = getattr(error, "strerror", None) or str(error)
+            yield Item(file, None, [], len(texts), problem="unreadable file", detail=detail)
+        else:
+            yield _item(file, image, texts)
+
+
+def _read_file(folder: str, file: str) -> bytes:
+    path = epath.Path(folder) / file
+    if path.stat().length > MAX_SAMPLE_BYTES:
+        raise OSError(f"more than {MAX_SAMPLE_BYTES} bytes")
+    return path.read_bytes()
+
+
+def _short_name(path: str) -> str:
+    """The file and its folder: sets are told apart whose shards have the same names."""
+    return "/".join(Path(path).parts[-2:])
+
+
+def _read_tar(chunk: Chunk) -> Iterator[Item]:
+    name = _short_name(chunk.path)
+    with local_copy(chunk.path) as path:
+        index = tar_index.scan(path)
+        with open(path, "rb") as file:
+            for entry in index:
+                key = entry["key"].decode("utf-8", "replace")
+                yield _tar_item(file.fileno(), entry["offset"], entry["size"], f"{name}: {key}")
+
+
+def _tar_item(fd: int, offsets: Any, sizes: Any, source: str) -> Item:
+    if (sizes < 0).all():
+        return Item(source, None, [], 0, problem=CUT_OFF)
+    try:
+        image, text, metadata = read_parts(fd, offsets, sizes)
+        fields = read_fields(metadata)
+        return _item(source, image, texts_of(text, fields), fields)
+    except BrokenSampleError as error:
+        return Item(source, None, [], 0, problem=BROKEN_SAMPLE, detail=str(error))
+
+
+def _read_parquet(chunk: Chunk) -> Iterator[Item]:
+    import pyarrow
+    from pyarrow import parquet
+
+    name = _short_name(chunk.path)
+    try:
+        with local_copy(chunk.path) as path, parquet.ParquetFile(path) as file:
+            columns = file.schema_arrow.names
+            usual = (
+                [*tar_index.IMAGE_EXTENSIONS, *captions_table.IMAGE_COLUMNS],
+                captions_table.CAPTION_COLUMNS,
+            )
+            image, caption = (
+                columns[captions_table.find_column(chunk.path, columns, flag, wanted, names)]
+                for flag, wanted, names in zip(
+                    ("image_column", "caption_column"), chunk.columns, usual, strict=True
+                )
+            )
+            number = 0
+            for batch in file.iter_batches(_ROWS_AT_ONCE):
+                for row in batch.to_pylist():
+                    yield _parquet_item(f"{name}: row {number}", row, image, caption)
+                    number += 1
+    except (pyarrow.ArrowException, OSError) as error:
+        raise ValueError(f"{chunk.path}: can't be read as parquet: {error}") from error
+
+
+def _parquet_item(source: str, row: dict[str, Any], image: str, caption: str) -> Item:
+    data, texts = row.pop(image), row.pop(caption)
+    if isinstance(data, dict):  # Hugging Face's datasets: bytes and path
+        data = data.get("bytes")
+    if isinstance(data, str):
+        found = "expected a column of image files' bytes, found text"
+        return Item(source, None, [], 0, problem=NO_IMAGE, detail=found)
+    if data is not None and len(data) > MAX_SAMPLE_BYTES:
+        return Item(source, None, [], 0, problem=BROKEN_SAMPLE, detail=f"{len(data)} bytes")
+    metadata = {key: value for key, value in row.items() if _is_json(value)}
+    return _item(source, data, texts if isinstance(texts, list) else [texts], metadata)
+
+
+def _is_json(value: Any) -> bool:
+    if isinstance(value, float):
+        return math.isfinite(value)  # NaN is pandas' way to say that there is none
+    return isinstance(value, str | int | None)
+
+
+def _open_tfds(path: str) -> TfdsSource:
+    name, _, split = path.rpartition("/")
+    if not name:
+        raise ValueError(f"--input=tfds:{path}: expected tfds:NAME/SPLIT or tfds:FOLDER/SPLIT")
+    folder = epath.Path(name).expanduser()
+    data_dir = os.fspath(folder) if (folder / "features.json").exists() else ""
+    return TfdsSource("" if data_dir else name, split, data_dir, "--input")
+
+
+def _read_tfds(chunk: Chunk) -> Iterator[Item]:
+    source = _open_tfds(chunk.path)
+    for index in range(chunk.start, chunk.stop):
+        try:
+            sample = source[index]
+        except BrokenSampleError as error:
+            where = source.locate(index)
+            yield Item(where, None, [], 0, problem=BROKEN_SAMPLE, detail=str(error))
+        else:
+            yield _item(f"{chunk.path}: {sample['key']}", sample["image"], sample["captions"])
+
+
+def _item(
+    source: str,
+    image: bytes | None,
+    texts: Sequence[Any],
+    metadata: dict[str, Any] | None = None,
+) -> Item:
+    # JSON may hold halves of characters, which no file can.
+    clean = [t.encode("utf-8", "replace").decode().strip() for t in texts if isinstance(t, str)]
+    captions = [text for text in clean if text]
+    problem = "" if captions else NO_CAPTION
+    if not image:
+        problem = NO_IMAGE
+    return Item(source, image, captions, len(texts), metadata or {}, problem)

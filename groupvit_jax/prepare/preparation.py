@@ -1,0 +1,363 @@
+"""Raw pairs -> training shards: counted, restartable, the same bytes every time.
+
+Two passes go over the input. Each is a plain function of one chunk that any worker may call, at
+any time and even twice: `hash_chunk` takes the hash of every item, from which the duplicates of
+all chunks are decided at once, and `make_shard` writes the chunk's shard. What is done is recorded
+in the output folder: in `.progress` while shards are missing, and in `manifest.json` at the end.
+"""
+
+import dataclasses
+import hashlib
+import importlib.metadata
+import itertools
+import json
+import os
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, NamedTuple
+
+import numpy as np
+from absl import logging
+from etils import epath
+from jaxtyping import Bool, UInt64
+
+from groupvit_jax.data.images import transforms
+from groupvit_jax.data.images.decode import BrokenImageError
+from groupvit_jax.data.text import caption_tokens
+from groupvit_jax.data.text.tokenizers import Tokenizer
+from groupvit_jax.prepare import files, inputs, writers
+from groupvit_jax.prepare.counts import Counts, add_up
+from groupvit_jax.prepare.images import ImageLimits, TooSmallError, encode_image
+from groupvit_jax.prepare.inputs import Chunk, Item
+from groupvit_jax.prepare.runners import Runner
+from groupvit_jax.prepare.writers import PreparedSample
+
+__all__ = ["DUPLICATES", "MANIFEST", "Options", "find_duplicates", "hash_chunk", "make_shard"]
+__all__ += ["prepare"]
+
+DUPLICATES = ("pair", "image", "keep")
+MANIFEST = "manifest.json"
+_PROGRESS, _OPTIONS = ".progress", "options.json"
+_DUPLICATE, _BROKEN, _TOO_SMALL = "duplicate", "broken image", "smaller than 8 pixels"
+_OURS = ("nouns", "tokens")  # fields that training reads
+# What the bytes of a shard hang on beside the options.
+_LIBRARIES = ("array_record", "opencv-python-headless", "simplejpeg", "textblob")
+_NAMED_DROPS = 20  # of a shard, in the log
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+    """What decides the shards' content; the fields are named as the flags of `launch.prepare`.
+
+    Attributes:
+      input: tar or parquet files, a table, or tfds:NAME/SPLIT; see `prepare.inputs.plan`.
+      output: the folder of the shards.
+      images: the folder of a table's files.
+      image_column: of a table or parquet file, "" for the usual names.
+      caption_column: likewise.
+      format: one of `prepare.writers.FORMATS`.
+      samples_per_shard: of tables and TFDS sets; a tar or parquet file becomes one shard.
+      max_side: see `ImageLimits`.
+      short_side: see `ImageLimits`.
+      jpeg_quality: see `ImageLimits`.
+      encoding: see `ImageLimits`.
+      duplicates: "pair" drops an image that has come before with the same captions, "image" also
+        one with others, "keep" none.
+      tokenizer: "clip", or the path of a SentencePiece model or a BERT's vocab.txt, whose token ids
+        are stored; "" for none.
+    """
+
+    input: str
+    output: str
+    images: str = ""
+    image_column: str = ""
+    caption_column: str = ""
+    format: str = "webdataset"
+    samples_per_shard: int = 10_000
+    max_side: int = ImageLimits.max_side
+    short_side: int = ImageLimits.short_side
+    jpeg_quality: int = ImageLimits.jpeg_quality
+    encoding: str = ImageLimits.encoding
+    duplicates: str = "pair"
+    tokenizer: str = ""
+
+    @property
+    def progress(self) -> epath.Path:
+        """The folder of what is known before all shards are there."""
+        return epath.Path(self.output) / _PROGRESS
+
+
+@dataclasses.dataclass(frozen=True)
+class Task:
+    """What a worker is told: one chunk of the input."""
+
+    options: Options
+    chunk: Chunk
+    num_shards: int
+    num_threads: int = 1
+
+    @property
+    def shard_name(self) -> str:
+        """File name of the chunk's shard."""
+        return writers.shard_name(self.options.format, self.chunk.number, self.num_shards)
+
+    def progress_file(self, kind: str) -> epath.Path:
+        """Where a worker's result is kept; `kind` is its extension."""
+        return self.options.progress / f"{self.chunk.number:05d}.{kind}"
+
+
+def prepare(
+    options: Options, run: Runner, num_workers: int = 1, verify: bool = False
+) -> dict[str, Any]:
+    """Makes the shards that are missing and the manifest.
+
+    Args:
+      options: what to make.
+      run: who makes it.
+      num_workers: cores that `run` has here; they share a shard where there are few.
+      verify: whether the checksums of shards made before are compared, not only their sizes.
+
+    Returns:
+      The manifest: options, counts, and of every shard file, sha256, bytes and counts.
+
+    Raises:
+      ValueError: an option is wrong or differs from those that the folder was begun with.
+      OSError: the input can't be read or the output not written.
+    """
+    identity = _check_folder(options)
+    records = _finished(options, verify)
+    manifest = epath.Path(options.output) / MANIFEST
+    if manifest.exists() and len(records) == len(files.read_json(manifest)["shards"]):
+        return files.read_json(manifest)
+    _begin(options, identity)
+    columns = options.image_column, options.caption_column
+    chunks = inputs.plan(
+        options.input, options.images, columns, options.samples_per_shard, options.progress
+    )
+    num_threads = max(1, num_workers // len(chunks))
+    tasks = [Task(options, chunk, len(chunks), num_threads) for chunk in chunks]
+    missing = [task for task in tasks if task.shard_name not in records]
+    if options.duplicates != "keep" and missing:
+        run(hash_chunk, [task for task in tasks if not task.progress_file("hashes").exists()])
+        _mark_duplicates(tasks)
+    run(make_shard, missing)
+    for task in missing:
+        records[task.shard_name] = files.read_json(task.progress_file("done"))
+    return _finish(options, [records[task.shard_name] for task in tasks])
+
+
+def _check_folder(options: Options) -> dict[str, Any]:
+    """Returns what decides the shards, and checks that the folder was begun with the same."""
+    output = epath.Path(options.output)
+    if output.suffix == ".tar":
+        raise ValueError(f"--output={output}: expected a folder, in which shards get their names")
+    try:
+        tokenizer = caption_tokens.open_tokenizer(options.tokenizer)
+    except (OSError, ValueError) as error:
+        raise ValueError(f"--tokenizer={options.tokenizer}: {error}") from error
+    identity = dataclasses.asdict(options) | {
+        "input_fingerprint": inputs.fingerprint(options.input),
+        "tokenizer_fingerprint": tokenizer and caption_tokens.fingerprint(tokenizer),
+        "versions": {name: importlib.metadata.version(name) for name in _LIBRARIES},
+    }
+    if (output / MANIFEST).exists():
+        _check_same(options, files.read_json(output / MANIFEST)["options"], identity)
+    elif (options.progress / _OPTIONS).exists():
+        _check_same(options, files.read_json(options.progress / _OPTIONS), identity)
+    elif output.exists() and any(path.name != _PROGRESS for path in output.iterdir()):
+        raise FileExistsError(
+            f"--output={output}: holds files but no {MANIFEST}; expected a new or empty folder"
+        )
+    return identity
+
+
+def _begin(options: Options, identity: dict[str, Any]) -> None:
+    options.progress.mkdir(parents=True, exist_ok=True)
+    for folder in (epath.Path(options.output), options.progress):
+        for path in folder.glob(f"*{files.INCOMPLETE}*"):  # of a killed run
+            path.unlink(missing_ok=True)
+    files.publish(options.progress / _OPTIONS, files.json_bytes(identity))
+
+
+def _check_same(options: Options, old: dict[str, Any], new: dict[str, Any]) -> None:
+    for field in dataclasses.fields(options):
+        name = field.name
+        begun_with = old.get(name, field.default)  # an option is younger than the folder
+        if begun_with != new[name] and name != "output":  # a folder may be moved
+            raise ValueError(
+                f"--{name}={new[name]}: {options.output} was begun with --{name}={begun_with}; "
+                "give that, or another --output"
+            )
+    for name in ("input", "tokenizer"):
+        if old.get(f"{name}_fingerprint") != new[f"{name}_fingerprint"]:
+            raise ValueError(
+                f"--{name}={new[name]}: has changed since {options.output} was begun; "
+                "choose another --output"
+            )
+    if old.get("versions") != new["versions"]:
+        message = "%s was begun with %s; shards made now, with %s, may differ in their bytes"
+        logging.warning(message, options.output, old.get("versions"), new["versions"])
+
+
+def _finished(options: Options, verify: bool) -> dict[str, dict[str, Any]]:
+    """Returns the records of the shards that are there, by file name."""
+    output = epath.Path(options.output)
+    if (output / MANIFEST).exists():
+        records = files.read_json(output / MANIFEST)["shards"]
+    else:
+        records = [files.read_json(file) for file in options.progress.glob("*.done")]
+    return {record["file"]: record for record in records if _is_whole(output, record, verify)}
+
+
+def _is_whole(output: epath.Path, record: dict[str, Any], verify: bool) -> bool:
+    path = output / record["file"]
+    size = path.stat().length if path.exists() else None
+    if size != record["bytes"]:
+        logging.warning("%s: %s bytes, expected %d; made anew", path, size, record["bytes"])
+        return False
+    if verify and files.sha256(path) != record["sha256"]:
+        logging.warning("%s: its sha256 is not the recorded one; made anew", path)
+        return False
+    return True
+
+
+def hash_chunk(task: Task) -> str:
+    """Writes the hash of every item of a chunk, UInt64 "N 2"; zeros stand for unusable ones."""
+    rows = [_hash(item, task.options.duplicates) for item in inputs.read(task.chunk)]
+    hashes = np.frombuffer(b"".join(rows), "<u8").reshape(len(rows), 2)
+    files.publish(task.progress_file("hashes"), files.array_bytes(hashes))
+    return f"{len(rows)} images hashed for shard {task.shard_name}"
+
+
+def _hash(item: Item, duplicates: str) -> bytes:
+    if item.problem or item.image is None:
+        return bytes(16)
+    digest = hashlib.blake2b(item.image, digest_size=16)
+    if duplicates == "pair":
+        digest.update(json.dumps(item.captions).encode())
+    return digest.digest()
+
+
+def _mark_duplicates(tasks: Sequence[Task]) -> None:
+    hashes = [files.read_array(t.progress_file("hashes")) for t in tasks]
+    duplicate = find_duplicates(np.concatenate(hashes))
+    start = 0
+    for task, part in zip(tasks, hashes, strict=True):
+        positions = files.array_bytes(np.flatnonzero(duplicate[start : start + len(part)]))
+        files.publish(task.progress_file("duplicates"), positions)
+        start += len(part)
+
+
+def find_duplicates(hashes: UInt64[np.ndarray, "N 2"]) -> Bool[np.ndarray, " N"]:
+    """Returns which hashes have come before. Zeros never have."""
+    order = np.lexsort((hashes[:, 1], hashes[:, 0]))  # stable: the first comes first
+    ordered = hashes[order]
+    duplicate = np.zeros(len(hashes), bool)
+    same = (ordered[1:] == ordered[:-1]).all(axis=1) & ordered[1:].any(axis=1)
+    duplicate[order[1:][same]] = True
+    return duplicate
+
+
+def make_shard(task: Task) -> str:
+    """Writes a chunk's shard and the record of it."""
+    transforms.init_worker()
+    counts = Counts()
+    target = epath.Path(task.options.output) / task.shard_name
+    with files.written_complete(target) as local:
+        samples = _samples(task, counts)
+        writers.write_shard(task.options.format, local, samples, task.options.encoding)
+        record = {
+            "file": task.shard_name,
+            "sha256": files.sha256(local),
+            "bytes": os.path.getsize(local),
+            **counts.as_dict(),
+        }
+    files.publish(task.progress_file("done"), files.json_bytes(record))
+    return f"{task.shard_name}: {counts.written[0]} of {counts.read[0]} images"
+
+
+def _samples(task: Task, counts: Counts) -> Iterator[PreparedSample]:
+    """Yields a chunk's samples in order and counts what becomes of its items."""
+    options, marks = task.options, task.progress_file("duplicates")
+    drop_duplicates = options.duplicates != "keep"
+    duplicates = frozenset(files.read_array(marks).tolist() if drop_duplicates else ())
+    fields = dataclasses.fields(ImageLimits)
+    limits = ImageLimits(**{field.name: getattr(options, field.name) for field in fields})
+    tokenizer = caption_tokens.open_tokenizer(options.tokenizer)
+
+    def convert(numbered: tuple[int, Item]) -> PreparedSample | _Dropped:
+        position, item = numbered
+        if position in duplicates:
+            return _Dropped(_DUPLICATE)
+        return _convert(f"{task.chunk.number:05d}{position:06d}", item, limits, tokenizer)
+
+    numbered = enumerate(inputs.read(task.chunk))
+    with ThreadPoolExecutor(task.num_threads) as pool:
+        # Few at a time: they are all in memory.
+        while window := list(itertools.islice(numbered, 4 * task.num_threads)):
+            for (_, item), result in zip(window, pool.map(convert, window), strict=True):
+                if isinstance(result, _Dropped):
+                    counts.drop(result.reason, item.num_captions)
+                    _log_drop(item.source, result, counts.read[0] - counts.written[0])
+                else:
+                    counts.write(item.num_captions, item.num_captions - len(item.captions))
+                    yield result
+
+
+class _Dropped(NamedTuple):
+    reason: str
+    detail: str = ""
+
+
+def _log_drop(source: str, dropped: _Dropped, number: int) -> None:
+    if number <= _NAMED_DROPS:
+        why = f"{dropped.reason} ({dropped.detail})" if dropped.detail else dropped.reason
+        logging.warning("Dropped %s: %s", source, why)
+    elif number == _NAMED_DROPS + 1:
+        logging.warning("More are dropped from this shard; %s counts them", MANIFEST)
+
+
+def _convert(
+    key: str, item: Item, limits: ImageLimits, tokenizer: Tokenizer | None
+) -> PreparedSample | _Dropped:
+    if item.problem or item.image is None:
+        return _Dropped(item.problem, item.detail)
+    try:
+        image, sizes = encode_image(item.image, limits)
+    except TooSmallError as error:
+        return _Dropped(_TOO_SMALL, str(error))
+    except BrokenImageError as error:
+        return _Dropped(_BROKEN, str(error))
+    kept = {name: value for name, value in item.metadata.items() if name not in _OURS}
+    fields = {
+        **sizes,
+        **kept,  # img2dataset's original sizes are those before its own resizing
+        "key": key,
+        "source": item.source,
+        "caption": item.captions[0],
+        "captions": item.captions,
+        "width": sizes["width"],
+        "height": sizes["height"],
+        **caption_tokens.annotate(item.captions, tokenizer),
+    }
+    metadata = json.dumps(fields, ensure_ascii=False).encode("utf-8", "replace")
+    return PreparedSample(key, image, item.captions, metadata)
+
+
+def _finish(options: Options, records: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Writes the manifest, and the metadata of a TFDS set; then the progress is of no use."""
+    output = epath.Path(options.output)
+    manifest = {
+        "options": files.read_json(options.progress / _OPTIONS),
+        "counts": add_up(records),
+        "shards": list(records),
+    }
+    if options.format == "tfds":
+        lengths = [record["written"]["images"] for record in records]
+        num_bytes = sum(record["bytes"] for record in records)
+        writers.write_tfds_metadata(
+            output, lengths, num_bytes, "Image-caption pairs", options.encoding
+        )
+    files.publish(output / MANIFEST, files.json_bytes(manifest))
+    options.progress.rmtree()
+    return manifest

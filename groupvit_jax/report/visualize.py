@@ -1,0 +1,245 @@
+"""Pictures of segmentations and groups, to show to other people."""
+
+import functools
+import io
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+import cv2
+import numpy as np
+from jaxtyping import Integer
+from PIL import Image
+
+from groupvit_jax.report import lettering
+from groupvit_jax.typing import UInt8
+
+RgbImage = UInt8[np.ndarray, "H W 3"]
+Labels = Integer[np.ndarray, "H W"]
+Colours = UInt8[np.ndarray, "N 3"]
+
+_PAPER = 255
+# In CIELAB: neither so dark nor so light that the photo below is lost, nor so grey that a colour
+# is taken for the unlabelled photo.
+_LIGHTNESS, _CHROMA, _GRID = (42, 86), (32, 80), 24
+_FIRST_COLOUR = (47, 126, 216)
+
+
+def palette(count: int) -> Colours:
+    """Returns `count` colours that the eye tells apart; a longer palette begins with a shorter one.
+
+    Each colour is the one furthest from those before it in CIELAB, of the colours that are neither
+    dark nor pale nor grey.
+    """
+    return _palette(count).copy()
+
+
+@functools.cache
+def _palette(count: int) -> Colours:
+    rgb = np.stack(np.meshgrid(*[np.linspace(0, 255, _GRID)] * 3), axis=-1).reshape(-1, 3)
+    rgb = np.rint(rgb).astype(np.uint8)
+    lightness, a, b = _lab(rgb).T
+    chroma = np.hypot(a, b)
+    kept = (lightness > _LIGHTNESS[0]) & (lightness < _LIGHTNESS[1])
+    rgb = rgb[kept & (chroma > _CHROMA[0]) & (chroma < _CHROMA[1])]
+    lab, chosen = _lab(rgb), [np.array(_FIRST_COLOUR, np.uint8)]
+    nearest = np.full(len(lab), np.inf)
+    while len(chosen) < count:
+        difference = lab - _lab(chosen[-1][None])
+        nearest = np.minimum(nearest, (difference**2).sum(axis=1))
+        chosen.append(rgb[nearest.argmax()])
+    return np.stack(chosen)[:count]
+
+
+def _lab(rgb: Colours) -> np.ndarray:
+    return cv2.cvtColor(rgb[None].astype(np.float32) / 255, cv2.COLOR_RGB2Lab)[0]
+
+
+def colour(labels: Labels, colours: Colours) -> RgbImage:
+    """Paints each label in its colour; labels without one are black."""
+    table = np.concatenate([colours, np.zeros((1, 3), np.uint8)])
+    return table.take(np.where(_has_colour(labels, colours), labels, len(colours)), axis=0)
+
+
+def overlay(
+    image: RgbImage,
+    labels: Labels,
+    colours: Colours,
+    strength: float = 0.55,
+    background: int | None = None,
+) -> RgbImage:
+    """Paints the labels over the image, with a white line between regions.
+
+    Args:
+      image: what was segmented.
+      labels: of its pixels; where one has no colour, the photo shows, grey and dimmed.
+      colours: of labels 0, 1, ...
+      strength: how much of a colour is mixed in, 0 to 1.
+      background: a label that is drawn as if it had no colour.
+    """
+    painted = _has_colour(labels, colours) & (labels != background)
+    mixed = cv2.addWeighted(image, 1 - strength, colour(labels, colours), strength, 0)
+    mixed = np.where(painted[..., None], mixed, _dimmed(image))
+    # Not quite white, so that ragged regions keep their colour.
+    lines = cv2.addWeighted(mixed, 0.25, np.full_like(mixed, 255), 0.75, 0)
+    return np.where(_borders(np.where(painted, labels, -1))[..., None], lines, mixed)
+
+
+def _has_colour(labels: Labels, colours: Colours) -> np.ndarray:
+    return (labels >= 0) & (labels < len(colours))
+
+
+def _dimmed(image: RgbImage) -> RgbImage:
+    """The image in grey, half as bright and a little flatter."""
+    grey = cv2.cvtColor(image, cv2.COLOR_RGB2GRAY)[..., None]
+    return np.repeat(24 + grey // 9 * 4, 3, axis=2)
+
+
+def _borders(labels: Labels) -> np.ndarray:
+    """Which pixels differ from the one to the right or below; two pixels wide in large pictures."""
+    borders = np.zeros(labels.shape, np.uint8)
+    borders[:, :-1] |= labels[:, :-1] != labels[:, 1:]
+    borders[:-1] |= labels[:-1] != labels[1:]
+    width = 1 + min(labels.shape) // 900
+    return cv2.dilate(borders, np.ones((width, width), np.uint8)).astype(bool)
+
+
+def enlarge(image: UInt8[np.ndarray, "H W *C"], factor: int) -> UInt8[np.ndarray, "h w *C"]:
+    """Repeats every pixel `factor` times in both directions."""
+    return image.repeat(factor, axis=0).repeat(factor, axis=1)
+
+
+def write_names(
+    image: RgbImage, labels: Labels, names: Sequence[str], min_share: float = 0.004
+) -> RgbImage:
+    """Writes the names of the labels at their largest connected parts.
+
+    A name stands where its part is widest, in letters that follow the picture's size, moved
+    into the picture, and away from the names of larger parts. What has no room stays unnamed.
+
+    Args:
+      image: the picture to write on.
+      labels: of its pixels.
+      names: of labels 0, 1, ...; an empty one is not written.
+      min_share: of the picture, below which a part stays unnamed.
+
+    Returns:
+      A new picture.
+    """
+    image, size = image.copy(), lettering.size_for(image.shape)
+    step = 1 + min(labels.shape) // 800  # of many megapixels, every second or third will do
+    coarse = labels[::step, ::step]
+    parts = [
+        (*_largest_part(coarse == label), names[label])
+        for label in np.unique(coarse)
+        if 0 <= label < len(names) and names[label]
+    ]
+    taken: list[_Box] = []
+    for area, corner, part, name in sorted(parts, key=lambda part: -part[0]):
+        if area < max(min_share * coarse.size, (size / step) ** 2 / 2):
+            continue
+        letters = lettering.fit(name, size, labels.shape[1])
+        height, width = (-(-side // step) for side in letters.shape)
+        box = _place(part, corner, (height, width), coarse.shape, taken)
+        if box is not None:
+            lettering.stamp(image, letters, step * box.top, step * box.left)
+            taken.append(box)
+    return image
+
+
+class _Box(NamedTuple):
+    top: int
+    left: int
+    height: int
+    width: int
+
+
+def _largest_part(inside: np.ndarray) -> tuple[int, tuple[int, int], np.ndarray]:
+    """Returns the area, the corner (top, left) and the pixels of the largest connected part."""
+    _, ids, stats, _ = cv2.connectedComponentsWithStats(inside.astype(np.uint8), connectivity=4)
+    best = 1 + int(stats[1:, cv2.CC_STAT_AREA].argmax())
+    left, top, width, height, area = stats[best].tolist()
+    return area, (top, left), ids[top : top + height, left : left + width] == best
+
+
+def _place(
+    part: np.ndarray,
+    corner: tuple[int, int],
+    text: tuple[int, int],
+    picture: tuple[int, ...],
+    taken: Sequence[_Box],
+) -> _Box | None:
+    """Returns where a text of some height and width stands: in the middle of the widest place."""
+    height, width = text
+    depth = cv2.distanceTransform(np.pad(part.astype(np.uint8), 1), cv2.DIST_L2, 5)[1:-1, 1:-1]
+    # Where the box would end up if its middle stood here: the picture's border pushes it inside.
+    tops = np.arange(part.shape[0]) + corner[0] - height // 2
+    lefts = np.arange(part.shape[1]) + corner[1] - width // 2
+    tops = np.clip(tops, 0, max(picture[0] - height, 0))
+    lefts = np.clip(lefts, 0, max(picture[1] - width, 0))
+    for other in taken:
+        rows = (tops < other.top + other.height) & (other.top < tops + height)
+        columns = (lefts < other.left + other.width) & (other.left < lefts + width)
+        depth[np.ix_(rows, columns)] = 0
+    if depth.max() <= height / 8:
+        return None
+    widest = np.argwhere(depth > 0.95 * depth.max())  # of a long strip, the middle
+    y, x = widest[((widest - widest.mean(axis=0)) ** 2).sum(axis=1).argmin()]
+    return _Box(int(tops[y]), int(lefts[x]), height, width)
+
+
+def grid(rows: Sequence[Sequence[RgbImage]], gap: int = 4) -> UInt8[np.ndarray, "h w 3"]:
+    """Lays pictures of one size out in rows, on white."""
+    H, W = rows[0][0].shape[:2]
+    height, width = len(rows) * (H + gap) - gap, max(map(len, rows)) * (W + gap) - gap
+    canvas = np.full((height, width, 3), _PAPER, np.uint8)
+    for i, row in enumerate(rows):
+        for j, picture in enumerate(row):
+            y, x = i * (H + gap), j * (W + gap)
+            canvas[y : y + H, x : x + W] = picture
+    return canvas
+
+
+def side_by_side(pictures: Mapping[str, RgbImage]) -> UInt8[np.ndarray, "h w 3"]:
+    """Lays pictures of one size out beside each other, wide ones below, each under its caption."""
+    captioned = [caption(picture, text) for text, picture in pictures.items()]
+    H, W = captioned[0].shape[:2]
+    gap = max(4, min(H, W) // 60)
+    return grid([[each] for each in captioned] if W > 2 * H else [captioned], gap)
+
+
+def caption(image: RgbImage, text: str) -> UInt8[np.ndarray, "h W 3"]:
+    """Puts a line of dark text on white above a picture."""
+    H, W = image.shape[:2]
+    size = lettering.size_for((max(H, W // 4), W))
+    strip = np.full((lettering.line_height(size), W, 3), _PAPER, np.uint8)
+    lettering.ink(strip, lettering.fit(text, size, W))
+    return np.concatenate([strip, image])
+
+
+def png(image: RgbImage) -> bytes:
+    """Encodes an RGB picture."""
+    return cv2.imencode(".png", np.ascontiguousarray(image[..., ::-1]))[1].tobytes()
+
+
+def jpeg(image: RgbImage, quality: int = 85) -> bytes:
+    """Encodes an RGB picture in far fewer bytes, nearly the same to the eye."""
+    options = [cv2.IMWRITE_JPEG_QUALITY, quality]
+    return cv2.imencode(".jpg", np.ascontiguousarray(image[..., ::-1]), options)[1].tobytes()
+
+
+def mask_png(labels: Labels, colours: Colours) -> bytes:
+    """Encodes the labels themselves, in their colours where a PNG can hold them.
+
+    Labels below 256 are the indices of a palette; with more colours, they are 16-bit greys.
+
+    Raises:
+      ValueError: a label is negative or above 65535.
+    """
+    if labels.min() < 0 or labels.max() > 65535:
+        raise ValueError(f"labels {labels.min()} to {labels.max()} found, expected 0 to 65535")
+    if len(colours) > 256:
+        return cv2.imencode(".png", labels.astype(np.uint16))[1].tobytes()
+    picture, file = Image.fromarray(labels.astype(np.uint8)), io.BytesIO()
+    picture.putpalette(colours.tobytes())
+    picture.save(file, "PNG")
+    return file.getvalue()

@@ -1,0 +1,63 @@
+import json
+
+import numpy as np
+import pytest
+
+from configs import base
+from groupvit_jax.data.pipeline.contrastive import make_train_examples
+from groupvit_jax.data.text import nouns
+from groupvit_jax.data.text.tokenizers import ClipTokenizer
+from groupvit_jax.prepare.preparation import Options, prepare
+from groupvit_jax.prepare.runners import local_runner
+from tests.data.image_files import encode as encode_as
+from tests.data.image_files import photo
+from tests.data.shard_files import encode, write_tar
+
+
+def test_training_takes_what_is_stored_in_place_of_tagging(tmp_path, monkeypatch):
+    sample = {"jpg": encode(), "json": json.dumps({"captions": ["a dog runs", "two"]}).encode()}
+    raw = write_tar(tmp_path / "raw.tar", [(str(i), sample) for i in range(4)])
+    options = Options(raw, str(tmp_path / "out"), duplicates="keep", tokenizer="clip")
+    prepare(options, local_runner(1))
+    config = base.get_config()
+    config.model.image.image_size = 16
+    for kind in ("words", "phrases"):
+        config.data.noun_kind = kind
+        config.data.sources.pairs = dict(kind="webdataset", pattern=raw)
+        tagged = make_train_examples(config, ClipTokenizer())
+        expected = list(tagged.read(range(8)))
+        config.data.sources.pairs.pattern = f"{options.output}/*.tar"
+        stored = make_train_examples(config, ClipTokenizer())
+        with monkeypatch.context() as patch:
+            patch.setattr(nouns, "tag", None)
+            for i in range(8):
+                [example] = stored.read([i])
+                assert example.keys() == expected[i].keys()
+                for name in example:
+                    np.testing.assert_array_equal(example[name], expected[i][name])
+
+
+@pytest.mark.parametrize("kind", ["webdataset", "tfds"])
+def test_training_on_pixels_is_training_on_the_decoded_files(tmp_path, kind):
+    """With one seed, the same crops of the same pixels as of files that lose nothing."""
+    images = [photo(40, 60, seed) for seed in range(4)]
+    samples = [
+        (str(i), {"png": encode_as(image, "PNG"), "txt": b"a dog"})
+        for i, image in enumerate(images)
+    ]
+    raw = write_tar(tmp_path / "raw.tar", samples)
+    options = Options(raw, str(tmp_path / "out"), format=kind, encoding="pixels")
+    prepare(options, local_runner(1))
+    config = base.get_config()
+    config.model.image.image_size = 16
+    config.data.sources.pairs = dict(kind="webdataset", pattern=raw)
+    expected = list(make_train_examples(config, ClipTokenizer()).read(range(12)))
+    stored = dict(kind="tfds", data_dir=options.output)
+    if kind == "webdataset":
+        stored = dict(kind="webdataset", pattern=f"{options.output}/*.tar")
+    config.data.sources.pairs = stored
+    found = list(make_train_examples(config, ClipTokenizer()).read(range(12)))
+    for example, same in zip(found, expected, strict=True):
+        np.testing.assert_array_equal(example["image"], same["image"])
+        assert example["index"] == same["index"]
+        assert example["broken"] == 0
