@@ -160,10 +160,10 @@ class Hidden(PathFinder):
         return None if hidden else PathFinder.find_spec(name, path, target)
 
 sys.meta_path[sys.meta_path.index(PathFinder)] = Hidden
-from groupvit_jax.data import scenes
+from groupvit_jax.scenes import dataset
 
-config = scenes.SceneConfig(name="test", size=32, num_train=24, num_eval=4)
-builder = scenes.build(sys.argv[1], config)
+config = dataset.SceneConfig(name="test", size=32, num_train=24, num_eval=4)
+builder = dataset.build(sys.argv[1], config)
 example = builder.as_data_source("train")[5]
 assert example["image"].shape == (32, 32, 3) and example["mask"].shape == (32, 32, 1)
 assert "tensorflow" not in sys.modules
