@@ -1,4 +1,4 @@
-"""The published recipe with bert-base-uncased as the text tower, its lower half frozen.
+r"""The published recipe with bert-base-uncased as the text tower, its lower half frozen.
 
 python -m launch.train --config=configs/bert_base.py --workdir=runs/bert \
         --config.text_init_from=DIR --config.data.tokenizer.path=DIR/vocab.txt \

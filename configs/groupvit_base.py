@@ -1,4 +1,4 @@
-"""Twice the width of the published model in both towers, as ViT-B and CLIP's text tower have it.
+r"""Twice the width of the published model in both towers, as ViT-B and CLIP's text tower have it.
 
 python -m launch.train --config=configs/groupvit_base.py --workdir=runs/base \
         --config.data.sources.gcc3m.pattern='/data/gcc3m/*.tar' ...

@@ -1,4 +1,4 @@
-"""The published model of CC3M, CC12M and RedCaps12M, trained without the multi-label loss.
+r"""The published model of CC3M, CC12M and RedCaps12M, trained without the multi-label loss.
 
 python -m launch.train --config=configs/groupvit_gcc_redcap_30e.py --workdir=runs/gcc_redcap \
         --config.data.sources.redcap12m.pattern='/data/redcap12m/*.tar' ...

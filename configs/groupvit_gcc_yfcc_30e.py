@@ -1,4 +1,4 @@
-"""The published model of CC3M, CC12M and YFCC14M with the multi-label loss (52.3 mIoU on VOC).
+r"""The published model of CC3M, CC12M and YFCC14M with the multi-label loss (52.3 mIoU on VOC).
 
 python -m launch.train --config=configs/groupvit_gcc_yfcc_30e.py --workdir=runs/gcc_yfcc \
         --config.data.sources.gcc3m.pattern='/data/gcc3m/{00000..00436}.tar' ...

@@ -1,4 +1,4 @@
-"""One grouping block instead of two (section 4.3 of the paper): 8 groups after 6 of 12 blocks.
+r"""One grouping block instead of two (section 4.3 of the paper): 8 groups after 6 of 12 blocks.
 
 python -m launch.train --config=configs/groupvit_one_stage.py --workdir=runs/one_stage \
         --config.data.sources.gcc3m.pattern='/data/gcc3m/*.tar' ...

@@ -1,4 +1,4 @@
-"""A small model for a few thousand pairs of your own on a laptop.
+r"""A small model for a few thousand pairs of your own on a laptop.
 
 python -m launch.prepare --input=captions.csv --images=photos --output=shards
 python -m launch.train --config=configs/small_pairs.py --workdir=runs/pairs \

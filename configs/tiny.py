@@ -1,4 +1,4 @@
-"""A model of a few thousand parameters for tests and dry runs on a CPU.
+r"""A model of a few thousand parameters for tests and dry runs on a CPU.
 
 python -m launch.train --config=configs/tiny.py --workdir=runs/tiny \
         --config.data.sources.pairs.pattern='shards/*.tar'

@@ -33,9 +33,8 @@ STOPPED = 143
 # Of glibc's malloc.h.
 _M_TRIM_THRESHOLD, _M_MMAP_MAX, _M_ARENA_MAX = -1, -4, -8
 
-WORKDIR = flags.DEFINE_string(
-    "workdir", "", "Folder of the run: checkpoints, metrics, configuration; created where missing."
-)
+# Flags defined by the functions below belong to the command that calls them, for its --help.
+flags.disclaim_key_flags()
 
 _OVERRIDE = re.compile(r"--?(?:no)?config\.([^=\[]+)")
 _JSON_CONFIG = re.compile(r"(--?config=)([^:]+\.json)$")
@@ -45,6 +44,13 @@ def define_config_flag() -> flags.FlagHolder[ConfigDict]:
     """Defines `--config`, with an override `--config.FIELD=VALUE` for every field."""
     return config_flags.DEFINE_config_file(
         "config", help_string="A file with get_config(), or the config.json of a recorded run."
+    )
+
+
+def define_workdir_flag() -> flags.FlagHolder[str]:
+    """Defines `--workdir`."""
+    return flags.DEFINE_string(
+        "workdir", "", "Folder of the run: checkpoints, metrics, configuration; created if missing."
     )
 
 
@@ -99,9 +105,11 @@ def _join(**arguments: Any) -> None:
 def parse_flags(argv: list[str]) -> list[str]:
     """Parses all flags (for `absl.app.run`); wrong ones end the process with one line."""
     sys.argv[:] = argv = _normalised(argv)
-    wants_help = any(re.match("--?help", argument) for argument in argv)
+    if any(argument in ("--help", "-h", "-help", "-?") for argument in argv[1:]):
+        print(_help(argv[0]))
+        sys.exit(0)
     try:
-        if "config" in flags.FLAGS and not wants_help:
+        if "config" in flags.FLAGS and "--helpfull" not in argv:
             parse_config(argv)
         rest = flags.FLAGS(argv)
     except (flags.Error, ValueError, TypeError, OSError) as error:
@@ -109,6 +117,20 @@ def parse_flags(argv: list[str]) -> list[str]:
     if rest[1:]:
         fail(BAD_INPUT, f"{rest[1]}: unexpected argument, expected flags only (--NAME=VALUE)")
     return rest
+
+
+def _help(program: str) -> str:
+    """Returns the command's docstring and its own flags, --config and --workdir first."""
+    own = flags.FLAGS.get_key_flags_for_module(program)
+    own.sort(key=lambda flag: ({"config": 0, "workdir": 1}.get(flag.name, 2), flag.name))
+    lines = [str(sys.modules["__main__"].__doc__ or "").strip(), "", "flags:"]
+    for flag in own:
+        default = f" (default: {flag.default_as_str})" if flag.default not in (None, "") else ""
+        lines.append(f"  --{flag.name}: {' '.join(flag.help.split())}{default}")
+    if any(flag.name == "config" for flag in own):
+        lines.append("  --config.FIELD=VALUE: another value for a field of the configuration")
+    lines.append("\n--helpfull also lists the flags of libraries.")
+    return "\n".join(lines)
 
 
 def parse_config(argv: Sequence[str]) -> ConfigDict:

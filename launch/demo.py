@@ -23,6 +23,7 @@ from groupvit_jax.train.loop import train
 from launch import common, demo_report
 from launch.demo_report import Run
 
+WORKDIR = common.define_workdir_flag()
 STEPS = flags.DEFINE_integer("steps", None, "Training steps of each run.", lower_bound=1)
 SEED = flags.DEFINE_integer("seed", 0, "Of parameters and the order of the examples.")
 DATA = flags.DEFINE_string(
@@ -36,9 +37,9 @@ _STEPS_WITH_MASKS = 300
 def main(argv: list[str]) -> int:
     """Runs all steps; what is done already is not done again. Returns the exit code."""
     del argv
-    if not common.WORKDIR.value:
+    if not WORKDIR.value:
         common.fail(common.BAD_INPUT, "--workdir: missing, expected a folder for data and report")
-    workdir = Path(common.WORKDIR.value).absolute()
+    workdir = Path(WORKDIR.value).absolute()
     common.keep_freed_memory()
     jax.config.update("jax_compilation_cache_dir", str(workdir / "compiled"))
     with common.progress_display() as show:
@@ -104,4 +105,4 @@ def _evaluators(parts: setup.Parts) -> list[tuple[Evaluator, int]]:
 
 
 if __name__ == "__main__":
-    app.run(main)
+    app.run(main, flags_parser=common.parse_flags)

@@ -1,4 +1,4 @@
-"""Plans a run on chips that aren't there: compiles its step for them and says what it takes.
+r"""Plans a run on chips that aren't there: compiles its step for them and says what it takes.
 
 python -m launch.plan --config=configs/groupvit_gcc_yfcc_30e.py --topology=v5e:16x16
 python -m launch.plan --config=configs/groupvit_base.py --topology=v5e:16x16,v6e:16x16 \

@@ -1,4 +1,4 @@
-"""Segments images into any labels, and leaves pictures to look at and masks to work with.
+r"""Segments images into any labels, and leaves pictures to look at and masks to work with.
 
 A model with a segment head has labels of its own, and --labels is left out.
 

@@ -1,4 +1,4 @@
-"""Runs a sweep: many trainings that differ in some settings. The same command goes on with it.
+r"""Runs a sweep: many trainings that differ in some settings. The same command goes on with it.
 
 python -m launch.sweep --sweep=configs/sweeps/losses.py --output=sweeps/losses --jobs=2
 python -m launch.sweep --sweep=configs/sweeps/groups.py --output=/shared/groups --backend=slurm \

@@ -1,4 +1,4 @@
-"""Trains, or goes on where the run of the workdir stopped.
+r"""Trains, or goes on where the run of the workdir stopped.
 
 python -m launch.train --config=configs/groupvit_gcc_yfcc_30e.py --workdir=runs/first \
         --config.data.sources.gcc3m.pattern='/data/cc3m/{00000..00331}.tar'
@@ -26,18 +26,19 @@ from groupvit_jax.train.setup import Parts
 from launch import common
 
 CONFIG = common.define_config_flag()
+WORKDIR = common.define_workdir_flag()
 common.define_process_flags()
 
 
 def main(argv: list[str]) -> int:
     """Runs the command; returns its exit code."""
     del argv
-    if not common.WORKDIR.value:
+    if not WORKDIR.value:
         common.fail(common.BAD_INPUT, "--workdir: missing, expected a folder for the run")
-    if "://" in common.WORKDIR.value:
+    if "://" in WORKDIR.value:
         common.fail(
             common.BAD_INPUT,
-            f"--workdir={common.WORKDIR.value}: a URL found, expected a folder (mount the bucket)",
+            f"--workdir={WORKDIR.value}: a URL found, expected a folder (mount the bucket)",
         )
     common.keep_freed_memory()
     common.start_jax()
@@ -45,7 +46,7 @@ def main(argv: list[str]) -> int:
         with common.progress_display() as show:
             result = train(
                 CONFIG.value,
-                Path(common.WORKDIR.value),
+                Path(WORKDIR.value),
                 make_evaluators=evaluators_of,
                 initialisers=INITIALISERS,
                 show=show,

@@ -1,4 +1,4 @@
-"""Trains a SentencePiece vocabulary on captions.
+r"""Trains a SentencePiece vocabulary on captions.
 
 python -m launch.train_tokenizer --input='shards/{0000..0331}.tar' --vocab_size=16384 \
     --output=captions.model

@@ -2,6 +2,7 @@ import importlib.machinery
 import json
 import os
 import platform
+import re
 import subprocess
 import sys
 
@@ -156,3 +157,12 @@ def test_errors_of_a_command_that_runs_as_main_are_its_own():
     with pytest.raises(ValueError, match="x") as error:
         exec(code, {"__name__": "__main__", "__spec__": spec})
     assert common.is_own(error.value)
+
+
+def test_help_lists_the_flags_of_the_command_with_config_and_workdir_first():
+    command = [sys.executable, "-m", "launch.train", "--help"]
+    text = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    names = re.findall(r"^  --([\w.]+)", text, re.MULTILINE)
+    assert names[:2] == ["config", "workdir"]
+    assert {"distributed", "coordinator", "compilation_cache"} < set(names)
+    assert "--verbosity" not in text  # a library's

@@ -23,7 +23,6 @@ import io
 from pathlib import Path
 
 import numpy as np
-import scipy.io
 from jaxtyping import Integer
 
 from groupvit_jax.data.eval_sets.mask_files import Layout, MaskFiles, class_names, find, read_lines
@@ -89,6 +88,8 @@ def _read_mat(path: Path, size: tuple[int, int]) -> Integer[np.ndarray, "H W"]:
     del size
     content = path.read_bytes()
     try:
+        import scipy.io  # a third of a second, for this set alone
+
         return scipy.io.loadmat(io.BytesIO(content))["LabelMap"].astype(np.int32)
     except Exception as error:  # whatever comes of a damaged file: no type is common to all
         raise ValueError(f"expected a .mat file with a LabelMap, got {error!r}") from error

@@ -13,8 +13,6 @@ The images to train on are in train/n01440764/. As a TFDS set it is imagenet2012
 from collections.abc import Sequence
 from pathlib import Path
 
-import tensorflow_datasets as tfds
-
 from groupvit_jax.data.eval_sets.mask_files import Layout, class_names, find, read_lines
 from groupvit_jax.data.eval_sets.registry import ClassificationSet, register
 from groupvit_jax.data.sources.labelled import IMAGE_SUFFIXES, LabelledFiles
@@ -51,6 +49,8 @@ def open_imagenet(data_dir: Path, split: str) -> ClassificationSet:
 
 def _tfds_list(name: str) -> tuple[str, ...]:
     """Returns the lines of a list that TFDS has with its imagenet2012."""
+    import tensorflow_datasets as tfds
+
     return read_lines(Path(tfds.core.tfds_path("datasets/imagenet2012"), name))
 
 
@@ -75,6 +75,8 @@ class TfdsImages:
 
     def __init__(self, root: Path, split: str) -> None:
         """Opens the folder of the set's version; raises ValueError if it isn't imagenet2012."""
+        import tensorflow_datasets as tfds
+
         self._root = root
         try:
             builder = tfds.builder_from_directory(root)

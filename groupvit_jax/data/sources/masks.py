@@ -1,16 +1,15 @@
 """Images with a class for every pixel, for segmentation benchmarks."""
 
 import io
-import os
 from collections.abc import Mapping
 from typing import NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 import PIL.Image
-import tensorflow_datasets as tfds
 from jaxtyping import Integer
 
 from groupvit_jax.data.images.decode import decode, orient, read_header
+from groupvit_jax.data.sources.tfds_builders import open_builder, skip_decoding
 from groupvit_jax.typing import UInt8
 
 IGNORED = 255  # the class of pixels that do not count
@@ -162,12 +161,9 @@ class TfdsMasks:
           ValueError: the set can't be found or read, or lacks a feature.
         """
         where = f"segmentation set {name!r}, split {split!r} in {data_dir!r}"
-        skip = {feature: tfds.decode.SkipDecoding() for feature in (image, mask)}
+        skip = {feature: skip_decoding() for feature in (image, mask)}
         try:
-            if os.path.exists(os.path.join(data_dir, "features.json")):
-                builder = tfds.builder_from_directory(data_dir)
-            else:
-                builder = tfds.builder(name, data_dir=data_dir or None)
+            builder = open_builder(name, data_dir)
             found = sorted(builder.info.features)
             if not {image, mask} <= set(found):
                 raise ValueError(f"features {found} found, expected {image} and {mask}")

@@ -13,13 +13,13 @@ from typing import Any, NotRequired, Protocol, TypedDict, runtime_checkable
 
 import cv2
 import numpy as np
-import tensorflow_datasets as tfds
 from absl import logging
 from jaxtyping import Int
 from ml_collections import ConfigDict
 
 from groupvit_jax.data.sources import tar_index, tfds_copy
 from groupvit_jax.data.sources.shard_reader import Members, read_members, read_samples
+from groupvit_jax.data.sources.tfds_builders import open_builder, skip_decoding
 from groupvit_jax.data.storage import objects
 from groupvit_jax.data.storage.cache import HeldFolder, ObjectCache
 from groupvit_jax.data.storage.objects import StoredObject
@@ -341,17 +341,14 @@ class TfdsSource:
             data_dir = str(self._copy.path)
         data_dir = os.path.expanduser(data_dir)
         try:
-            if os.path.exists(os.path.join(data_dir, "features.json")):
-                builder = tfds.builder_from_directory(data_dir)
-            else:
-                builder = tfds.builder(name, data_dir=data_dir or None)
+            builder = open_builder(name, data_dir)
             # Other images (masks, say) are not needed, and decoding them is slow.
+            from tensorflow_datasets.core.features import Image
+
             images = [
-                key
-                for key, feature in builder.info.features.items()
-                if isinstance(feature, tfds.features.Image)
+                key for key, feature in builder.info.features.items() if isinstance(feature, Image)
             ]
-            skip = {key: tfds.decode.SkipDecoding() for key in images}
+            skip = {key: skip_decoding() for key in images}
             self._examples = builder.as_data_source(split, decoders=skip)
         except (OSError, ValueError, AssertionError, NotImplementedError, ImportError) as error:
             raise ValueError(f"{field} ({name!r} in {data_dir!r}): {error}") from error

@@ -8,8 +8,6 @@ import os
 import tempfile
 from pathlib import Path
 
-import tensorflow_datasets as tfds
-
 from groupvit_jax.data.storage import objects
 from groupvit_jax.data.storage.cache import HeldFolder, ObjectCache
 from groupvit_jax.data.storage.objects import StoredObject
@@ -57,5 +55,7 @@ def _names_of(metadata: dict[str, StoredObject], split: str) -> list[str]:
     with tempfile.TemporaryDirectory() as folder:
         for name, content in zip(metadata, objects.read_ranges(ranges), strict=True):
             Path(folder, os.path.basename(name)).write_bytes(content)
+        import tensorflow_datasets as tfds  # half a second, which most commands need not wait
+
         splits = tfds.builder_from_directory(folder).info.splits
         return [os.path.basename(part.filename) for part in splits[split].file_instructions]
