@@ -20,10 +20,10 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from groupvit_jax.compare import page, table
+from groupvit_jax.compare import outputs, page
 from groupvit_jax.compare.groups import Comparison, compare
 from groupvit_jax.compare.metric import choose_metric
-from groupvit_jax.compare.runs import find_runs, read_runs
+from groupvit_jax.compare.reading import find_runs, read_runs
 from groupvit_jax.compare.verdict import judge
 from groupvit_jax.eval import results
 from launch import common
@@ -75,9 +75,9 @@ def _run(flags: argparse.Namespace) -> int:
     runs = read_runs(find_runs(flags.runs))
     comparison = compare(runs, choose_metric(runs, flags.metric, flags.mode), flags.value)
     contents = {
-        "md": table.markdown(comparison),
-        "csv": table.csv_text(comparison),
-        "json": table.json_text(comparison),
+        "md": outputs.markdown(comparison),
+        "csv": outputs.csv_text(comparison),
+        "json": outputs.json_text(comparison),
         "html": page.page(comparison),
     }
     output.mkdir(parents=True, exist_ok=True)
@@ -89,7 +89,7 @@ def _run(flags: argparse.Namespace) -> int:
 
 
 def _print(comparison: Comparison) -> None:
-    header, rows = table.group_table(comparison)
+    header, rows = outputs.group_table(comparison)
     shown = Table()
     for i, name in enumerate(header):
         shown.add_column(Text(name), justify="right" if i else "left", overflow="fold")
@@ -99,7 +99,7 @@ def _print(comparison: Comparison) -> None:
     if not console.is_terminal:
         everything = console.options.update(max_width=1000)
         console.width = max(console.width, console.measure(shown, options=everything).maximum)
-    for line in (table.metric_line(comparison), shown, *comparison.notes):
+    for line in (outputs.metric_line(comparison), shown, *comparison.notes):
         console.print(line, soft_wrap=True)
     console.print(judge(comparison).text.replace("`", ""), soft_wrap=True)
 

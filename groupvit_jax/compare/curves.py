@@ -7,7 +7,7 @@ from typing import NamedTuple
 import numpy as np
 
 from groupvit_jax.compare.groups import Comparison
-from groupvit_jax.compare.runs import Run
+from groupvit_jax.compare.reading import Run
 from groupvit_jax.report import document
 from groupvit_jax.report.charts import ramp
 

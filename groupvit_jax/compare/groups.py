@@ -8,7 +8,7 @@ from typing import NamedTuple
 import numpy as np
 
 from groupvit_jax.compare.metric import Format, Metric, make_format
-from groupvit_jax.compare.runs import FINISHED, Run, shortest_ends
+from groupvit_jax.compare.reading import FINISHED, Run, shortest_ends
 from groupvit_jax.compare.settings import (
     ABSENT,
     SEED,

@@ -5,7 +5,7 @@ import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from groupvit_jax.compare.runs import Run
+from groupvit_jax.compare.reading import Run
 from groupvit_jax.eval.results import COLUMNS
 
 # Of the metrics whose names tell nothing else, more is better.

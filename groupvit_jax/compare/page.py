@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from groupvit_jax.compare import table
+from groupvit_jax.compare import outputs
 from groupvit_jax.compare.curves import (
     UNFINISHED_COLOUR,
     curve_chart,
@@ -35,18 +35,18 @@ def page(comparison: Comparison) -> str:
     parts = [_verdict(comparison)]
     if groups:
         parts.append(_bars(comparison))
-    parts.append(document.paragraph(table.metric_line(comparison)))
+    parts.append(document.paragraph(outputs.metric_line(comparison)))
     tables = [document.heading("Settings, best first"), _group_table(comparison)]
     if len(groups) > 1:
-        tables.append(document.paragraph(table.P_LINE))
+        tables.append(document.paragraph(outputs.P_LINE))
     shown = [*_effects(comparison), *_parallel(comparison), *_learning(comparison)]
     # A long table would hide the charts.
     parts += shown + tables if len(groups) > _MOST_BARS else tables + shown
     parts += [
         document.heading("Every run"),
-        document.table(*table.run_table(comparison), sortable=True),
+        document.table(*outputs.run_table(comparison), sortable=True),
     ]
-    return document.page(f"Comparison of {len(table.all_scores(comparison))} runs", parts)
+    return document.page(f"Comparison of {len(outputs.all_scores(comparison))} runs", parts)
 
 
 def _verdict(comparison: Comparison) -> str:
@@ -90,7 +90,7 @@ def _label(comparison: Comparison) -> str:
 
 def _group_table(comparison: Comparison) -> str:
     """The table with its colour beside the rank of each group."""
-    header, rows = table.group_table(comparison)
+    header, rows = outputs.group_table(comparison)
     for row, colour in zip(rows, rank_colours(len(comparison.groups)), strict=False):
         swatch = f'<span class="swatch" style="background:{colour}"></span>'
         row[0] = document.Html(f"{row[0]}&nbsp;{swatch}")

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from groupvit_jax.compare.groups import compare
 from groupvit_jax.compare.metric import Metric
-from groupvit_jax.compare.runs import Run
+from groupvit_jax.compare.reading import Run
 
 MIOU = Metric("validation/miou", "max", "as asked for")
 

@@ -4,7 +4,7 @@ import pytest
 
 from groupvit_jax.compare.groups import compare
 from groupvit_jax.compare.metric import Metric
-from groupvit_jax.compare.runs import Run
+from groupvit_jax.compare.reading import Run
 from groupvit_jax.compare.statistics import holm, welch
 from tests.compare.folders import MIOU, compared, run
 

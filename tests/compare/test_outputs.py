@@ -5,7 +5,7 @@ import math
 
 import pytest
 
-from groupvit_jax.compare import table
+from groupvit_jax.compare import outputs
 from groupvit_jax.compare.groups import compare
 from tests.compare.folders import MIOU, compared, run
 
@@ -21,7 +21,7 @@ def comparison():
 
 
 def test_the_groups_come_first_and_the_others_after_them(comparison):
-    header, rows = table.group_table(comparison)
+    header, rows = outputs.group_table(comparison)
     assert header == [
         "", "kind", "b", "validation/miou %", "n", "behind first", "p", "best", "at step", "state"
     ]  # fmt: skip
@@ -35,13 +35,13 @@ def test_the_groups_come_first_and_the_others_after_them(comparison):
 
 
 def test_without_others_there_is_no_state():
-    header, rows = table.group_table(compared({0.0: [0.1], 1.0: [0.2]}))
+    header, rows = outputs.group_table(compared({0.0: [0.1], 1.0: [0.2]}))
     assert "state" not in header
     assert {len(row) for row in rows} == {len(header)}
 
 
 def test_every_run_is_in_its_table_in_order(comparison):
-    header, rows = table.run_table(comparison)
+    header, rows = outputs.run_table(comparison)
     assert [row[0] for row in rows] == [
         "x|y-1-0", "x|y-1-1", "z-1-0", "z-1-1", "x|y-0-0", "x|y-0-1", "z-0-0", "z-0-1", "broken"
     ]  # fmt: skip
@@ -53,12 +53,12 @@ def test_every_run_is_in_its_table_in_order(comparison):
 def test_a_finished_run_without_the_metric_says_so():
     without = run({"a": 2}, 0.2)._replace(records=[{"step": 10, "loss": 1.0}])
     broken = run({"a": 3}, math.nan)
-    states = [row[-1] for row in table.run_table(compare([without, broken], MIOU))[1]]
+    states = [row[-1] for row in outputs.run_table(compare([without, broken], MIOU))[1]]
     assert states == ["finished (no validation/miou)", "finished (validation/miou not finite)"]
 
 
 def test_markdown_has_the_verdict_and_tables_with_equal_rows(comparison):
-    text = table.markdown(comparison)
+    text = outputs.markdown(comparison)
     assert text.startswith("**A tie: `kind=x|y, b=1`")
     assert "1 of 9 runs are not compared: 1 failed." in text
     assert "Main effects" in text
@@ -69,7 +69,7 @@ def test_markdown_has_the_verdict_and_tables_with_equal_rows(comparison):
 
 
 def test_csv_has_a_row_for_each_run_with_figures_in_full(comparison):
-    rows = list(csv.DictReader(io.StringIO(table.csv_text(comparison))))
+    rows = list(csv.DictReader(io.StringIO(outputs.csv_text(comparison))))
     assert len(rows) == 9
     assert rows[0]["a.kind"] == "x|y"
     assert float(rows[1]["last"]) == 0.3 + 0.1 + 0.01
@@ -82,7 +82,7 @@ def test_json_holds_all_and_no_nan(comparison):
     def fail(constant):
         raise AssertionError(constant)
 
-    found = json.loads(table.json_text(comparison), parse_constant=fail)
+    found = json.loads(outputs.json_text(comparison), parse_constant=fail)
     assert (found["metric"], found["mode"], found["by"]) == ("validation/miou", "max", "last")
     assert found["settings"] == ["a.kind", "b"]
     first = found["groups"][0]

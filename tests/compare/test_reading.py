@@ -3,7 +3,7 @@ import os
 
 import pytest
 
-from groupvit_jax.compare.runs import find_runs, read_runs, shortest_ends
+from groupvit_jax.compare.reading import find_runs, read_runs, shortest_ends
 from tests.compare.folders import config, lines, records, write_run, write_sweep
 
 OVERRIDES = {"loss.local_weight": 2.0, "seed": 1}
