@@ -1,29 +1,54 @@
-# Every target works on a machine that has only Python 3.11 or newer: it makes its own .venv.
+# Every target works on a machine that has nothing but Python: it makes its own .venv.
 PYTHON ?= python3
-BIN := .venv/bin
+VENV ?= .venv
+BIN := $(VENV)/bin
+PYTEST := $(BIN)/python -m pytest -n 2 --dist loadfile
 
-.PHONY: demo test test-slow lint
+.PHONY: demo test test-slow test-all test-isa lint extras smoke
 .DEFAULT_GOAL := test
+.SECONDARY:
+
+# pip belongs to the rule's name because a venv that could not be completed has none.
+$(BIN)/pip:
+	@"$(PYTHON)" -c 'import sys; found = sys.version_info[:2]; sys.exit(None if (3, 11) <= found <= (3, 14) \
+	  else "Python %d.%d found, 3.11 to 3.14 expected: make PYTHON=python3.12 ..." % found)'
+	"$(PYTHON)" -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade pip
 
 # A stamp per set of extras: pip runs again only when the requirements change.
-.venv/%.stamp: requirements.txt pyproject.toml
-	@test -x $(BIN)/python || $(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and \
-	  f"Python {sys.version.split()[0]} found, 3.11 or newer expected: make PYTHON=python3.12 ...")'
-	@test -x $(BIN)/python || $(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet --upgrade pip
-	$(BIN)/python -m pip install --quiet -r requirements.txt -e '.[$*]'
+$(VENV)/%.stamp: requirements.txt requirements-dev.txt pyproject.toml | $(BIN)/pip
+	$(BIN)/python -m pip install --quiet -r requirements.txt -c requirements-dev.txt -e '.[$*]'
 	@touch $@
 
-demo: .venv/demo.stamp
+demo: $(VENV)/demo.stamp
 	JAX_PLATFORMS=cpu $(BIN)/python -m launch.demo --workdir=runs/demo
 
-test: .venv/dev.stamp
-	$(BIN)/python -m pytest -n 2 --dist loadfile -m 'not slow'
+test: $(VENV)/dev.stamp
+	$(PYTEST) -m 'not slow'
 
-test-slow: .venv/dev.stamp
-	$(BIN)/python -m pytest -n 2 --dist loadfile -m slow
+test-slow: $(VENV)/dev.stamp
+	$(PYTEST) -m slow
 
-lint: .venv/dev.stamp
+test-all: $(VENV)/dev.stamp
+	$(PYTEST)
+
+# What the tests can use beyond `dev`, so that none is skipped. Only RandAugment is compared with
+# timm, which by its dependencies would bring torchvision. `dev` is a part of it.
+extras: $(VENV)/extras.stamp
+	$(BIN)/python -m pip install --quiet --no-deps timm==1.0.31
+	tests/install_programs.sh
+	@touch $(VENV)/dev.stamp
+
+# The numeric tests with the instructions that every x86-64 processor has: sums in another order.
+test-isa: $(VENV)/dev.stamp
+	GROUPVIT_TEST_XLA_FLAGS=--xla_cpu_max_isa=SSE4_2 $(PYTEST) -m 'not slow' \
+	  tests/losses tests/models tests/interop
+
+# A short run under every other supported Python on this machine.
+smoke: $(VENV)/demo.stamp
+	tests/smoke.sh
+
+lint: $(VENV)/dev.stamp
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy

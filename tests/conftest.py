@@ -17,3 +17,5 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 import jaxtyping
 
 jaxtyping.install_import_hook("groupvit_jax", "beartype.beartype")
+
+pytest_plugins = ["tests.skips"]

@@ -40,7 +40,7 @@ def find():
     """The browser's command; without one the test is skipped, which pytest reports."""
     browser = next(filter(None, map(shutil.which, _NAMES)), None)
     if browser is None:
-        pytest.skip(f"NO BROWSER: none of {', '.join(_NAMES)} found, pages are not looked at")
+        pytest.skip(f"no browser: none of {', '.join(_NAMES)} found")
     return browser
 
 

@@ -16,8 +16,7 @@ missing = cluster.missing_programs()
 pytestmark = [
     pytest.mark.slow,
     pytest.mark.skipif(
-        bool(missing),
-        reason=f"{', '.join(missing)} not installed: Slurm is NOT tested (tests/slurm/install.sh)",
+        bool(missing), reason=f"Slurm is not tested: {', '.join(missing)} not installed"
     ),
 ]
 

@@ -1,9 +1,10 @@
 """A sweep as a job array under a real Slurm of two nodes on this machine."""
 
-import pytest
-
 from groupvit_jax.sweep import cluster as job_arrays
-from tests.launch.test_slurm import missing, slurm  # noqa: F401  A fixture.
+from tests.launch.test_slurm import (  # noqa: F401  A fixture, and marks for this file.
+    pytestmark,
+    slurm,
+)
 from tests.launch.test_sweep import (  # noqa: F401  A fixture.
     NUM_STEPS,
     base,
@@ -15,14 +16,6 @@ from tests.launch.test_sweep import (  # noqa: F401  A fixture.
 )
 from tests.launch.test_sweep import launch as launch_here
 from tests.slurm import cluster
-
-pytestmark = [
-    pytest.mark.slow,
-    pytest.mark.skipif(
-        bool(missing),
-        reason=f"{', '.join(missing)} not installed: Slurm is NOT tested (tests/slurm/install.sh)",
-    ),
-]
 
 
 def test_a_sweep_is_a_job_array_that_goes_on(slurm, base, tmp_path, monkeypatch):  # noqa: F811

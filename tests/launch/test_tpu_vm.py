@@ -10,7 +10,13 @@ from pathlib import Path
 import pytest
 
 ARGUMENTS = ["--config=configs/scenes.py", "--workdir=/mnt/a folder/run"]
-SCRIPTS = ["launch/tpu_vm.sh", "launch/slurm.sbatch", "tests/slurm/install.sh", ".ci/run"]
+SCRIPTS = [
+    "launch/tpu_vm.sh",
+    "launch/slurm.sbatch",
+    "tests/install_programs.sh",
+    "tests/smoke.sh",
+    ".ci/run",
+]
 
 
 class Cloud:

@@ -1,7 +1,7 @@
 """A Slurm of one controller and two node daemons on this machine, for as long as a test needs it.
 
 Everything lies in one folder, and what is started here is stopped here, by its process id. The
-programs are those of Debian's packages (`tests/slurm/install.sh`).
+programs are those of Debian's packages (`tests/install_programs.sh`).
 """
 
 import contextlib
