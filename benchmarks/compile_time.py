@@ -29,6 +29,7 @@ from groupvit_jax import optim, parallel
 from groupvit_jax.models import build_model
 from groupvit_jax.plan import compiling, hardware
 from groupvit_jax.train import state as state_lib
+from groupvit_jax.train.contrastive_task import make_contrastive_loss
 from groupvit_jax.train.step import make_train_step
 
 _BATCH_SIZE = flags.DEFINE_integer("batch_size", 8, "images a step")
@@ -66,7 +67,9 @@ def make_step(config: ConfigDict) -> tuple[Any, Any, Any]:
     state, shardings = state_lib.create_sharded_state(
         model, optimizer, jax.random.key(0), shapes, mesh, config.parallel.rules
     )
-    return make_train_step(model, optimizer, schedule, config, mesh, shardings), state, shapes
+    loss_fn, groups = make_contrastive_loss(model, config, mesh), config.optimizer.groups
+    step = make_train_step(loss_fn, optimizer, schedule, mesh, shardings, groups)
+    return step, state, shapes
 
 
 def work(row: str) -> dict[str, float]:

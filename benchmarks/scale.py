@@ -26,6 +26,7 @@ from configs import tiny
 from groupvit_jax import losses, parallel
 from groupvit_jax.models import build_model
 from groupvit_jax.train import state as state_lib
+from groupvit_jax.train.contrastive_task import make_contrastive_loss
 from groupvit_jax.train.step import make_train_step
 
 _DEVICES = flags.DEFINE_integer("devices", 8, "forced host devices of the losses")
@@ -114,7 +115,8 @@ def compare_micro_batches() -> None:
         state, shardings = state_lib.create_sharded_state(
             model, optimizer, jax.random.key(0), shapes, mesh, config.parallel.rules
         )
-        step = make_train_step(model, optimizer, jnp.float32, config, mesh, shardings)
+        loss_fn, groups = make_contrastive_loss(model, config, mesh), config.optimizer.groups
+        step = make_train_step(loss_fn, optimizer, jnp.float32, mesh, shardings, groups)
         compiled = step.lower(state, shapes).compile()
         batch = {name: np.zeros(x.shape, x.dtype) for name, x in shapes.items()}
         on_device = parallel.to_global_batch(mesh, batch)

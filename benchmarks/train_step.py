@@ -36,7 +36,8 @@ from groupvit_jax.interop.pretrained import Pretrained
 from groupvit_jax.models import build_model
 from groupvit_jax.models.preprocess import normalize
 from groupvit_jax.train import state as state_lib
-from groupvit_jax.train.step import contrastive_loss, make_train_step
+from groupvit_jax.train.contrastive_task import contrastive_loss, make_contrastive_loss
+from groupvit_jax.train.step import make_train_step
 from launch import common
 from tests.interop import reference, weights
 
@@ -108,7 +109,8 @@ def our_step(pretrained: Pretrained, config: ConfigDict, batch: Batch) -> tuple[
         model, optimizer, jax.random.key(0), shapes, mesh, config.parallel.rules
     )
     state = state.replace(**jax.tree.map(jnp.array, dict(pretrained.variables)))
-    step = make_train_step(model, optimizer, schedule, config, mesh, shardings)
+    loss_fn, groups = make_contrastive_loss(model, config, mesh), config.optimizer.groups
+    step = make_train_step(loss_fn, optimizer, schedule, mesh, shardings, groups)
     lowered = step.lower(state, shapes)
     compiled = lowered.compile()
     on_device = parallel.to_global_batch(mesh, batch)

@@ -130,7 +130,8 @@ def lower_step(
         name: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=by_example)
         for name, leaf in shapes.items()
     }
-    step = make_train_step(model, optimizer, schedule, config, mesh, shardings, task.make_loss)
+    loss_fn, groups = task.make_loss(model, config, mesh), config.optimizer.groups
+    step = make_train_step(loss_fn, optimizer, schedule, mesh, shardings, groups)
     return step.lower(state, batch), mesh, state, batch
 
 

@@ -197,10 +197,11 @@ def _start_writing(config: ConfigDict, workdir: Path, step: int) -> MetricWriter
 
 def _make_step(parts: setup.Parts) -> TrainStep:
     shardings = jax.tree.map(lambda leaf: leaf.sharding, parts.abstract_state)
+    loss_fn = parts.task.make_loss(parts.model, parts.config, parts.mesh)
+    groups = parts.config.optimizer.groups
     train_step = make_train_step(
-        parts.model, parts.optimizer, parts.schedule, parts.config, parts.mesh, shardings,
-        parts.task.make_loss,
-    )  # fmt: skip
+        loss_fn, parts.optimizer, parts.schedule, parts.mesh, shardings, groups
+    )
     return train_step if jax.process_count() == 1 else _compile_together(train_step)
 
 

@@ -17,7 +17,7 @@ from groupvit_jax.data.text import tokenizers
 from groupvit_jax.data.text.vocabulary import Vocabulary, read_vocabulary
 from groupvit_jax.models import fused_attention
 from groupvit_jax.runs import run_folder
-from groupvit_jax.train import checkpoint, state, step
+from groupvit_jax.train import checkpoint, contrastive_task, state
 from groupvit_jax.train.grad_cache import check_micro_batch_size
 from groupvit_jax.train.tasks import Task, task_of
 from groupvit_jax.train.writers import check_wandb
@@ -147,8 +147,8 @@ def check_settings(config: ConfigDict) -> None:
         ("checkpoint.best_mode", config.checkpoint.best_mode, ("max", "min")),
         ("loss.kind", config.loss.kind, losses.KINDS),
         ("loss.exchange", config.loss.exchange, losses.EXCHANGES),
-        ("loss.local_words", config.loss.local_words, step.LOCAL_WORDS),
-        ("loss.identical_texts", config.loss.identical_texts, step.IDENTICAL_TEXTS),
+        ("loss.local_words", config.loss.local_words, contrastive_task.LOCAL_WORDS),
+        ("loss.identical_texts", config.loss.identical_texts, contrastive_task.IDENTICAL_TEXTS),
     ):
         if choice not in choices:
             expected = " or ".join(map(repr, choices))

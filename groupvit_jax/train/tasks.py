@@ -1,9 +1,11 @@
-"""What a run learns: `config.task` chooses model, examples and loss; all else is shared."""
+"""The table of tasks: `config.task` chooses model, examples and loss; all else is shared."""
 
 import dataclasses
 from collections.abc import Callable, Mapping
+from typing import Any
 
 import flax.linen as nn
+from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from groupvit_jax.data.pipeline.contrastive import TrainExamples, make_train_examples
@@ -11,7 +13,8 @@ from groupvit_jax.data.pipeline.segmentation import make_masked_examples
 from groupvit_jax.data.text.tokenizers import Tokenizer
 from groupvit_jax.models import build_model
 from groupvit_jax.models.segmentation import build_segmentation_model
-from groupvit_jax.train import state, step
+from groupvit_jax.train import contrastive_task, segmentation_task, state
+from groupvit_jax.train.step import LossFn
 
 
 @dataclasses.dataclass(frozen=True)
@@ -22,14 +25,15 @@ class Task:
       build_model: the model.
       make_examples: the sequence of training examples.
       batch_shapes: shapes of the global batches.
-      make_loss: the loss of a step.
-      unused: fields that have no meaning here, with the value that they must keep.
+      make_loss: the loss of a step, from model, configuration and mesh.
+      unused: fields without a meaning in this task, with the value that they must keep: a field
+        that is set and ignored would be a silent mistake.
     """
 
     build_model: Callable[[ConfigDict], nn.Module]
     make_examples: Callable[[ConfigDict, Tokenizer], TrainExamples]
     batch_shapes: Callable[[ConfigDict], state.BatchShapes]
-    make_loss: step.MakeLoss
+    make_loss: Callable[[Any, ConfigDict, Mesh], LossFn]
     unused: Mapping[str, object] = dataclasses.field(default_factory=dict)
 
 
@@ -38,7 +42,7 @@ TASKS = {
         build_model=lambda config: build_model(config.model),
         make_examples=make_train_examples,
         batch_shapes=state.batch_shapes,
-        make_loss=step.make_contrastive_loss,
+        make_loss=contrastive_task.make_contrastive_loss,
     ),
     "segmentation": Task(
         build_model=lambda config: build_segmentation_model(
@@ -46,14 +50,16 @@ TASKS = {
         ),
         make_examples=lambda config, tokenizer: make_masked_examples(config),
         batch_shapes=state.masked_batch_shapes,
-        make_loss=step.make_segmentation_loss,
+        make_loss=segmentation_task.make_segmentation_loss,
         unused={"text_init_from": "", "train.micro_batch_size": None},
     ),
 }
 
 
 def task_of(config: ConfigDict) -> Task:
-    """Returns the task of a configuration; those recorded before there were tasks are contrastive.
+    """Return the task of a configuration.
+
+    A configuration recorded before tasks existed has no `config.task` and is contrastive.
 
     Raises:
       ValueError: there is no such task, or a field is set that has no meaning in it.

@@ -8,7 +8,7 @@ from groupvit_jax import parallel
 from groupvit_jax.models import build_model, fused_attention
 from groupvit_jax.models.layers import attend
 from groupvit_jax.train import state as state_lib
-from groupvit_jax.train.step import on_mesh
+from groupvit_jax.train.forward import on_mesh
 from tests.train.test_step import MESHES, random_variables, tiny_config
 
 

@@ -13,7 +13,8 @@ from groupvit_jax import parallel
 from groupvit_jax.models import build_model
 from groupvit_jax.train import grad_cache
 from groupvit_jax.train import state as state_lib
-from groupvit_jax.train import step as step_lib
+from groupvit_jax.train.contrastive_task import make_contrastive_loss
+from groupvit_jax.train.step import make_train_step
 from tests.interop.training import ZERO_GRADIENTS
 from tests.train.test_step import MESHES, host_batch, tiny_config
 
@@ -42,7 +43,8 @@ def parts(mesh, micro_batch_size, batch_size=BATCH, loss="published"):
     rules = config.parallel.rules
     abstract = state_lib.abstract_state(model, OPTIMIZER, shapes, mesh, rules)
     shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract)
-    step = step_lib.make_train_step(model, OPTIMIZER, jnp.float32, config, mesh, shardings)
+    loss_fn, groups = make_contrastive_loss(model, config, mesh), config.optimizer.groups
+    step = make_train_step(loss_fn, OPTIMIZER, jnp.float32, mesh, shardings, groups)
     return config, mesh, abstract, step.lower(abstract, shapes).compile()
 
 

@@ -9,7 +9,7 @@ from groupvit_jax.models.two_tower import build_model
 from groupvit_jax.plan.collectives import find_collectives
 from groupvit_jax.plan.program import parse_program
 from groupvit_jax.train import state as state_lib
-from groupvit_jax.train.step import make_contrastive_loss
+from groupvit_jax.train.contrastive_task import make_contrastive_loss
 from tests.train.test_grad_cache import assert_same
 from tests.train.test_step import MESHES, host_batch, random_variables, tiny_config
 

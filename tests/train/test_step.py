@@ -12,8 +12,9 @@ from groupvit_jax import optim, parallel
 from groupvit_jax.data.text.tokenizers import pack_texts
 from groupvit_jax.models.layers import example_keys
 from groupvit_jax.models.two_tower import build_model
+from groupvit_jax.train import contrastive_task, forward
 from groupvit_jax.train import state as state_lib
-from groupvit_jax.train import step as step_lib
+from groupvit_jax.train.step import make_train_step
 from groupvit_jax.typing import ImageFeatures, TwoTowerOutput
 
 NUM_STEPS = 20
@@ -72,9 +73,9 @@ class Run:
         self.state, self.shardings = state_lib.create_sharded_state(
             model, optimizer, jax.random.key(1), shapes, self.mesh, config.parallel.rules
         )
-        step = step_lib.make_train_step(
-            model, optimizer, self.schedule, config, self.mesh, self.shardings
-        )
+        loss_fn = contrastive_task.make_contrastive_loss(model, config, self.mesh)
+        groups = config.optimizer.groups
+        step = make_train_step(loss_fn, optimizer, self.schedule, self.mesh, self.shardings, groups)
         self.step = step.lower(self.state, shapes).compile()
 
     def __call__(self, batch):
@@ -279,7 +280,7 @@ def test_packed_texts_give_the_loss_and_gradients_of_padded_ones(num_nouns, num_
             output, updated = model.apply(
                 given, *inputs, **train, method=method, rngs=rngs, mutable=["batch_stats"]
             )
-            return step_lib.contrastive_loss(output, config.loss, mesh, {})[0], updated
+            return contrastive_task.contrastive_loss(output, config.loss, mesh, {})[0], updated
 
         (value, updated), gradients = jax.value_and_grad(loss, has_aux=True)(params)
         return {"loss": value, "gradients": gradients, **updated}
@@ -322,7 +323,7 @@ def test_noise_is_a_function_of_key_and_step():
 
 def test_kinds_of_noise_are_independent():
     _, run = stand_in()
-    keys = step_lib.noise_keys(run.state)
+    keys = forward.noise_keys(run.state)
     data = {tuple(np.asarray(jax.random.key_data(key))) for key in (*keys.values(), run.state.key)}
     assert len(data) == 4
     assert set(keys) == {"drop_path", "gumbel", "random_erasing"}
@@ -390,7 +391,7 @@ def test_groups_in_use():
     assignment[1, [0, 2, 3], [0, 1, 2]] = 1  # three groups take one each
     x = jnp.zeros((2, 5))
     features = ImageFeatures(x, x[:, None], (jnp.asarray(assignment),))
-    np.testing.assert_array_equal(step_lib.groups_in_use(features)["stage_0"], [1, 3])
+    np.testing.assert_array_equal(forward.groups_in_use(features)["stage_0"], [1, 3])
 
 
 def test_the_sigmoid_loss_trains_scale_and_bias():

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from groupvit_jax import losses, parallel
-from groupvit_jax.train import step as step_lib
+from groupvit_jax.train.contrastive_task import IDENTICAL_TEXTS, contrastive_loss, local_loss
 from groupvit_jax.typing import TwoTowerOutput
 from tests.train.test_step import MESHES, host_batch, stand_in, tiny_config
 
@@ -39,7 +39,7 @@ def aligned(output, words, mask, ids=None):
     return losses.local_alignment_loss(output.segments, words, mask, output.logit_scale, ids=ids)
 
 
-@pytest.mark.parametrize("identical", step_lib.IDENTICAL_TEXTS)
+@pytest.mark.parametrize("identical", IDENTICAL_TEXTS)
 def test_captions_that_stand_in_for_prompts_are_no_words(identical):
     config = tiny_config()
     config.loss.update(local_words="prompts", identical_texts=identical)
@@ -47,7 +47,7 @@ def test_captions_that_stand_in_for_prompts_are_no_words(identical):
     ids = batch["text_ids"]
     ids[1, 1:] = ids[0, :0:-1]  # the same words in another order
     ids[2, 2] = ids[3, 1]  # one word in common
-    value, metrics = step_lib.local_loss(output, *given, batch)
+    value, metrics = local_loss(output, *given, batch)
     mask = np.ones((B, 2), bool)
     mask[2, 0] = mask[5] = False
     sets = np.array([0, 0, *range(2, B)]) if identical == "positives" else None
@@ -56,7 +56,7 @@ def test_captions_that_stand_in_for_prompts_are_no_words(identical):
     assert metrics["texts_with_words"] == 7 / 8
 
 
-@pytest.mark.parametrize("identical", step_lib.IDENTICAL_TEXTS)
+@pytest.mark.parametrize("identical", IDENTICAL_TEXTS)
 def test_words_of_captions_end_with_them(identical):
     config = tiny_config()
     config.loss.update(local_words="tokens", identical_texts=identical)
@@ -65,7 +65,7 @@ def test_words_of_captions_end_with_them(identical):
     ends, ids = np.asarray(batch["text_ends"]).copy(), batch["text_ids"]
     ends[:3, 0] = [1, 2, 7]  # the caption's tokens stand between its first, 0, and its last
     ids[6, 0] = ids[7, 0]
-    value, metrics = step_lib.local_loss(output, *given, batch | {"text_ends": jnp.asarray(ends)})
+    value, metrics = local_loss(output, *given, batch | {"text_ends": jnp.asarray(ends)})
     number = np.array([0, 1, 6, *[2] * (B - 3)])
     same = np.array([*range(7), 6]) if identical == "positives" else None
     expected, _ = aligned(output, tokens, np.arange(6) < number[:, None], same)
@@ -79,8 +79,8 @@ def test_identical_texts_may_be_positives():
     batch["text_ids"][3, 1] = batch["text_ids"][4, 2]
     parts = [[x[:, :1], x[:, 1:]] for x in (output.text, jnp.asarray(batch["text_ids"]))]
     values = {}
-    for config.identical_texts in step_lib.IDENTICAL_TEXTS:
-        values[config.identical_texts], _ = step_lib.contrastive_loss(output, config, mesh, batch)
+    for config.identical_texts in IDENTICAL_TEXTS:
+        values[config.identical_texts], _ = contrastive_loss(output, config, mesh, batch)
     for kind, ids in (("negatives", None), ("positives", parts[1])):
         scales = [output.logit_scale] * 2
         found = losses.contrastive_losses(output.image, parts[0], scales, ids=ids)
@@ -91,7 +91,7 @@ def test_identical_texts_may_be_positives():
 def test_negatives_need_no_ids():
     """Nor do they compute with them."""
     output, config, mesh, _ = parts_of_batch(tiny_config())
-    total = functools.partial(step_lib.contrastive_loss, config=config, mesh=mesh, batch={})
+    total = functools.partial(contrastive_loss, config=config, mesh=mesh, batch={})
     assert np.isfinite(jax.jit(total)(output)[0])
 
 

@@ -13,8 +13,8 @@ from groupvit_jax.models.preprocess import normalize
 from groupvit_jax.models.segmentation import build_segmentation_model
 from groupvit_jax.scenes import dataset
 from groupvit_jax.train import state as state_lib
-from groupvit_jax.train import step as step_lib
 from groupvit_jax.train.loop import train
+from groupvit_jax.train.step import make_train_step
 from groupvit_jax.train.tasks import TASKS, task_of
 from tests.train import toy
 
@@ -56,9 +56,8 @@ class Run:
         self.state, shardings = state_lib.create_sharded_state(
             self.model, optimizer, jax.random.key(1), shapes, self.mesh, config.parallel.rules
         )
-        self.step = step_lib.make_train_step(
-            self.model, optimizer, schedule, config, self.mesh, shardings, task.make_loss
-        )
+        loss_fn, groups = task.make_loss(self.model, config, self.mesh), config.optimizer.groups
+        self.step = make_train_step(loss_fn, optimizer, schedule, self.mesh, shardings, groups)
 
     def __call__(self, batch):
         batch = parallel.to_global_batch(self.mesh, batch)

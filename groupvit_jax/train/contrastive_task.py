@@ -1,0 +1,227 @@
+"""The contrastive task: images and their texts, encoded and compared over the global batch."""
+
+import functools
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh, PartitionSpec
+from ml_collections import ConfigDict
+
+from groupvit_jax import losses, parallel
+from groupvit_jax.models import preprocess
+from groupvit_jax.models.layers import example_keys
+from groupvit_jax.train import grad_cache
+from groupvit_jax.train.forward import groups_in_use, mean_in_use, noise_ids, noise_keys, on_mesh
+from groupvit_jax.train.state import TrainState
+from groupvit_jax.train.step import LossFn, Metrics
+from groupvit_jax.typing import Array, Batch, Float, Int, PyTree, TwoTowerOutput
+
+LOSSES = ("global", "multi_label")
+LOCAL_WORDS = ("tokens", "prompts")
+IDENTICAL_TEXTS = ("negatives", "positives")
+
+
+def make_contrastive_loss(model: nn.Module, config: ConfigDict, mesh: Mesh) -> LossFn:
+    """Return the loss of images and their texts.
+
+    Encoders see each example alone; projectors (BatchNorm) and losses see the global batch. The cut
+    between the two is what micro-batches need (`grad_cache`).
+
+    Args:
+      model: a model with `TwoTower`'s `encode` and `project`.
+      config: the whole configuration; `loss`, `train.micro_batch_size` and
+        `data.augment.random_erasing` are used.
+      mesh: the device mesh.
+
+    Returns:
+      A function whose metrics are `loss`, for each loss `global/...`, `multi_label/...` and
+      `local/...` the unweighted `loss` and the metrics of `losses`, `text_overflow` (share of the
+      images with a prompt that did not fit) and `groups_in_use/stage_I`.
+    """
+    if config.train.micro_batch_size is None:
+        # In micro-batches the encoders run inside `shard_map`, where the batch axes are manual and
+        # a sharding constraint on them is an error.
+        model = on_mesh(model, config, mesh)
+    encode: grad_cache.Encode = functools.partial(
+        encode_examples,
+        model,
+        erasing=config.data.augment.random_erasing,
+        parts=parts_to_align(config.loss),
+    )
+    if config.train.micro_batch_size is not None:
+        encode = grad_cache.in_micro_batches(encode, config.train.micro_batch_size, mesh)
+
+    def loss_fn(
+        params: PyTree, state: TrainState, batch: Batch
+    ) -> tuple[Float[Array, ""], tuple[PyTree, Metrics]]:
+        rows = {name: batch[name] for name in ("image", "text", "text_ends")}
+        rows["noise_ids"] = noise_ids(batch, mesh)
+        features = encode(params, noise_keys(state), rows)
+        output, updated = model.apply(
+            {"params": params, "batch_stats": state.batch_stats},
+            features.image,
+            features.text,
+            **features.parts,
+            train=True,
+            mutable=["batch_stats"],
+            method="project",
+        )
+        loss, metrics = contrastive_loss(output, config.loss, mesh, batch)
+        metrics["text_overflow"] = (batch["text_overflow"] > 0).mean()
+        return loss, (updated["batch_stats"], metrics | mean_in_use(features.groups_in_use))
+
+    return loss_fn
+
+
+class Features(NamedTuple):
+    """Outputs of the encoders: each row depends on its own example only.
+
+    Attributes:
+      image: embeddings of the images.
+      text: features of their texts.
+      groups_in_use: counts by stage, see `groups_in_use`.
+      parts: inputs of the local alignment: "segments" [B, G, C] and, unless prompts are its words,
+        "tokens" [B, W, Q].
+    """
+
+    image: Float[Array, "B C"]
+    text: Float[Array, "B N Q"]
+    groups_in_use: dict[str, Int[Array, "B"]]
+    parts: dict[str, Float[Array, "B _ _"]]
+
+
+def parts_to_align(config: ConfigDict) -> tuple[str, ...]:
+    """Return the names of `Features.parts` that the losses of `config.loss` need."""
+    if not config.local_weight:
+        return ()
+    return ("segments", "tokens") if config.local_words == "tokens" else ("segments",)
+
+
+def encode_examples(
+    model: nn.Module,
+    params: PyTree,
+    keys: PyTree,
+    rows: Batch,
+    erasing: float,
+    parts: tuple[str, ...] = (),
+) -> Features:
+    """Normalise, erase and encode examples, each with its own noise.
+
+    Args:
+      model: a model with `TwoTower.encode`.
+      params: parameters of the model.
+      keys: the step's keys, from `noise_keys`.
+      rows: "image", "text" and "text_ends" of a batch or of rows of one, and "noise_ids", the
+        examples' positions in the global batch.
+      erasing: probability of random erasing.
+      parts: names of the parts to keep, from `parts_to_align`.
+    """
+    noise_ids = rows["noise_ids"]
+    erasing_keys = example_keys(keys["random_erasing"], noise_ids)
+    images = preprocess.normalize(rows["image"])
+    images = preprocess.random_erasing(erasing_keys, images, erasing)
+    encoded: Any = model.apply(
+        {"params": params},
+        images,
+        rows["text"],
+        rows["text_ends"],
+        noise_ids=noise_ids,
+        rngs={name: keys[name] for name in ("drop_path", "gumbel")},
+        method="encode",
+        **({"caption_tokens": True} if "tokens" in parts else {}),
+    )
+    features, text = encoded
+    text, tokens = jnp.split(text, [rows["text_ends"].shape[1]], axis=1)
+    found = {"segments": features.segments, "tokens": tokens}
+    kept = {name: found[name] for name in parts}
+    return Features(features.embedding, text, groups_in_use(features), kept)
+
+
+def contrastive_loss(
+    output: TwoTowerOutput, config: ConfigDict, mesh: Mesh, batch: Batch
+) -> tuple[Float[Array, ""], Metrics]:
+    """Return the weighted sum of the losses, and their metrics.
+
+    The global loss is always computed, the multi-label loss if the examples have prompts, the local
+    alignment if its weight isn't 0.
+
+    Args:
+      output: output of the model for the global batch; text 0 of an image is its caption, the
+        others are its prompts.
+      config: `config.loss`.
+      mesh: the device mesh.
+      batch: the global batch: "text_ids" tells identical texts, "text_ends" the words present. The
+        published losses need neither.
+    """
+    ids = batch["text_ids"] if config.identical_texts == "positives" else None
+    num_losses = 1 if output.text.shape[1] == 1 else 2
+    scales = [output.logit_scale, output.multi_label_logit_scale][:num_losses]
+    biases = None
+    if config.kind == "sigmoid":
+        biases = [output.logit_bias, output.multi_label_logit_bias][:num_losses]
+
+    def by_loss(texts: Array) -> list[Array]:
+        return [texts[:, :1], texts[:, 1:]][:num_losses]
+
+    def on_device(rows: PyTree, scales: PyTree, biases: PyTree) -> list[Any]:
+        image, text, ids = rows
+        return losses.contrastive_losses(
+            image,
+            by_loss(text),
+            scales,
+            biases,
+            comparison(config),
+            None if ids is None else by_loss(ids),
+        )
+
+    # Written out by device, not left to XLA: the losses choose how rows are exchanged (gathered
+    # or passed round a ring) and compare them in blocks, so that no device holds all B x B logits.
+    by_row, alike = PartitionSpec(parallel.BATCH_AXES), PartitionSpec()
+    compare = jax.shard_map(on_device, mesh=mesh, in_specs=(by_row, alike, alike), out_specs=alike)
+    rows = (output.image, output.text, ids)
+    found = dict(zip(LOSSES, compare(rows, scales, biases), strict=False))
+    if config.local_weight:
+        found["local"] = local_loss(output, config, mesh, batch)
+    total: Float[Array, ""] = jnp.float32(0)
+    metrics: Metrics = {}
+    for name, (value, more) in found.items():
+        total += config[f"{name}_weight"] * value
+        metrics |= {f"{name}/loss": value} | {f"{name}/{key}": m for key, m in more.items()}
+    return total, metrics | {"loss": total}
+
+
+def local_loss(
+    output: TwoTowerOutput, config: ConfigDict, mesh: Mesh, batch: Batch
+) -> tuple[Float[Array, ""], Metrics]:
+    """Return the unweighted local alignment and its metrics; arguments as in `contrastive_loss`.
+
+    It shares the global loss's temperature, because zero-shot segmentation compares groups with
+    class names at that temperature.
+    """
+    ends, ids = batch["text_ends"], batch["text_ids"]
+    if output.tokens is not None:
+        words = output.tokens
+        mask = jnp.arange(1, 1 + words.shape[1]) < ends[:, :1]
+        ids = ids[:, 0]
+    else:
+        words = output.text[:, 1:]
+        # An image with too few nouns has its caption in place of a prompt: the caption is no word.
+        mask = ends[:, 1:] != ends[:, :1]
+        # A sum, because two images have identical texts if they have the same words in any order.
+        ids = jnp.where(mask, ids[:, 1:], 0).sum(axis=1)
+    given = (output.segments, words, mask, ids if config.identical_texts == "positives" else None)
+
+    def on_device(rows: PyTree, scale: Array) -> Any:
+        segments, words, mask, ids = rows
+        return losses.local_alignment_loss(segments, words, mask, scale, comparison(config), ids)
+
+    by_row, alike = PartitionSpec(parallel.BATCH_AXES), PartitionSpec()
+    compare = jax.shard_map(on_device, mesh=mesh, in_specs=(by_row, alike), out_specs=alike)
+    return compare(given, output.logit_scale)
+
+
+def comparison(config: ConfigDict) -> losses.Comparison:
+    """Return where and how `config.loss` has the losses computed."""
+    return losses.Comparison(config.kind, parallel.BATCH_AXES, config.exchange, config.block_size)

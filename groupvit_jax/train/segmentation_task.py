@@ -1,0 +1,50 @@
+"""The segmentation task: images and their masks, the segment head's loss at full resolution."""
+
+from typing import Any
+
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+
+from groupvit_jax import losses
+from groupvit_jax.models import preprocess
+from groupvit_jax.models.grouping import resize_maps
+from groupvit_jax.models.segmentation import SegmentationModel
+from groupvit_jax.train.forward import groups_in_use, mean_in_use, noise_ids, noise_keys, on_mesh
+from groupvit_jax.train.state import TrainState
+from groupvit_jax.train.step import LossFn, Metrics
+from groupvit_jax.typing import Array, Batch, Float, PyTree
+
+
+def make_segmentation_loss(model: SegmentationModel, config: ConfigDict, mesh: Mesh) -> LossFn:
+    """Return the loss of images and their masks, `losses.segmentation_loss` at full resolution.
+
+    Args:
+      model: the image tower with its head.
+      config: the whole configuration; `train` is used.
+      mesh: the device mesh.
+
+    Returns:
+      A function whose metrics are `loss`, `labelled_pixels` (the share that counts) and
+      `groups_in_use/stage_I`.
+    """
+    model = on_mesh(model, config, mesh)
+
+    def loss_fn(
+        params: PyTree, state: TrainState, batch: Batch
+    ) -> tuple[Float[Array, ""], tuple[PyTree, Metrics]]:
+        keys = noise_keys(state)
+        images = preprocess.normalize(batch["image"])
+        output: Any = model.apply(
+            {"params": params},
+            images,
+            noise_ids=noise_ids(batch, mesh),
+            rngs={name: keys[name] for name in ("drop_path", "gumbel")},
+        )
+        _, H, W, _ = images.shape
+        maps = resize_maps(output.maps, (H, W), model.image_encoder.patch_size)
+        loss, labelled = losses.segmentation_loss(maps, output.logits, batch["mask"])
+        metrics = {"loss": loss, "labelled_pixels": labelled}
+        in_use = mean_in_use(groups_in_use(output.features))
+        return loss, (state.batch_stats, metrics | in_use)
+
+    return loss_fn
