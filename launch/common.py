@@ -49,6 +49,8 @@ def define_config_flag() -> flags.FlagHolder[ConfigDict]:
 
 def define_workdir_flag() -> flags.FlagHolder[str]:
     """Defines `--workdir`."""
+    if "workdir" in flags.FLAGS:  # by another command in this process
+        return flags.FlagHolder(flags.FLAGS, flags.FLAGS["workdir"])
     return flags.DEFINE_string(
         "workdir", "", "Folder of the run: checkpoints, metrics, configuration; created if missing."
     )
