@@ -1,4 +1,7 @@
-"""Runs every test on 8 host devices and checks shape annotations at run time."""
+"""Runs every test on 8 host devices and checks shape annotations at run time.
+
+GROUPVIT_TEST_XLA_FLAGS adds flags, GROUPVIT_TEST_DEVICES sets another number of devices.
+"""
 
 import os
 from pathlib import Path
@@ -6,8 +9,12 @@ from pathlib import Path
 # Tests compile much and compute little: LLVM's optimisations cost three times what they save, and
 # a cache of compiled programs serves the subprocesses that tests start, and the next run.
 os.environ["JAX_PLATFORMS"] = "cpu"
-os.environ["XLA_FLAGS"] = (
-    "--xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0"
+os.environ["XLA_FLAGS"] = " ".join(
+    [
+        f"--xla_force_host_platform_device_count={os.environ.get('GROUPVIT_TEST_DEVICES', '8')}",
+        "--xla_backend_optimization_level=0",
+        os.environ.get("GROUPVIT_TEST_XLA_FLAGS", ""),
+    ]
 )
 cache = Path(__file__).parent.parent / ".pytest_cache" / "jax"
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(cache))

@@ -11,10 +11,11 @@ from ml_collections import ConfigDict
 
 from configs import base
 from groupvit_jax import optim, parallel
+from tests.devices import first_devices
 
 
 def mesh_of(data=1, fsdp=1, tensor=1):
-    devices = jax.devices()[: data * fsdp * tensor] if data > 0 else None
+    devices = first_devices(data * fsdp * tensor) if data > 0 else None
     return parallel.make_mesh({"data": data, "fsdp": fsdp, "tensor": tensor}, devices)
 
 
@@ -25,13 +26,15 @@ def shapes(**leaves):
 class TestMesh:
     def test_rest_of_the_devices(self):
         config = ConfigDict({"data": -1, "fsdp": 2, "tensor": 2})
-        mesh = parallel.make_mesh(config)
+        mesh = parallel.make_mesh(config, first_devices(8))
         assert dict(mesh.shape) == {"data": 2, "fsdp": 2, "tensor": 2}
         assert mesh.axis_names == ("data", "fsdp", "tensor")
         assert mesh.axis_types == (AxisType.Auto,) * 3
 
     def test_shipped_config(self):
-        assert parallel.make_mesh(base.get_config().parallel.mesh).shape["data"] == 8
+        assert (
+            parallel.make_mesh(base.get_config().parallel.mesh).shape["data"] == jax.device_count()
+        )
 
     @pytest.mark.parametrize(
         "sizes",
@@ -39,7 +42,7 @@ class TestMesh:
     )
     def test_sizes_that_do_not_fit(self, sizes):
         with pytest.raises(ValueError, match=r"config.parallel.mesh: .* the 8 devices"):
-            parallel.make_mesh(dict(zip(parallel.AXES, sizes, strict=True)))
+            parallel.make_mesh(dict(zip(parallel.AXES, sizes, strict=True)), first_devices(8))
 
     def test_unknown_axis(self):
         with pytest.raises(ValueError, match=r"model.*expected .*'tensor'"):

@@ -9,10 +9,11 @@ from groupvit_jax.data.text.tokenizers import ClipTokenizer
 from groupvit_jax.eval.encoding import Encoder
 from groupvit_jax.models import build_model
 from groupvit_jax.parallel import AXES
+from tests.devices import first_devices
 
 
 def make_mesh(num_devices):
-    devices = jax.devices()[:num_devices]
+    devices = first_devices(num_devices)
     return jax.make_mesh(
         (num_devices, 1, 1), AXES, axis_types=(AxisType.Auto,) * 3, devices=devices
     )

@@ -19,6 +19,7 @@ from groupvit_jax.eval.segment_images import ImageSegmenter
 from groupvit_jax.eval.segmentation_evaluator import Segmentation
 from groupvit_jax.eval.zero_shot import Classification, Retrieval
 from groupvit_jax.report.visualize import png
+from tests.devices import xla_flags
 from tests.eval.conftest import make_mesh
 from tests.eval.photos import NAMES, Photos, spread_text, with_highest_scale
 
@@ -117,7 +118,7 @@ def test_two_processes_count_what_one_counts(model, variables, expected, tmp_pat
     with socket.socket() as free:
         free.bind(("localhost", 0))
         address = f"localhost:{free.getsockname()[1]}"
-    flags = os.environ["XLA_FLAGS"].replace("device_count=8", "device_count=2")
+    flags = xla_flags(2)
     command = [sys.executable, "-m", "tests.eval.count_in_two_processes", address]
     processes = [
         subprocess.Popen(

@@ -2,12 +2,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jax.sharding import NamedSharding, PartitionSpec
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from groupvit_jax.interop import initialise_from
 from groupvit_jax.interop.layout import flatten
 from groupvit_jax.interop.original import write_original
 from groupvit_jax.interop.save import save_pretrained
+from tests.devices import first_devices
 from tests.interop import weights
 
 POSITIONS = "params/image_encoder/position_embedding"
@@ -75,7 +76,7 @@ def test_a_new_parameter_stays_at_its_initialisation(tmp_path, small):
 
 
 def test_shardings_and_dtypes_are_kept(path, small):
-    mesh = jax.make_mesh((8,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
+    mesh = Mesh(first_devices(8), ("data",))
     own = weights.random_pretrained(small.model_config, 1).variables
 
     def place(x):

@@ -8,8 +8,9 @@ import pytest
 
 from groupvit_jax.scenes import dataset
 from launch import demo, demo_report
+from tests.devices import xla_flags
 
-ONE_DEVICE = os.environ["XLA_FLAGS"].replace("device_count=8", "device_count=1")
+ONE_DEVICE = xla_flags(1)
 
 
 def run(*arguments):

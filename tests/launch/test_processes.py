@@ -12,6 +12,7 @@ import pytest
 
 from groupvit_jax.interop.load import load_pretrained
 from launch import common, supervision
+from tests.devices import xla_flags
 from tests.launch.test_train import lines, same, small_config, write
 
 pytestmark = pytest.mark.slow
@@ -35,7 +36,7 @@ def config(shards):
 def launch(arguments, num_devices, *, rank=0, count=1, port=0, log=None):
     """Starts one process of `count`."""
     joining = f"--coordinator=localhost:{port}", f"--num_processes={count}", f"--process_id={rank}"
-    flags = os.environ["XLA_FLAGS"].replace("device_count=8", f"device_count={num_devices}")
+    flags = xla_flags(num_devices)
     return subprocess.Popen(
         [sys.executable, "-m", "launch.train", *arguments, *(joining if count > 1 else ())],
         stderr=log or subprocess.PIPE,

@@ -1,6 +1,5 @@
 """launch/slurm.sbatch under a real Slurm of two nodes on this machine."""
 
-import os
 import re
 import sys
 from pathlib import Path
@@ -8,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from groupvit_jax.interop.load import load_pretrained
+from tests.devices import xla_flags
 from tests.launch.test_train import lines, small_config, write
 from tests.slurm import cluster
 
@@ -25,7 +25,7 @@ pytestmark = [
 def slurm(tmp_path_factory):
     """The commands' environment, as that of someone who submits from the repository's root."""
     with cluster.running(tmp_path_factory.mktemp("slurm")) as environment:
-        flags = os.environ["XLA_FLAGS"].replace("device_count=8", "device_count=2")
+        flags = xla_flags(2)
         yield {**environment, "XLA_FLAGS": flags, "PYTHON": sys.executable}
 
 

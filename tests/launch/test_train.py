@@ -22,9 +22,10 @@ from groupvit_jax.train.hooks import NonFiniteError
 from groupvit_jax.train.loop import Result, train
 from groupvit_jax.train.start import start
 from launch import train as launch_train
+from tests.devices import xla_flags
 from tests.train import toy
 
-ONE_DEVICE = os.environ["XLA_FLAGS"].replace("device_count=8", "device_count=1")
+ONE_DEVICE = xla_flags(1)
 NO_TENSORFLOW = "import sys; sys.modules['tensorflow'] = None"
 
 

@@ -9,6 +9,7 @@ from groupvit_jax.plan.collectives import find_collectives, purpose, replica_gro
 from groupvit_jax.plan.compiling import compile_step
 from groupvit_jax.plan.costs import logits_bytes
 from groupvit_jax.plan.program import parse_program
+from tests.devices import first_devices
 from tests.plan.machines import host
 
 MESH = {"data": 2, "fsdp": 2, "tensor": 2}
@@ -43,7 +44,7 @@ def test_unknown_replica_groups():
 
 
 def collectives_of(function, *shapes, slice_of=(0,) * 8):
-    mesh = parallel.make_mesh(MESH)
+    mesh = parallel.make_mesh(MESH, first_devices(8))
     with jax.set_mesh(mesh):
         arguments = [jax.ShapeDtypeStruct(shape, np.float32) for shape in shapes]
         text = jax.jit(function).lower(*arguments).compile().as_text()

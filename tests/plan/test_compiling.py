@@ -1,6 +1,5 @@
 import importlib.util
 
-import jax
 import numpy as np
 import pytest
 
@@ -10,6 +9,7 @@ from groupvit_jax.plan.compiling import compile_step, needed_bytes
 from groupvit_jax.plan.hardware import describe
 from groupvit_jax.plan.plan import make_plan
 from groupvit_jax.train import state as state_lib
+from tests.devices import first_devices
 from tests.plan.machines import host
 
 
@@ -38,7 +38,7 @@ def test_what_a_chip_holds_is_what_a_run_allocates():
     config = tiny.get_config()
     config.parallel.mesh.update(data=2, fsdp=2)
     memory = compile_step(config, host(4)).memory
-    mesh = parallel.make_mesh(config.parallel.mesh, jax.devices()[:4])
+    mesh = parallel.make_mesh(config.parallel.mesh, first_devices(4))
     shapes = state_lib.batch_shapes(config)
     batch = parallel.to_global_batch(
         mesh, {name: np.zeros(leaf.shape, leaf.dtype) for name, leaf in shapes.items()}

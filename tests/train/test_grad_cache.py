@@ -15,6 +15,7 @@ from groupvit_jax.train import grad_cache
 from groupvit_jax.train import state as state_lib
 from groupvit_jax.train.contrastive_task import make_contrastive_loss
 from groupvit_jax.train.step import make_train_step
+from tests.devices import first_devices
 from tests.interop.training import ZERO_GRADIENTS
 from tests.train.test_step import MESHES, host_batch, tiny_config
 
@@ -38,7 +39,7 @@ def parts(mesh, micro_batch_size, batch_size=BATCH, loss="published"):
     config.loss.update(LOSSES[loss])
     config.model.image.update(depths=(2, 1), drop_path_rate=0.5)
     sizes = MESHES[mesh]
-    mesh = parallel.make_mesh(sizes, jax.devices()[: np.prod(list(sizes.values()))])
+    mesh = parallel.make_mesh(sizes, first_devices(np.prod(list(sizes.values()))))
     shapes, model = state_lib.batch_shapes(config), build_model(config.model)
     rules = config.parallel.rules
     abstract = state_lib.abstract_state(model, OPTIMIZER, shapes, mesh, rules)

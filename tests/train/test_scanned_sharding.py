@@ -10,6 +10,7 @@ from groupvit_jax.plan.collectives import find_collectives
 from groupvit_jax.plan.program import parse_program
 from groupvit_jax.train import state as state_lib
 from groupvit_jax.train.contrastive_task import make_contrastive_loss
+from tests.devices import first_devices
 from tests.train.test_grad_cache import assert_same
 from tests.train.test_step import MESHES, host_batch, random_variables, tiny_config
 
@@ -32,7 +33,7 @@ def compiled_gradients(sizes, scan_layers):
     config.model.image.update(depths=(2, 2))
     config.model.text.num_layers = 2
     config.data.augment.random_erasing = 0.0
-    mesh = parallel.make_mesh(sizes, jax.devices()[: np.prod(list(sizes.values()))])
+    mesh = parallel.make_mesh(sizes, first_devices(np.prod(list(sizes.values()))))
     model, shapes = build_model(config.model), state_lib.batch_shapes(config)
     params = state_lib.abstract_params(model, shapes)
     schedule = optim.make_schedule(config.optimizer, BATCH_SIZE, 10, 2)

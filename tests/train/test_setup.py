@@ -13,6 +13,7 @@ from groupvit_jax.train.setup import (
     check_settings,
     find_vocabulary,
 )
+from tests.devices import first_devices
 from tests.train import toy
 
 CAPTIONS = ["a red dog", "a blue boat on the water", "two green birds"]
@@ -120,7 +121,7 @@ def test_the_first_token_of_a_caption_is_no_word(config):
 )
 def test_attention_that_can_not_be_fused(platforms, changes, message, monkeypatch):
     config = tiny.get_config()
-    mesh = parallel.make_mesh({"data": -1, "fsdp": 1, "tensor": 2})
+    mesh = parallel.make_mesh({"data": -1, "fsdp": 1, "tensor": 2}, first_devices(2))
     monkeypatch.setattr(fused_attention, "KERNELS", dict.fromkeys(platforms, attend))
     config.model.image.num_heads = 3
     config.train.update(changes)

@@ -11,6 +11,7 @@ from configs import tiny
 from groupvit_jax import optim, parallel
 from groupvit_jax.models.two_tower import build_model
 from groupvit_jax.train import state as state_lib
+from tests.devices import first_devices
 
 MESHES = {
     "one": {"data": 1, "fsdp": 1, "tensor": 1},
@@ -36,7 +37,7 @@ def states(setup):
     config, model, optimizer, shapes = setup
 
     def create(sizes):
-        mesh = parallel.make_mesh(sizes, jax.devices()[: np.prod(list(sizes.values()))])
+        mesh = parallel.make_mesh(sizes, first_devices(np.prod(list(sizes.values()))))
         key = jax.random.key(3)
         return state_lib.create_sharded_state(
             model, optimizer, key, shapes, mesh, config.parallel.rules

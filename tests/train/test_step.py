@@ -16,6 +16,7 @@ from groupvit_jax.train import contrastive_task, forward
 from groupvit_jax.train import state as state_lib
 from groupvit_jax.train.step import make_train_step
 from groupvit_jax.typing import ImageFeatures, TwoTowerOutput
+from tests.devices import first_devices
 
 NUM_STEPS = 20
 MESHES = {
@@ -65,7 +66,7 @@ class Run:
     """A model, its sharded state and its step on one mesh."""
 
     def __init__(self, config, sizes, model):
-        self.mesh = parallel.make_mesh(sizes, jax.devices()[: np.prod(list(sizes.values()))])
+        self.mesh = parallel.make_mesh(sizes, first_devices(np.prod(list(sizes.values()))))
         shapes = state_lib.batch_shapes(config)
         params = state_lib.abstract_params(model, shapes)
         self.schedule = optim.make_schedule(config.optimizer, config.train.batch_size, NUM_STEPS, 2)
@@ -270,7 +271,7 @@ def test_packed_texts_give_the_loss_and_gradients_of_padded_ones(num_nouns, num_
     variables = random_variables(model, state_lib.batch_shapes(config))
     rngs = {"gumbel": jax.random.key(1), "drop_path": jax.random.key(2)}
 
-    mesh = parallel.make_mesh({"data": -1, "fsdp": 1, "tensor": 1}, jax.devices()[:num_devices])
+    mesh = parallel.make_mesh({"data": -1, "fsdp": 1, "tensor": 1}, first_devices(num_devices))
 
     @functools.partial(jax.jit, static_argnames="method")
     def run(params, *inputs, method):

@@ -10,6 +10,7 @@ import pytest
 from groupvit_jax import losses, parallel
 from groupvit_jax.train.contrastive_task import IDENTICAL_TEXTS, contrastive_loss, local_loss
 from groupvit_jax.typing import TwoTowerOutput
+from tests.devices import first_devices
 from tests.train.test_step import MESHES, host_batch, stand_in, tiny_config
 
 B, N, D = 8, 3, 4
@@ -28,7 +29,7 @@ def parts_of_batch(config, **more):
     ends[2, 1] = ends[5, 1:] = 3
     ids = rng.permutation(B * N).reshape(B, N)
     ids[2, 1], ids[5, 1:] = ids[2, 0], ids[5, 0]
-    mesh = parallel.make_mesh(MESHES["data"], jax.devices()[:8])
+    mesh = parallel.make_mesh(MESHES["data"], first_devices(8))
     batch = {"text_ends": jnp.asarray(ends), "text_ids": ids}
     return output, config.loss, mesh, batch
 

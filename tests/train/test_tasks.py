@@ -16,6 +16,7 @@ from groupvit_jax.train import state as state_lib
 from groupvit_jax.train.loop import train
 from groupvit_jax.train.step import make_train_step
 from groupvit_jax.train.tasks import TASKS, task_of
+from tests.devices import first_devices
 from tests.train import toy
 
 NAMES = ("sky", "sea", "sand", "boat", "kite")
@@ -46,7 +47,7 @@ class Run:
 
     def __init__(self, config, sizes):
         axes = dict(zip(parallel.AXES, sizes, strict=True))
-        self.mesh = parallel.make_mesh(axes, jax.devices()[: np.prod(sizes)])
+        self.mesh = parallel.make_mesh(axes, first_devices(np.prod(sizes)))
         task = task_of(config)
         self.model = task.build_model(config)
         shapes = task.batch_shapes(config)

@@ -18,12 +18,13 @@ from groupvit_jax.train.loop import run_steps
 from groupvit_jax.train.prefetch import DevicePrefetcher
 from groupvit_jax.train.state import TrainState
 from groupvit_jax.train.stopping import StopRequest
+from tests.devices import first_devices
 
 OPTIMIZER = optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(1e-2))
 
 
 def make_mesh(data, fsdp):
-    devices = jax.devices()[: data * fsdp]
+    devices = first_devices(data * fsdp)
     types = (AxisType.Auto,) * 2
     return jax.make_mesh((data, fsdp), ("data", "fsdp"), axis_types=types, devices=devices)
 
