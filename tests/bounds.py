@@ -1,0 +1,27 @@
+"""Bounds that follow from float32 arithmetic, so that they hold on every processor."""
+
+import numpy as np
+
+UNIT_ROUNDOFF = 2.0**-24  # the largest relative error of one float32 operation
+
+
+def assert_within_roundings(found, expected, magnitude, roundings, err_msg=""):
+    """Assert that sums of float32 terms differ from the exact ones by rounding alone.
+
+    Terms that went through n roundings each add up to the exact sum within n u sum(|terms|), in any
+    order and with or without fused multiply-adds (Higham, Accuracy and Stability of Numerical
+    Algorithms, section 3.1). A bound relative to the sum itself would ask for more digits than
+    float32 has where the terms cancel.
+
+    Args:
+      found: the float32 result.
+      expected: the exact result.
+      magnitude: the sum of the terms' magnitudes, of the same shape.
+      roundings: n, or about its square root where the roundings are independent.
+      err_msg: names the result.
+    """
+    error = np.abs(np.asarray(found, np.float64) - expected) / UNIT_ROUNDOFF
+    unused = np.asarray(magnitude) == 0
+    np.testing.assert_array_equal(error[unused], 0, err_msg=err_msg)
+    relative = np.where(unused, 0, error / np.where(unused, 1, magnitude))
+    np.testing.assert_allclose(relative, 0, atol=roundings, err_msg=err_msg)
