@@ -1,6 +1,7 @@
 """Several processes train as one does, and end soon after one of them has died."""
 
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -21,8 +22,7 @@ pytestmark = pytest.mark.slow
 @pytest.fixture(scope="module")
 def config(shards):
     config = small_config(shards)
-    # A hard assignment jumps where rounding decides a tie, and then the losses part.
-    config.model.image.assignment = "soft"
+    config.model.image.assignment = "soft"  # a hard one jumps where rounding decides a tie
     config.train.num_steps = 40
     config.checkpoint.every_steps = 4
     source = dict(kind="webdataset", pattern=shards)
@@ -81,12 +81,17 @@ def said(folder):
     return [(folder / f"log{rank}").read_text() for rank in range(2)]
 
 
-def compare_with_one(two, one):
-    """Equal up to rounding, which every step adds to."""
-    assert [line.keys() for line in two] == [line.keys() for line in one]
-    for here, there in zip(two, one, strict=True):
-        assert here["step"] == there["step"]
-        np.testing.assert_allclose(here["loss"], there["loss"], rtol=1e-4)
+def compare_two_steps(two, one, first):
+    """Compares the steps `first` and `first + 1` of runs that were in one state before.
+
+    Only these agree to the digit: where a gradient is mere rounding, Adam, which divides by its
+    size, moves the parameter by a whole step in any direction, and later steps magnify this.
+    """
+    two, one = ({line["step"]: line for line in run} for run in (two, one))
+    for step in (first, first + 1):
+        assert two[step].keys() == one[step].keys()
+        for name in ("loss", "gradient_norm"):
+            np.testing.assert_allclose(two[step][name], one[step][name], rtol=1e-5, err_msg=name)
 
 
 def test_two_processes_train_like_one_also_when_disturbed(config, launch_two, tmp_path):
@@ -123,10 +128,14 @@ def test_two_processes_train_like_one_also_when_disturbed(config, launch_two, tm
         assert (here["step"], here["loss"]) == (there["step"], there["loss"])
     assert same(load_pretrained(tmp_path / "disturbed"), load_pretrained(tmp_path / "two"))
 
-    alone = launch([config_flag, f"--workdir={tmp_path}/one"], 4)
-    errors = alone.communicate(timeout=600)[1]
-    assert alone.returncode == 0, errors
-    compare_with_one(lines(tmp_path / "two"), lines(tmp_path / "one"))
+    # One process from the start, and one that goes on where the two were after step 36.
+    moved = tmp_path / "moved" / "checkpoints" / "36"
+    shutil.copytree(tmp_path / "two" / "checkpoints" / "36", moved)
+    for name, first in (("one", 1), ("moved", 37)):
+        alone = launch([config_flag, f"--workdir={tmp_path}/{name}"], 4)
+        errors = alone.communicate(timeout=600)[1]
+        assert alone.returncode == 0, errors
+        compare_two_steps(lines(tmp_path / "two"), lines(tmp_path / name), first)
 
 
 def test_a_process_that_fails_alone_says_why_and_ends_the_other(config, launch_two, tmp_path):
