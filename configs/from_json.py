@@ -10,7 +10,7 @@ from pathlib import Path
 from ml_collections import ConfigDict
 
 from configs import base
-from groupvit_jax.runs.run_folder import config_from_json
+from groupvit_jax.runs.configuration import config_from_json
 
 
 def get_config(path: str) -> ConfigDict:

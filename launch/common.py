@@ -22,13 +22,9 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 import configs
 from configs import base
 from groupvit_jax.runs import config_check
+from groupvit_jax.runs.exit_codes import BAD_INPUT
 from groupvit_jax.train.loop import log_progress
 from launch import supervision
-
-FAILED = 1
-BAD_INPUT = 2
-# What a shell reports of a process that SIGTERM ended; schedulers start such a job again.
-STOPPED = 143
 
 # Of glibc's malloc.h.
 _M_TRIM_THRESHOLD, _M_MMAP_MAX, _M_ARENA_MAX = -1, -4, -8
@@ -86,7 +82,10 @@ def start_jax() -> None:
         jax.config.update("jax_compilation_cache_dir", values.compilation_cache)
     if values.coordinator:
         if values.num_processes is None or values.process_id is None:
-            fail(BAD_INPUT, "--coordinator: expected --num_processes and --process_id with it")
+            fail(
+                BAD_INPUT,
+                "--coordinator: expected --num_processes and --process_id with it",
+            )
         # Else JAX would look for a cluster, and under Slurm take one device of each machine only.
         _join(
             coordinator_address=values.coordinator,
@@ -117,7 +116,10 @@ def parse_flags(argv: list[str]) -> list[str]:
     except (flags.Error, ValueError, TypeError, OSError) as error:
         fail(BAD_INPUT, error)
     if rest[1:]:
-        fail(BAD_INPUT, f"{rest[1]}: unexpected argument, expected flags only (--NAME=VALUE)")
+        fail(
+            BAD_INPUT,
+            f"{rest[1]}: unexpected argument, expected flags only (--NAME=VALUE)",
+        )
     return rest
 
 
@@ -217,7 +219,7 @@ def use_all_cores() -> None:
         jax.config.update("jax_num_cpu_devices", os.cpu_count() or 1)
 
 
-def is_own(error: Exception) -> bool:
+def is_user_error(error: Exception) -> bool:
     """Returns whether this project raised the error: its message then says all there is to say."""
     module = [frame for frame, _ in traceback.walk_tb(error.__traceback__)][-1].f_globals
     spec = module.get("__spec__")  # has the name of a command that runs as __main__

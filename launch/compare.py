@@ -23,9 +23,10 @@ from rich.text import Text
 from groupvit_jax.compare import outputs, page
 from groupvit_jax.compare.groups import Comparison, compare
 from groupvit_jax.compare.metric import choose_metric
-from groupvit_jax.compare.reading import find_runs, read_runs
 from groupvit_jax.compare.verdict import judge
 from groupvit_jax.eval import results
+from groupvit_jax.runs import exit_codes
+from groupvit_jax.runs.reading import find_runs, read_runs
 from launch import common
 
 
@@ -63,9 +64,9 @@ def main(flags: argparse.Namespace) -> int:
     try:
         return _run(flags)
     except (ValueError, FileExistsError) as error:
-        if not common.is_own(error):
+        if not common.is_user_error(error):
             raise
-        common.fail(common.BAD_INPUT, error)
+        common.fail(exit_codes.BAD_INPUT, error)
 
 
 def _run(flags: argparse.Namespace) -> int:

@@ -22,6 +22,7 @@ from groupvit_jax.interop.huggingface import write_huggingface
 from groupvit_jax.interop.load import KINDS, find_kind
 from groupvit_jax.interop.pretrained import with_image_size
 from groupvit_jax.interop.save import save_pretrained
+from groupvit_jax.runs import exit_codes
 from launch import common
 
 TARGETS = ("safetensors", "huggingface", "original")
@@ -63,9 +64,9 @@ def main(flags: argparse.Namespace) -> int:
     try:
         return _run(flags)
     except (ValueError, FileNotFoundError, FileExistsError, ModuleNotFoundError) as error:
-        if not common.is_own(error):
+        if not common.is_user_error(error):
             raise
-        common.fail(common.BAD_INPUT, error)
+        common.fail(exit_codes.BAD_INPUT, error)
 
 
 def _run(flags: argparse.Namespace) -> int:
@@ -81,7 +82,7 @@ def _run(flags: argparse.Namespace) -> int:
         raise ValueError(f"--to: missing, expected one of {', '.join(TARGETS)}")
     if flags.goldens:
         agreed &= _compare_with_published(source, Path(flags.goldens))
-    return 0 if agreed else common.FAILED
+    return 0 if agreed else exit_codes.FAILED
 
 
 def _load(flags: argparse.Namespace) -> Pretrained:

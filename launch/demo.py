@@ -14,9 +14,11 @@ from ml_collections import ConfigDict
 
 from configs import finetune_scenes
 from configs import scenes as scenes_config
-from groupvit_jax.eval.evaluators import Evaluator, make_evaluators
+from groupvit_jax.eval.evaluators import make_evaluators
 from groupvit_jax.interop import INITIALISERS
-from groupvit_jax.runs import run_folder
+from groupvit_jax.runs import exit_codes
+from groupvit_jax.runs.evaluator import Evaluator
+from groupvit_jax.runs.workdir import check_writable
 from groupvit_jax.scenes import dataset
 from groupvit_jax.train import setup
 from groupvit_jax.train.loop import train
@@ -38,13 +40,15 @@ def main(argv: list[str]) -> int:
     """Runs all steps; what is done already is not done again. Returns the exit code."""
     del argv
     if not WORKDIR.value:
-        common.fail(common.BAD_INPUT, "--workdir: missing, expected a folder for data and report")
+        common.fail(
+            exit_codes.BAD_INPUT, "--workdir: missing, expected a folder for data and report"
+        )
     workdir = Path(WORKDIR.value).absolute()
     common.keep_freed_memory()
     jax.config.update("jax_compilation_cache_dir", str(workdir / "compiled"))
     with common.progress_display() as show:
         try:
-            run_folder.check_writable(workdir)
+            check_writable(workdir)
             builder = dataset.build(str(workdir / "data"), DATA.value)
             runs = make_runs(builder, workdir, STEPS.value, SEED.value)
             for done in range(1, 1 + (len(runs) if CONTROLS.value else 1)):
@@ -57,13 +61,13 @@ def main(argv: list[str]) -> int:
                     show=show,
                 )
                 if not result.complete:
-                    return common.STOPPED
+                    return exit_codes.STOPPED
                 if done in (1, len(runs)):
                     summary = demo_report.write(runs[:done], workdir)
         except (ValueError, FileNotFoundError) as error:
-            if not common.is_own(error):
+            if not common.is_user_error(error):
                 raise
-            common.fail(common.BAD_INPUT, error)
+            common.fail(exit_codes.BAD_INPUT, error)
     print(summary)
     return 0
 

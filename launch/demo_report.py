@@ -15,9 +15,10 @@ from groupvit_jax.eval.evaluators import make_evaluators
 from groupvit_jax.interop.load import load_pretrained
 from groupvit_jax.interop.pretrained import Pretrained
 from groupvit_jax.report import document, visualize
+from groupvit_jax.runs.metrics_file import read_metrics
 from groupvit_jax.scenes import dataset
 from groupvit_jax.segmenter import SegmentationResult, Segmenter
-from groupvit_jax.train import setup, writers
+from groupvit_jax.train import setup
 from groupvit_jax.typing import Params
 
 UNTRAINED = "nothing (untrained)"
@@ -54,7 +55,7 @@ class Run:
     @property
     def history(self) -> list[dict[str, Any]]:
         """The metrics of its steps."""
-        return writers.read_metrics(self.workdir / writers.METRICS_FILE)
+        return read_metrics(self.workdir)
 
 
 class Scene(NamedTuple):

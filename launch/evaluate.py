@@ -35,7 +35,8 @@ from groupvit_jax.eval.head_segmentation import HeadSegmentation, HeadTower
 from groupvit_jax.eval.protocol import BACKGROUND_RULES, PROTOCOLS
 from groupvit_jax.eval.segmentation_evaluator import Segmentation
 from groupvit_jax.interop import load_pretrained
-from groupvit_jax.runs.run_folder import environment
+from groupvit_jax.runs import exit_codes
+from groupvit_jax.runs.starts import environment
 from groupvit_jax.typing import Params
 from launch import common
 
@@ -79,9 +80,9 @@ def main(argv: list[str]) -> int:
     try:
         return _run()
     except (ValueError, TypeError, FileNotFoundError) as error:
-        if not common.is_own(error):
+        if not common.is_user_error(error):
             raise
-        common.fail(common.BAD_INPUT, error)
+        common.fail(exit_codes.BAD_INPUT, error)
 
 
 def _run() -> int:
@@ -161,7 +162,7 @@ class Evaluation:
                 self._write()
         _say(results.markdown(self._results))
         _say(f"Report: {self._output / 'report.html'}")
-        return common.FAILED if failed else 0
+        return exit_codes.FAILED if failed else 0
 
     def _measure(self, evaluator: Any, variables: Params) -> None:
         name, settings = evaluator.name, _settings(evaluator)

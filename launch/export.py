@@ -14,6 +14,7 @@ from pathlib import Path
 from groupvit_jax.interop import load_pretrained
 from groupvit_jax.interop.pretrained import with_image_size
 from groupvit_jax.interop.save import FORMATS, save_pretrained
+from groupvit_jax.runs import exit_codes
 from launch import common
 
 
@@ -46,9 +47,9 @@ def main(flags: argparse.Namespace) -> None:
             save_pretrained(path, pretrained, kind)
             print(f"wrote {path}")
     except (ValueError, FileNotFoundError, FileExistsError) as error:
-        if not common.is_own(error):
+        if not common.is_user_error(error):
             raise
-        common.fail(common.BAD_INPUT, error)
+        common.fail(exit_codes.BAD_INPUT, error)
 
 
 def _new_paths(flags: argparse.Namespace) -> dict[str, Path]:

@@ -31,6 +31,7 @@ from groupvit_jax.plan.plan import (
     make_plan,
     with_batch_size,
 )
+from groupvit_jax.runs import exit_codes
 from launch import common
 
 
@@ -80,15 +81,15 @@ def main(argv: Sequence[str]) -> None:
     try:
         flags, config = parse_flags(argv)
     except (absl_flags.Error, ValueError, TypeError, OSError) as error:
-        common.fail(common.BAD_INPUT, error)
+        common.fail(exit_codes.BAD_INPUT, error)
     logging.basicConfig(format="%(message)s", level=logging.WARNING, force=True)
     logging.getLogger("groupvit_jax").setLevel(logging.INFO)
     try:
         plan_all(flags, config)
     except ValueError as error:
-        if not common.is_own(error):
+        if not common.is_user_error(error):
             raise
-        common.fail(common.BAD_INPUT, error)
+        common.fail(exit_codes.BAD_INPUT, error)
 
 
 def plan_all(flags: argparse.Namespace, config: ConfigDict) -> None:

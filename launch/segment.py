@@ -29,6 +29,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from groupvit_jax.data.images.photo import read_photo
 from groupvit_jax.eval.protocol import PROTOCOLS, check_prompts
 from groupvit_jax.report import visualize
+from groupvit_jax.runs import exit_codes
 from groupvit_jax.segmenter import SegmentationResult, Segmenter, check_labels
 from launch import common
 
@@ -76,9 +77,9 @@ def main(flags: argparse.Namespace) -> int:
     try:
         return _run(flags)
     except (ValueError, FileNotFoundError, FileExistsError) as error:
-        if not common.is_own(error):
+        if not common.is_user_error(error):
             raise
-        common.fail(common.BAD_INPUT, error)
+        common.fail(exit_codes.BAD_INPUT, error)
 
 
 def _run(flags: argparse.Namespace) -> int:
@@ -103,7 +104,7 @@ def _run(flags: argparse.Namespace) -> int:
     print(f"segmented {len(entries)} of {len(names)} images into {output}")
     if skipped:
         print(f"{skipped} of {len(names)} images could not be read", file=sys.stderr)
-    return common.FAILED if skipped else 0
+    return exit_codes.FAILED if skipped else 0
 
 
 def _options(flags: argparse.Namespace, has_background: bool) -> dict[str, Any]:

@@ -16,9 +16,8 @@ from typing import NoReturn
 import jax
 
 from groupvit_jax.processes import end_with_parent
+from groupvit_jax.runs.exit_codes import FAILED, LOST, STOPPED
 
-# EX_TEMPFAIL: the same command, started again on all hosts, goes on from the last checkpoint.
-LOST = 75
 # A process that says nothing for so long is dead to the others.
 HEARTBEAT_SECONDS = 30
 # An error of all processes shows in each a little earlier or later, and the end of the first would
@@ -70,7 +69,7 @@ def _code(status: int) -> int:
     if code >= 0:
         return code
     if -code == signal.SIGTERM:  # before JAX caught it, so there was nothing to save
-        return 128 + signal.SIGTERM
+        return STOPPED
     name = signal.Signals(-code).name
     why = "another process of this run has died" if name == "SIGABRT" else "see the log above"
     print(f"error: ended by {name} ({why}); {_GO_ON}", file=sys.stderr, flush=True)
@@ -86,4 +85,4 @@ def _end_at_once(
         print(f"error: lost the other processes of this run ({text}); {_GO_ON}", file=sys.stderr)
         end(LOST)
     traceback.print_exception(kind, error, trace)
-    end(1)
+    end(FAILED)

@@ -31,12 +31,15 @@ from rich.console import Console, Group
 from rich.live import Live
 from rich.table import Table
 
-from groupvit_jax.runs.run_folder import check_writable
+from groupvit_jax.runs import exit_codes
+from groupvit_jax.runs.layout import TRIAL_LOG_FILE
+from groupvit_jax.runs.sweep_files import Sweep, read_record, read_sweep
+from groupvit_jax.runs.workdir import check_writable
 from groupvit_jax.sweep import cluster, overview, trial_process
 from groupvit_jax.sweep import folder as folder_lib
-from groupvit_jax.sweep.folder import Sweep
 from groupvit_jax.sweep.hparams import write_hparams
 from groupvit_jax.sweep.local import Environment, LocalRunner, divide
+from groupvit_jax.sweep.trials import command_of
 from launch import common, sweep_plan
 
 _HERE = Path(__file__).parent
@@ -98,9 +101,9 @@ def main(argv: Sequence[str]) -> int:
             return _run_trial(flags, root, _sweep_of_job(flags, arguments, root))
         return _run(flags, arguments, root)
     except (ValueError, FileNotFoundError) as error:
-        if not common.is_own(error):
+        if not common.is_user_error(error):
             raise
-        common.fail(common.BAD_INPUT, error)
+        common.fail(exit_codes.BAD_INPUT, error)
     except KeyboardInterrupt:
         common.fail(128 + signal.SIGINT, "interrupted before any trial was started")
 
@@ -117,9 +120,9 @@ def _run(flags: argparse.Namespace, arguments: Sequence[str], root: Path) -> int
     if errors := sweep_plan.check(planned, root):
         for error in errors:
             print(f"error: {error}", file=sys.stderr)
-        common.fail(common.BAD_INPUT, f"{len(errors)} trials are wrong, nothing was started")
+        common.fail(exit_codes.BAD_INPUT, f"{len(errors)} trials are wrong, nothing was started")
     sweep = planned.sweep
-    if old := folder_lib.read_sweep(root):
+    if old := read_sweep(root):
         folder_lib.check_same_sweep(root, old, sweep)
     if flags.dry_run:
         return _show_commands(flags, arguments, sweep, root)
@@ -142,7 +145,7 @@ def _plan(flags: argparse.Namespace, arguments: Sequence[str], root: Path) -> sw
 
 
 def _write(sweep: Sweep, root: Path) -> None:
-    folder_lib.write_sweep(root, sweep)
+    folder_lib.create(root, sweep)
     for trial in sweep.trials:
         write_hparams(trial, root / trial.folder)
 
@@ -179,7 +182,7 @@ def _show_commands(
 ) -> int:
     more = _process_flags(flags)
     for trial in sweep.trials:
-        print(shlex.join(folder_lib.command_of(sweep, trial, root, more)))
+        print(shlex.join(command_of(sweep, trial, root, more)))
     numbers = [trial.id for trial in sweep.trials]
     if flags.backend == "slurm":
         print(shlex.join(_sbatch(flags, sweep, root, numbers)))
@@ -223,18 +226,18 @@ def _view(sweep: Sweep, root: Path) -> tuple[Table, str]:
 def _conclude(sweep: Sweep, root: Path, was_stopped: bool, console: Console) -> int:
     """Prints how the trials ended; returns the exit code."""
     console.print(*_view(sweep, root), sep="\n")
-    states = [folder_lib.read_record(root / trial.folder).state for trial in sweep.trials]
+    states = [read_record(root / trial.folder).state for trial in sweep.trials]
     if all(state == "finished" for state in states):
         return 0
     for trial, state in zip(sweep.trials, states, strict=True):
         if state == "failed":
-            log = root / trial.folder / folder_lib.LOG_FILE
+            log = root / trial.folder / TRIAL_LOG_FILE
             console.print(f"failed: {log}", markup=False, highlight=False, soft_wrap=True)
     if was_stopped:
         print("stopped: start the same command again to go on")
-        return common.STOPPED
+        return exit_codes.STOPPED
     print("start the same command again with --retry=N to try those that failed again")
-    return common.FAILED
+    return exit_codes.FAILED
 
 
 def _sbatch(
@@ -287,7 +290,7 @@ def _write_manifest(
 
 def _sweep_of_job(flags: argparse.Namespace, arguments: Sequence[str], root: Path) -> Sweep:
     """Returns the sweep whose trial a job of a cluster is to run."""
-    sweep = folder_lib.read_sweep(root)
+    sweep = read_sweep(root)
     if sweep is None:
         if not flags.sweep:
             raise ValueError(f"--output={root}: no sweep.json found, expected one or --sweep=FILE")
@@ -307,9 +310,9 @@ def _run_trial(flags: argparse.Namespace, root: Path, sweep: Sweep) -> int:
     trial, more = sweep.trials[flags.trial], _process_flags(flags)
     if int(flags.process_id or 0):
         # The first of several processes keeps the record.
-        if folder_lib.read_record(root / trial.folder).state == "finished":
+        if read_record(root / trial.folder).state == "finished":
             return 0
-        command = folder_lib.command_of(sweep, trial, root, more)
+        command = command_of(sweep, trial, root, more)
         os.execv(command[0], command)
     process = trial_process.start(sweep, trial, root, more=more, wait=True)
     if process is None:
@@ -323,11 +326,11 @@ def _run_trial(flags: argparse.Namespace, root: Path, sweep: Sweep) -> int:
 
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, stop)
-    print(f"{trial.folder}: started, its log is {process.workdir / folder_lib.LOG_FILE}")
+    print(f"{trial.folder}: started, its log is {process.workdir / TRIAL_LOG_FILE}")
     sys.stdout.flush()
     code = process.wait()
     # The scheduler may have asked the trial itself.
-    record = process.record_end(was_asked=asked.is_set() or code == common.STOPPED)
+    record = process.record_end(was_asked=asked.is_set() or code == exit_codes.STOPPED)
     print(f"{trial.folder}: {record.state} (exit status {code})")
     if record.state != "finished":
         print("\n".join(folder_lib.log_tail(process.workdir)))

@@ -10,8 +10,9 @@ from absl import flags as absl_flags
 from ml_collections import ConfigDict
 
 from groupvit_jax.runs import config_check
+from groupvit_jax.runs.sweep_files import Sweep, Trial
 from groupvit_jax.sweep import checks
-from groupvit_jax.sweep.folder import Sweep, Trial, describe, flag_of, make_trial, plain
+from groupvit_jax.sweep.trials import describe, flag_of, make_trial, plain
 from launch import common
 
 

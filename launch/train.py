@@ -18,8 +18,10 @@ from absl import app
 
 from groupvit_jax.data.pipeline.contrastive import TooManyBrokenSamplesError
 from groupvit_jax.data.storage.retries import StorageError
-from groupvit_jax.eval.evaluators import Evaluator, make_evaluators
+from groupvit_jax.eval.evaluators import make_evaluators
 from groupvit_jax.interop import INITIALISERS
+from groupvit_jax.runs import exit_codes
+from groupvit_jax.runs.evaluator import Evaluator
 from groupvit_jax.train.hooks import NonFiniteError
 from groupvit_jax.train.loop import train
 from groupvit_jax.train.setup import Parts
@@ -34,10 +36,10 @@ def main(argv: list[str]) -> int:
     """Runs the command; returns its exit code."""
     del argv
     if not WORKDIR.value:
-        common.fail(common.BAD_INPUT, "--workdir: missing, expected a folder for the run")
+        common.fail(exit_codes.BAD_INPUT, "--workdir: missing, expected a folder for the run")
     if "://" in WORKDIR.value:
         common.fail(
-            common.BAD_INPUT,
+            exit_codes.BAD_INPUT,
             f"--workdir={WORKDIR.value}: a URL found, expected a folder (mount the bucket)",
         )
     common.keep_freed_memory()
@@ -52,12 +54,12 @@ def main(argv: list[str]) -> int:
                 show=show,
             )
     except (NonFiniteError, TooManyBrokenSamplesError, StorageError) as error:
-        common.fail(common.FAILED, error)
+        common.fail(exit_codes.FAILED, error)
     except (ValueError, FileNotFoundError) as error:
-        if not common.is_own(error):
+        if not common.is_user_error(error):
             raise
-        common.fail(common.BAD_INPUT, error)
-    return 0 if result.complete else common.STOPPED
+        common.fail(exit_codes.BAD_INPUT, error)
+    return 0 if result.complete else exit_codes.STOPPED
 
 
 def evaluators_of(parts: Parts) -> list[tuple[Evaluator, int]]:

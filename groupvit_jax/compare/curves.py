@@ -7,9 +7,9 @@ from typing import NamedTuple
 import numpy as np
 
 from groupvit_jax.compare.groups import Comparison
-from groupvit_jax.compare.reading import Run
 from groupvit_jax.report import document
 from groupvit_jax.report.charts import ramp
+from groupvit_jax.runs.reading import Run
 
 _MOST_POINTS, _MOST_BANDS = 200, 8
 UNFINISHED_COLOUR = "#8a8f98"

@@ -8,7 +8,6 @@ from typing import NamedTuple
 import numpy as np
 
 from groupvit_jax.compare.metric import Format, Metric, make_format
-from groupvit_jax.compare.reading import FINISHED, Run, shortest_ends
 from groupvit_jax.compare.settings import (
     ABSENT,
     SEED,
@@ -26,6 +25,7 @@ from groupvit_jax.compare.statistics import (
     mean_and_std,
     welch,
 )
+from groupvit_jax.runs.reading import FINISHED, Run, shortest_ends
 
 
 class Score(NamedTuple):

@@ -5,8 +5,8 @@ import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from groupvit_jax.compare.reading import Run
 from groupvit_jax.eval.results import COLUMNS
+from groupvit_jax.runs.reading import Run
 
 # Of the metrics whose names tell nothing else, more is better.
 _LESS_IS_BETTER = ("loss", "_norm", "seconds", "seconds_per_step", "error", "perplexity")

@@ -8,10 +8,10 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from groupvit_jax.compare.groups import Comparison, Group, Score
-from groupvit_jax.compare.reading import FINISHED
 from groupvit_jax.compare.settings import SEED
 from groupvit_jax.compare.verdict import judge, show_p
 from groupvit_jax.eval.results import markdown_table
+from groupvit_jax.runs.reading import FINISHED
 
 Rows = list[list[str]]
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from typing import Any, Protocol, runtime_checkable
+from typing import Any
 
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
@@ -27,19 +27,9 @@ from groupvit_jax.eval.segmentation_evaluator import Segmentation
 from groupvit_jax.eval.zero_shot import Classification, Retrieval
 from groupvit_jax.models.segmentation import SegmentationModel
 from groupvit_jax.models.two_tower import TwoTower
-from groupvit_jax.typing import Params
+from groupvit_jax.runs.evaluator import Evaluator
 
 Model = TwoTower | SegmentationModel
-
-
-@runtime_checkable
-class Evaluator(Protocol):
-    """Measures a model; `name` prefixes its metrics."""
-
-    name: str
-
-    def __call__(self, variables: Params) -> dict[str, float]:
-        """Returns the metrics of a model with these variables."""
 
 
 def make_encoder(

@@ -17,9 +17,9 @@ from groupvit_jax.interop.layout import (
     renamer,
     unflatten,
 )
-from groupvit_jax.interop.tensor_file import read_json
 from groupvit_jax.models.bert_encoder import BERT_NORM_EPS
 from groupvit_jax.models.two_tower import text_tower
+from groupvit_jax.runs.files import read_json
 from groupvit_jax.typing import Params, PyTree
 
 _PREFIX = "params/text_encoder/"

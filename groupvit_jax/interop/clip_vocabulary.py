@@ -10,7 +10,7 @@ from pathlib import Path
 
 import instant_clip_tokenizer
 
-from groupvit_jax.interop.tensor_file import write_json
+from groupvit_jax.runs.files import write_json
 
 START, END = "<|startoftext|>", "<|endoftext|>"
 _END_OF_WORD = "</w>"

@@ -21,7 +21,6 @@ from groupvit_jax.interop.layout import (
     renamer,
     unflatten,
 )
-from groupvit_jax.interop.model_config import config_from_dict
 from groupvit_jax.interop.pretrained import (
     Pretrained,
     describe,
@@ -30,13 +29,13 @@ from groupvit_jax.interop.pretrained import (
     with_learned_positions,
 )
 from groupvit_jax.interop.tensor_file import (
-    read_json,
     read_safetensors,
     read_sharded_safetensors,
-    write_json,
     write_safetensors,
 )
 from groupvit_jax.interop.torch_file import read_torch_file
+from groupvit_jax.runs.configuration import config_from_dict
+from groupvit_jax.runs.files import read_json, write_json
 
 # What our own configuration adds to Hugging Face's; its readers keep it and don't use it.
 _OUR_SECTION = "groupvit_jax"

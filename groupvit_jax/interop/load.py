@@ -6,10 +6,11 @@ from ml_collections import ConfigDict
 
 from groupvit_jax.interop import native
 from groupvit_jax.interop.huggingface import read_huggingface
-from groupvit_jax.interop.orbax_steps import find_step, read_orbax
+from groupvit_jax.interop.orbax_steps import read_orbax
 from groupvit_jax.interop.original import read_original
 from groupvit_jax.interop.pretrained import Pretrained
-from groupvit_jax.interop.tensor_file import read_json
+from groupvit_jax.runs.checkpoints import find_step
+from groupvit_jax.runs.files import read_json
 
 KINDS = ("orbax", "safetensors", "huggingface", "original")
 

@@ -49,11 +49,6 @@ def config_to_dict(config: ConfigDict) -> dict[str, Any]:
     return json.loads(json.dumps(config.to_dict()))
 
 
-def config_from_dict(values: dict[str, Any]) -> ConfigDict:
-    """Undoes `config_to_dict`: JSON's lists become tuples."""
-    return ConfigDict(_tuples(values))
-
-
 def _defaults(module: type[nn.Module]) -> dict[str, Any]:
     return {
         field.name: field.default
@@ -61,9 +56,3 @@ def _defaults(module: type[nn.Module]) -> dict[str, Any]:
         if field.name not in ("parent", "name", "dtype", "execution")
         and field.default is not dataclasses.MISSING
     }
-
-
-def _tuples(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _tuples(item) for key, item in value.items()}
-    return tuple(map(_tuples, value)) if isinstance(value, list) else value

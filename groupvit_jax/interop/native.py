@@ -3,14 +3,10 @@
 from pathlib import Path
 
 from groupvit_jax.interop.layout import check_variables, unflatten
-from groupvit_jax.interop.model_config import config_from_dict
 from groupvit_jax.interop.pretrained import Pretrained, describe, described_tokenizer, to_host
-from groupvit_jax.interop.tensor_file import (
-    read_json,
-    read_safetensors,
-    write_json,
-    write_safetensors,
-)
+from groupvit_jax.interop.tensor_file import read_safetensors, write_safetensors
+from groupvit_jax.runs.configuration import config_from_dict
+from groupvit_jax.runs.files import read_json, write_json
 
 FORMAT = "groupvit_jax"
 

@@ -16,7 +16,7 @@ from groupvit_jax.interop.layout import (
     renamer,
     unflatten,
 )
-from groupvit_jax.interop.model_config import config_from_dict, make_model_config
+from groupvit_jax.interop.model_config import make_model_config
 from groupvit_jax.interop.pretrained import (
     Pretrained,
     describe,
@@ -26,6 +26,7 @@ from groupvit_jax.interop.pretrained import (
 )
 from groupvit_jax.interop.torch_file import read_torch_file
 from groupvit_jax.interop.torch_writer import write_torch_file
+from groupvit_jax.runs.configuration import config_from_dict
 
 # Our configurations as JSON, beside the state dict of a file that is written here.
 _OUR_ENTRY = "groupvit_jax"

@@ -12,13 +12,14 @@ from ml_collections import ConfigDict
 from groupvit_jax.data.text import vocabulary
 from groupvit_jax.data.text.vocabulary import Vocabulary
 from groupvit_jax.interop.layout import FlatVariables, build_task_model, flatten
-from groupvit_jax.interop.model_config import config_from_dict, config_to_dict
+from groupvit_jax.interop.model_config import config_to_dict
 from groupvit_jax.models import TwoTower, build_model
 from groupvit_jax.models.position_embedding import (
     resize_position_embedding,
     sincos_position_embedding,
 )
 from groupvit_jax.models.segmentation import SegmentationModel
+from groupvit_jax.runs.configuration import config_from_dict
 from groupvit_jax.typing import Float, PyTree
 
 

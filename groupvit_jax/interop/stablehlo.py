@@ -11,11 +11,12 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from groupvit_jax.interop.model_config import config_from_dict, config_to_dict
+from groupvit_jax.interop.model_config import config_to_dict
 from groupvit_jax.interop.pretrained import Pretrained, describe
-from groupvit_jax.interop.tensor_file import write_json
 from groupvit_jax.models.grouping import resize_maps
 from groupvit_jax.models.preprocess import normalize
+from groupvit_jax.runs.configuration import config_from_dict
+from groupvit_jax.runs.files import write_json
 from groupvit_jax.typing import Array, Float, Int, UInt8
 
 PLATFORMS = ("cpu", "cuda", "tpu")

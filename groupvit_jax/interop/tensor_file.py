@@ -1,4 +1,4 @@
-"""JSON and safetensors files, with errors that name the file and the tensor."""
+"""Safetensors files, with errors that name the file and the tensor."""
 
 import collections
 import json
@@ -6,34 +6,12 @@ import re
 import struct
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
-
-def read_json(path: Path) -> dict[str, Any]:
-    """Reads a JSON object.
-
-    Raises:
-      FileNotFoundError: if there is no such file.
-      ValueError: if it holds no JSON object.
-    """
-    if not path.is_file():
-        raise FileNotFoundError(f"{path}: no such file")
-    try:
-        value = json.loads(path.read_text())
-    except ValueError as error:
-        raise ValueError(f"{path}: not JSON: {error}") from error
-    if not isinstance(value, dict):
-        raise ValueError(f"{path}: a JSON {type(value).__name__}, expected an object")
-    return value
-
-
-def write_json(path: Path, value: dict[str, Any]) -> None:
-    """Writes a JSON object for people to read."""
-    path.write_text(json.dumps(value, indent=2) + "\n")
+from groupvit_jax.runs.files import read_json
 
 
 def read_safetensors(path: Path) -> dict[str, np.ndarray]:

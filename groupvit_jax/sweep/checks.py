@@ -7,7 +7,7 @@ from pathlib import Path
 from ml_collections import ConfigDict
 
 from groupvit_jax.eval.evaluators import make_evaluators
-from groupvit_jax.runs import run_folder
+from groupvit_jax.runs.checkpoints import has_checkpoints
 from groupvit_jax.train import setup
 
 
@@ -22,9 +22,8 @@ def find_error(config: ConfigDict, workdir: Path) -> str | None:
       workdir: the trial's, for what its checkpoints hold; it need not be there.
     """
     with tempfile.TemporaryDirectory() as elsewhere:
-        has_run = (workdir / run_folder.CHECKPOINTS).is_dir()
         try:
-            parts = setup.build(config, workdir if has_run else Path(elsewhere))
+            parts = setup.build(config, workdir if has_checkpoints(workdir) else Path(elsewhere))
             make_evaluators(config, parts.model, parts.tokenizer, parts.mesh)
         except (ValueError, FileNotFoundError) as error:
             return _line(error)

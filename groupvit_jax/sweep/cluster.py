@@ -9,7 +9,8 @@ from typing import Any
 
 import yaml
 
-from groupvit_jax.sweep.folder import Sweep, now, read_record
+from groupvit_jax.runs.sweep_files import Sweep, read_record
+from groupvit_jax.sweep.folder import now
 
 SUBMISSIONS_FILE = "slurm.jsonl"
 MANIFEST_FILE = "job.yaml"

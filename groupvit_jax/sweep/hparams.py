@@ -4,14 +4,13 @@ import importlib.util
 import time
 from pathlib import Path
 
-from groupvit_jax.sweep.folder import Trial
-
-EVENTS_FILE = "events.out.tfevents.0.hparams"
+from groupvit_jax.runs.layout import TRIAL_SETTINGS_FILE
+from groupvit_jax.runs.sweep_files import Trial
 
 
 def write_hparams(trial: Trial, workdir: Path) -> None:
     """Writes a trial's settings beside its event files, where TensorBoard is installed."""
-    path = workdir / EVENTS_FILE
+    path = workdir / TRIAL_SETTINGS_FILE
     if path.exists() or importlib.util.find_spec("tensorboard") is None:
         return
     # Neither of them imports TensorFlow.

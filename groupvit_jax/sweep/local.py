@@ -5,9 +5,9 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
-from groupvit_jax.sweep import folder as folder_lib
+from groupvit_jax.runs.sweep_files import Record, Sweep, Trial, read_record
 from groupvit_jax.sweep import trial_process
-from groupvit_jax.sweep.folder import Record, Sweep, Trial
+from groupvit_jax.sweep.folder import log_tail
 from groupvit_jax.sweep.trial_process import TrialProcess
 
 POLL_SECONDS = 0.2
@@ -102,7 +102,7 @@ class LocalRunner:
 
     def _is_due(self, trial: Trial) -> bool:
         workdir = self._root / trial.folder
-        record = folder_lib.read_record(workdir)
+        record = read_record(workdir)
         if record.state != "failed":
             return record.state != "finished"
         is_due = record.failures <= self._retry
@@ -126,7 +126,7 @@ class LocalRunner:
 
     def _put_back(self, trial: Trial) -> None:
         """Waits for a trial whose folder another process uses; one that it has ended is done."""
-        if folder_lib.read_record(self._root / trial.folder).state == "finished":
+        if read_record(self._root / trial.folder).state == "finished":
             return
         if trial.id not in self._in_use:
             self._say(f"{trial.folder}: waiting for another process that still works in the folder")
@@ -154,7 +154,7 @@ class LocalRunner:
     def _say_failed(self, workdir: Path, record: Record, more: str) -> None:
         what = f"failed with exit status {record.exit_status}, {record.failures} times so far"
         self._say(f"{workdir.name}: {what}{'; ' if more else ''}{more}")
-        for line in folder_lib.log_tail(workdir):
+        for line in log_tail(workdir):
             self._say(f"    {line}")
 
 

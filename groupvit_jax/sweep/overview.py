@@ -9,8 +9,10 @@ from typing import Any
 from rich import box
 from rich.table import Table
 
-from groupvit_jax.sweep.folder import Sweep, read_record, short_names
-from groupvit_jax.train.writers import METRICS_FILE, read_metrics
+from groupvit_jax.runs.layout import METRICS_FILE
+from groupvit_jax.runs.metrics_file import read_metrics
+from groupvit_jax.runs.sweep_files import Sweep, read_record
+from groupvit_jax.sweep.trials import short_names
 
 Row = dict[str, Any]
 
@@ -31,7 +33,7 @@ def rows(sweep: Sweep, root: Path) -> list[Row]:
     found = []
     for trial in sweep.trials:
         workdir = root / trial.folder
-        metrics = _metrics(workdir / METRICS_FILE)
+        metrics = _metrics(workdir)
         row = {"trial": trial.id} | {names[f]: trial.overrides.get(f) for f in fields}
         row["state"] = read_record(workdir).state
         row["step"] = metrics[-1]["step"] if metrics else None
@@ -89,15 +91,19 @@ def _cell(value: Any) -> str:
     return f"{value:.5g}" if isinstance(value, float) else str(value)
 
 
-def _metrics(path: Path) -> list[dict[str, Any]]:
+def _metrics(workdir: Path) -> list[dict[str, Any]]:
+    path = workdir / METRICS_FILE
     if not path.exists():
         return []
     status = path.stat()
-    return _read(path, status.st_mtime_ns, status.st_size)
+    return _read(workdir, status.st_mtime_ns, status.st_size)
 
 
 @functools.lru_cache(maxsize=1024)
-def _read(path: Path, modified: int, size: int) -> list[dict[str, Any]]:
-    """Reads a file again only if it has changed."""
+def _read(workdir: Path, modified: int, size: int) -> list[dict[str, Any]]:
+    """Read a metrics file again only if it has changed.
+
+    The table is drawn anew every second, and the files of long trials have thousands of lines.
+    """
     del modified, size
-    return read_metrics(path)
+    return read_metrics(workdir)

@@ -13,15 +13,14 @@ import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from groupvit_jax.sweep import folder as folder_lib
-from groupvit_jax.sweep.folder import Record, Sweep, Trial
+from groupvit_jax.runs.exit_codes import LOST, STOPPED
+from groupvit_jax.runs.layout import TRIAL_LOCK_FILE, TRIAL_LOG_FILE
+from groupvit_jax.runs.sweep_files import Record, State, Sweep, Trial, read_record, write_record
+from groupvit_jax.sweep.folder import ATTEMPT, now
+from groupvit_jax.sweep.trials import command_of
 
 logger = logging.getLogger(__name__)
 
-LOCK_FILE = ".lock"
-# What launch.train ends with when it has saved its state, and when another process was lost: the
-# same command goes on.
-STOPPED, LOST = 143, 75
 _NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
 # Becomes the trial, which then gets SIGTERM when the sweep's process dies, even by SIGKILL: it
 # saves its state and ends. Outside Linux it trains on; the lock makes a new start wait for it.
@@ -30,8 +29,8 @@ import ctypes, os, sys
 if sys.platform.startswith("linux"):
     ctypes.CDLL(None).prctl(1, 15)  # PR_SET_PDEATHSIG, SIGTERM
 if os.getppid() != int(sys.argv[1]):
-    sys.exit(143)
-os.execv(sys.argv[2], sys.argv[2:])
+    sys.exit(int(sys.argv[2]))
+os.execv(sys.argv[3], sys.argv[3:])
 """
 
 
@@ -72,15 +71,15 @@ class TrialProcess:
             was_asked and code in (STOPPED, -signal.SIGTERM, -signal.SIGKILL)
         )
         failed = bool(code) and not goes_on
-        state: folder_lib.State = "failed" if failed else "pending" if goes_on else "finished"
+        state: State = "failed" if failed else "pending" if goes_on else "finished"
         record = dataclasses.replace(
             self._record,
             state=state,
             exit_status=code,
             failures=self._record.failures + failed,
-            ended=folder_lib.now(),
+            ended=now(),
         )
-        folder_lib.write_record(self.workdir, record)
+        write_record(self.workdir, record)
         os.close(self._lock)
         return record
 
@@ -105,30 +104,30 @@ def start(
       wait: for a process that still uses the folder, instead of returning None.
     """
     workdir = root / trial.folder
-    lock = _acquire(workdir / LOCK_FILE, wait)
+    lock = _acquire(workdir / TRIAL_LOCK_FILE, wait)
     if lock is None:
         return None
-    record = folder_lib.read_record(workdir)  # another process may have written it until now
+    record = read_record(workdir)  # another process may have written it until now
     if record.state == "finished":
         os.close(lock)
         return None
-    command = folder_lib.command_of(sweep, trial, root, more)
+    command = command_of(sweep, trial, root, more)
     record = dataclasses.replace(
         record,
         command=tuple(command),
         state="running",
         attempts=record.attempts + 1,
-        started=folder_lib.now(),
+        started=now(),
         ended=None,
     )
-    folder_lib.write_record(workdir, record)
+    write_record(workdir, record)
     process = _spawn(command, workdir, {**os.environ, **(environment or {})}, record, lock)
     return TrialProcess(trial, workdir, record, process, lock)
 
 
 def is_in_use(workdir: Path) -> bool:
     """Returns whether a process works in a trial's folder."""
-    lock = _acquire(workdir / LOCK_FILE, wait=False)
+    lock = _acquire(workdir / TRIAL_LOCK_FILE, wait=False)
     if lock is not None:
         os.close(lock)
     return lock is None
@@ -137,10 +136,10 @@ def is_in_use(workdir: Path) -> bool:
 def _spawn(
     command: Sequence[str], workdir: Path, environment: Mapping[str, str], record: Record, lock: int
 ) -> subprocess.Popen:
-    bootstrap = [sys.executable, "-I", "-S", "-c", _BECOME, str(os.getpid())]
-    with (workdir / folder_lib.LOG_FILE).open("a") as log:
+    bootstrap = [sys.executable, "-I", "-S", "-c", _BECOME, str(os.getpid()), str(STOPPED)]
+    with (workdir / TRIAL_LOG_FILE).open("a") as log:
         said = f"{record.attempts}, {record.started}: {shlex.join(command)}"
-        log.write(f"{folder_lib.ATTEMPT}{said}\n")
+        log.write(f"{ATTEMPT}{said}\n")
         log.flush()
         return subprocess.Popen(
             [*bootstrap, *command],

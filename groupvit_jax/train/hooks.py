@@ -7,12 +7,13 @@ import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from ml_collections import ConfigDict
 
+from groupvit_jax.runs.evaluator import Evaluator
 from groupvit_jax.train.checkpoint import Checkpointer
 from groupvit_jax.train.state import TrainState
 from groupvit_jax.train.writers import MetricWriter
@@ -133,16 +134,6 @@ class LogMetrics(Hook):
             context.record["seconds_per_step"] = metrics.seconds / metrics.steps
             context.record["input_wait_seconds_per_step"] = metrics.input_seconds / metrics.steps
         metrics.reset_time()
-
-
-@runtime_checkable
-class Evaluator(Protocol):
-    """Measures the model; `name` prefixes its metrics."""
-
-    name: str
-
-    def __call__(self, variables: Mapping[str, PyTree]) -> dict[str, float]:
-        """Returns the metrics of a model with these variables."""
 
 
 class Evaluate(Hook):

@@ -15,7 +15,10 @@ from ml_collections import ConfigDict
 
 from groupvit_jax import parallel
 from groupvit_jax.data.pipeline.contrastive import BrokenSampleMonitor, TrainLoader
-from groupvit_jax.runs import run_folder
+from groupvit_jax.runs import layout
+from groupvit_jax.runs.configuration import check_same_run
+from groupvit_jax.runs.evaluator import Evaluator
+from groupvit_jax.runs.starts import write_start
 from groupvit_jax.train import checkpoint, setup
 from groupvit_jax.train import hooks as hooks_lib
 from groupvit_jax.train.data_position import DataPosition, continue_from
@@ -32,7 +35,7 @@ logger = logging.getLogger(__name__)
 # Steps given to the devices but not done: enough to hide the host's work, few batches in memory.
 STEPS_IN_FLIGHT = 2
 
-MakeEvaluators = Callable[[setup.Parts], Sequence[tuple[hooks_lib.Evaluator, int]]]
+MakeEvaluators = Callable[[setup.Parts], Sequence[tuple[Evaluator, int]]]
 ShowProgress = Callable[[int, int, str], None]
 TrainStep = Callable[[TrainState, Mapping[str, Array]], tuple[TrainState, Mapping[str, Array]]]
 
@@ -79,13 +82,13 @@ def train(
     with contextlib.ExitStack() as stack:
         stop = stack.enter_context(StopRequest())
         checkpoints = checkpoint.Checkpointer(
-            workdir / run_folder.CHECKPOINTS, config.checkpoint, config.to_dict(), parts.vocabulary
+            workdir / layout.CHECKPOINTS, config.checkpoint, config.to_dict(), parts.vocabulary
         )
         stack.callback(checkpoints.close)
         state, saved = start(
             config, checkpoints, parts.abstract_state, parts.fresh_state, initialisers
         )
-        run_folder.check_same_run(config, workdir, resuming=saved is not None)
+        check_same_run(config, workdir, resuming=saved is not None)
         position = continue_from(
             saved,
             batch_size=config.train.batch_size,
@@ -99,7 +102,7 @@ def train(
         stack.callback(writer.close)
         metrics = hooks_lib.StepMetrics()
         hooks = [
-            hooks_lib.Profile(config.profile_steps, workdir / "profile"),
+            hooks_lib.Profile(config.profile_steps, workdir / layout.PROFILE),
             hooks_lib.LogMetrics(metrics, config.log_every_steps, config.train.batch_size),
             hooks_lib.ShowProgress(show if jax.process_index() == 0 else _show_nothing),
             hooks_lib.Evaluate(evaluators),
@@ -191,7 +194,7 @@ def open_batches(parts: setup.Parts, position: DataPosition) -> Iterator[DeviceP
 def _start_writing(config: ConfigDict, workdir: Path, step: int) -> MetricWriter:
     primary = jax.process_index() == 0
     if primary:
-        run_folder.write_start(config, workdir, step)
+        write_start(config, workdir, step)
     return make_writer(config, workdir, step, primary)
 
 

@@ -16,8 +16,9 @@ from groupvit_jax.data.pipeline import contrastive
 from groupvit_jax.data.text import tokenizers
 from groupvit_jax.data.text.vocabulary import Vocabulary, read_vocabulary
 from groupvit_jax.models import fused_attention
-from groupvit_jax.runs import run_folder
-from groupvit_jax.train import checkpoint, contrastive_task, state
+from groupvit_jax.runs import checkpoints
+from groupvit_jax.runs.workdir import check_writable
+from groupvit_jax.train import contrastive_task, state
 from groupvit_jax.train.grad_cache import check_micro_batch_size
 from groupvit_jax.train.tasks import Task, task_of
 from groupvit_jax.train.writers import check_wandb
@@ -78,7 +79,7 @@ def build(config: ConfigDict, workdir: Path) -> Parts:
         the model, or a setting is wrong.
       FileNotFoundError: a source matches no file.
     """
-    run_folder.check_writable(workdir)
+    check_writable(workdir)
     check_settings(config)
     task = task_of(config)
     mesh = parallel.make_mesh(config.parallel.mesh)
@@ -116,7 +117,7 @@ def find_vocabulary(config: ConfigDict, workdir: Path) -> Vocabulary:
       FileNotFoundError: there is no file at the path, and no checkpoint.
     """
     wanted = config.data.tokenizer
-    stored = checkpoint.stored_vocabulary(workdir / run_folder.CHECKPOINTS)
+    stored = checkpoints.last_vocabulary(workdir)
     is_gone = bool(wanted.path) and not Path(wanted.path).exists()
     if stored and stored.name == wanted.name and is_gone:
         logger.warning("%s is gone: the checkpoint's vocabulary is used", wanted.path)

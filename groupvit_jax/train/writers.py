@@ -1,9 +1,7 @@
 """Where metrics go: always `metrics.jsonl`; TensorBoard and Weights & Biases where wanted."""
 
 import importlib.util
-import json
 import logging
-import math
 import os
 import uuid
 from collections.abc import Mapping, Sequence
@@ -12,9 +10,10 @@ from typing import Any, Protocol, runtime_checkable
 
 from ml_collections import ConfigDict
 
-logger = logging.getLogger(__name__)
+from groupvit_jax.runs.layout import METRICS_FILE, WANDB_ID_FILE
+from groupvit_jax.runs.metrics_file import MetricsFile
 
-METRICS_FILE = "metrics.jsonl"
+logger = logging.getLogger(__name__)
 
 
 @runtime_checkable
@@ -26,51 +25,6 @@ class MetricWriter(Protocol):
 
     def close(self) -> None:
         """Writes what is buffered and releases the files."""
-
-
-class JsonlWriter:
-    """One JSON object per line and step, on the disk when `write` returns.
-
-    A killed run leaves at most one torn line, the last; a resumed run continues the file. Lines
-    beyond the step it resumes from are dropped, for they will be written again.
-    """
-
-    def __init__(self, path: Path, resume_step: int) -> None:
-        """Opens the file and drops what lies beyond `resume_step`."""
-        if path.exists():
-            drop_lines_after(path, resume_step)
-        self._file = path.open("ab", buffering=0)
-
-    def write(self, step: int, metrics: Mapping[str, float]) -> None:
-        """Appends one line."""
-        values = {name: _finite(value) for name, value in metrics.items()}
-        self._file.write(json.dumps({"step": step, **values}).encode() + b"\n")
-        os.fsync(self._file.fileno())
-
-    def close(self) -> None:
-        """Closes the file."""
-        self._file.close()
-
-
-def _finite(value: float) -> float | None:
-    return float(value) if math.isfinite(value) else None  # JSON has no NaN
-
-
-def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """Returns the lines of a `metrics.jsonl`, without one torn by a kill."""
-    lines = path.read_bytes().split(b"\n")
-    complete, torn = lines[:-1], lines[-1]
-    if torn:
-        logger.warning("%s: the last line is torn (%d bytes) and is left out", path, len(torn))
-    return [json.loads(line) for line in complete]
-
-
-def drop_lines_after(path: Path, step: int) -> None:
-    """Rewrites `path` without the lines of later steps and without a torn last line."""
-    kept = [line for line in read_metrics(path) if line["step"] <= step]
-    rewritten = path.with_suffix(".tmp")
-    rewritten.write_text("".join(json.dumps(line) + "\n" for line in kept))
-    os.replace(rewritten, path)
 
 
 class CluWriter:
@@ -105,7 +59,7 @@ class WandbWriter:
         check_wandb(project)
         import wandb
 
-        id_file = workdir / "wandb_id"
+        id_file = workdir / WANDB_ID_FILE
         if not id_file.exists():
             id_file.write_text(uuid.uuid4().hex)
         self._run = wandb.init(
@@ -165,7 +119,7 @@ def make_writer(config: ConfigDict, workdir: Path, resume_step: int, primary: bo
     """
     if not primary:
         return MultiWriter([])
-    writers: list[MetricWriter] = [JsonlWriter(workdir / METRICS_FILE, resume_step)]
+    writers: list[MetricWriter] = [MetricsFile(workdir, resume_step)]
     if config.tensorboard:
         if importlib.util.find_spec("tensorflow") is None:
             logger.info("TensorFlow is not installed: no TensorBoard files, only %s", METRICS_FILE)

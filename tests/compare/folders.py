@@ -5,13 +5,17 @@ from pathlib import Path
 
 from groupvit_jax.compare.groups import compare
 from groupvit_jax.compare.metric import Metric
-from groupvit_jax.compare.reading import Run
+from groupvit_jax.runs.reading import Run
+from groupvit_jax.runs.sweep_files import Record, write_record
 
 MIOU = Metric("validation/miou", "max", "as asked for")
 
 
 def write_run(folder, config, records, trial=None):
-    """Writes a run's folder; records are dictionaries, or text as it stands."""
+    """Writes a run's folder.
+
+    Records are dictionaries, or text as it stands; a trial is fields of its `trial.json`.
+    """
     folder.mkdir(parents=True)
     if config is not None:
         (folder / "config.json").write_text(json.dumps(config))
@@ -19,7 +23,7 @@ def write_run(folder, config, records, trial=None):
         text = records if isinstance(records, str) else lines(records)
         (folder / "metrics.jsonl").write_text(text)
     if trial is not None:
-        (folder / "trial.json").write_text(json.dumps(trial))
+        write_record(folder, Record(**{"id": 0, "overrides": {}, "command": (), **trial}))
     return folder
 
 

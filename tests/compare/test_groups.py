@@ -4,8 +4,8 @@ import pytest
 
 from groupvit_jax.compare.groups import compare
 from groupvit_jax.compare.metric import Metric
-from groupvit_jax.compare.reading import Run
 from groupvit_jax.compare.statistics import holm, welch
+from groupvit_jax.runs.reading import Run
 from tests.compare.folders import MIOU, compared, run
 
 LESS = Metric("validation/miou", "min", "")

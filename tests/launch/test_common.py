@@ -8,6 +8,7 @@ import sys
 
 import pytest
 
+from groupvit_jax.runs import exit_codes
 from launch import (
     common,
     train,  # noqa: F401  It defines --config.
@@ -34,7 +35,7 @@ def test_a_wrong_override_is_one_line(argument, message, capsys, monkeypatch):
     monkeypatch.setattr(sys, "argv", [])
     with pytest.raises(SystemExit) as end:
         common.parse_flags(["launch.train", TINY, argument])
-    assert end.value.code == common.BAD_INPUT
+    assert end.value.code == exit_codes.BAD_INPUT
     printed = capsys.readouterr().err
     assert printed.startswith("error: ")
     assert message in printed
@@ -113,7 +114,7 @@ def test_only_errors_of_this_project_are_said_in_one_line(name):
     code = compile("raise ValueError('x')", "file", "exec")
     with pytest.raises(ValueError, match="x") as error:
         exec(code, {"__name__": name})
-    assert common.is_own(error.value) == (name == "groupvit_jax.somewhere")
+    assert common.is_user_error(error.value) == (name == "groupvit_jax.somewhere")
 
 
 _COUNT_FAULTS = """
@@ -156,7 +157,7 @@ def test_errors_of_a_command_that_runs_as_main_are_its_own():
     spec = importlib.machinery.ModuleSpec("launch.somewhere", None)
     with pytest.raises(ValueError, match="x") as error:
         exec(code, {"__name__": "__main__", "__spec__": spec})
-    assert common.is_own(error.value)
+    assert common.is_user_error(error.value)
 
 
 def test_help_lists_the_flags_of_the_command_with_config_and_workdir_first():

@@ -2,7 +2,8 @@ import json
 
 import pytest
 
-from launch import common, compare
+from groupvit_jax.runs import exit_codes
+from launch import compare
 from tests.compare.folders import config, records, write_run, write_sweep
 
 VALUES = {
@@ -67,7 +68,7 @@ def test_metric_mode_and_value_can_be_chosen(sweep, tmp_path, capsys):
 def test_wrong_input_is_one_line(sweep, tmp_path, capsys, arguments, message):
     with pytest.raises(SystemExit) as end:
         run(sweep, f"--output={tmp_path / 'output'}", *arguments)
-    assert end.value.code == common.BAD_INPUT
+    assert end.value.code == exit_codes.BAD_INPUT
     printed = capsys.readouterr().err
     assert message in printed
     assert printed.count("\n") == 1

@@ -10,7 +10,8 @@ import jsonschema
 import pytest
 import yaml
 
-from launch import common, supervision
+from groupvit_jax.runs import exit_codes
+from launch import common
 
 SCHEMA = Path(__file__).parent / "jobset_schema.json"
 
@@ -75,8 +76,11 @@ def test_restarts_follow_the_exit_codes_of_the_command(manifest):
     job, policy = job_of(manifest), manifest["spec"]["failurePolicy"]
     (rule,) = job["podFailurePolicy"]["rules"]
     assert rule["action"] == "FailJob"
-    assert rule["onExitCodes"] == {"operator": "In", "values": [common.FAILED, common.BAD_INPUT]}
-    assert {common.STOPPED, supervision.LOST}.isdisjoint(rule["onExitCodes"]["values"])
+    assert rule["onExitCodes"] == {
+        "operator": "In",
+        "values": [exit_codes.FAILED, exit_codes.BAD_INPUT],
+    }
+    assert {exit_codes.STOPPED, exit_codes.LOST}.isdisjoint(rule["onExitCodes"]["values"])
     assert policy["rules"][0]["action"] == "FailJobSet"
     assert policy["rules"][0]["onJobFailureReasons"] == ["PodFailurePolicy"]
     assert policy["maxRestarts"] > 0

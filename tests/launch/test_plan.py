@@ -2,7 +2,8 @@ import json
 
 import pytest
 
-from launch import common, plan
+from groupvit_jax.runs import exit_codes
+from launch import plan
 from tests.plan.machines import host
 
 TINY = "--config=configs/tiny.py"
@@ -21,7 +22,7 @@ TINY = "--config=configs/tiny.py"
 def test_wrong_flags_are_one_line(arguments, message, capsys):
     with pytest.raises(SystemExit) as end:
         plan.main(["launch.plan", TINY, *arguments])
-    assert end.value.code == common.BAD_INPUT
+    assert end.value.code == exit_codes.BAD_INPUT
     printed = capsys.readouterr().err
     assert message in printed
     assert printed.count("\n") == 1
@@ -50,5 +51,5 @@ def test_compares_and_writes(host_devices, tmp_path, capsys):
 def test_batch_that_does_not_divide(host_devices, capsys):
     with pytest.raises(SystemExit) as end:
         plan.main(["launch.plan", TINY, "--topology=8", "--batch_sizes=12"])
-    assert end.value.code == common.BAD_INPUT
+    assert end.value.code == exit_codes.BAD_INPUT
     assert "batch_size: 12 found, expected a multiple of 8" in capsys.readouterr().err

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from groupvit_jax.interop.load import load_pretrained
-from launch import common, supervision
+from groupvit_jax.runs import exit_codes
 from tests.devices import xla_flags
 from tests.launch.test_train import lines, same, small_config, write
 
@@ -108,10 +108,10 @@ def test_two_processes_train_like_one_also_when_disturbed(config, launch_two, tm
         pair[victim].send_signal(sent)
         codes = [process.wait(60) for process in pair]
         if sent == signal.SIGTERM:
-            assert codes == [common.STOPPED, common.STOPPED], said(tmp_path)
+            assert codes == [exit_codes.STOPPED, exit_codes.STOPPED], said(tmp_path)
             continue
         assert codes[victim] == -signal.SIGKILL
-        assert codes[1 - victim] == supervision.LOST
+        assert codes[1 - victim] == exit_codes.LOST
         errors = [
             line for line in said(tmp_path)[1 - victim].splitlines() if line.startswith("error: ")
         ]
@@ -143,8 +143,8 @@ def test_a_process_that_fails_alone_says_why_and_ends_the_other(config, launch_t
     missing = f"--config.data.sources.pairs.pattern={tmp_path}/none.tar"
     pair = launch_two(tmp_path, arguments, more=((), (missing,)))
     codes = [process.wait(90) for process in pair]
-    assert codes == [supervision.LOST, common.BAD_INPUT], said(tmp_path)
+    assert codes == [exit_codes.LOST, exit_codes.BAD_INPUT], said(tmp_path)
     assert "none.tar" in said(tmp_path)[1]
     assert "start the same command again on all hosts" in said(tmp_path)[0]
     pair = launch_two(tmp_path, [*arguments, missing])
-    assert [process.wait(90) for process in pair] == [common.BAD_INPUT] * 2, said(tmp_path)
+    assert [process.wait(90) for process in pair] == [exit_codes.BAD_INPUT] * 2, said(tmp_path)

@@ -5,7 +5,8 @@ import pytest
 from absl import flags
 from absl.testing import flagsaver
 
-from launch import common, supervision
+from groupvit_jax.runs import exit_codes
+from launch import common
 
 # Each case is a process of its own that works in a child, as a command with several processes does.
 ENDS = """
@@ -59,7 +60,7 @@ def test_a_process_ends_as_its_child_and_says_what_a_signal_means():
     )
     assert process.returncode == 0, process.stderr
     found = dict(line.split() for line in process.stdout.splitlines())
-    lost = str(supervision.LOST)
+    lost = str(exit_codes.LOST)
     assert found == {
         **{"0": "0", "2": "2", "143": "143", "raise": "1", "said": "2", "wait": "143"},
         **{"SIGABRT": lost, "SIGKILL": lost, "SIGTERM": "143", "orphan": "True"},
@@ -77,5 +78,5 @@ def test_a_coordinator_alone_is_one_line(capsys):
     flags.FLAGS(["command"])
     with flagsaver.flagsaver(coordinator="localhost:1"), pytest.raises(SystemExit) as end:
         common.start_jax()
-    assert end.value.code == common.BAD_INPUT
+    assert end.value.code == exit_codes.BAD_INPUT
     assert capsys.readouterr().err.startswith("error: --coordinator: expected --num_processes")

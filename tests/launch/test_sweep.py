@@ -11,10 +11,10 @@ import time
 
 import pytest
 
-from groupvit_jax.sweep import folder as folder_lib
+from groupvit_jax.runs import exit_codes
+from groupvit_jax.runs.sweep_files import read_record, read_sweep
 from groupvit_jax.sweep import overview
 from groupvit_jax.sweep.trial_process import is_in_use
-from launch import common
 from tests.launch.test_train import ONE_DEVICE, lines, small_config
 
 pytestmark = pytest.mark.slow
@@ -64,11 +64,11 @@ def wait_for(condition, process, seconds=600):
 
 
 def records(root):
-    sweep = folder_lib.read_sweep(root)
+    sweep = read_sweep(root)
     if sweep is None:
         return {}
     written = [root / t.folder for t in sweep.trials if (root / t.folder / "trial.json").exists()]
-    return {workdir: folder_lib.read_record(workdir) for workdir in written}
+    return {workdir: read_record(workdir) for workdir in written}
 
 
 def finished(root):
@@ -85,7 +85,7 @@ def starts(workdir):
 
 
 def table_of(root):
-    return overview.rows(folder_lib.read_sweep(root), root)
+    return overview.rows(read_sweep(root), root)
 
 
 def test_a_sweep_that_is_killed_goes_on_and_ends_as_if_undisturbed(base, tmp_path):
@@ -138,7 +138,7 @@ def test_a_trial_that_crashes_is_said_and_tried_again(base, shards, tmp_path):
     trials = [{"seed": 1}, {"data.sources.pairs.pattern": str(broken)}]
     file = write(tmp_path, base, trials)
     code, said = outcome(launch(file, tmp_path / "out"))
-    assert code == common.FAILED, said
+    assert code == exit_codes.FAILED, said
     states = [record.state for record in records(tmp_path / "out").values()]
     assert states == ["finished", "failed"]
     assert "001-pattern=" in said
@@ -160,10 +160,10 @@ def test_a_stopped_sweep_has_saved_and_says_how_to_go_on(base, tmp_path, number)
     wait_for(lambda: any(map(saved, records(root))), process)
     process.send_signal(number)
     code, said = outcome(process)
-    assert code == common.STOPPED, said
+    assert code == exit_codes.STOPPED, said
     assert "start the same command again to go on" in said
     first, second = records(root).items()
-    assert (first[1].state, first[1].exit_status) == ("pending", common.STOPPED)
+    assert (first[1].state, first[1].exit_status) == ("pending", exit_codes.STOPPED)
     assert second[1].attempts == 0
     assert "asked to stop: this is all after step" in (first[0] / "log.txt").read_text()
 
@@ -176,5 +176,5 @@ def test_a_job_of_a_cluster_makes_the_sweep_itself(base, tmp_path):
     assert [r.state for r in records(tmp_path / "out").values()] == ["pending", "finished"]
     assert outcome(launch(file, tmp_path / "out", "--trial=1"))[1].strip().endswith("already")
     code, said = outcome(launch(file, tmp_path / "out", "--trial=2"))
-    assert code == common.BAD_INPUT
+    assert code == exit_codes.BAD_INPUT
     assert said.splitlines()[-1] == "error: --trial=2: expected 0 to 1"

@@ -5,8 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from groupvit_jax.sweep.folder import read_sweep
-from launch import common, sweep, sweep_plan
+from groupvit_jax.runs import exit_codes
+from groupvit_jax.runs.sweep_files import read_sweep
+from launch import sweep, sweep_plan
 from tests.launch.test_train import small_config
 
 READY = sorted(p for p in Path("configs/sweeps").glob("*.py") if p.stem != "__init__")
@@ -44,7 +45,7 @@ def test_all_errors_of_all_trials_are_listed_and_nothing_starts(base, tmp_path, 
     ]
     with pytest.raises(SystemExit) as end:
         run(tmp_path, trials, base)
-    assert end.value.code == common.BAD_INPUT
+    assert end.value.code == exit_codes.BAD_INPUT
     *errors, last = capsys.readouterr().err.splitlines()
     expected = {
         0: ("the nearest is config.optimizer.learning_rate", "train.batch_size=16.5"),
@@ -128,7 +129,7 @@ def test_wrong_flags_are_one_line(arguments, message, capsys, tmp_path, monkeypa
     monkeypatch.chdir(tmp_path)
     with pytest.raises(SystemExit) as end:
         sweep.main(["launch.sweep", *arguments])
-    assert end.value.code == common.BAD_INPUT
+    assert end.value.code == exit_codes.BAD_INPUT
     printed = capsys.readouterr().err
     assert message in printed
     assert printed.count("\n") == 1

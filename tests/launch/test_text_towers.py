@@ -16,6 +16,7 @@ from groupvit_jax.data.text.vocabulary import read_vocabulary
 from groupvit_jax.eval.evaluators import make_evaluators
 from groupvit_jax.interop import INITIALISERS, initialise_text_from, load_pretrained
 from groupvit_jax.interop.layout import flatten
+from groupvit_jax.runs import exit_codes
 from groupvit_jax.train.loop import train
 from groupvit_jax.train.setup import build
 from launch import common, evaluate, export, segment
@@ -191,7 +192,7 @@ def test_a_moved_checkpoint_is_exported_with_its_vocabulary(trained, tmp_path, c
             capsys.readouterr()
             with pytest.raises(SystemExit) as stopped:
                 export.main(export.parse_flags(["export", *arguments, f"--format={kind}"]))
-            assert stopped.value.code == common.BAD_INPUT
+            assert stopped.value.code == exit_codes.BAD_INPUT
             errors = capsys.readouterr().err
             assert "model.text.kind: 'bert', but" in errors
             assert errors.count("\n") == 1

@@ -5,8 +5,9 @@ import sys
 
 from ml_collections import ConfigDict
 
+from groupvit_jax.runs.sweep_files import Sweep, read_record
 from groupvit_jax.sweep import folder as folder_lib
-from groupvit_jax.sweep.folder import Sweep, make_trial
+from groupvit_jax.sweep.trials import make_trial
 
 # Notes its start, does its steps, saves at SIGTERM as launch.train does.
 PROGRAM = """
@@ -39,18 +40,18 @@ def make_sweep(root, trials):
         for i, (steps, code) in enumerate(trials)
     )
     sweep = Sweep("fake", "configs/none.py", (), "", "max", made)
-    folder_lib.write_sweep(root, sweep)
+    folder_lib.create(root, sweep)
     return sweep
 
 
 def command_of(sweep, trial, root, more=()):
-    """Stands in for `folder.command_of`."""
+    """Stands in for `trials.command_of`."""
     return [sys.executable, "-S", "-c", PROGRAM, str(root / trial.folder),
             *map(str, trial.overrides.values()), *more]  # fmt: skip
 
 
 def records(sweep, root):
-    return [folder_lib.read_record(root / trial.folder) for trial in sweep.trials]
+    return [read_record(root / trial.folder) for trial in sweep.trials]
 
 
 def states(sweep, root):

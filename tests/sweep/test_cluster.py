@@ -1,3 +1,4 @@
+import dataclasses
 import json
 import subprocess
 from pathlib import Path
@@ -6,8 +7,8 @@ import jsonschema
 import pytest
 import yaml
 
+from groupvit_jax.runs.sweep_files import read_record, write_record
 from groupvit_jax.sweep import cluster
-from groupvit_jax.sweep import folder as folder_lib
 from tests.launch.test_gke_jobset import SCHEMA, strict
 from tests.sweep import fake
 
@@ -22,8 +23,8 @@ def sweep(tmp_path):
 
 def mark(sweep, root, number, **changes):
     workdir = root / sweep.trials[number].folder
-    record = folder_lib.read_record(workdir)
-    folder_lib.write_record(workdir, folder_lib.dataclasses.replace(record, **changes))
+    record = read_record(workdir)
+    write_record(workdir, dataclasses.replace(record, **changes))
 
 
 def test_only_what_is_unfinished_is_run(sweep, tmp_path):

@@ -6,8 +6,10 @@ import pytest
 from ml_collections import ConfigDict
 
 from configs import tiny
+from groupvit_jax.runs import sweep_files
+from groupvit_jax.runs.sweep_files import Sweep
 from groupvit_jax.sweep import folder as folder_lib
-from groupvit_jax.sweep.folder import Sweep, command_of, folder_name, make_trial
+from groupvit_jax.sweep.trials import NAME_LENGTH, command_of, folder_name, make_trial
 from launch import (
     common,
     train,  # noqa: F401  It defines --config.
@@ -32,7 +34,7 @@ def test_folders_are_named_by_number_and_settings(overrides, name):
 
 def test_long_settings_are_cut():
     name = folder_name(7, {f"field_{i}": "x" * 20 for i in range(9)})
-    assert len(name) <= folder_lib.NAME_LENGTH
+    assert len(name) <= NAME_LENGTH
     assert name.startswith("007-field_0=")
 
 
@@ -47,8 +49,8 @@ def test_the_command_of_a_trial_gives_its_settings(tmp_path):
     }
     trial = make_trial(0, overrides, tiny.get_config())
     sweep = Sweep("s", "configs/tiny.py", ("--config.seed=3",), "", "max", (trial,))
-    folder_lib.write_sweep(tmp_path, sweep)
-    sweep = folder_lib.read_sweep(tmp_path)
+    folder_lib.create(tmp_path, sweep)
+    sweep = sweep_files.read_sweep(tmp_path)
     command = command_of(sweep, sweep.trials[0], tmp_path, ["--compilation_cache=c"])
     assert command[1:3] == ["-m", "launch.train"]
     assert command[-2:] == [f"--workdir={tmp_path / trial.folder}", "--compilation_cache=c"]
@@ -62,12 +64,12 @@ def test_the_command_of_a_trial_gives_its_settings(tmp_path):
 
 def test_what_is_written_is_read_again(tmp_path):
     sweep = fake.make_sweep(tmp_path, [(1, 0), (2, 0)])
-    assert folder_lib.read_sweep(tmp_path) == sweep
+    assert sweep_files.read_sweep(tmp_path) == sweep
     workdir = tmp_path / sweep.trials[1].folder
-    record = dataclasses.replace(folder_lib.read_record(workdir), state="running", attempts=2)
-    folder_lib.write_record(workdir, record)
-    folder_lib.write_sweep(tmp_path, sweep)  # leaves the states
-    assert folder_lib.read_record(workdir) == record
+    record = dataclasses.replace(sweep_files.read_record(workdir), state="running", attempts=2)
+    sweep_files.write_record(workdir, record)
+    folder_lib.create(tmp_path, sweep)  # leaves the states
+    assert sweep_files.read_record(workdir) == record
     assert {
         "id",
         "overrides",
@@ -78,7 +80,7 @@ def test_what_is_written_is_read_again(tmp_path):
         "started",
         "ended",
     } <= (json.loads((workdir / "trial.json").read_text()).keys())
-    assert folder_lib.read_sweep(tmp_path / "elsewhere") is None
+    assert sweep_files.read_sweep(tmp_path / "elsewhere") is None
 
 
 def test_only_the_last_attempt_is_shown_of_a_log(tmp_path):
@@ -99,7 +101,7 @@ def test_only_the_last_attempt_is_shown_of_a_log(tmp_path):
 def test_a_file_of_something_else_is_one_line(tmp_path, content):
     (tmp_path / "sweep.json").write_text(content)
     with pytest.raises(ValueError, match=r"sweep\.json: .*expected") as error:
-        folder_lib.read_sweep(tmp_path)
+        sweep_files.read_sweep(tmp_path)
     assert "\n" not in str(error.value)
 
 

@@ -4,8 +4,9 @@ import sys
 import pytest
 
 from configs import tiny
-from groupvit_jax.sweep.folder import make_trial
-from groupvit_jax.sweep.hparams import EVENTS_FILE, write_hparams
+from groupvit_jax.runs.layout import TRIAL_SETTINGS_FILE
+from groupvit_jax.sweep.hparams import write_hparams
+from groupvit_jax.sweep.trials import make_trial
 
 READ = """
 import sys
@@ -25,10 +26,10 @@ def test_tensorboard_gets_the_settings_once(tmp_path):
     overrides = {"seed": 1, "model.image.depths": (1, 2), "tensorboard": True}
     trial = make_trial(3, overrides, tiny.get_config())
     write_hparams(trial, tmp_path)
-    content = (tmp_path / EVENTS_FILE).read_bytes()
+    content = (tmp_path / TRIAL_SETTINGS_FILE).read_bytes()
     write_hparams(trial, tmp_path)
-    assert (tmp_path / EVENTS_FILE).read_bytes() == content
-    command = [sys.executable, "-c", READ, str(tmp_path / EVENTS_FILE)]
+    assert (tmp_path / TRIAL_SETTINGS_FILE).read_bytes() == content
+    command = [sys.executable, "-c", READ, str(tmp_path / TRIAL_SETTINGS_FILE)]
     result = subprocess.run(command, capture_output=True, text=True, check=True)
     kinds = {"model.image.depths": "string_value", "seed": "number_value"}
     assert result.stdout.strip() == f"{trial.folder} {kinds | {'tensorboard': 'bool_value'}}"

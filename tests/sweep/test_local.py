@@ -7,16 +7,17 @@ import time
 
 import pytest
 
-from groupvit_jax.sweep import folder as folder_lib
+from groupvit_jax.runs import exit_codes
+from groupvit_jax.runs.metrics_file import read_metrics
 from groupvit_jax.sweep import overview, trial_process
+from groupvit_jax.sweep.folder import log_tail
 from groupvit_jax.sweep.local import LocalRunner, divide
-from groupvit_jax.train.writers import read_metrics
 from tests.sweep import fake
 
 
 @pytest.fixture(autouse=True)
 def fake_training(monkeypatch):
-    monkeypatch.setattr(folder_lib, "command_of", fake.command_of)
+    monkeypatch.setattr(trial_process, "command_of", fake.command_of)
 
 
 def run(sweep, root, jobs=2, retry=0, update=lambda: None):
@@ -109,12 +110,13 @@ def test_the_second_stop_ends_trials_at_once(tmp_path):
 KILLED = """
 import sys
 from pathlib import Path
-from groupvit_jax.sweep import folder
+from groupvit_jax.runs.sweep_files import read_sweep
+from groupvit_jax.sweep import trial_process
 from groupvit_jax.sweep.local import LocalRunner
 from tests.sweep import fake
-folder.command_of = fake.command_of
+trial_process.command_of = fake.command_of
 root = Path(sys.argv[1])
-LocalRunner(folder.read_sweep(root), root, [{}] * 3, retry=0, say=print).run()
+LocalRunner(read_sweep(root), root, [{}] * 3, retry=0, say=print).run()
 """
 
 
@@ -135,7 +137,7 @@ def test_trials_of_a_killed_sweep_save_and_end_before_they_run_again(tmp_path):
         first, second = (tmp_path / trial.folder / "starts").read_text().splitlines()
         assert first == "after step 0"
         assert 0 < int(second.split()[-1]) < 200  # the killed sweep's trial has not gone on
-        metrics = read_metrics(tmp_path / trial.folder / "metrics.jsonl")
+        metrics = read_metrics(tmp_path / trial.folder)
         assert [line["step"] for line in metrics] == list(range(1, 201))
 
 
@@ -159,7 +161,7 @@ def test_a_folder_is_one_process_at_a_time_and_a_second_start_waits(tmp_path):
 
 
 def test_a_lost_process_is_no_failure(tmp_path):
-    sweep = fake.make_sweep(tmp_path, [(1, trial_process.LOST)])
+    sweep = fake.make_sweep(tmp_path, [(1, exit_codes.LOST)])
     run(sweep, tmp_path)
     (record,) = fake.records(sweep, tmp_path)
     assert (record.state, record.failures) == ("pending", 0)
@@ -168,12 +170,12 @@ def test_a_lost_process_is_no_failure(tmp_path):
 def test_trials_get_the_variables_of_their_share(tmp_path, monkeypatch):
     sweep = fake.make_sweep(tmp_path, [(1, 0)])
     monkeypatch.setattr(
-        folder_lib,
+        trial_process,
         "command_of",
         lambda *_: [sys.executable, "-c", "import os; print(os.environ['CUDA_VISIBLE_DEVICES'])"],
     )
     LocalRunner(sweep, tmp_path, divide("gpu", 2, 2), retry=0, say=lambda line: None).run()
-    assert folder_lib.log_tail(tmp_path / sweep.trials[0].folder)[-1] in "01"
+    assert log_tail(tmp_path / sweep.trials[0].folder)[-1] in "01"
     assert "CUDA_VISIBLE_DEVICES" not in os.environ
 
 

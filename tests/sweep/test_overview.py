@@ -4,15 +4,17 @@ import json
 from rich.console import Console
 
 from configs import tiny
+from groupvit_jax.runs.sweep_files import Sweep
 from groupvit_jax.sweep import overview
-from groupvit_jax.sweep.folder import Sweep, make_trial, write_sweep
+from groupvit_jax.sweep.folder import create
+from groupvit_jax.sweep.trials import make_trial
 
 
 def test_a_row_has_what_differs_and_the_last_and_best_metrics(tmp_path):
     settings = [{"seed": 0, "loss.kind": "softmax"}, {"seed": 0, "loss.kind": "sigmoid", "x": 1}]
     trials = tuple(make_trial(i, s, tiny.get_config()) for i, s in enumerate(settings))
     sweep = Sweep("s", "c", (), "val/miou", "max", trials)
-    write_sweep(tmp_path, sweep)
+    create(tmp_path, sweep)
     lines = [{"step": 5, "loss": 2.0, "val/miou": 0.5}, {"step": 9, "loss": 1.5, "val/miou": None}]
     text = "".join(json.dumps(line) + "\n" for line in lines) + '{"torn'
     (tmp_path / trials[0].folder / "metrics.jsonl").write_text(text)

@@ -8,9 +8,9 @@ import tensorflow_datasets as tfds
 from configs import scenes as scenes_config
 from groupvit_jax.eval.evaluators import make_evaluators
 from groupvit_jax.interop.load import load_pretrained
+from groupvit_jax.runs.metrics_file import read_metrics
 from groupvit_jax.scenes import dataset
 from groupvit_jax.train.loop import train
-from groupvit_jax.train.writers import METRICS_FILE, read_metrics
 
 # Seeds 0, 1 and 2 reach 33, 41 and 31 %. An untrained model has 1 to 2 %.
 LEAST_MIOU = 0.2
@@ -50,7 +50,7 @@ def test_segments_emerge_from_captions(tmp_path):
     few = dataset.SceneConfig(name="few", num_train=4000, num_eval=200)
     config = make_config(dataset.build(str(tmp_path), few), num_steps=200)
     train(config, tmp_path / "run", make_evaluators=evaluators_of)
-    assert read_metrics(tmp_path / "run" / METRICS_FILE)[-1]["test/miou"] > LEAST_MIOU
+    assert read_metrics(tmp_path / "run")[-1]["test/miou"] > LEAST_MIOU
 
 
 @pytest.mark.slow

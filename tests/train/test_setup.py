@@ -6,7 +6,8 @@ from groupvit_jax.data.text.tokenizers import ClipTokenizer, train_sentencepiece
 from groupvit_jax.data.text.vocabulary import CLIP, read_vocabulary
 from groupvit_jax.models import fused_attention
 from groupvit_jax.models.layers import attend
-from groupvit_jax.train.checkpoint import Checkpointer, stored_vocabulary
+from groupvit_jax.runs.checkpoints import last_vocabulary
+from groupvit_jax.train.checkpoint import Checkpointer
 from groupvit_jax.train.setup import (
     check_fused_attention,
     check_local_words,
@@ -41,7 +42,7 @@ def vocabulary_of(config):
 def test_without_a_checkpoint_the_configured_file_is_read(tmp_path, config):
     assert find_vocabulary(config, tmp_path / "run") == vocabulary_of(config)
     save(tmp_path / "old", config, None)  # as before checkpoints held a vocabulary
-    assert stored_vocabulary(tmp_path / "old" / "checkpoints") is None
+    assert last_vocabulary(tmp_path / "old") is None
     assert find_vocabulary(config, tmp_path / "old") == vocabulary_of(config)
 
 

@@ -23,31 +23,6 @@ def write(workdir, resume_step, steps, **changes):
     return writer
 
 
-def test_one_line_per_step_is_on_the_disk_at_once(tmp_path):
-    write(tmp_path, 0, [1, 2])  # neither flushed nor closed
-    assert lines(tmp_path) == [{"step": 1, "loss": 1.0}, {"step": 2, "loss": 0.5}]
-
-
-def test_resuming_drops_the_lines_that_will_be_written_again(tmp_path):
-    write(tmp_path, 0, [5, 10, 15, 20])
-    write(tmp_path, 10, [15, 20, 25])
-    assert [line["step"] for line in lines(tmp_path)] == [5, 10, 15, 20, 25]
-
-
-def test_resuming_drops_a_line_torn_by_a_kill(tmp_path):
-    write(tmp_path, 0, [5, 10])
-    with (tmp_path / "metrics.jsonl").open("a") as file:
-        file.write('{"step": 15, "lo')
-    assert [line["step"] for line in writers.read_metrics(tmp_path / "metrics.jsonl")] == [5, 10]
-    write(tmp_path, 10, [15])
-    assert [line["step"] for line in lines(tmp_path)] == [5, 10, 15]
-
-
-def test_what_is_not_finite_is_null(tmp_path):
-    write(tmp_path, 0, []).write(3, {"miou": float("nan"), "loss": float("inf")})
-    assert lines(tmp_path) == [{"step": 3, "miou": None, "loss": None}]
-
-
 def test_other_processes_write_nothing(tmp_path):
     writer = writers.make_writer(config(), tmp_path, 0, primary=False)
     writer.write(1, {"loss": 1.0})

@@ -3,7 +3,9 @@ import os
 
 import pytest
 
-from groupvit_jax.compare.reading import find_runs, read_runs, shortest_ends
+from groupvit_jax.runs.reading import find_runs, read_runs, shortest_ends
+from groupvit_jax.runs.sweep_files import Sweep
+from groupvit_jax.runs.sweep_files import write_sweep as write_sweep_file
 from tests.compare.folders import config, lines, records, write_run, write_sweep
 
 OVERRIDES = {"loss.local_weight": 2.0, "seed": 1}
@@ -93,7 +95,7 @@ def test_a_torn_last_line_is_left_out_and_told(tmp_path, caplog):
         ("metrics.jsonl", '{"step": 1}\nnonsense\n', "expected a JSON object on each line"),
         ("metrics.jsonl", '{"step": 1}\n{"loss": 2}\n', "metrics.jsonl:2: "),
         ("config.json", "{", "expected a run's config.json"),
-        ("trial.json", "[]", "list found, expected a JSON object"),
+        ("trial.json", "[]", "a JSON list, expected what launch.sweep wrote"),
     ],
 )
 def test_a_run_with_a_broken_file_is_unreadable_and_says_why(tmp_path, file, content, message):
@@ -109,7 +111,7 @@ def test_the_sweep_or_the_checkpoints_name_the_metric(tmp_path):
     checkpoint = {"best_metric": "loss", "best_mode": "min"}
     folder = write_run(tmp_path / "run", config(checkpoint=checkpoint), records(0.1))
     assert read_one(folder).wanted == ("loss", "min")
-    (tmp_path / "sweep.json").write_text('{"metric": "validation/miou", "mode": "max"}')
+    write_sweep_file(tmp_path, Sweep("s", "c.py", (), "validation/miou", "max", ()))
     assert read_one(folder).wanted == ("validation/miou", "max")
 
 

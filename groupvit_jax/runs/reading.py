@@ -1,32 +1,32 @@
-"""Finds the folders of runs and reads what they recorded."""
+"""Finding the folders of runs, and reading each as one value."""
 
 import glob
-import json
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from groupvit_jax.runs import sweep_files
 from groupvit_jax.runs.config_check import flatten
-from groupvit_jax.runs.run_folder import CONFIG_FILE, config_from_json
-from groupvit_jax.train.writers import METRICS_FILE, read_metrics
+from groupvit_jax.runs.configuration import config_from_json
+from groupvit_jax.runs.layout import CONFIG_FILE, METRICS_FILE
+from groupvit_jax.runs.metrics_file import read_metrics
+from groupvit_jax.runs.sweep_files import Record, Sweep
 
-TRIAL_FILE, SWEEP_FILE = "trial.json", "sweep.json"
 FINISHED = "finished"
 
 
 class Run(NamedTuple):
-    """What one folder holds.
+    """The content of a run's folder.
 
     Attributes:
       name: the shortest end of the path that no other run has.
       path: the folder.
       config: the configuration's values by dotted path.
-      is_configured: whether `config` is whole; of a run that has not begun it is what a sweep will
-        override.
+      is_configured: whether `config` is complete; a trial that has not begun has overrides only.
       wanted: metric and mode that its sweep compares by, or its checkpoints; "" without.
-      state: "finished"; else "pending", "running", "failed" or "stopped", as it stands.
-      remark: what else is to be known of the state, "" if nothing.
+      state: "finished", "pending", "running", "failed", "stopped" or "unreadable".
+      remark: details of the state, "" without any.
       records: the lines of its metrics, each with its `step`.
     """
 
@@ -41,11 +41,11 @@ class Run(NamedTuple):
 
     @property
     def last_step(self) -> int:
-        """The last step with a record, 0 without any."""
+        """Return the last step with a record, 0 without any."""
         return self.records[-1]["step"] if self.records else 0
 
     def points(self, metric: str) -> list[tuple[int, float]]:
-        """Returns steps and values of a metric; NaN where it was not finite."""
+        """Return steps and values of a metric; NaN where it was not finite."""
         return [
             (record["step"], math.nan if record[metric] is None else float(record[metric]))
             for record in self.records
@@ -54,13 +54,13 @@ class Run(NamedTuple):
 
 
 def find_runs(patterns: Sequence[str]) -> list[Path]:
-    """Returns the folders that patterns stand for, each once.
+    """Return the folders that patterns match, each once.
 
     Args:
-      patterns: runs' folders, folders that hold such (a sweep), and globs of both.
+      patterns: folders of runs, folders of such folders (a sweep's), and globs of both.
 
     Raises:
-      ValueError: a pattern stands for no run.
+      ValueError: a pattern matches no run.
     """
     found: dict[Path, Path] = {}
     for pattern in patterns:
@@ -86,87 +86,54 @@ def _runs_at(path: Path) -> list[Path]:
 
 
 def _is_run(path: Path) -> bool:
-    return (path / CONFIG_FILE).is_file() or (path / TRIAL_FILE).is_file()
+    return (path / CONFIG_FILE).is_file() or sweep_files.is_trial(path)
 
 
 def read_runs(paths: Sequence[Path]) -> list[Run]:
-    """Reads every folder; what is unreadable is said in the run's remark.
-
-    Args:
-      paths: the folders.
-    """
+    """Read every folder; a run that can't be read has the state "unreadable" and the reason."""
     names = shortest_ends([path.resolve().as_posix() for path in paths], "/")
     return [_read_run(name, path) for name, path in zip(names, paths, strict=True)]
 
 
 def _read_run(name: str, path: Path) -> Run:
     try:
-        trial = _read_object(path / TRIAL_FILE)
+        record = sweep_files.read_record(path) if sweep_files.is_trial(path) else None
         config = _read_config(path / CONFIG_FILE)
-        wanted = _wanted(_read_object(path.resolve().parent / SWEEP_FILE), config)
-        records = _read_records(path / METRICS_FILE)
+        wanted = _wanted(sweep_files.read_sweep(path.resolve().parent), config)
+        metrics = read_metrics(path)
     except ValueError as error:
+        # One damaged run must not keep the others from being compared.
         return Run(name, path, {}, False, ("", ""), "unreadable", str(error), [])
-    state, remark = _state(trial, config, records[-1]["step"] if records else None)
-    known = config or _overrides(trial)
-    return Run(name, path, known, bool(config), wanted, state, remark, records)
-
-
-def _read_object(path: Path) -> dict[str, Any]:
-    if not path.is_file():
-        return {}
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{path}: {error}, expected JSON") from error
-    if not isinstance(content, dict):
-        raise ValueError(f"{path}: {type(content).__name__} found, expected a JSON object")
-    return content
+    state, remark = _state(record, config, metrics[-1]["step"] if metrics else None)
+    # A trial that has not begun has no configuration yet, only what will be overridden.
+    known = config or (record.overrides if record else {})
+    return Run(name, path, known, bool(config), wanted, state, remark, metrics)
 
 
 def _read_config(path: Path) -> dict[str, Any]:
     return flatten(config_from_json(path), free=()) if path.is_file() else {}
 
 
-def _wanted(sweep: Mapping[str, Any], config: Mapping[str, Any]) -> tuple[str, str]:
-    if metric := sweep.get("metric"):
-        return str(metric), str(sweep.get("mode", "max"))
+def _wanted(sweep: Sweep | None, config: Mapping[str, Any]) -> tuple[str, str]:
+    if sweep and sweep.metric:
+        return sweep.metric, sweep.mode
     best = config.get("checkpoint.best_metric") or ""
     return best, str(config.get("checkpoint.best_mode", "max")) if best else ""
 
 
-def _overrides(trial: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns what a sweep will set, by dotted path."""
-    overrides = trial.get("overrides")
-    return dict(overrides) if isinstance(overrides, dict) else {}
-
-
-def _read_records(path: Path) -> list[dict[str, Any]]:
-    if not path.is_file():
-        return []
-    try:
-        records = read_metrics(path)
-    except ValueError as error:
-        raise ValueError(f"{path}: {error}, expected a JSON object on each line") from error
-    for number, record in enumerate(records, 1):
-        if not isinstance(record, dict) or not isinstance(record.get("step"), int):
-            raise ValueError(f"{path}:{number}: {record!r} found, expected an object with its step")
-    return records
-
-
 def _state(
-    trial: Mapping[str, Any], config: Mapping[str, Any], last_step: int | None
+    record: Record | None, config: Mapping[str, Any], last_step: int | None
 ) -> tuple[str, str]:
-    """Returns state and remark; without a sweep's word the number of steps tells."""
+    """Return state and remark: a sweep has recorded the state, else the number of steps tells."""
     num_steps = config.get("train.num_steps")
     reached = "" if last_step is None else f"step {last_step}"
     if reached and num_steps:
         reached += f" of {num_steps}"
-    if state := trial.get("state"):
-        status = trial.get("exit_status")
-        ended = f"exit status {status}" if status and state != FINISHED else ""
-        parts = [ended] if state == FINISHED else [ended, reached]
-        return str(state), ", ".join(filter(None, parts))
+    if record:
+        if record.state == FINISHED:
+            return FINISHED, ""
+        ended = f"exit status {record.exit_status}" if record.exit_status else ""
+        return record.state, ", ".join(filter(None, [ended, reached]))
     if last_step is None:
         return "pending", f"no {METRICS_FILE}"
     if num_steps and last_step < num_steps:
@@ -175,7 +142,7 @@ def _state(
 
 
 def shortest_ends(names: Sequence[str], separator: str) -> list[str]:
-    """Returns of each name as many of its last parts as tell it from the others.
+    """Shorten each name to as many of its last parts as tell it from the others.
 
     Args:
       names: all different.

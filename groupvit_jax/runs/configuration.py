@@ -1,0 +1,78 @@
+"""The configuration that a run records, and what may change in it between two starts."""
+
+import logging
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from groupvit_jax.runs.config_check import differences
+from groupvit_jax.runs.files import read_json, write_json
+from groupvit_jax.runs.layout import CONFIG_FILE
+
+logger = logging.getLogger(__name__)
+
+# Parameters of one model can't continue as another model's. Another vocabulary is found by its
+# content, not by the path in `data.tokenizer`, which may move.
+FIXED_FIELDS = ("model.", "data.tokenizer.name", "task", "segmentation.class_names")
+
+
+def write_config(config: ConfigDict, workdir: Path) -> None:
+    """Write the resolved configuration of a run."""
+    write_json(workdir / CONFIG_FILE, config.to_dict())
+
+
+def config_from_json(path: Path) -> ConfigDict:
+    """Return the configuration that `write_config` wrote.
+
+    Raises:
+      FileNotFoundError: there is no such file.
+      ValueError: it holds no configuration.
+    """
+    return config_from_dict(read_json(path, f"a run's {CONFIG_FILE}"))
+
+
+def config_from_dict(values: Mapping[str, Any]) -> ConfigDict:
+    """Return a configuration from JSON's values, lists as tuples.
+
+    JSON has no tuples, and `ConfigDict` takes a list for another type than the tuple it was.
+    """
+    return ConfigDict(lists_as_tuples(values))
+
+
+def lists_as_tuples(value: Any) -> Any:
+    """Return the value with tuples in place of lists, at every depth."""
+    if isinstance(value, Mapping):
+        return {name: lists_as_tuples(item) for name, item in value.items()}
+    return tuple(map(lists_as_tuples, value)) if isinstance(value, list | tuple) else value
+
+
+def check_same_run(config: ConfigDict, workdir: Path, resuming: bool) -> None:
+    """Compare the configuration with that of the workdir's last start.
+
+    Another model or tokenizer is an error if there is a checkpoint to resume from; any other
+    difference is logged, and the run continues with the new value. A field that the recorded
+    configuration lacks is no difference: it was added to the code since, and its default describes
+    the model as it was.
+
+    Raises:
+      ValueError: model or tokenizer differ.
+    """
+    path = workdir / CONFIG_FILE
+    if not path.exists():
+        return
+    changed = differences(config_from_json(path), config)
+    lines = [f"config.{field}: {old!r} -> {new!r}" for field, (old, new) in changed.items()]
+    fixed = [
+        line
+        for (field, (old, _)), line in zip(changed.items(), lines, strict=True)
+        if old is not None and field.startswith(FIXED_FIELDS)
+    ]
+    if fixed and resuming:
+        raise ValueError(
+            f"--workdir={workdir}: holds checkpoints of another model ({'; '.join(fixed)}); use "
+            "another --workdir, or --config.init_from to start from its parameters"
+        )
+    for line in lines:
+        logger.warning("the configuration of %s changes: %s", workdir, line)
