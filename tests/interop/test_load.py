@@ -10,13 +10,11 @@ from groupvit_jax.data.text import tokenizers
 from groupvit_jax.data.text.vocabulary import read_vocabulary
 from groupvit_jax.interop import load_pretrained
 from groupvit_jax.interop.load import find_kind
-from groupvit_jax.interop.model_config import (
-    config_from_dict,
-    config_to_dict,
-    make_model_config,
-)
+from groupvit_jax.interop.model_config import config_to_dict, make_model_config
 from groupvit_jax.interop.pretrained import with_image_size
 from groupvit_jax.interop.save import save_pretrained
+from groupvit_jax.runs.configuration import config_from_dict, write_config
+from groupvit_jax.runs.layout import CHECKPOINTS
 from groupvit_jax.train.checkpoint import Checkpointer
 from groupvit_jax.train.state import TrainState
 from tests.interop import weights
@@ -27,7 +25,7 @@ def write_run(directory, pretrained, steps=(3,)):
     config = base.get_config()
     config.model = pretrained.model_config
     checkpoints = Checkpointer(
-        directory / "checkpoints", config.checkpoint, config.to_dict(), pretrained.tokenizer
+        directory / CHECKPOINTS, config.checkpoint, config.to_dict(), pretrained.tokenizer
     )
     for step in steps:
         factor = np.float32(step == steps[-1])
@@ -40,7 +38,7 @@ def write_run(directory, pretrained, steps=(3,)):
         )
         checkpoints.save(step, state, {}, {})
     checkpoints.close()
-    (directory / "config.json").write_text(json.dumps(config.to_dict()))
+    write_config(config, directory)
 
 
 def write_any(kind, path, pretrained):
