@@ -1,8 +1,8 @@
-"""RandAugment as timm's `rand-m9-mstd0.5-inc1` has it, on uint8 arrays with OpenCV.
+"""RandAugment in timm's variant `rand-m9-mstd0.5-inc1`, on uint8 arrays with OpenCV.
 
 Sources: RandAugment (arXiv 1909.13719) and the documented behaviour of timm (Apache-2.0), whose
-operations are PIL's. Each operation agrees with PIL's to two grey levels, the geometric ones away
-from the filled border.
+operations are PIL's. Each operation agrees with PIL's to two grey levels, geometric ones outside
+the filled border.
 """
 
 import math
@@ -16,7 +16,7 @@ __all__ = ["FILL", "OPERATIONS", "rand_augment"]
 
 Image = UInt8[np.ndarray, "H W 3"]
 
-FILL = (124, 116, 104)  # 255 * ImageNet's mean: what geometric operations uncover
+FILL = (124, 116, 104)  # 255 * ImageNet's mean: fills areas uncovered by geometric operations
 _MAX_LEVEL = 10.0
 
 
@@ -40,7 +40,7 @@ def rand_augment(
       probability: that a drawn operation is applied.
 
     Returns:
-      UInt8 [H, W, 3]; the input itself where no operation is applied.
+      UInt8 [H, W, 3]; the input itself if no operation is applied.
     """
     names = tuple(OPERATIONS)
     for _ in range(num_ops):
@@ -65,7 +65,7 @@ def _auto_contrast(image: Image, strength: float) -> Image:
 
 
 def _equalize(image: Image, strength: float) -> Image:
-    """Flattens each channel's histogram; as PIL, the brightest value has no share in the step."""
+    """Equalises each channel's histogram; like PIL, excludes the brightest value from the step."""
     del strength
     planes = cv2.split(image)
     for plane in planes:
@@ -83,13 +83,13 @@ def _invert(image: Image, strength: float) -> Image:
 
 
 def _posterize(image: Image, strength: float) -> Image:
-    """Keeps 4 bits at level 0 down to 1; timm's 0 bits at level 10 is refused by today's PIL."""
+    """Keeps 4 bits at level 0, 1 bit at level 10 (timm's 0 bits are refused by current PIL)."""
     bits = max(4 - int(abs(strength) * 4), 1)
     return image & np.uint8(256 - (1 << (8 - bits)))
 
 
 def _solarize(image: Image, strength: float) -> Image:
-    """Inverts the values from a threshold on, 256 at level 0 and 0 at level 10."""
+    """Inverts values above a threshold that falls from 256 at level 0 to 0 at level 10."""
     threshold = 256 - int(abs(strength) * 256)
     # 255 where it is reached, and v ^ 255 = 255 - v.
     _, reached = cv2.threshold(image, threshold - 1, 255, cv2.THRESH_BINARY)
@@ -97,7 +97,7 @@ def _solarize(image: Image, strength: float) -> Image:
 
 
 def _solarize_add(image: Image, strength: float) -> Image:
-    """Adds up to 110 to the values below 128."""
+    """Adds up to 110 to values below 128."""
     _, added = cv2.threshold(image, 127, int(abs(strength) * 110), cv2.THRESH_BINARY_INV)
     return cv2.add(image, added)
 
@@ -130,13 +130,13 @@ def _scale(
     image: np.ndarray, factor: float, offset: float, out: np.ndarray | None = None
 ) -> np.ndarray:
     """Returns factor * image + offset within 0-255, rounded (PIL rounds down)."""
-    # In vector instructions, unlike a table of the 256 values. A second image weighted by 0 saves
-    # the absolute value that OpenCV's own function for this takes.
+    # Vectorised, unlike a look-up table. addWeighted with a second weight of 0 avoids the absolute
+    # value that convertScaleAbs takes.
     return cv2.addWeighted(image, factor, image, 0.0, offset, dst=out)
 
 
 def _sharpness(image: Image, strength: float) -> Image:
-    """Blends with a smoothed image, or away from it; the outermost pixels stay, as in PIL."""
+    """Blends with a smoothed image, or away from it; border pixels are unchanged, as in PIL."""
     factor = _enhancement(strength)
     # PIL smooths with [[1, 1, 1], [1, 5, 1], [1, 1, 1]] / 13: 9/13 of a box and 4/13 of the pixel.
     box, pixel = (1.0 - factor) * 9 / 13, factor + (1.0 - factor) * 4 / 13
@@ -147,9 +147,9 @@ def _sharpness(image: Image, strength: float) -> Image:
 
 
 def _affine(image: Image, a: float, b: float, c: float, d: float, e: float, f: float) -> Image:
-    """Takes pixel (x, y) from (ax + by + c, dx + ey + f), bilinear, in PIL's coordinates.
+    """Samples pixel (x, y) at (ax + by + c, dx + ey + f) bilinearly, in PIL's coordinates.
 
-    PIL's are those of the pixels' corners, OpenCV's those of their centres.
+    PIL's coordinates refer to pixel corners, OpenCV's to pixel centres.
     """
     matrix = np.array([[a, b, c + (a + b - 1) / 2], [d, e, f + (d + e - 1) / 2]])
     size = (image.shape[1], image.shape[0])
@@ -162,7 +162,7 @@ def _affine(image: Image, a: float, b: float, c: float, d: float, e: float, f: f
 
 
 def _rotate(image: Image, strength: float) -> Image:
-    """Turns by up to 30 degrees about the centre, counter-clockwise where positive."""
+    """Rotates by up to 30 degrees about the centre; positive is counter-clockwise."""
     angle = math.radians(30.0 * strength)
     cos, sin = math.cos(angle), math.sin(angle)
     x, y = image.shape[1] / 2, image.shape[0] / 2
@@ -185,8 +185,8 @@ def _translate_y(image: Image, strength: float) -> Image:
     return _affine(image, 1.0, 0.0, 0.0, 0.0, 1.0, 0.45 * strength * image.shape[0])
 
 
-# Name in timm -> operation(image, strength); strength is +-level / 10. Operations whose direction
-# has no meaning use its size.
+# Name in timm -> operation(image, strength); strength is +-level / 10. Operations without a
+# direction use its absolute value.
 OPERATIONS: dict[str, Callable[[np.ndarray, float], np.ndarray]] = {
     "AutoContrast": _auto_contrast,
     "Equalize": _equalize,

@@ -1,8 +1,8 @@
-"""Encoded images to RGB pixels: bounded in memory, and only the part and scale that is asked for.
+"""Decodes images to RGB with bounded memory, and only the region and scale that are needed.
 
-JPEG goes through libjpeg-turbo (simplejpeg measured 5-10 % faster than OpenCV and twice as fast
-as PIL), pixels that are stored as they are (.npy) are looked at in place, the other formats go
-through OpenCV. Nothing is allocated before the size that the header declares has been checked.
+JPEGs are decoded by libjpeg-turbo through simplejpeg (measured 5-10 % faster than OpenCV and twice
+as fast as PIL), raw pixels (.npy) are sliced in place, and other formats are decoded by OpenCV. The
+declared size is checked before any memory is allocated for it.
 """
 
 import dataclasses
@@ -23,20 +23,21 @@ __all__ += ["decode", "decode_box", "lay_on_white", "orient", "read_header"]
 
 Image = UInt8[np.ndarray, "H W 3"]
 
-MAX_PIXELS = 50_000_000  # 150 MB of RGB, the largest thing that one worker may hold
+MAX_PIXELS = 50_000_000  # 150 MB of RGB, the most that one worker may hold
 
-# libjpeg's context rows: this many below the crop make its last rows exactly those of the whole.
+# libjpeg's upsampling looks at neighbouring rows: with this many rows below the crop, its last rows
+# equal those of the whole image.
 _JPEG_MARGIN = 32
 _JPEG_FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
 _JPEG_BARE = frozenset((0x00, 0x01, *range(0xD0, 0xD9), 0xFF))  # filling and markers alone
 _JPEG_APP1, _JPEG_SCAN, _JPEG_RESTART_INTERVAL = 0xE1, 0xDA, 0xDD
-# Warnings after which every pixel asked for is there. The first also ends a decode that stops at
-# the crop's last row; the others are habits of encoders that all readers accept.
+# Warnings that leave all requested pixels valid. The first also occurs when decoding stops at the
+# crop's last row; the others are quirks of encoders that all decoders accept.
 _HARMLESS = ("extraneous bytes before marker", "Invalid SOS parameters", "Adobe color transform")
 
 
 _NPY = b"\x93NUMPY"
-# As NumPy writes it for RGB; its own reader parses Python's literals, which takes 40 times as long.
+# NumPy's header for RGB. NumPy's own reader parses Python literals, which takes 40 times as long.
 _NPY_HEADER = re.compile(
     rb"\x93NUMPY\x01\x00(?s:..){'descr': '\|u1', 'fortran_order': False, "
     rb"'shape': \(([1-9]\d{0,8}), ([1-9]\d{0,8}), 3\), } *\n"
@@ -44,7 +45,7 @@ _NPY_HEADER = re.compile(
 
 
 class BrokenImageError(ValueError):
-    """The bytes are no image that training can use; the message says why."""
+    """The bytes are not a usable image; the message gives the reason."""
 
 
 class Box(NamedTuple):
@@ -58,16 +59,16 @@ class Box(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class ImageHeader:
-    """What an image declares about itself before any pixel is decoded.
+    """The header of an image, read before any pixel is decoded.
 
     Attributes:
       kind: "jpeg", "png", "webp", "gif", "bmp" or "npy".
       height: rows as stored, before `orientation` is applied.
       width: columns as stored.
       orientation: EXIF's orientation of a JPEG, 1 (upright) to 8.
-      height_offset: where a JPEG whose rows can be decoded one after the other stores its height;
-        0 for all others (a progressive JPEG needs memory for the whole image at any scale).
-      tiles: parts of such a JPEG that can be decoded by themselves.
+      height_offset: byte offset of the height in a sequential JPEG; 0 for other files (a
+        progressive JPEG needs memory for the whole image at any scale).
+      tiles: independently decodable parts of such a JPEG.
     """
 
     kind: str
@@ -81,15 +82,15 @@ class ImageHeader:
 def decode(data: bytes, *, min_size: int = 0, max_pixels: int = MAX_PIXELS) -> Image:
     """Decodes JPEG, PNG, WebP, GIF, BMP or NPY to upright 8-bit RGB.
 
-    EXIF orientation of JPEGs is honoured (img2dataset's shards carry none, photographs straight
-    from a camera do). Transparency is laid on white, as img2dataset does. 16-bit channels keep
-    their high byte. Of an animation the first frame is taken.
+    The EXIF orientation of JPEGs is applied (img2dataset's shards have none, photos straight from a
+    camera do). Transparency is composited on white, as img2dataset does. 16-bit channels are
+    reduced to their high byte. Only the first frame of an animation is used.
 
     Args:
       data: the encoded file.
-      min_size: if positive, a JPEG may come back at 1/2, 1/4 or 1/8 of its size, as long as its
-        shorter side stays at least this many pixels.
-      max_pixels: an image that takes more pixels than this is refused.
+      min_size: if positive, a JPEG may be returned at 1/2, 1/4 or 1/8 of its size, as long as its
+        shorter side has at least this many pixels.
+      max_pixels: larger images are refused.
 
     Returns:
       UInt8 [H, W, 3], a new array.
@@ -106,21 +107,21 @@ def decode(data: bytes, *, min_size: int = 0, max_pixels: int = MAX_PIXELS) -> I
 def decode_box(
     data: bytes, header: ImageHeader, box: Box, *, min_size: int = 0, max_pixels: int = MAX_PIXELS
 ) -> Image:
-    """Decodes a rectangle of an image as stored (see `orient`), reduced if that is enough.
+    """Decodes a rectangle of an image as stored (see `orient`), reduced in scale if allowed.
 
-    Baseline JPEGs are decoded from the first row to the last of the box, at 1/1, 1/2, 1/4 or 1/8
-    of the size; of those with suitable restart markers only the tiles that cover the box. Of stored
-    pixels nothing is copied. Every other image is decoded whole, within `max_pixels`.
+    Baseline JPEGs are decoded from the first row of the image to the last row of the box, at 1/1,
+    1/2, 1/4 or 1/8 of the size; with suitable restart markers, only the tiles under the box are
+    decoded. Raw pixels are not copied. Other images are decoded whole, within `max_pixels`.
 
     Args:
       data: the encoded file.
       header: `read_header(data)`.
       box: in pixels of the full size, inside the image.
-      min_size: if positive, both sides of the result may shrink to no less than this.
-      max_pixels: most pixels that may be decoded.
+      min_size: if positive, the result may be reduced as long as both sides have this many pixels.
+      max_pixels: upper bound on the number of decoded pixels.
 
     Returns:
-      UInt8 [h, w, 3], in general a view; read-only where it is one of `data`.
+      UInt8 [h, w, 3], usually a view; read-only if it is a view of `data`.
 
     Raises:
       BrokenImageError: truncated, corrupt or too large.
@@ -146,7 +147,7 @@ def decode_box(
 
 
 def orient(image: Shaped[np.ndarray, "H W C"], orientation: int) -> Shaped[np.ndarray, "h w C"]:
-    """Turns pixels as stored upright, by EXIF's orientation (1-8)."""
+    """Turns stored pixels upright according to the EXIF orientation (1-8)."""
     if orientation == 1:
         return image
     if orientation >= 5:
@@ -157,7 +158,7 @@ def orient(image: Shaped[np.ndarray, "H W C"], orientation: int) -> Shaped[np.nd
 
 
 def read_header(data: bytes) -> ImageHeader:
-    """Reads format and declared size, without decoding.
+    """Reads format and declared size without decoding.
 
     Raises:
       BrokenImageError: unknown format, truncated header or an empty image.
@@ -184,7 +185,9 @@ def _read_header(data: bytes) -> ImageHeader:
     if data[:2] == b"BM":
         (size,) = struct.unpack_from("<I", data, 14)
         width, height = struct.unpack_from("<HH" if size == 12 else "<ii", data, 18)
-        return ImageHeader("bmp", abs(height), width)  # a negative height: rows from the top
+        return ImageHeader(
+            "bmp", abs(height), width
+        )  # negative height: rows are stored from the top
     if data[:6] == _NPY:
         return _npy_header(data)
     if not data:
@@ -214,7 +217,7 @@ def _stored_pixels(data: bytes, header: ImageHeader, max_pixels: int) -> Image:
 
 
 def _png_header(data: bytes) -> ImageHeader:
-    """Checks the lengths of all chunks too: OpenCV allocates what a damaged one declares."""
+    """Also checks all chunk lengths, because OpenCV allocates what a damaged one declares."""
     position = 8
     while data[position + 4 : position + 8] != b"IEND":
         (length,) = struct.unpack_from(">I", data, position)
@@ -238,7 +241,7 @@ def _webp_header(data: bytes) -> ImageHeader:
 
 
 def _jpeg_header(data: bytes) -> ImageHeader:
-    """Walks the segments up to the first scan."""
+    """Parses the segments up to the first scan."""
     position, orientation, frame, interval = 2, 1, None, 0
     while True:
         position = data.find(b"\xff", position)
@@ -263,7 +266,9 @@ def _jpeg_header(data: bytes) -> ImageHeader:
     if frame is None:
         raise BrokenImageError("corrupt JPEG: a scan before its frame header")
     marker, height, width, components, offset = frame
-    sequential = marker in (0xC0, 0xC1) and data[body] == components  # one scan holds everything
+    sequential = (
+        marker in (0xC0, 0xC1) and data[body] == components
+    )  # a single scan contains all components
     if not sequential:
         return ImageHeader("jpeg", height, width, orientation)
     tiles = _tiles(data, offset, width, components, interval, position + 2 + length)
@@ -273,11 +278,12 @@ def _jpeg_header(data: bytes) -> ImageHeader:
 def _tiles(
     data: bytes, offset: int, width: int, components: int, interval: int, scan: int
 ) -> JpegTiles | None:
-    """Tiles of a JPEG whose restart interval, in blocks of all components, divides its rows."""
+    """Returns the tiles of a JPEG whose restart interval divides its rows of blocks."""
     if interval == 0 or width == 0:
         return None
     sampling = [data[offset + 6 + 3 * i] for i in range(components)]
-    # The blocks of one component alone are not interleaved: 8 pixels, whatever it declares.
+    # A single component is not interleaved: its blocks have 8 pixels, whatever sampling it
+    # declares.
     across, down = (max(f >> 4 for f in sampling), max(f & 15 for f in sampling))
     if components == 1:
         across = down = 1
@@ -288,7 +294,7 @@ def _tiles(
 
 
 def _exif_orientation(tiff: bytes) -> int:
-    """Finds tag 0x0112 in the first directory; 1 where there is none or the block is damaged."""
+    """Returns tag 0x0112 of the first directory; 1 if it is missing or the block is damaged."""
     order = {b"II*\0": "<", b"MM\0*": ">"}.get(tiff[:4])
     if order is None:
         return 1
@@ -299,7 +305,7 @@ def _exif_orientation(tiff: bytes) -> int:
             tag, _, _, value = struct.unpack_from(order + "HHIH", tiff, start)
             if tag == 0x0112:
                 return value if 1 <= value <= 8 else 1
-    except struct.error:  # metadata that ends too early says nothing about the pixels
+    except struct.error:  # truncated metadata says nothing about the pixels
         return 1
     return 1
 
@@ -313,7 +319,7 @@ def _check_pixels(header: ImageHeader, height: int, width: int, max_pixels: int)
 
 
 def _reduction(box: Box, min_size: int) -> int:
-    """The largest of libjpeg's fast reductions that leaves both sides of a box long enough."""
+    """Returns libjpeg's largest fast reduction that keeps both sides of a box long enough."""
     if min_size <= 0:
         return 1
     shorter = min(box.height, box.width)
@@ -328,8 +334,8 @@ def _decode_jpeg(
     if header.height_offset == 0:
         _check_pixels(header, header.height, header.width, max_pixels)
     elif bottom + _JPEG_MARGIN < rows:
-        # Declaring fewer rows stops the decoder there: the rest, about a seventh of the work for
-        # random crops, is skipped. (libjpeg's own partial decoding has no maintained wheel.)
+        # Declaring fewer rows stops the decoder early, which saves about a seventh of the work for
+        # random crops. (libjpeg's own partial decoding has no maintained wheel.)
         rows = bottom + _JPEG_MARGIN
         shortened = bytearray(data)
         struct.pack_into(">H", shortened, header.height_offset, rows)
@@ -340,7 +346,7 @@ def _decode_jpeg(
     scale = dict(min_height=height, min_width=width, min_factor=reduction) if reduction > 1 else {}
     try:
         simplejpeg.decode_jpeg(data, "RGB", buffer=pixels, **scale)
-    except ValueError as error:  # a warning too, raised when all rows are already in `pixels`
+    except ValueError as error:  # also raised for warnings, after all rows are in `pixels`
         if not any(harmless in str(error) for harmless in _HARMLESS):
             raise BrokenImageError(f"corrupt JPEG: {error}") from None
     return pixels
@@ -349,7 +355,7 @@ def _decode_jpeg(
 def _cut(
     data: bytes, header: ImageHeader, tiles: JpegTiles, box: Box
 ) -> tuple[bytes, ImageHeader, Box]:
-    """Reduces a JPEG to the tiles that cover a box; a damaged one stays, to be reported."""
+    """Reduces a JPEG to the tiles that cover a box; returns a damaged one whole, to be reported."""
     rows = range(box.top, box.top + box.height)
     columns = range(box.left, box.left + box.width)
     part = cut(data, tiles, (header.height, header.width), rows, columns)
@@ -370,7 +376,7 @@ def _imdecode(data: bytes) -> np.ndarray:
 
 
 def _to_rgb(pixels: np.ndarray) -> Image:
-    """OpenCV's grey, BGR or BGRA of 8 or 16 bits as 8-bit RGB on white."""
+    """Converts OpenCV's grey, BGR or BGRA of 8 or 16 bits to 8-bit RGB on white."""
     if pixels.dtype == np.uint16:
         pixels = (pixels >> 8).astype(np.uint8)
     channels = pixels.shape[2] if pixels.ndim == 3 else 1
@@ -384,6 +390,6 @@ def _to_rgb(pixels: np.ndarray) -> Image:
 
 
 def lay_on_white(pixels: UInt8[np.ndarray, "H W 4"]) -> Image:
-    """Returns RGB of RGBA pixels whose colours are not multiplied by their opacity."""
+    """Composites RGBA pixels with straight (not premultiplied) alpha on white."""
     colour, alpha = pixels[..., :3].astype(np.uint16), pixels[..., 3:].astype(np.uint16)
     return ((colour * alpha + 255 * (255 - alpha) + 127) // 255).astype(np.uint8)

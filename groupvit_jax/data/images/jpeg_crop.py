@@ -1,9 +1,9 @@
-"""Cutting a part out of a JPEG without decoding, where its restart markers allow.
+"""Cuts a region out of a JPEG without decoding, using its restart markers.
 
-Entropy-coded data can be entered at restart markers only (ITU-T T.81, B.1.1.5 and E.2.4). Where
-these stand at the same columns in every row of blocks, the data between them are tiles, and the
-tiles that cover a box make a smaller JPEG with exactly the pixels of the large one. Most of the
-time of decoding goes into Huffman codes; those of the tiles outside are never looked at.
+Entropy-coded data can only be entered at restart markers (ITU-T T.81, B.1.1.5 and E.2.4). If these
+are at the same columns in every row of blocks, the data between them form tiles, and the tiles that
+cover a box make a smaller JPEG with exactly the pixels of the large one. Decoding spends most of
+its time on Huffman codes; those of tiles outside the box are never touched.
 """
 
 import struct
@@ -15,19 +15,19 @@ from jaxtyping import Int
 
 __all__ = ["JpegPart", "JpegTiles", "cut"]
 
-_CONTEXT = 2  # pixels around that the interpolation of the colours looks at
+_CONTEXT = 2  # context pixels that chroma upsampling reads
 _RESTART, _END = 0xD0, 0xD9
 
 
 @dataclass(frozen=True, slots=True)
 class JpegTiles:
-    """How the restart markers of a JPEG with one sequential scan divide it.
+    """The tiles formed by the restart markers of a JPEG with one sequential scan.
 
     Attributes:
-      height: of a tile in pixels; the last tiles may reach over the end of the image.
-      width: likewise.
-      size_offset: where the file stores its height and width, two bytes each.
-      scan_offset: where its entropy-coded data begin.
+      height: of a tile, in pixels; the last tiles may extend beyond the image.
+      width: of a tile, in pixels.
+      size_offset: byte offset of the image's height and width, two bytes each.
+      scan_offset: byte offset of the entropy-coded data.
     """
 
     height: int
@@ -49,7 +49,7 @@ class JpegPart(NamedTuple):
 def cut(
     data: bytes, tiles: JpegTiles, size: tuple[int, int], rows: range, columns: range
 ) -> JpegPart | None:
-    """Makes a JPEG of the tiles that cover a box.
+    """Builds a JPEG from the tiles that cover a box.
 
     Args:
       data: the encoded file.
@@ -59,7 +59,7 @@ def cut(
       columns: likewise.
 
     Returns:
-      The smaller JPEG; None where the markers are not those of such a file: it is damaged.
+      The smaller JPEG; None if the markers are inconsistent because the file is damaged.
     """
     num_rows, num_columns = -(-size[0] // tiles.height), -(-size[1] // tiles.width)
     ends = _tile_ends(data, tiles.scan_offset, num_rows * num_columns)
@@ -83,7 +83,7 @@ def cut(
 def _join(
     data: bytes, header: bytes, starts: Int[np.ndarray, " R"], ends: Int[np.ndarray, "R C"]
 ) -> bytes:
-    """Puts rows of tiles together and numbers their markers anew."""
+    """Joins rows of tiles and renumbers their markers."""
     stops = ends[:, -1] + 2
     pieces = [data[start:stop] for start, stop in zip(starts.tolist(), stops.tolist(), strict=True)]
     joined = bytearray(b"".join([header, *pieces]))
@@ -96,11 +96,11 @@ def _join(
 
 
 def _tile_ends(data: bytes, start: int, count: int) -> Int[np.ndarray, " N"] | None:
-    """Where the marker after each tile is, if the markers are numbered as they must be."""
+    """Returns the position of the marker after each tile, or None if their numbering is wrong."""
     coded = np.frombuffer(data, np.uint8, offset=start)
     escapes = np.flatnonzero(coded[:-1] == 0xFF)
     codes = coded[escapes + 1]
-    is_marker = codes != 0  # 0xFF 0x00 is the byte 0xFF of the codes
+    is_marker = codes != 0  # 0xFF 0x00 encodes a data byte 0xFF
     codes = codes[is_marker][:count]
     if len(codes) < count or codes[-1] != _END:
         return None
@@ -110,6 +110,6 @@ def _tile_ends(data: bytes, start: int, count: int) -> Int[np.ndarray, " N"] | N
 
 
 def _covering(pixels: range, tile: int, count: int) -> range:
-    """The tiles that hold these pixels with their context."""
+    """Returns the tiles that contain these pixels and their context."""
     first = max(pixels.start - _CONTEXT, 0) // tile
     return range(first, min(-(-(pixels.stop + _CONTEXT) // tile), count))

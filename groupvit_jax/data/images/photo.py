@@ -1,4 +1,4 @@
-"""Whatever people call an image, as upright RGB pixels."""
+"""Reads a path, PIL image or array as upright RGB pixels."""
 
 import os
 from pathlib import Path
@@ -15,16 +15,16 @@ RgbImage = UInt8[np.ndarray, "H W 3"]
 
 
 def read_photo(photo: Any, name: str = "image") -> RgbImage:
-    """Returns the pixels as people see them: turned upright, transparency laid on white.
+    """Returns upright RGB pixels, with transparency composited on white.
 
     Args:
       photo: a file's path; a `PIL.Image`; or an array, UInt8 [H, W] (grey), [H, W, 3] (RGB) or
         [H, W, 4] (RGBA).
-      name: what messages call an image that isn't a file.
+      name: name for messages if the image isn't a file.
 
     Raises:
       FileNotFoundError: there is no such file.
-      ValueError: it is none of these, or can't be decoded.
+      ValueError: it has another type or shape, or can't be decoded.
     """
     if isinstance(photo, str | os.PathLike):
         return _read_file(Path(photo))
@@ -49,7 +49,7 @@ def _read_file(path: Path) -> RgbImage:
 def _from_pil(photo: Image.Image, name: str) -> RgbImage:
     photo = ImageOps.exif_transpose(photo)
     if photo.mode.startswith("I;16"):
-        grey = (np.asarray(photo) >> 8).astype(np.uint8)  # the high byte, as `decode` has it
+        grey = (np.asarray(photo) >> 8).astype(np.uint8)  # the high byte, as in `decode`
         return cv2.cvtColor(grey, cv2.COLOR_GRAY2RGB)
     if photo.mode in ("I", "F"):
         raise ValueError(f"{name}: PIL mode {photo.mode!r} found, expected one with 8 or 16 bits")

@@ -1,6 +1,6 @@
-"""From encoded bytes to the uint8 crop that crosses to the device, for training and evaluation.
+"""Encoded images to the uint8 crops that are sent to the device, for training and evaluation.
 
-Randomness comes from the generator passed in, in a fixed order. No function changes its input.
+All randomness comes from the generator argument, in a fixed order. No function modifies its input.
 """
 
 import math
@@ -21,17 +21,17 @@ Image = UInt8[np.ndarray, "H W 3"]
 Resized = UInt8[np.ndarray, "h w 3"]
 Square = UInt8[np.ndarray, "S S 3"]
 
-MIN_SIDE = 8  # shorter ones are tracking pixels and rules; there is nothing to see in them
+MIN_SIDE = 8  # smaller images are tracking pixels and separators
 
 _CROP_ATTEMPTS = 10
-_MARGIN = 1.5  # how much larger than the result an image reduced beforehand has to stay
+_MARGIN = 1.5  # minimum ratio of a pre-reduced image to the result
 
 
 def init_worker() -> None:
-    """Sets OpenCV up for one of several processes that load data.
+    """Configures OpenCV in a data loading process.
 
-    One thread each, and none of its own multi-line log messages about broken images: they are
-    reported by `BrokenImageError`.
+    One thread per process, and no multi-line log messages about broken images: `BrokenImageError`
+    reports them.
     """
     cv2.setNumThreads(1)
     cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
@@ -42,9 +42,9 @@ def train_transform(
 ) -> Square:
     """Decodes, crops, flips and augments one training image.
 
-    Only the rows down to the end of the crop are decoded, at half the size or less where the crop
-    is at least three times as large as the result: at twice it, libjpeg's sharper reduction would
-    be 4 grey levels (root mean square) from the published augmentation.
+    Rows below the crop are not decoded. A crop of at least three times the output size is decoded
+    at half scale or less; at a ratio of two, libjpeg's sharper reduction would deviate from the
+    published augmentation by 4 grey levels (root mean square).
 
     Args:
       data: an encoded image.
@@ -62,7 +62,8 @@ def train_transform(
     if min(header.height, header.width) < MIN_SIDE:
         found = f"{header.height}x{header.width}"
         raise BrokenImageError(f"{header.kind} of {found} pixels; expected at least {MIN_SIDE}")
-    # The distribution of crops is symmetric in x and y: drawn before the image is turned upright.
+    # Crops are drawn before the image is turned upright: their distribution is symmetric in x and
+    # y.
     area, ratio = (augment.min_area, augment.max_area), (augment.min_ratio, augment.max_ratio)
     box = sample_crop(header.height, header.width, rng, area=area, ratio=ratio)
     crop = resize(decode_box(data, header, box, min_size=math.ceil(_MARGIN * size)), size, size)
@@ -86,7 +87,7 @@ def random_resized_crop(
     area: tuple[float, float] = (0.08, 1.0),
     ratio: tuple[float, float] = (3 / 4, 4 / 3),
 ) -> Square:
-    """Cuts a random box out of an image (see `sample_crop`) and resizes it to a square."""
+    """Crops a random box (see `sample_crop`) and resizes it to a square."""
     box = sample_crop(image.shape[0], image.shape[1], rng, area=area, ratio=ratio)
     return resize(_cut(image, box), size, size)
 
@@ -99,7 +100,7 @@ def sample_crop(
     area: tuple[float, float] = (0.08, 1.0),
     ratio: tuple[float, float] = (3 / 4, 4 / 3),
 ) -> Box:
-    """Draws the box of a random resized crop (Inception's, as torchvision and timm have it).
+    """Draws the box of a random resized crop, with the algorithm of torchvision and timm.
 
     Args:
       height: rows of the image.
@@ -109,11 +110,11 @@ def sample_crop(
       ratio: range of width / height, log-uniform.
 
     Returns:
-      The first of ten drawn boxes that fits; else the largest central one within `ratio`.
+      The first of ten drawn boxes that fits, or else the largest central box within `ratio`.
     """
     log_ratio = math.log(ratio[0]), math.log(ratio[1])
     for _ in range(_CROP_ATTEMPTS):
-        # As rng.uniform(low, high), to the last bit, which takes four times as long.
+        # Bit-identical to rng.uniform(low, high), which takes four times as long.
         target = (area[0] + (area[1] - area[0]) * rng.random()) * height * width
         aspect = math.exp(log_ratio[0] + (log_ratio[1] - log_ratio[0]) * rng.random())
         w, h = round(math.sqrt(target * aspect)), round(math.sqrt(target / aspect))
@@ -129,14 +130,14 @@ def sample_crop(
 
 
 def resize(image: Image, height: int, width: int) -> Resized:
-    """Resizes bilinearly, without aliasing, fast: for training.
+    """Resizes bilinearly with fast, approximate antialiasing, for training.
 
-    PIL, which the published models were trained with, widens its triangular filter with the
-    reduction s; its variance is then s^2 / 6 pixels^2. Here a short blur adds the (s^2 - 1) / 6
-    that plain bilinear interpolation lacks. `resize_like_pil` is exact and far slower.
+    PIL, which the published models were trained with, widens its triangular filter by the reduction
+    factor s, to a variance of s^2 / 6 pixels^2. A short blur adds the (s^2 - 1) / 6 that plain
+    bilinear interpolation lacks. `resize_like_pil` is exact and much slower.
     """
-    # Intel's functions take half the time of OpenCV's and differ from them by a grey level in an
-    # eighth of the values. The setting is the thread's: others that resize must not find it.
+    # Intel's functions take half the time of OpenCV's and differ by one grey level in an eighth of
+    # the values. The setting is per thread; restore it for other callers of resize.
     cv2.ipp.setUseIPP_NotExact(True)
     try:
         return _resize(image, height, width)
@@ -145,7 +146,7 @@ def resize(image: Image, height: int, width: int) -> Resized:
 
 
 def _resize(image: Image, height: int, width: int) -> Resized:
-    # Leaves a reduction of 1.5 to 3: enough for the interpolation to hide the coarser grid.
+    # Leaves a reduction of 1.5 to 3, for which interpolation hides the coarser grid.
     rows, columns = _shrunk(image.shape[0], height), _shrunk(image.shape[1], width)
     if (rows, columns) != image.shape[:2]:
         image = cv2.resize(image, (columns, rows), interpolation=cv2.INTER_AREA)
@@ -157,13 +158,13 @@ def _resize(image: Image, height: int, width: int) -> Resized:
 
 
 def resize_like_pil(image: Image, height: int, width: int) -> Resized:
-    """Resizes bilinearly with PIL's antialiasing, to one grey level: for evaluation."""
+    """Resizes bilinearly with PIL's antialiasing, to one grey level, for evaluation."""
     rows = _resize_axis(image.astype(np.float32), 1, width)
     return np.clip(np.rint(_resize_axis(rows, 0, height)), 0, 255).astype(np.uint8)
 
 
 def resize_and_center_crop(image: Image, size: int = 256, crop: int = 224) -> Square:
-    """Resizes the shorter side to `size` and cuts the central square (ImageNet's evaluation).
+    """Resizes the shorter side to `size` and crops the central square, as in ImageNet evaluation.
 
     Args:
       image: UInt8 [H, W, 3].
@@ -171,7 +172,7 @@ def resize_and_center_crop(image: Image, size: int = 256, crop: int = 224) -> Sq
       crop: side of the square, at most `size`.
 
     Returns:
-      UInt8 [crop, crop, 3], as torchvision's Resize and CenterCrop give on PIL images.
+      UInt8 [crop, crop, 3], equal to torchvision's Resize and CenterCrop on PIL images.
     """
     height, width = image.shape[:2]
     shorter = min(height, width)
@@ -185,17 +186,17 @@ def _cut(image: Image, box: Box) -> Resized:
 
 
 def _shrunk(old: int, new: int) -> int:
-    """Size after averaging over as many whole pixels as leave at least `_MARGIN * new`."""
+    """Returns the size after averaging whole pixels that leaves at least `_MARGIN * new`."""
     return old // max(int(old / (_MARGIN * new)), 1)
 
 
 def _missing_variance(reduction: float) -> float:
-    """Of PIL's filter over that of plain bilinear interpolation, in pixels^2."""
+    """Returns by how much the variance of PIL's filter exceeds plain bilinear's, in pixels^2."""
     return max(reduction**2 - 1, 0) / 6
 
 
 def _taps(variance: float) -> np.ndarray:
-    """A blur with no negative tap, for reductions up to 3."""
+    """Returns a blur without negative taps, for reductions up to 3."""
     if variance > 0.5:
         half = _taps(variance / 2)
         return np.convolve(half, half)
@@ -203,7 +204,7 @@ def _taps(variance: float) -> np.ndarray:
 
 
 def _resize_axis(image: np.ndarray, axis: int, size: int) -> np.ndarray:
-    """Filters one axis with a triangle as wide as the reduction, edges renormalised."""
+    """Filters one axis with a triangle as wide as the reduction, renormalised at the edges."""
     old = image.shape[axis]
     scale = old / size
     support = max(scale, 1.0)

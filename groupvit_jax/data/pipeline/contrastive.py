@@ -1,10 +1,10 @@
-"""From sources to batches: one endless, shuffled sequence of examples, the same on any machine.
+"""Contrastive training input: one endless, shuffled sequence of examples, equal on every machine.
 
-Training example p (p = 0, 1, ...) is a pure function of (seed, p): which sample it is, which of
-its captions is drawn, how its image is augmented. The global batch of step n is examples
-[n B, (n+1) B), host h of H holding its rows [h B/H, (h+1) B/H). So the step is the whole state of
-the pipeline: a run continues exactly, on any number of hosts and workers. Epochs follow each other
-without a remainder; each is a new shuffle in which every sample occurs once.
+Training example p (p = 0, 1, ...) is a pure function of (seed, p): the sample, the drawn caption
+and the augmentation. The global batch of step n consists of examples [n B, (n+1) B), of which host
+h of H holds rows [h B/H, (h+1) B/H). The step is therefore the whole state of the pipeline, and a
+run resumes exactly on any number of hosts and workers. Epochs follow each other without a
+remainder; each is a new shuffle in which every sample occurs once.
 """
 
 import functools
@@ -35,24 +35,24 @@ from groupvit_jax.data.text.tokenizers import (
 )
 from groupvit_jax.processes import end_with_parent
 
-_MAX_CHUNK = 64  # rows that a worker delivers at once
+_MAX_CHUNK = 64  # rows per chunk delivered by a worker
 _MAX_THREADS = 16
-# So many broken samples in a row mean that something else is broken.
+# So many consecutive broken samples point to another problem, such as a lost mount.
 _MAX_REPLACEMENTS = 100
-_NUM_STEPS = 2**31  # the sequence is endless in practice
+_NUM_STEPS = 2**31  # endless in practice
 
-# Called with an image file and the keyword `rng`.
+# Called with an encoded image and the keyword `rng`.
 ImageTransform = Callable[..., UInt8[np.ndarray, "S S 3"]]
 
 
 class TrainExamples:
     """The endless sequence of training examples, by position.
 
-    A sample that can't be used is named in the log and replaced by another of its source, which is
-    a function of (seed, position) too.
+    A sample that can't be used is logged and replaced by another sample of its source, which is
+    also a function of (seed, position).
 
     Attributes:
-      num_samples: of all sources, broken ones included: the length of an epoch.
+      num_samples: number of samples of all sources, including broken ones: the length of an epoch.
     """
 
     def __init__(
@@ -62,7 +62,7 @@ class TrainExamples:
         seed: int,
         transform: Callable[[Any, np.random.Generator], dict[str, np.ndarray]],
     ):
-        """Joins what is read, in which order, and what is made of it."""
+        """Combines a source, the order of its samples, and the transform applied to each."""
         self.num_samples = len(source)
         self._source = source
         self._order = order
@@ -70,10 +70,11 @@ class TrainExamples:
         self._transform = transform
 
     def read(self, positions: Sequence[int]) -> Iterator[dict[str, np.ndarray]]:
-        """Yields examples, whose samples are read at once: a store answers late, but in parallel.
+        """Yields examples, requesting their samples together because stores have high latency.
 
         Yields:
-          The transform's arrays, "index" (of the sample) and "broken" (1: replaced) of each.
+          The transform's arrays of each example, with "index" (of the sample) and "broken" (1:
+          replaced).
         """
         indices = [self._order[position] for position in positions]
         samples = self._source.read_many(indices)
@@ -124,14 +125,14 @@ def transform_pair(
         "image": image,
         "text": row,
         "text_ends": ends,
-        "text_ids": np.where(ends == ends[0], ids[0], ids),  # some did not fit
+        "text_ids": np.where(ends == ends[0], ids[0], ids),  # some prompts didn't fit
         "text_overflow": np.asarray(overflow, np.int32),
     }
 
 
 @dataclass(frozen=True)
 class _HostChunks:
-    """The examples of one host, from its first row of the first step on, `chunk` at a time."""
+    """The examples of one host in chunks, from its first row of the start step on."""
 
     examples: TrainExamples
     start_step: int
@@ -145,7 +146,7 @@ class _HostChunks:
 
     @property
     def chunk(self) -> int:
-        """A step comes in parts: the first comes sooner, and less memory is held."""
+        """chunks of a step: the first is ready sooner, and less memory is held."""
         rows = self.rows_per_step
         return max(size for size in range(1, min(rows, _MAX_CHUNK) + 1) if rows % size == 0)
 
@@ -160,7 +161,7 @@ class _HostChunks:
 
 
 def _stack(examples: Iterator[dict[str, np.ndarray]], count: int) -> dict[str, np.ndarray]:
-    """Copies each example while it is in the processor's caches; its memory serves the next."""
+    """Copies each example while it is in cache, so that the next one can reuse its memory."""
     stacked: dict[str, np.ndarray] = {}
     for row, example in enumerate(examples):
         for name, array in example.items():
@@ -171,10 +172,10 @@ def _stack(examples: Iterator[dict[str, np.ndarray]], count: int) -> dict[str, n
 
 
 class TrainLoader(Iterator[dict[str, np.ndarray]]):
-    """This host's rows of the global batches from `start_step` on, without end.
+    """An endless iterator over this host's rows of the global batches from `start_step` on.
 
-    A batch is what `typing.Batch` says, with "broken": Int32 "b" and b = batch_size / host_count
-    rows. `close` ends the worker processes.
+    A batch is a `typing.Batch` of b = batch_size / host_count rows, with "broken": Int32 "b".
+    `close` ends the worker processes.
     """
 
     def __init__(
@@ -187,12 +188,12 @@ class TrainLoader(Iterator[dict[str, np.ndarray]]):
         host_count: int = 1,
         start_step: int = 0,
     ):
-        """Starts the workers.
+        """Starts the worker processes.
 
         Args:
           examples: what `make_train_examples` returns.
           batch_size: global.
-          num_workers: processes that make the batches; 0 makes them on threads of this one.
+          num_workers: number of worker processes; 0 uses threads of this process.
           host_index: this process's number, of `host_count`.
           host_count: processes that share the global batch.
           start_step: step of the first batch.
@@ -214,28 +215,28 @@ class TrainLoader(Iterator[dict[str, np.ndarray]]):
         return next(self._batches)
 
     def close(self) -> None:
-        """Ends the worker processes and threads; to be called before the program ends."""
+        """Ends worker processes and threads; call it before the program exits."""
         if self._batches is not None:
             self._batches.close()
-            self._batches = None  # Grain's iterators complain if they outlive their modules
+            self._batches = None  # Grain's iterators log errors if they outlive their modules
 
 
 def make_train_examples(
     config: ConfigDict, tokenizer: Tokenizer, image_transform: ImageTransform | None = None
 ) -> TrainExamples:
-    """Opens the sources and returns the sequence that a configuration describes.
+    """Opens the sources and builds the sequence of training examples.
 
     Args:
       config: the whole configuration; `seed`, `data` and `model.image.image_size` matter here.
       tokenizer: of the texts.
-      image_transform: in place of the published augmentation.
+      image_transform: replaces the published augmentation.
 
     Raises:
       ValueError: a setting of `config.data` is wrong.
     """
     data, size = config.data, config.model.image.image_size
     check_packed_length(data.packed_length, tokenizer)
-    settings = SimpleNamespace(**data.augment)  # of a ConfigDict, each look takes 2 us
+    settings = SimpleNamespace(**data.augment)  # a look-up in a ConfigDict takes 2 us
     augment = functools.partial(transforms.train_transform, size=size, augment=settings)
     transform = functools.partial(
         transform_pair,
@@ -258,14 +259,14 @@ def make_train_examples(
 def _batched(
     host_chunks: _HostChunks, num_workers: int
 ) -> grain.IterDataset[dict[str, np.ndarray]]:
-    """Batches on worker processes, or on threads without any; the result is the same."""
+    """Batches on worker processes, or on threads if there are none; the result is the same."""
     rows, chunk = host_chunks.rows_per_step, host_chunks.chunk
     num_threads = 2 if num_workers else _num_threads()
     chunks = grain.MapDataset.source(host_chunks).to_iter_dataset(
         grain.ReadOptions(num_threads, prefetch_buffer_size=2 * num_threads)
     )
     if num_workers:
-        if not flags.FLAGS.is_parsed():  # Grain defines and reads some, also outside of a command
+        if not flags.FLAGS.is_parsed():  # Grain reads absl flags, also outside of commands
             flags.FLAGS.mark_as_parsed()
         options = grain.MultiprocessingOptions(num_workers, per_worker_buffer_size=2)
         chunks = chunks.mp_prefetch(options, worker_init_fn=_init_worker)
@@ -291,15 +292,15 @@ class TooManyBrokenSamplesError(RuntimeError):
 
 
 class BrokenSampleMonitor:
-    """Counts the broken samples of a run and stops it when they are too many."""
+    """Counts the broken samples of a run and raises an error when there are too many."""
 
     def __init__(self, max_fraction: float, min_examples: int = 1000):
         """Starts counting.
 
         Args:
-          max_fraction: what is tolerated.
-          min_examples: before so many are seen, the fraction is taken of this number, so that one
-            broken sample in the first batch doesn't stop a run.
+          max_fraction: tolerated fraction of broken samples.
+          min_examples: smallest denominator of the fraction, so that a single broken sample in the
+            first batch doesn't stop a run.
         """
         self._max_fraction = max_fraction
         self._min_examples = min_examples
@@ -307,7 +308,7 @@ class BrokenSampleMonitor:
         self.num_broken = 0
 
     def update(self, broken: Int[np.ndarray, " B"]) -> None:
-        """Counts a batch's "broken".
+        """Adds the "broken" counts of a batch.
 
         Raises:
           TooManyBrokenSamplesError: the fraction is exceeded.
@@ -331,7 +332,7 @@ def eval_examples(
     host_index: int = 0,
     host_count: int = 1,
 ) -> Iterator[dict[str, Any]]:
-    """Yields this host's rows of the batches of a whole source, in order, each sample once.
+    """Yields this host's rows of evaluation batches: every sample of a source once, in order.
 
     Args:
       source: of images and captions.

@@ -1,7 +1,6 @@
-"""Training examples with masks: sets with a class for every pixel, scaled, cropped and flipped.
+"""Training input with masks: images with a class for every pixel, scaled, cropped and flipped.
 
-Their order and their randomness are those of all training examples (`data.pipeline`): example p is
-a pure function of (seed, p).
+Order and randomness follow `data.pipeline.contrastive`: example p is a pure function of (seed, p).
 """
 
 import functools
@@ -35,10 +34,10 @@ _COLOURS = ("BrightnessIncreasing", "ContrastIncreasing", "ColorIncreasing")
 
 
 class MaskedSamples:
-    """A masked source for training, which replaces what can't be read."""
+    """A masked source for training, which reports unreadable images as broken samples."""
 
     def __init__(self, source: MaskedSource) -> None:
-        """Takes the images with their masks."""
+        """Wraps a source of images with masks."""
         self._source = source
 
     def __len__(self) -> int:
@@ -52,7 +51,7 @@ class MaskedSamples:
             raise BrokenSampleError(str(error)) from error
 
     def locate(self, index: int) -> str:
-        """Says where the image lies."""
+        """Describes the location of an image, for messages."""
         return self._source.locate(index)
 
 
@@ -66,7 +65,7 @@ def open_masked_source(
       fields: `kind` and the fields of that kind: "benchmark" has `benchmark` (by default NAME),
         `split` ("train") and `data_dir`, see docs/benchmarks.md; "tfds" has `name`, `split`
         ("train"), `data_dir` and the features `image` and `mask`. `weight` is the mixture's.
-      class_names: what the masks' values must stand for, the background's included.
+      class_names: expected names of the mask values, including the background.
 
     Raises:
       ValueError: an unknown kind or field, other classes, or a set that can't be read.
@@ -94,7 +93,7 @@ def open_masked_source(
 
 
 def make_masked_examples(config: ConfigDict) -> TrainExamples:
-    """Opens the sources and returns the sequence that a configuration describes.
+    """Opens the sources and builds the sequence of training examples.
 
     Args:
       config: the whole configuration; `seed`, `data.sources`, `segmentation` and
@@ -118,11 +117,11 @@ def make_masked_examples(config: ConfigDict) -> TrainExamples:
 def transform_masked(
     sample: MaskedImage, rng: np.random.Generator, *, size: int, settings: SimpleNamespace
 ) -> dict[str, np.ndarray]:
-    """Scales, crops and flips an image with its mask, and changes the image's colours.
+    """Scales, crops and flips an image together with its mask, and jitters the image's colours.
 
-    The shorter side becomes `size` times a factor, uniform from `min_scale` to `max_scale`; of the
-    result a square is cut at a random place. What the image lacks of the square, at the right and
-    below, is ImageNet's mean and has no class.
+    The shorter side is resized to `size` times a factor, uniform from `min_scale` to `max_scale`,
+    and a square is cropped at a random position. If the image is smaller than the square, it is
+    padded on the right and below with ImageNet's mean and unlabelled pixels.
 
     Args:
       sample: image and mask.

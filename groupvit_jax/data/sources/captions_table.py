@@ -1,4 +1,4 @@
-"""Tables of image files and captions: CSV, TSV, and the captions of COCO."""
+"""Tables of image files and captions: CSV, TSV, and COCO's caption JSON."""
 
 import csv
 import json
@@ -15,7 +15,7 @@ CAPTION_COLUMNS = ("caption", "captions", "text", "title", "sentence", "comment"
 
 @dataclass(frozen=True)
 class ImageCaptions:
-    """An image file with all of its captions."""
+    """An image file with all its captions."""
 
     file: str
     captions: list[str]
@@ -32,7 +32,7 @@ def read_captions(
       caption_column: likewise, of `CAPTION_COLUMNS`.
 
     Returns:
-      One entry for each image, in the order of their first rows.
+      One entry per image, in the order of their first rows.
 
     Raises:
       ValueError: a column can't be found, a row has too many or too few, or the JSON isn't COCO's.
@@ -49,7 +49,7 @@ def read_captions(
 
 
 def read_texts(path: str, caption_column: str = "") -> Iterator[str]:
-    """Streams the captions alone; see `read_captions`."""
+    """Streams only the captions; see `read_captions`."""
     if Path(path).suffix == ".json":
         yield from (caption for _, caption in _coco_pairs(path))
     else:
@@ -60,7 +60,7 @@ def read_texts(path: str, caption_column: str = "") -> Iterator[str]:
 def find_column(
     path: str, header: Sequence[str], flag: str, wanted: str, usual: Sequence[str]
 ) -> int:
-    """Returns the place of the column `wanted`, or else of the first of the usual names.
+    """Returns the index of the column `wanted`, or of the first of the usual names if it is empty.
 
     Raises:
       ValueError: there is none; the message names the file and the flag.

@@ -1,16 +1,16 @@
-"""The control of learning from captions: the same images and the same captions, wrongly paired."""
+"""A control for learning from captions: the same images and captions, paired wrongly."""
 
 from groupvit_jax.data.sources.pairs import Sample, Source
 
 
 class ExchangedCaptions:
-    """A source whose image i has the captions of the sample half the set away.
+    """A source that gives image i the captions of the sample half the set away.
 
-    What a model learns from it can't come from what the captions say of their images.
+    A model trained on it can't learn from what captions say about their images.
     """
 
     def __init__(self, source: Source) -> None:
-        """Takes a source of two samples at least."""
+        """Wraps a source of at least two samples."""
         self._source = source
 
     def __len__(self) -> int:
@@ -22,5 +22,5 @@ class ExchangedCaptions:
         return Sample({**other, "image": own["image"], "key": own["key"]})
 
     def locate(self, index: int) -> str:
-        """Says where the image lies, for messages."""
+        """Describes the location of an image, for messages."""
         return self._source.locate(index)

@@ -1,4 +1,4 @@
-"""Images of a class each, for classification and for probes of the image embedding."""
+"""Images with one class each, for classification and for probes of the image embedding."""
 
 import os
 from collections.abc import Sequence
@@ -12,19 +12,19 @@ IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif")
 
 @runtime_checkable
 class LabelledSource(Source, Protocol):
-    """A source whose images have a class each."""
+    """A source whose images have one class each."""
 
     def label(self, index: int) -> int:
-        """Returns the class's number."""
+        """Returns the class index."""
 
 
 class LabelledFiles:
-    """Images in files, each of a class; a labelled source whose captions are the classes' names."""
+    """Image files with one class each; the captions of this source are the class names."""
 
     def __init__(
         self, files: Sequence[Path], labels: Sequence[int], class_names: Sequence[str]
     ) -> None:
-        """Takes each image's file and the number of its class."""
+        """Takes the file and class index of each image."""
         self._items = list(zip(files, labels, strict=True))
         self.class_names = tuple(class_names)
 
@@ -37,7 +37,7 @@ class LabelledFiles:
         return Sample(image=file.read_bytes(), captions=captions, key=file.name)
 
     def label(self, index: int) -> int:
-        """Returns the class's number."""
+        """Returns the class index."""
         return self._items[index][1]
 
     def locate(self, index: int) -> str:
@@ -46,10 +46,10 @@ class LabelledFiles:
 
 
 class ImageFolder(LabelledFiles):
-    """Images in folders named after their classes; underscores in the names stand for spaces."""
+    """One folder of images per class, named after it; underscores become spaces."""
 
     def __init__(self, folder: str | os.PathLike) -> None:
-        """Lists the files, in the order of their names.
+        """Lists the files in order of their names.
 
         Raises:
           FileNotFoundError: there is no such folder, or no image in its folders.

@@ -1,4 +1,4 @@
-"""Images with a class for every pixel, for segmentation benchmarks."""
+"""Images with a class for every pixel, for segmentation sets."""
 
 import io
 from collections.abc import Mapping
@@ -12,13 +12,13 @@ from groupvit_jax.data.images.decode import decode, orient, read_header
 from groupvit_jax.data.sources.tfds_builders import open_builder, skip_decoding
 from groupvit_jax.typing import UInt8
 
-IGNORED = 255  # the class of pixels that do not count
+IGNORED = 255  # class of pixels that are not evaluated
 _NUM_IDS = 2**16
-_GREY_MODES = ("1", "L", "P", "I", "I;16")  # one value for each pixel; P: a palette's index
+_GREY_MODES = ("1", "L", "P", "I", "I;16")  # one value per pixel; P: palette index
 
 
 class MaskedImage(NamedTuple):
-    """An RGB image and the class of each of its pixels (`IGNORED` doesn't count)."""
+    """An RGB image and the class of each pixel (`IGNORED` for unlabelled ones)."""
 
     image: UInt8[np.ndarray, "H W 3"]
     mask: UInt8[np.ndarray, "H W"]
@@ -32,17 +32,17 @@ class MaskedSource(Protocol):
         """Number of images."""
 
     def __getitem__(self, index: int) -> MaskedImage:
-        """Reads one image and its mask; raises ValueError, naming the file, if it can't."""
+        """Reads one image and its mask; raises a ValueError that names the file if it can't."""
 
     def locate(self, index: int) -> str:
-        """Says where the image lies, for messages."""
+        """Describes the location of an image, for messages."""
 
 
 class IdTable:
-    """The classes that the values stored in masks stand for."""
+    """Maps the values stored in masks to classes."""
 
     def __init__(self, classes: Mapping[int, int]) -> None:
-        """Takes stored value -> class (or `IGNORED`); other values are errors."""
+        """Takes a mapping from stored value to class or `IGNORED`; other values are errors."""
         self._expected = f"one of {len(classes)} from {min(classes)} to {max(classes)}"
         self._classes = np.full(_NUM_IDS, -1, np.int16)
         self._classes[list(classes)] = list(classes.values())
@@ -59,16 +59,16 @@ class IdTable:
 
 
 def class_ids(num_classes: int, first: int = 0) -> dict[int, int]:
-    """Returns the ids of masks without background: values from `first` are classes, 255 ignored.
+    """Returns the ids of masks without background: values from `first` are classes, 255 is ignored.
 
-    Values below `first` are ignored too, as is the usual way to leave out the background.
+    Values below `first` are ignored too, the usual way to exclude the background.
     """
     ignored = dict.fromkeys([*range(first), IGNORED], IGNORED)
     return ignored | {first + i: i for i in range(num_classes)}
 
 
 class Photo(NamedTuple):
-    """A decoded photo, upright, and how it was stored: height and width, EXIF's orientation."""
+    """A decoded, upright photo, with its stored height and width and its EXIF orientation."""
 
     image: UInt8[np.ndarray, "H W 3"]
     stored_size: tuple[int, int]
@@ -82,15 +82,14 @@ def read_photo(data: bytes) -> Photo:
 
 
 def read_mask(data: bytes, size: tuple[int, int]) -> Integer[np.ndarray, "H W"]:
-    """Decodes a mask, grey or with a palette.
+    """Decodes a greyscale or palette mask.
 
     Args:
       data: a PNG file.
-      size: the height and width that it may have, as stored or turned by 90 degrees; checked
-        before anything is decoded.
+      size: expected height and width, as stored or rotated by 90 degrees; checked before decoding.
 
     Raises:
-      ValueError: it is no such image.
+      ValueError: it is not such an image.
     """
     try:
         with PIL.Image.open(io.BytesIO(data), formats=["PNG"]) as image:
@@ -110,14 +109,14 @@ def read_mask(data: bytes, size: tuple[int, int]) -> Integer[np.ndarray, "H W"]:
 def pair(photo: Photo, mask: Integer[np.ndarray, "h w"], ids: IdTable | None) -> MaskedImage:
     """Brings a mask into the orientation of its photo.
 
-    Benchmarks' masks are drawn on the pixels as they are stored, whatever EXIF says, and so is a
-    mask whose size says neither: it is turned upright as the photo was. A mask that only fits the
-    upright photo was drawn on that one and stays.
+    Masks of the published sets refer to the pixels as stored, whatever EXIF says, so a mask is
+    turned upright together with its photo, also when its size fits both orientations. A mask that
+    only fits the upright photo was drawn on the upright photo and stays.
 
     Args:
       photo: see `read_photo`.
       mask: the stored values.
-      ids: their classes; None keeps them.
+      ids: classes of the stored values; None keeps the values.
 
     Raises:
       ValueError: the mask doesn't fit or has an unknown value.
@@ -169,7 +168,7 @@ class TfdsMasks:
                 raise ValueError(f"features {found} found, expected {image} and {mask}")
             self._examples = builder.as_data_source(split, decoders=skip)
         except (OSError, ValueError, AssertionError, NotImplementedError) as error:
-            # TFDS may add a list of all sets that it knows.
+            # TFDS may append a list of all sets that it knows.
             raise ValueError(f"{where}: {str(error).splitlines()[0]}") from error
         self._where, self._features = where, (image, mask)
         self._ids = None if ids is None else IdTable(ids)

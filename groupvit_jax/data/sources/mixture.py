@@ -1,4 +1,4 @@
-"""Several sources as one, and the endless shuffled order in which training visits its samples."""
+"""Joins sources, and defines the endless shuffled order in which training visits samples."""
 
 import bisect
 import functools
@@ -15,10 +15,10 @@ _UINT64 = 2**64 - 1
 
 
 class MixedSource:
-    """Several sources end to end: sample i of the mixture lies in one of them."""
+    """The concatenation of several sources."""
 
     def __init__(self, sources: Sequence[Source]):
-        """Joins at least one source."""
+        """Concatenates one or more sources."""
         self._sources = list(sources)
         self.sizes = [len(source) for source in sources]
         self._ends = list(itertools.accumulate(self.sizes))
@@ -31,7 +31,7 @@ class MixedSource:
         return self._sources[source][row]
 
     def read_many(self, indices: Sequence[int]) -> "Iterator[Sample | BrokenSampleError]":
-        """Yields samples, those of one source read at once where that is sooner."""
+        """Yields samples, with batched reads from sources that support them."""
         found = [self.find(index) for index in indices]
         rows: dict[int, list[int]] = {}
         for source, row in found:
@@ -41,12 +41,12 @@ class MixedSource:
             yield next(samples[source])
 
     def locate(self, index: int) -> str:
-        """Says where the sample lies, for messages."""
+        """Describes the location of a sample, for messages."""
         source, row = self.find(index)
         return self._sources[source].locate(row)
 
     def find(self, index: int) -> tuple[int, int]:
-        """Returns which source sample `index` lies in, and where in it."""
+        """Returns the source of sample `index` and the sample's index in it."""
         source = bisect.bisect_right(self._ends, index)
         return source, index - self.start(source)
 
@@ -67,19 +67,19 @@ def _read(source: Source, rows: Sequence[int]) -> "Iterator[Sample | BrokenSampl
 
 
 class ExampleOrder:
-    """Which sample stands at each position of the endless sequence; a pure function of the seed.
+    """The sample at each position of the endless sequence, as a pure function of the seed.
 
     Without weights, an epoch is a shuffle of all samples of all sources. With weights, every
     stretch of the sequence draws from the sources in these proportions (to within one sample per
-    source), each of them shuffled anew whenever it is used up.
+    source), and each source is reshuffled whenever it is exhausted.
     """
 
     def __init__(self, sizes: Sequence[int], weights: Sequence[float] | None, seed: int):
-        """Describes the sequence.
+        """Defines the sequence.
 
         Args:
           sizes: number of samples of each source.
-          weights: positive, of any sum; None mixes by size.
+          weights: positive, of any sum; None mixes in proportion to size.
           seed: not negative.
         """
         if weights is None:
@@ -87,7 +87,7 @@ class ExampleOrder:
         self._seed = seed
         self._sizes = list(sizes)
         self._starts = [0, *itertools.accumulate(sizes[:-1])]
-        # Of what the sources before it leave, source i takes this share.
+        # Share of source i in what the sources before it leave.
         self._shares = [w / sum(weights[i:]) for i, w in enumerate(weights)]
 
     def __getitem__(self, position: int) -> int:
@@ -97,7 +97,7 @@ class ExampleOrder:
         return self._starts[source] + permute(row_of_epoch, self._sizes[source], keys)
 
     def _draw(self, position: int) -> tuple[int, int]:
-        """Returns the source at a position and how often it has been drawn before."""
+        """Returns the source at a position and the number of earlier draws from it."""
         for source, share in enumerate(self._shares[:-1]):
             before = int(position * share)
             if int((position + 1) * share) > before:
@@ -125,7 +125,7 @@ def open_mixture(
 def _named_sources(data_config: ConfigDict) -> list[tuple[str, ConfigDict]]:
     if not data_config.sources:
         raise ValueError("config.data.sources is empty: name at least one set")
-    # Sorted, so that the order of the examples doesn't hang on how a config was put together.
+    # Sorted, so that the order of examples doesn't depend on how the configuration was built.
     return sorted(data_config.sources.items())
 
 
@@ -144,12 +144,13 @@ def _weights(data_config: ConfigDict) -> list[float] | None:
 
 
 def permute(index: int, size: int, keys: tuple[int, ...]) -> int:
-    """Returns where a keyed pseudo-random permutation of range(size) sends an index.
+    """Applies a keyed pseudo-random permutation of range(size) to an index.
 
-    A Feistel network permutes the next power of four; what falls outside is permuted again until
-    it falls inside (Black and Rogaway, "Ciphers with arbitrary finite domains", 2002). So no
-    shuffled list of all samples is held. (Grain's shuffle does the same, but it is no permutation
-    for sizes 4^k + 1, and takes a millisecond an index for small sizes.)
+    A Feistel network permutes the next power of four; values outside the range are permuted again
+    until they fall inside (Black and Rogaway, "Ciphers with arbitrary finite domains", 2002). No
+    shuffled list of all samples has to be held in memory. Grain's `index_shuffle` works the same
+    way, but is not a permutation for sizes 4^k + 1, and takes a millisecond per index for small
+    sizes.
     """
     half_bits = max(1, -(-(size - 1).bit_length() // 2))
     mask = (1 << half_bits) - 1

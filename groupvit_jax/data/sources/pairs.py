@@ -1,6 +1,6 @@
 """Image-caption pairs as random-access sources: WebDataset tar shards and TFDS sets.
 
-A source is picklable for worker processes, and reading it never depends on what was read before.
+A source can be pickled to worker processes, and a read never depends on earlier reads.
 """
 
 import bisect
@@ -24,7 +24,7 @@ from groupvit_jax.data.storage import objects
 from groupvit_jax.data.storage.cache import HeldFolder, ObjectCache
 from groupvit_jax.data.storage.objects import StoredObject
 
-# More than a 16-bit RGB image of 40 megapixels takes, far less than would exhaust a worker.
+# More than a 16-bit RGB image of 40 megapixels needs, far less than would exhaust a worker.
 MAX_SAMPLE_BYTES = 2**28
 _NOTHING = Members([0] * len(tar_index.PARTS), [-1] * len(tar_index.PARTS))
 _FIELDS = {
@@ -34,10 +34,11 @@ _FIELDS = {
 
 
 class Sample(TypedDict):
-    """An image as its encoded file, with all of its captions (at least one, none blank).
+    """An encoded image with all its captions (at least one, none blank).
 
-    `launch.prepare` adds `nouns`: kind ("words", "phrases") -> the words of each caption, and
-    maybe `tokens`: "tokenizer" -> its fingerprint, "ids" -> those of each caption.
+    Samples from `launch.prepare` have `nouns`, which maps a kind ("words", "phrases") to the words
+    of each caption, and optionally `tokens`, with the tokenizer's fingerprint under "tokenizer" and
+    the ids of each caption under "ids".
     """
 
     image: bytes
@@ -48,7 +49,7 @@ class Sample(TypedDict):
 
 
 class BrokenSampleError(ValueError):
-    """A sample that can't be used; the message says why."""
+    """A sample that can't be used; the message gives the reason."""
 
 
 @runtime_checkable
@@ -62,15 +63,15 @@ class Source(Protocol):
         """Reads one sample; raises BrokenSampleError if it can't be used."""
 
     def locate(self, index: int) -> str:
-        """Says where the sample lies, for messages."""
+        """Describes the location of a sample, for messages."""
 
 
 @runtime_checkable
 class BatchSource(Source, Protocol):
-    """A source that reads many samples sooner at once than one after the other."""
+    """A source for which reading many samples at once is faster than one at a time."""
 
     def read_many(self, indices: Sequence[int]) -> "Iterator[Sample | BrokenSampleError]":
-        """Yields samples; those that can't be used give the error that says why."""
+        """Yields samples, or the error in place of a sample that can't be used."""
 
 
 def make_source(
@@ -84,9 +85,9 @@ def make_source(
     Args:
       name: NAME, for messages.
       source_config: `kind` and the fields of that kind: "webdataset" has `pattern`; "tfds" has
-        `name`, `split` and `data_dir`. `weight` and `exchange_captions` are used elsewhere.
-      index_dir: where indices of tar shards are cached; beside the shards by default.
-      cache: of objects on stores; a TFDS set there needs one.
+        `name`, `split` and `data_dir`. `weight` and `exchange_captions` are ignored here.
+      index_dir: cache folder for indices of tar shards; by default beside the shards.
+      cache: for objects on stores; required for a TFDS set on a store.
 
     Raises:
       ValueError: an unknown kind or field, or a set that can't be read.
@@ -113,12 +114,13 @@ def make_source(
 
 
 class WebDatasetSource:
-    """Tar shards as img2dataset writes them: KEY.jpg (.jpeg, .png, .webp), KEY.txt, KEY.json.
+    """Tar shards in img2dataset's format: KEY.jpg (.jpeg, .png, .webp), KEY.txt, KEY.json.
 
-    Those of `launch.prepare` may have KEY.rgb.npy for KEY.jpg.
+    Shards from `launch.prepare` may have KEY.rgb.npy instead of KEY.jpg.
 
-    Captions are the JSON's list "captions" if it has one, else the text file, else the JSON's
-    "caption". Members are read in place; nothing is extracted and no path in a shard is trusted.
+    Captions come from the list "captions" of the JSON if it exists, else from the text file, else
+    from "caption" of the JSON. Members are read in place: nothing is extracted, and no path in a
+    shard is trusted.
     """
 
     def __init__(
@@ -131,10 +133,10 @@ class WebDatasetSource:
         """Indexes the shards, or loads their cached indices.
 
         Args:
-          shards: paths or URLs of tar files; their order is the samples' order.
+          shards: paths or URLs of tar files; samples keep their order.
           index_dir: see `tar_index.load_indices`.
           field: the configuration field that named the shards, for messages.
-          cache: of shards on stores; without one, samples are read by range.
+          cache: for shards on stores; without one, samples are read by range.
 
         Raises:
           ValueError: there is no sample in any shard, or a store can't be read.
@@ -166,7 +168,7 @@ class WebDatasetSource:
         return sample
 
     def read_many(self, indices: Sequence[int]) -> "Iterator[Sample | BrokenSampleError]":
-        """Yields samples; those of shards on stores are read all at once."""
+        """Yields samples; all reads from stores are issued at once."""
         found = [self._find(index) for index in indices]
         entries = [_open_index(self._index_files[shard])[row] for shard, row in found]
         samples = [Members(entry["offset"].tolist(), entry["size"].tolist()) for entry in entries]
@@ -199,7 +201,7 @@ def _decode_key(entry: np.void) -> str:
 
 @functools.cache
 def _open_index(file: Path) -> np.ndarray:
-    return np.asarray(np.load(file, mmap_mode="r"))  # np.memmap's own indexing is slow
+    return np.asarray(np.load(file, mmap_mode="r"))  # np.memmap's indexing is slow
 
 
 def read_parts(
@@ -209,14 +211,14 @@ def read_parts(
 
     Args:
       fd: the open tar file.
-      offsets: of the members, Int "P", as `tar_index.scan` gives them.
-      sizes: likewise; -1 where the sample has no such member.
+      offsets: byte offsets of the members, Int "P", from `tar_index.scan`.
+      sizes: sizes of the members; -1 if the sample has no such member.
 
     Returns:
-      P contents, None for a missing member.
+      The P contents; None for a missing member.
 
     Raises:
-      BrokenSampleError: larger than `MAX_SAMPLE_BYTES`, or the file ends before.
+      BrokenSampleError: it exceeds `MAX_SAMPLE_BYTES`, or the file is truncated.
     """
     members = Members(offsets.tolist(), sizes.tolist())
     return _whole(members, read_members(fd, members if _is_allowed(members) else _NOTHING))
@@ -227,7 +229,7 @@ def _is_allowed(members: Members) -> bool:
 
 
 def _whole(members: Members, parts: list[bytes | None]) -> list[bytes | None]:
-    """Checks what has been read of a sample."""
+    """Checks that a sample was read completely."""
     if not _is_allowed(members):
         num_bytes = members.span.num_bytes
         raise BrokenSampleError(f"{num_bytes} bytes, more than the limit of {MAX_SAMPLE_BYTES}")
@@ -266,10 +268,10 @@ def read_fields(metadata: bytes | None) -> dict[str, Any]:
 
 
 def texts_of(text: bytes | None, fields: Mapping[str, Any]) -> list[Any]:
-    """Returns the captions as they are in the data: see `WebDatasetSource`.
+    """Returns the captions as stored; see `WebDatasetSource`.
 
     Raises:
-      BrokenSampleError: there is nothing that could hold one.
+      BrokenSampleError: the sample has no field for captions.
     """
     if isinstance(fields.get("captions"), list):
         return fields["captions"]
@@ -282,7 +284,7 @@ def texts_of(text: bytes | None, fields: Mapping[str, Any]) -> list[Any]:
 
 def _sample(image: bytes, texts: Sequence[Any], key: str, fields: Mapping[str, Any]) -> Sample:
     sample = Sample(image=image, captions=_usable(texts), key=key)
-    # Objects of these names are launch.prepare's; what others call so is left alone.
+    # Only objects of these types come from launch.prepare; other uses of the names are ignored.
     found, tokens = fields.get("nouns"), fields.get("tokens")
     if isinstance(found, dict):
         for kind, words in found.items():
@@ -310,8 +312,8 @@ def _usable(captions: Sequence[Any]) -> list[str]:
 class TfdsSource:
     """A prepared TFDS set in a random-access format; TensorFlow need not be installed.
 
-    Its features are `image` (encoded, or an array of uint8), `captions` (a sequence of texts) or
-    `caption`, and maybe `key` or `id`.
+    Its features are `image` (encoded, or a uint8 array), `captions` (a sequence of texts) or
+    `caption`, and optionally `key` or `id`.
     """
 
     def __init__(
@@ -330,7 +332,7 @@ class TfdsSource:
           data_dir: the folder that holds TFDS sets, or the one of the set's version; on a store,
             the latter.
           field: the configuration field, for messages.
-          cache: where the files of a set on a store are copied to and kept while this is open.
+          cache: where files of a set on a store are copied to and locked while this source is open.
 
         Raises:
           ValueError: the set can't be found or read, or lacks an image or captions.
@@ -342,7 +344,7 @@ class TfdsSource:
         data_dir = os.path.expanduser(data_dir)
         try:
             builder = open_builder(name, data_dir)
-            # Other images (masks, say) are not needed, and decoding them is slow.
+            # Other image features, such as masks, are not used, and decoding them is slow.
             from tensorflow_datasets.core.features import Image
 
             images = [
@@ -359,7 +361,7 @@ class TfdsSource:
         self._name = f"{builder.info.full_name}/{split}"
 
     def __getstate__(self) -> dict[str, Any]:
-        return self.__dict__ | {"_copy": None}  # the process that opened it holds the copy
+        return self.__dict__ | {"_copy": None}  # the process that opened the set holds the copy
 
     def __len__(self) -> int:
         return len(self._examples)
@@ -385,7 +387,7 @@ def _as_str(value: Any) -> str:
 
 
 def _encoded(image: bytes | np.ndarray) -> bytes:
-    """Returns an image's file; an array becomes a PNG, so that all sources give the same."""
+    """Returns the encoded image; arrays become PNGs, so that all sources return files."""
     if isinstance(image, bytes):
         return image
     return cv2.imencode(".png", np.ascontiguousarray(image[..., ::-1]))[1].tobytes()

@@ -1,4 +1,4 @@
-"""The bytes of samples, wherever their shards lie: on this machine, in the cache, on a store."""
+"""Reads the bytes of samples from local shards, the cache, or object stores."""
 
 import functools
 import os
@@ -11,21 +11,21 @@ from groupvit_jax.data.storage.objects import StoredObject
 
 
 class Span(NamedTuple):
-    """Where a sample's members, which are neighbours, lie in the shard."""
+    """The byte range of a sample's members, which are adjacent in the shard."""
 
     start: int
     num_bytes: int
 
 
 class Members(NamedTuple):
-    """Where each of a sample's members lies in the shard; size -1: the sample has none."""
+    """Offset and size of each of a sample's members in the shard; size -1 for a missing member."""
 
     offsets: list[int]
     sizes: list[int]
 
     @property
     def span(self) -> Span:
-        """From the first to the last that the sample has."""
+        """Returns the range from the first to the last member of the sample."""
         present = [part for part in zip(self.offsets, self.sizes, strict=True) if part[1] >= 0]
         if not present:
             return Span(0, 0)
@@ -36,11 +36,11 @@ class Members(NamedTuple):
 def read_samples(
     shards: Sequence[str | StoredObject], samples: Sequence[Members], cache: ObjectCache | None
 ) -> Iterator[list[bytes | None]]:
-    """Reads a sample of each shard: its members' contents, None for a missing one.
+    """Yields the contents of each sample's members; None for a missing member.
 
-    Those of objects that aren't in the cache are read all at once, those of local files as they
-    are asked for: memory that is used again at once is still in the processor's caches.
-    Less comes from a local file that has become shorter.
+    Samples on stores that are not cached are requested all at once. Samples of local files are read
+    one by one as they are consumed, so that their memory is reused while it is in the processor's
+    caches. A truncated local file yields fewer bytes.
 
     Raises:
       StorageError: an object can't be read.
@@ -48,14 +48,14 @@ def read_samples(
     stored = iter(_read_stored(shards, samples, cache))
     for shard, members in zip(shards, samples, strict=True):
         if isinstance(shard, str):
-            handle = _open_shard(shard)  # held: the table may let go of it while it is read
+            handle = _open_shard(shard)  # keeps it open: the table may drop it during the read
             yield read_members(handle.fd, members)
         else:
             yield _split(next(stored), members)
 
 
 def read_members(fd: int, members: Members) -> list[bytes | None]:
-    """Reads a sample from an open file; less comes from one that ends before."""
+    """Reads a sample from an open file; a truncated file yields fewer bytes."""
     return [
         os.pread(fd, size, offset) if size >= 0 else None
         for offset, size in zip(*members, strict=True)
@@ -65,7 +65,7 @@ def read_members(fd: int, members: Members) -> list[bytes | None]:
 def _read_stored(
     shards: Sequence[str | StoredObject], samples: Sequence[Members], cache: ObjectCache | None
 ) -> list[bytes]:
-    """Reads the spans of the samples that lie in objects."""
+    """Reads the spans of samples on object stores."""
     ranges = [
         objects.Range(shard, *members.span)
         for shard, members in zip(shards, samples, strict=True)
@@ -95,7 +95,7 @@ def _split(data: bytes, members: Members) -> list[bytes | None]:
 
 
 class _ShardHandle:
-    """A file descriptor that closes when its last reader lets go of it."""
+    """A file descriptor that closes with its last reference."""
 
     def __init__(self, shard: str):
         self.fd = os.open(shard, os.O_RDONLY)
@@ -105,5 +105,5 @@ class _ShardHandle:
             os.close(self.fd)
 
 
-# Each process opens its own; below the usual limit of 1,024 open files.
+# Per process; below the usual limit of 1,024 open files.
 _open_shard = functools.lru_cache(maxsize=256)(_ShardHandle)

@@ -1,10 +1,9 @@
-"""Where the members of WebDataset tar shards lie: scanned once per shard, cached, memory-mapped.
+"""Index of the members of WebDataset tar shards: scanned once per shard, cached, memory-mapped.
 
-A shard is a local file or an object on a store.
-A shard's index is a structured array with one entry per sample: its key and, for each of `PARTS`,
-the byte offset and size of that member (size -1 where the sample has none). It is cached as a plain
-.npy file whose name holds the shard's size and modification time, so a changed shard is scanned
-anew; readers map it into memory, where all worker processes share it.
+A shard is a local file or an object on a store. Its index is a structured array with one entry per
+sample: the key and, for each of `PARTS`, byte offset and size of that member (size -1 if the sample
+lacks it). It is cached as a plain .npy file whose name contains the shard's size and modification
+time, so a changed shard is scanned again. All worker processes share the memory-mapped file.
 """
 
 import glob
@@ -30,24 +29,25 @@ from groupvit_jax.data.storage.objects import StoredObject
 from groupvit_jax.data.storage.retries import StorageError
 
 PARTS = ("image", "txt", "json")
-# The last is `launch.prepare --encoding=pixels`'s; "npy" alone may be anything, features say.
+# The last is written by `launch.prepare --encoding=pixels`; a plain "npy" may hold anything, such
+# as features.
 IMAGE_EXTENSIONS = ("jpg", "jpeg", "png", "webp", "rgb.npy")
 _PART_OF_EXTENSION = dict.fromkeys(IMAGE_EXTENSIONS, 0) | {"txt": 1, "json": 2}
 _BLOCK = 512
-# Starting a process takes longer than scanning a few shards.
+# Scanning a few shards is faster than starting a process.
 _SHARDS_WORTH_A_PROCESS = 4
 
 
 def expand_pattern(pattern: str, field: str) -> list[str]:
-    """Returns the paths that a comma list of brace ({0000..0331}, {a,b}) and glob patterns names.
+    """Expands a comma-separated list of brace ({0000..0331}, {a,b}) and glob patterns.
 
     Args:
       pattern: e.g. "cc3m/{0000..0331}.tar,s3://bucket/cc12m/*.tar".
-      field: the configuration field that it comes from, for messages.
+      field: the configuration field of the pattern, for messages.
 
     Raises:
-      FileNotFoundError: a pattern matches nothing, a bucket or a listed local shard does not
-        exist; objects that are listed are looked up by `describe_shards`.
+      FileNotFoundError: a pattern matches nothing, or a bucket or a listed local shard doesn't
+        exist. Listed objects are checked later, by `describe_shards`.
       ValueError: a store can't be listed.
     """
     paths = []
@@ -85,14 +85,14 @@ def _expand_braces(pattern: str) -> list[str]:
 def _expand_glob(path: str) -> list[str]:
     if objects.is_remote(path):
         return objects.expand_glob(path) if glob.has_magic(path) else [path]
-    # A file whose own name has brackets is itself, not a pattern.
+    # An existing file whose name contains brackets is not a pattern.
     if glob.has_magic(path) and not os.path.exists(path):
         return sorted(glob.glob(path))
     return [path]
 
 
 def describe_shards(paths: Sequence[str], field: str) -> list[str | StoredObject]:
-    """Returns the shards of which those with a URL are looked up on their store.
+    """Looks up shards with a URL on their store; returns the others unchanged.
 
     Raises:
       FileNotFoundError: there is no such object.
@@ -114,14 +114,14 @@ def _as_input_error(field: str, error: StorageError) -> Exception:
 def load_indices(
     shards: Sequence[str | StoredObject], index_dir: str = "", cache: ObjectCache | None = None
 ) -> list[Path]:
-    """Returns the index file of each shard, scanning in parallel those that have none yet.
+    """Returns the index file of each shard; scans shards without one in parallel.
 
     Args:
       shards: paths of tar files, or objects.
-      index_dir: folder of the cache; by default a hidden folder beside the shards. Where it can't
-        be written, the user's cache folder takes its place, with a log line; for objects this is
-        the default. A URL is a folder on a store that other machines take the indices from.
-      cache: keeps the objects that are scanned, so that they are downloaded once.
+      index_dir: folder of the cache; by default a hidden folder beside the shards. If it can't be
+        written, the user's cache folder is used instead and logged; for objects, that is the
+        default. A URL is a folder on a store from which other machines can read the indices.
+      cache: keeps scanned objects, so that they are downloaded only once.
 
     Raises:
       StorageError: an object can't be read.
@@ -145,7 +145,7 @@ def load_indices(
 
 
 def _fetch_indices(shards: Sequence[str | StoredObject], shared: str) -> None:
-    """Copies the indices that lie on a store and not yet in the user's cache."""
+    """Copies indices from a store that are missing in the user's cache."""
     missing = [shard for shard in shards if _find_cached(shard, "") is None]
     contents = objects.read_objects([_shared_url(shard, shared) for shard in missing])
     writable: dict[Path, Path] = {}
@@ -171,7 +171,7 @@ def _build_all(
         for shard, target in zip(shards, targets, strict=True):
             _build(shard, target, cache)
         return
-    # Not forked: JAX's threads may hold locks that a fork would copy.
+    # Spawned, not forked: a fork would copy locks held by JAX's threads.
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(num_processes, mp_context=context) as pool:
         list(pool.map(_build, shards, targets, [cache] * len(shards), chunksize=1))
@@ -188,12 +188,12 @@ def _build(shard: str | StoredObject, target: Path, cache: ObjectCache | None) -
 def _write(target: Path, save: Callable[[Any], Any]) -> None:
     with tempfile.NamedTemporaryFile(dir=target.parent, delete=False) as file:
         save(file)
-    os.chmod(file.name, 0o644)  # readable for others who share the shards
+    os.chmod(file.name, 0o644)  # readable for others who use the same shards
     os.replace(file.name, target)
 
 
 def _cache_prefix(shard: str | StoredObject) -> str:
-    if isinstance(shard, StoredObject):  # its name could be anything
+    if isinstance(shard, StoredObject):  # the name comes from a store
         return _hash(shard.url) + "."
     return os.path.basename(shard) + "."
 
@@ -210,7 +210,7 @@ def _cache_name(shard: str | StoredObject) -> str:
 
 
 def _cache_folders(shard: str | StoredObject, index_dir: str) -> tuple[Path, Path]:
-    """Returns the folder asked for and the one to fall back to."""
+    """Returns the requested folder and the fallback."""
     if isinstance(shard, StoredObject):
         parent = shard.url.rpartition("/")[0]
     else:
@@ -241,7 +241,7 @@ def _is_readable_index(file: Path) -> bool:
 
 
 def _writable_target(shard: str | StoredObject, index_dir: str, writable: dict[Path, Path]) -> Path:
-    """Returns where to write the index; `writable` remembers the choice for each folder."""
+    """Returns where to write the index; `writable` caches the choice per folder."""
     wanted, fallback = _cache_folders(shard, index_dir)
     if wanted not in writable:
         try:
@@ -263,12 +263,12 @@ def _check_writable(folder: Path) -> None:
 def scan(shard: str | StoredObject) -> np.ndarray:
     """Scans a tar file's headers and returns its index (see the module's docstring).
 
-    An object is streamed: three small headers for every sample, one after the other, would take
-    many times as long as the bytes between them.
+    Objects are streamed, because three small sequential requests per sample would take much longer
+    than transferring the bytes in between.
 
-    Members are grouped as WebDataset does: neighbours whose path agrees up to the first dot of the
-    file name are one sample. Of an archive that breaks off, the complete members before the break
-    are kept, and one entry without members stands for what was lost, so that it is counted.
+    Members are grouped by WebDataset's rule: adjacent members whose paths agree up to the first dot
+    of the file name form a sample. From a truncated archive, complete members before the break are
+    kept, and an entry without members stands for the lost rest, so that it is counted.
     """
     with _open(shard) as file:
         members, break_at = _complete_members(file, file.seek(0, os.SEEK_END))
@@ -289,15 +289,15 @@ def _open(shard: str | StoredObject) -> io.BufferedReader:
 def _complete_members(
     file: io.BufferedReader, file_size: int
 ) -> tuple[list[tarfile.TarInfo], int | None]:
-    """Returns the whole members and the byte at which the archive breaks off, if it does."""
+    """Returns the complete members and, for a truncated archive, the byte where it breaks off."""
     members: list[tarfile.TarInfo] = []
-    end = 0  # of the last whole member, where the next header or the closing zeros should stand
+    end = 0  # end of the last complete member, where the next header or the closing zeros should be
     file.seek(0)
     try:
         with tarfile.open(fileobj=file, mode="r:") as archive:
             for member in archive:
                 data_bytes = member.size if member.isreg() else 0
-                # A negative size, which tarfile accepts, would send it backwards for ever.
+                # tarfile accepts a negative size and would then seek backwards in an endless loop.
                 if data_bytes < 0 or member.offset_data + data_bytes > file_size:
                     return members, member.offset
                 end = member.offset_data + -(-data_bytes // _BLOCK) * _BLOCK
@@ -305,7 +305,7 @@ def _complete_members(
                     members.append(member)
     except (tarfile.TarError, ValueError):  # ValueError: numbers in extended headers
         return members, end
-    # tarfile takes any unreadable header but the first for the archive's end.
+    # tarfile treats any unreadable header but the first as the end of the archive.
     file.seek(end)
     closing = file.read(_BLOCK)
     return members, None if closing == bytes(_BLOCK) else min(end, file_size)
@@ -337,7 +337,7 @@ def _break_key(offset: int) -> bytes:
 
 
 def break_of(index: np.ndarray) -> int | None:
-    """Returns the byte at which the indexed archive breaks off, None if it is whole."""
+    """Returns the byte at which the indexed archive is truncated; None if it is complete."""
     if len(index) and (index[-1]["size"] < 0).all():
         return int(index[-1]["key"].split()[-1][:-1])
     return None

@@ -1,7 +1,7 @@
-"""A prepared TFDS set on an object store, copied to the local disk.
+"""Copies a prepared TFDS set from an object store to the local disk.
 
-ArrayRecord's reader takes local files and gs:// only, so the files that a split needs are copied,
-from any store, into the bounded cache.
+ArrayRecord's reader only opens local files and gs://, so the files of a split are copied from any
+store into the bounded cache.
 """
 
 import os
@@ -17,16 +17,16 @@ _MAX_METADATA_BYTES = 2**26
 
 
 def copy_to_cache(url: str, split: str, field: str, cache: ObjectCache | None) -> HeldFolder:
-    """Returns a local folder of the set's description and the files of a split.
+    """Copies the metadata of a set and the files of one split to a local folder.
 
     Args:
       url: the folder of the set's version.
-      split: e.g. "train" or "train[:1%]", of which only the files that it needs are copied.
+      split: e.g. "train" or "train[:1%]"; only the files that it reads are copied.
       field: the configuration field of `url`, for messages.
       cache: where the copy is kept.
 
     Raises:
-      ValueError: there is no cache or no set, a file is missing, or they don't fit.
+      ValueError: there is no cache or no set, a file is missing, or the files don't fit.
     """
     if cache is None:
         raise ValueError(

@@ -1,13 +1,16 @@
-"""A bounded folder of whole objects, shared by processes and jobs of a machine.
+"""A size-bounded local cache of whole objects, shared by all processes and jobs of a machine.
 
-    FOLDER/groupvit_objects/lock              held while entries appear, change or go
-                            SHA256/           an entry: complete, never written again
+    FOLDER/groupvit_objects/lock              held while entries are added, changed or removed
+                            SHA256/           an entry: complete and immutable
                             SHA256.partial/   being downloaded by the process that holds its lock
 
-An entry's name is the hash of its objects' URLs, sizes and versions, so nothing that a store says
-becomes a path, and a changed object is another entry. Files have their whole size from the start:
-what the folder holds and what is on its way count against the bound alike. Only folders of such
-names, and only plain files in them, are ever removed.
+An entry's name is a hash of its objects' URLs, sizes and versions, so no name from a store becomes
+a path, and a changed object is a new entry. Files are created at their full size, so downloads in
+progress count against the bound. Eviction only removes folders with such names, and only regular
+files inside them.
+
+This is our own code because fsspec's file caches are neither bounded in size nor safe between
+processes, and don't detect that an object changed.
 """
 
 import fcntl
@@ -28,8 +31,8 @@ from groupvit_jax.data.storage import objects
 from groupvit_jax.data.storage.objects import StoredObject
 from groupvit_jax.data.storage.retries import StorageError
 
-# What was used so recently is not evicted. A shuffled epoch uses all of its shards all the time:
-# if one could push out another, a set larger than the folder would be downloaded without end.
+# Entries used this recently are not evicted. A shuffled epoch uses all shards all the time: if one
+# could evict another, a data set larger than the cache would be downloaded over and over.
 KEEP_SECONDS = 3600.0
 _TOUCH_SECONDS = 60.0
 _BYTES_AT_ONCE = 2**25
@@ -45,17 +48,17 @@ class _Entry(NamedTuple):
 
 
 class HeldFolder(NamedTuple):
-    """An entry that is not evicted for as long as this object lives."""
+    """An entry that is locked against eviction while this object lives."""
 
     path: Path
     lock: "_Lock"
 
 
 class _Lock:
-    """A lock on a file or folder that ends with this object or its process at the latest."""
+    """A lock on a file or folder, released with this object or at the end of the process."""
 
     def __init__(self, path: Path, mode: int):
-        """Waits for the lock, or raises BlockingIOError if the mode has LOCK_NB."""
+        """Acquires the lock; with LOCK_NB in `mode`, raises BlockingIOError instead of waiting."""
         self._fd = os.open(path, os.O_RDONLY)
         try:
             fcntl.flock(self._fd, mode)
@@ -64,14 +67,14 @@ class _Lock:
             raise
 
     def is_on(self, path: Path) -> bool:
-        """Returns whether what was locked still has this path."""
+        """Returns whether the locked file is still at this path."""
         try:
             return os.path.samestat(os.fstat(self._fd), os.stat(path))
         except FileNotFoundError:
             return False
 
     def release(self) -> None:
-        """Ends the lock."""
+        """Releases the lock."""
         if getattr(self, "_fd", -1) >= 0:
             os.close(self._fd)
             self._fd = -1
@@ -83,17 +86,17 @@ class _Lock:
 class ObjectCache:
     """Keeps whole objects on a local disk; picklable for worker processes.
 
-    A read finds an object here or not; a missing one can be fetched in the background meanwhile.
-    Where the bound leaves no room, objects that were not used for an hour go, the least recently
-    used first; else the new one stays out.
+    A read either hits or misses; a missing object can be fetched in the background. If there is no
+    room, objects unused for an hour are evicted, least recently used first. If that doesn't free
+    enough, the new object is not cached.
     """
 
     def __init__(self, folder: str, max_bytes: int, clock: Callable[[], float] = time.time):
         """Creates the folder.
 
         Args:
-          folder: may be shared by any number of processes and jobs of a machine.
-          max_bytes: what all entries may take together.
+          folder: may be shared by any number of processes and jobs on a machine.
+          max_bytes: upper bound on the size of all entries together.
           clock: seconds, comparable between processes.
 
         Raises:
@@ -120,7 +123,7 @@ class ObjectCache:
         return ObjectCache, self._arguments
 
     def read(self, stored: StoredObject, offset: int, size: int) -> bytes | None:
-        """Returns a part of an object, or None if the object isn't here."""
+        """Returns a part of an object, or None if the object is not cached."""
         key = _key_of({_SHARD: stored})
         try:
             fd = os.open(self._root / key / _SHARD, os.O_RDONLY | os.O_NOFOLLOW)
@@ -129,12 +132,12 @@ class ObjectCache:
         try:
             data = os.pread(fd, size, offset)
         finally:
-            os.close(fd)  # kept open, an evicted file would go on taking space
+            os.close(fd)  # an evicted file would keep its space while open
         self._touch(key)
         return data if len(data) == size else None
 
     def fetch_later(self, stored: StoredObject) -> None:
-        """Has the object fetched in the background; a process tries so once for each object."""
+        """Fetches the object in the background, at most once per object and process."""
         if stored.url in self._asked:
             return
         self._asked.add(stored.url)
@@ -148,10 +151,10 @@ class ObjectCache:
             self.fetch(self._queue.get())
 
     def fetch(self, stored: StoredObject) -> Path | None:
-        """Returns an object's local file, downloading it if it isn't here.
+        """Returns an object's local file, downloading it if it is not cached.
 
-        Returns None, with a line in the log, where it doesn't fit or can't be downloaded, and where
-        another process is downloading it.
+        Returns None, with a log line, if it doesn't fit or can't be downloaded, and if another
+        process is downloading it.
         """
         try:
             entry = self._fetch({_SHARD: stored}, wait=False)
@@ -161,13 +164,13 @@ class ObjectCache:
         return entry and entry / _SHARD
 
     def fetch_folder(self, files: Mapping[str, StoredObject]) -> HeldFolder:
-        """Returns a folder with these files, downloading them if they aren't here.
+        """Returns a folder with these files, downloading those that are not cached.
 
         Args:
-          files: by their names in the folder, which must be plain.
+          files: objects by their names in the folder, which must be plain file names.
 
         Raises:
-          ValueError: a name isn't plain, or the files don't fit.
+          ValueError: a name isn't a plain file name, or the files don't fit.
           StorageError: a file can't be read.
         """
         for name in files:
@@ -201,12 +204,14 @@ class ObjectCache:
             if claim == "full" or not wait:
                 return None
             try:
-                _Lock(self._root / (key + _PARTIAL), fcntl.LOCK_SH).release()  # the other is done
+                _Lock(
+                    self._root / (key + _PARTIAL), fcntl.LOCK_SH
+                ).release()  # the other download has ended
             except FileNotFoundError:
                 continue
 
     def _claim(self, key: str, sizes: Mapping[str, int]) -> Any:
-        """Returns the lock of a new partial entry, "busy" or "full"; called under the lock."""
+        """Returns the lock of a new partial entry, "busy" or "full"; the caller holds the lock."""
         partial = self._root / (key + _PARTIAL)
         if partial.exists() and not self._remove(partial):
             return "busy"
@@ -231,7 +236,7 @@ class ObjectCache:
             for before, after in zip(files.values(), now, strict=True):
                 if before != after:
                     raise StorageError(f"{before.url}: changed while it was downloaded")
-            with self._locked():  # whoever measures the folder sees it under one of its names
+            with self._locked():  # so that `_measure` counts it under exactly one name
                 os.replace(partial, entry)
         except BaseException:
             with self._locked():
@@ -243,7 +248,7 @@ class ObjectCache:
         return entry
 
     def _make_room(self, num_bytes: int) -> bool:
-        """Evicts until so many bytes fit; nothing, if they can't be made to fit."""
+        """Evicts entries until `wanted` bytes fit, or none if that can't be reached."""
         if num_bytes > self._max_bytes:
             return False
         for partial in self._folders(_PARTIAL):
@@ -262,7 +267,7 @@ class ObjectCache:
         return used + num_bytes <= self._max_bytes
 
     def _remove(self, path: Path) -> bool:
-        """Removes an entry that nobody holds."""
+        """Removes an entry unless it is held."""
         try:
             lock = _Lock(path, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -272,7 +277,7 @@ class ObjectCache:
         try:
             if not lock.is_on(path):  # its download has just ended
                 return False
-            if not path.name.endswith(_PARTIAL):  # half removed, it must not look complete
+            if not path.name.endswith(_PARTIAL):  # a half-removed entry must not look complete
                 path = path.rename(path.with_name(path.name + _PARTIAL))
             _unlink(path)
             return True

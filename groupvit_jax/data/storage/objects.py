@@ -1,7 +1,7 @@
-"""Objects on stores that fsspec speaks to (s3://, gs://, ...): listing, ranges, retries, errors.
+"""Objects on stores supported by fsspec (s3://, gs://): listing, ranged reads, retries, errors.
 
-Nothing here holds a connection or an event loop of its own: fsspec keeps one of each per process,
-so what refers to objects can be pickled to worker processes, spawned or forked.
+This module holds no connections or event loops; fsspec keeps one of each per process. References to
+objects can therefore be pickled to worker processes, spawned or forked.
 """
 
 import functools
@@ -20,7 +20,7 @@ _BUCKET_SCHEMES = ("s3", "s3a", "gs", "gcs", "az", "abfs")
 _CONNECTIONS = 128  # of a process to an S3 store; botocore's default of 10 would be the limit
 _READER_BLOCK = 2**23
 _READER_BLOCKS = 4  # on their way at once
-# What identifies an object's content, the best first; stores report different ones.
+# Fields that identify an object's content, best first; stores report different ones.
 _VERSION_FIELDS = (
     "generation", "ETag", "etag", "md5Hash", "content_md5", "crc32c",
     "LastModified", "last_modified", "updated", "mtime", "created",
@@ -28,7 +28,7 @@ _VERSION_FIELDS = (
 
 
 class StoredObject(NamedTuple):
-    """An object as its store described it.
+    """An object as described by its store.
 
     Attributes:
       url: with its scheme.
@@ -74,7 +74,7 @@ def expand_glob(url: str) -> list[str]:
 
 
 def list_folder(url: str) -> dict[str, StoredObject]:
-    """Returns the objects right in a folder by their names.
+    """Returns the objects directly in a folder, by name.
 
     Raises:
       StorageError: the store can't be listed.
@@ -116,7 +116,7 @@ def _described(url: str, info: dict[str, Any]) -> StoredObject:
 
 
 def read_objects(urls: Sequence[str]) -> list[bytes | None]:
-    """Reads small objects as wholes; None stands for one that doesn't exist.
+    """Reads small objects completely; None stands for an object that doesn't exist.
 
     Raises:
       StorageError: an object can't be read.
@@ -148,7 +148,7 @@ def write_object(url: str, content: bytes) -> None:
 
 
 def read_ranges(ranges: Sequence[Range]) -> list[bytes]:
-    """Reads parts of objects, all of them on their way at once.
+    """Reads parts of objects concurrently.
 
     Raises:
       StorageError: a part can't be read, or not after `retries.RETRY.attempts` attempts.
@@ -162,14 +162,14 @@ def read_ranges(ranges: Sequence[Range]) -> list[bytes]:
 
 
 def _request(ranges: Sequence[Range]) -> list[bytes | Exception]:
-    """Asks once for each part."""
+    """Requests each part once."""
     results: list[bytes | Exception] = [b""] * len(ranges)
     places: dict[Any, list[int]] = {}
     for place, part in enumerate(ranges):
         try:
             if part.size:
                 places.setdefault(_split(part.stored.url)[0], []).append(place)
-        except Exception as error:  # also of a store's library that can't be imported
+        except Exception as error:  # also if a store's library can't be imported
             results[place] = error
     for filesystem, wanted in places.items():
         parts = [ranges[place] for place in wanted]
@@ -187,24 +187,26 @@ def _request_from(filesystem: Any, parts: Sequence[Range]) -> Sequence[bytes | E
     ends = [part.offset + part.size for part in parts]
     try:
         return filesystem.cat_ranges(paths, starts, ends, on_error="return")
-    except Exception as error:  # stores raise what they like; `is_transient` tells them apart
+    except Exception as error:  # stores raise arbitrary types; `is_transient` classifies them
         return [error] * len(parts)
 
 
 def _split(url: str) -> tuple[Any, str]:
-    """Returns the file system, one per process and store, and the path in it."""
+    """Returns the file system (one per process and store) and the path in it."""
     return _split_in(os.getpid(), url)
 
 
 @functools.lru_cache(maxsize=2**14)
 def _split_in(process: int, url: str) -> tuple[Any, str]:
-    del process  # a forked one must not use its parent's connections
-    options: dict[str, Any] = {"use_listings_cache": False}  # an old listing is an old version
+    del process  # a forked process must not use its parent's connections
+    options: dict[str, Any] = {
+        "use_listings_cache": False
+    }  # a cached listing would hide new versions
     is_s3 = url.startswith(("s3://", "s3a://"))
     if is_s3:
         given = fsspec.config.conf.get("s3", {}).get("config_kwargs", {})
         config = {"max_pool_connections": _CONNECTIONS, **given}
-        # One place retries: `Retry`, which waits longer and says so.
+        # Retries happen in one place, `Retry`, which waits longer and logs them.
         options["config_kwargs"] = config | {"retries": {"total_max_attempts": 1}}
     filesystem, path = fsspec.core.url_to_fs(url, **options)
     if is_s3:
@@ -213,10 +215,10 @@ def _split_in(process: int, url: str) -> tuple[Any, str]:
 
 
 class ObjectReader(io.RawIOBase):
-    """An object as a file to read from start to end; stretches that are skipped don't travel."""
+    """A file-like view of an object for sequential reading; skipped blocks are not requested."""
 
     def __init__(self, stored: StoredObject):
-        """Reads nothing yet."""
+        """Opens lazily: nothing is read yet."""
         self._stored = stored
         self._position = 0
         self._start, self._data = 0, b""
@@ -234,7 +236,7 @@ class ObjectReader(io.RawIOBase):
         return self._position
 
     def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
-        """Moves, as `io.IOBase.seek` does."""
+        """Seeks as `io.IOBase.seek` does."""
         base = {io.SEEK_SET: 0, io.SEEK_CUR: self._position, io.SEEK_END: self._stored.size}
         self._position = max(0, base[whence] + offset)
         return self._position
@@ -256,7 +258,7 @@ class ObjectReader(io.RawIOBase):
 
 
 def split_range(stored: StoredObject, start: int, end: int) -> list[Range]:
-    """Returns bytes `start` to `end` of an object as parts that travel at once."""
+    """Splits bytes `start` to `end` of an object into parts that are requested concurrently."""
     return [
         Range(stored, offset, min(_READER_BLOCK, end - offset))
         for offset in range(start, end, _READER_BLOCK)

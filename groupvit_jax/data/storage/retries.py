@@ -1,4 +1,8 @@
-"""Errors of object stores: which are worth another attempt, how long after, and what to say."""
+"""Retries for object stores: which errors are transient, how long to wait, how to report them.
+
+This is our own code because the ranges of one batch are retried together: each attempt repeats only
+the parts that failed, which the retry libraries, written for one call, don't express.
+"""
 
 import errno
 import random
@@ -35,21 +39,21 @@ _PERMANENT_ERRNOS = {
     errno.ENOSYS,
     errno.ENAMETOOLONG,
     errno.EMSGSIZE,
-    getattr(errno, "EREMCHG", errno.ENOENT),  # s3fs: the bucket is in another region
+    getattr(errno, "EREMCHG", errno.ENOENT),  # raised by s3fs if the bucket is in another region
 }
-_TRANSIENT_STATUS = (408, 425, 429)  # of 400 to 499
+_TRANSIENT_STATUS = (408, 425, 429)  # transient ones among 400 to 499
 
 
 class StorageError(OSError):
-    """An object can't be read; the message names it and says what the store answered."""
+    """An object can't be read; the message names it and quotes the store's answer."""
 
 
 @dataclass(frozen=True)
 class Retry:
-    """How often a transient error is met with another attempt, and how long after.
+    """Retry policy for transient errors: number of attempts and random exponential waits.
 
-    The wait before attempt n + 1 is drawn from [0, min(longest, first 2^(n-1))], so that many
-    readers that failed together don't come back together ("full jitter", Brooker 2015).
+    The wait before attempt n + 1 is uniform in [0, min(longest, first 2^(n-1))], so that readers
+    that failed together don't retry together ("full jitter", Brooker 2015).
     """
 
     attempts: int = 8
@@ -59,7 +63,7 @@ class Retry:
     draw: Callable[[], float] = random.random
 
     def wait(self, attempt: int) -> None:
-        """Sleeps after the failed attempt number `attempt`, counted from 1."""
+        """Sleeps after failed attempt number `attempt`, counted from 1."""
         bound = min(self.longest_seconds, self.first_seconds * 2 ** (attempt - 1))
         self.sleep(self.draw() * bound)
 
@@ -68,13 +72,13 @@ RETRY = Retry()
 
 
 def retried(function: Callable[[], T], url: str) -> T:
-    """Calls a function that concerns one URL; see `retried_each`."""
+    """Calls `function` for one URL, with retries; see `retried_each`."""
 
     def attempt(wanted: Sequence[int]) -> list[T | Exception]:
         del wanted
         try:
             return [function()]
-        except Exception as error:  # `is_transient` tells them apart
+        except Exception as error:  # `is_transient` classifies them
             return [error]
 
     return retried_each(attempt, [url])[0]
@@ -83,7 +87,7 @@ def retried(function: Callable[[], T], url: str) -> T:
 def retried_each(
     request: Callable[[Sequence[int]], Sequence[T | Exception]], urls: Sequence[str]
 ) -> list[T]:
-    """Repeats `request` with those of the places 0, 1, ... that failed for a while.
+    """Calls `request` with positions 0, 1, ..., then again with those that failed transiently.
 
     Raises:
       StorageError: a permanent error, or a transient one at the last attempt.
@@ -118,14 +122,14 @@ def retried_each(
 def is_transient(error: BaseException) -> bool:
     """Returns whether the same request may succeed later.
 
-    Stores' libraries raise errors of their own beside Python's: what isn't known to be permanent
-    (missing, forbidden, refused as wrong) is worth another attempt.
+    Stores' libraries raise their own error types beside Python's, so every error that isn't known
+    to be permanent (not found, forbidden, bad request) is retried.
     """
     if isinstance(error, _PERMANENT_TYPES) or "Credentials" in type(error).__name__:
         return False
     if isinstance(error, OSError) and error.errno in _PERMANENT_ERRNOS:
         return False
-    if str(error).startswith("Forbidden"):  # gcsfs has no type for it
+    if str(error).startswith("Forbidden"):  # gcsfs has no error type for it
         return False
     status = _http_status(error)
     return status is None or not 400 <= status < 500 or status in _TRANSIENT_STATUS
@@ -140,14 +144,14 @@ def _http_status(error: BaseException) -> int | None:
 
 
 def _message(error: BaseException) -> str:
-    """Returns what an error says, in one line."""
+    """Returns an error's message in one line."""
     text = " ".join((getattr(error, "strerror", None) or str(error)).split())
     kind = type(error).__name__
     return f"{kind}: {text}"[:_LONGEST_MESSAGE] if text else kind
 
 
 class Meter:
-    """Counts what this process has read from stores and tells the log now and then."""
+    """Counts bytes, requests and retries of this process, and logs them once a minute."""
 
     def __init__(self, clock: Callable[[], float] = time.monotonic):
         """Starts at zero."""
@@ -157,7 +161,7 @@ class Meter:
         self.num_bytes = self.num_ranges = self.num_retries = 0
 
     def add(self, num_bytes: int = 0, num_ranges: int = 0, num_retries: int = 0) -> None:
-        """Counts, and logs once a minute."""
+        """Adds to the counts, and logs them if a minute has passed."""
         with self._lock:
             self.num_bytes += num_bytes
             self.num_ranges += num_ranges
