@@ -1,4 +1,4 @@
-"""What became of the input: everything read was written or dropped for a reason."""
+"""Accounts for the input: everything read was written, or dropped for a reason."""
 
 import collections
 import dataclasses
@@ -12,11 +12,11 @@ BLANK = "blank caption"
 
 @dataclasses.dataclass
 class Counts:
-    """Images and captions of a shard by what became of them.
+    """Numbers of images and captions of a shard, by outcome.
 
     Attributes:
-      read: images and captions of the input.
-      written: images and captions of the shard.
+      read: images and captions in the input.
+      written: images and captions in the shard.
       dropped: reason -> images and captions.
     """
 
@@ -55,10 +55,10 @@ def _add(counts: list[int], images: int, captions: int) -> None:
 
 
 def add_up(records: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
-    """Adds what `Counts.as_dict` returned of several shards.
+    """Adds up the dictionaries of `Counts.as_dict` of several shards.
 
     Raises:
-      ValueError: what was read is not what was written and dropped.
+      ValueError: the numbers read differ from those written plus dropped.
     """
     total = Counts()
     for record in records:
@@ -74,7 +74,7 @@ def add_up(records: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
 
 
 def table(counts: Mapping[str, Any]) -> str:
-    """Returns the counts as lines for people."""
+    """Formats the counts as a readable table."""
     dropped = collections.Counter({r: c["images"] for r, c in counts["dropped"].items()})
     rows = [("read", counts["read"]), ("written", counts["written"])]
     rows += [(f"dropped: {r}", counts["dropped"][r]) for r, _ in dropped.most_common()]

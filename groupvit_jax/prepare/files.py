@@ -1,4 +1,4 @@
-"""Files of the preparation, here or in a bucket (gs://, s3://): read whole, appear complete."""
+"""Files of the preparation, local or in a bucket (gs://, s3://): read whole, written atomically."""
 
 import contextlib
 import hashlib
@@ -17,7 +17,7 @@ from etils import epath
 __all__ = ["INCOMPLETE", "array_bytes", "is_remote", "json_bytes", "local_copy", "publish"]
 __all__ += ["read_array", "read_json", "sha256", "written_complete"]
 
-INCOMPLETE = ".incomplete-"  # then a name of its own: two workers may make the same file
+INCOMPLETE = ".incomplete-"  # followed by a unique name: two workers may write the same file
 
 
 def is_remote(path: epath.PathLike) -> bool:
@@ -27,7 +27,7 @@ def is_remote(path: epath.PathLike) -> bool:
 
 @contextlib.contextmanager
 def local_copy(path: epath.PathLike) -> Iterator[str]:
-    """Yields a local path of a file: itself, or a temporary copy of a remote one."""
+    """Yields a local path: the file itself, or a temporary copy of a remote one."""
     if not is_remote(path):
         yield os.fspath(path)
         return
@@ -39,7 +39,7 @@ def local_copy(path: epath.PathLike) -> Iterator[str]:
 
 @contextlib.contextmanager
 def written_complete(target: epath.Path) -> Iterator[str]:
-    """Yields a local path to write to; what is there at the end becomes `target` in one step."""
+    """Yields a local path to write to; on success the file becomes `target` atomically."""
     name = f"{target.name}{INCOMPLETE}{uuid.uuid4().hex}"
     folder = tempfile.gettempdir() if is_remote(target) else os.fspath(target.parent)
     local = os.path.join(folder, name)
@@ -48,7 +48,7 @@ def written_complete(target: epath.Path) -> Iterator[str]:
         if is_remote(target):
             epath.Path(local).copy(target, overwrite=True)
         else:
-            _sync(local)  # a machine that loses power leaves the whole file or none
+            _sync(local)  # after a power failure, there is the complete file or none
             os.replace(local, target)
     finally:
         Path(local).unlink(missing_ok=True)
@@ -60,7 +60,7 @@ def _sync(path: str) -> None:
 
 
 def publish(target: epath.Path, content: bytes) -> None:
-    """Writes a small file in one step."""
+    """Writes a small file atomically."""
     with written_complete(target) as local:
         Path(local).write_bytes(content)
 
@@ -72,7 +72,7 @@ def sha256(path: epath.PathLike) -> str:
 
 
 def json_bytes(value: Any) -> bytes:
-    """Encodes JSON for people to read."""
+    """Encodes a value as readable JSON."""
     return (json.dumps(value, indent=1) + "\n").encode()
 
 
@@ -80,7 +80,7 @@ def read_json(path: epath.Path) -> Any:
     """Parses a JSON file.
 
     Raises:
-      ValueError: it can't be parsed; the message names it.
+      ValueError: it can't be parsed; the message names the file.
     """
     try:
         return json.loads(path.read_bytes())

@@ -1,4 +1,4 @@
-"""Encoded images of any kind -> upright RGB, JPEGs or pixels, no larger than training needs."""
+"""Converts encoded images to upright RGB JPEGs or raw pixels, no larger than training needs."""
 
 import dataclasses
 import math
@@ -16,19 +16,19 @@ __all__ = ["ENCODINGS", "ImageLimits", "TooSmallError", "encode_image"]
 
 ENCODINGS = ("jpeg", "pixels")
 
-_MARGIN = 1.5  # libjpeg may reduce an image to so many times the size asked for, not closer
-_BLOCK = 16  # pixels, of all components in 4:2:0
+_MARGIN = 1.5  # libjpeg may reduce an image to no less than this multiple of the requested size
+_BLOCK = 16  # side in pixels of a block of all components in 4:2:0
 
 
 @dataclasses.dataclass(frozen=True)
 class ImageLimits:
-    """How images are stored; larger ones are made smaller, never the other way round.
+    """Size limits and encoding of stored images; images are never enlarged.
 
     Attributes:
-      max_side: of the longer side in pixels; 0 for no limit.
-      short_side: of the shorter side in pixels; 0 for no limit.
-      jpeg_quality: 1 to 100, of the images that are encoded anew.
-      encoding: "jpeg", or "pixels" as they are, which training need not decode.
+      max_side: limit of the longer side in pixels; 0 for none.
+      short_side: limit of the shorter side in pixels; 0 for none.
+      jpeg_quality: 1 to 100, for re-encoded images.
+      encoding: "jpeg", or "pixels" for uncompressed images that training need not decode.
     """
 
     max_side: int = 512
@@ -44,24 +44,24 @@ class ImageLimits:
 
 
 class TooSmallError(BrokenImageError):
-    """A side is shorter than `MIN_SIDE`, which training refuses."""
+    """A side is shorter than `MIN_SIDE`, the minimum for training."""
 
 
 def encode_image(data: bytes, limits: ImageLimits) -> tuple[bytes, dict[str, int]]:
-    """Checks an image and makes an upright RGB JPEG of it, or a .npy file of its pixels.
+    """Checks an image and converts it to an upright RGB JPEG or a .npy file of its pixels.
 
-    A JPEG that is one already and not too large keeps its bytes. EXIF's orientation is applied
-    to the pixels of all others.
+    An upright RGB JPEG within the limits keeps its bytes. In all other images, the EXIF orientation
+    is applied to the pixels.
 
     Args:
       data: an encoded image.
-      limits: of its size.
+      limits: size limits and encoding.
 
     Returns:
-      The file, and its width and height beside the original ones, as img2dataset names them.
+      The file, and its width and height along with the original ones, in img2dataset's fields.
 
     Raises:
-      TooSmallError: nothing is to be seen in it; BrokenImageError: it can't be decoded.
+      TooSmallError: a side is too short; BrokenImageError: it can't be decoded.
     """
     header = read_header(data)
     scale = limits.scale(header.height, header.width)
@@ -71,7 +71,7 @@ def encode_image(data: bytes, limits: ImageLimits) -> tuple[bytes, dict[str, int
         raise TooSmallError(f"{found}, expected at least {MIN_SIDE}")
     keep = scale == 1.0 and header.orientation == 1 and limits.encoding == "jpeg"
     keep = keep and _is_rgb_jpeg(data, header)
-    # Every file is decoded, also to find the corrupt ones.
+    # Every file is decoded, if only to detect corruption.
     image = decode(data, min_size=0 if keep else math.ceil(_MARGIN * min(height, width)))
     if header.orientation >= 5:
         height, width = width, height
@@ -87,10 +87,10 @@ def encode_image(data: bytes, limits: ImageLimits) -> tuple[bytes, dict[str, int
 
 
 def _encode(image: UInt8[np.ndarray, "H W 3"], quality: int) -> bytes:
-    """Makes a JPEG in 4:2:0, as img2dataset's are, of tiles that decode by themselves."""
+    """Encodes a 4:2:0 JPEG, like img2dataset's, in independently decodable tiles."""
     blocks = -(-image.shape[1] // _BLOCK)
-    # Restart markers at the same columns of every row, so that training decodes a crop alone (see
-    # `jpeg_crop`). Each adds about 5 bytes; tiles of less than 3 blocks would be mostly markers.
+    # Restart markers at the same columns of every row let training decode only a crop (see
+    # `jpeg_crop`). Each adds about 5 bytes; tiles of fewer than 3 blocks would be mostly markers.
     interval = next((size for size in range(3, 9) if blocks % size == 0), blocks)
     options = {
         cv2.IMWRITE_JPEG_QUALITY: quality,

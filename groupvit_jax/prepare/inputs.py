@@ -1,7 +1,7 @@
-"""What people have, cut into chunks: img2dataset's shards, tables of files, COCO's captions, TFDS.
+"""Splits inputs into chunks: img2dataset's shards, tables of files, COCO captions, TFDS sets.
 
-Each chunk becomes one shard. What a chunk holds and in which order is a function of the input
-alone, so any worker can make any shard at any time, and the shard is always the same.
+Each chunk becomes one shard. Content and order of a chunk are a function of the input alone, so any
+worker can write any shard at any time, always with the same result.
 """
 
 import dataclasses
@@ -31,7 +31,7 @@ __all__ = ["Chunk", "Item", "fingerprint", "plan", "read"]
 NO_IMAGE, NO_CAPTION = "no image", "no caption"
 BROKEN_SAMPLE, CUT_OFF = "broken sample", "lost where a tar breaks off"
 _TABLES = (".csv", ".tsv", ".txt", ".json")
-_ROWS_AT_ONCE = 64  # of a parquet file, held in memory
+_ROWS_AT_ONCE = 64  # rows of a parquet file held in memory
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,13 +39,13 @@ class Chunk:
     """The part of the input that one shard is made of.
 
     Attributes:
-      number: its place, which is the shard's.
+      number: index of the chunk and of its shard.
       kind: "tar", "parquet", "table" or "tfds".
-      path: the file; of a table the listing that `plan` wrote, of TFDS NAME/SPLIT.
-      images: of a table: the folder of the files.
-      columns: of parquet: the columns of the image and the caption, "" for the usual ones.
-      start: the first index, of TFDS.
-      stop: one after the last.
+      path: the file; for a table, the listing written by `plan`; for TFDS, NAME/SPLIT.
+      images: for a table, the folder of its files.
+      columns: for parquet, names of the image and caption columns, "" for the usual ones.
+      start: for TFDS, the first index.
+      stop: for TFDS, one past the last index.
     """
 
     number: int
@@ -59,15 +59,15 @@ class Chunk:
 
 @dataclasses.dataclass(frozen=True)
 class Item:
-    """One image with its captions as the input has them.
+    """One image with its captions, as found in the input.
 
     Attributes:
-      source: where it lies, for people.
-      image: the encoded file, None if there is none.
-      captions: not blank, without white space around them.
-      num_captions: the blank ones included.
+      source: its position in the input, for messages.
+      image: the encoded file, None if it is missing.
+      captions: stripped, non-blank captions.
+      num_captions: number of captions, including blank ones.
       metadata: other fields of its JSON or row.
-      problem: why it can't be used, in words that are counted; "" if nothing is known against it.
+      problem: the reason why it can't be used, a key of the counts; "" if it can.
       detail: more about the problem.
     """
 
@@ -87,18 +87,18 @@ def plan(
     items_per_chunk: int,
     listings: epath.PathLike,
 ) -> list[Chunk]:
-    """Cuts the input into chunks; a table's go to files in the folder `listings`.
+    """Splits the input into chunks; the chunks of a table are written to the folder `listings`.
 
     Args:
-      pattern: `--input`: tar or parquet files (glob, braces, comma list), a table, or
+      pattern: `--input`: tar or parquet files (globs, braces, comma-separated), a table, or
         tfds:NAME/SPLIT. A tar or parquet file is one chunk.
       images: the folder of a table's files.
-      columns: of the image and the caption, "" for the usual names.
-      items_per_chunk: of a table and of TFDS.
-      listings: where workers can read, too.
+      columns: names of the image and caption columns, "" for the usual names.
+      items_per_chunk: for tables and TFDS.
+      listings: a folder that the workers can read.
 
     Raises:
-      ValueError: the input is none of these, or empty; OSError: it can't be read.
+      ValueError: the input has another type, or is empty; OSError: it can't be read.
     """
     if pattern.startswith("tfds:"):
         path = pattern.removeprefix("tfds:")
@@ -117,7 +117,7 @@ def plan(
 
 
 def fingerprint(pattern: str) -> str:
-    """Returns what tells this input from a changed one: a table's content, files and sizes."""
+    """Returns a fingerprint that detects a changed input: a table's content, files and sizes."""
     if pattern.startswith("tfds:"):
         path = pattern.removeprefix("tfds:")
         identity = f"{len(_open_tfds(path))} {path}".encode()
@@ -130,7 +130,7 @@ def fingerprint(pattern: str) -> str:
 
 
 def read(chunk: Chunk) -> Iterator[Item]:
-    """Reads a chunk's items in order, one or a few at a time.
+    """Yields a chunk's items in order, reading one or a few at a time.
 
     Raises:
       ValueError: a parquet file lacks a column or is damaged; OSError: a file can't be read.
@@ -196,7 +196,7 @@ def _read_file(folder: str, file: str) -> bytes:
 
 
 def _short_name(path: str) -> str:
-    """The file and its folder: sets are told apart whose shards have the same names."""
+    """Returns folder and file name, because shards of different sets share file names."""
     return "/".join(Path(path).parts[-2:])
 
 
@@ -250,7 +250,7 @@ def _read_parquet(chunk: Chunk) -> Iterator[Item]:
 
 def _parquet_item(source: str, row: dict[str, Any], image: str, caption: str) -> Item:
     data, texts = row.pop(image), row.pop(caption)
-    if isinstance(data, dict):  # Hugging Face's datasets: bytes and path
+    if isinstance(data, dict):  # the format of Hugging Face datasets: bytes and path
         data = data.get("bytes")
     if isinstance(data, str):
         found = "expected a column of image files' bytes, found text"
@@ -263,7 +263,7 @@ def _parquet_item(source: str, row: dict[str, Any], image: str, caption: str) ->
 
 def _is_json(value: Any) -> bool:
     if isinstance(value, float):
-        return math.isfinite(value)  # NaN is pandas' way to say that there is none
+        return math.isfinite(value)  # pandas writes NaN for a missing value
     return isinstance(value, str | int | None)
 
 
@@ -294,7 +294,7 @@ def _item(
     texts: Sequence[Any],
     metadata: dict[str, Any] | None = None,
 ) -> Item:
-    # JSON may hold halves of characters, which no file can.
+    # JSON may contain lone surrogates, which can't be encoded in a file.
     clean = [t.encode("utf-8", "replace").decode().strip() for t in texts if isinstance(t, str)]
     captions = [text for text in clean if text]
     problem = "" if captions else NO_CAPTION

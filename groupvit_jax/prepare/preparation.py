@@ -1,9 +1,9 @@
-"""Raw pairs -> training shards: counted, restartable, the same bytes every time.
+"""Raw pairs to training shards: counted, restartable, with the same bytes every time.
 
-Two passes go over the input. Each is a plain function of one chunk that any worker may call, at
-any time and even twice: `hash_chunk` takes the hash of every item, from which the duplicates of
-all chunks are decided at once, and `make_shard` writes the chunk's shard. What is done is recorded
-in the output folder: in `.progress` while shards are missing, and in `manifest.json` at the end.
+There are two passes over the input. Each is a plain function of one chunk that any worker may call
+at any time, even twice: `hash_chunk` hashes every item, so that duplicates can be found over all
+chunks, and `make_shard` writes the chunk's shard. Finished work is recorded in the output folder:
+in `.progress` while shards are missing, and in `manifest.json` at the end.
 """
 
 import dataclasses
@@ -40,31 +40,31 @@ MANIFEST = "manifest.json"
 _PROGRESS, _OPTIONS = ".progress", "options.json"
 _DUPLICATE, _BROKEN, _TOO_SMALL = "duplicate", "broken image", "smaller than 8 pixels"
 _OURS = ("nouns", "tokens")  # fields that training reads
-# What the bytes of a shard hang on beside the options.
+# Besides the options, the bytes of a shard depend on these.
 _LIBRARIES = ("array_record", "opencv-python-headless", "simplejpeg", "textblob")
-_NAMED_DROPS = 20  # of a shard, in the log
+_NAMED_DROPS = 20  # logged drops per shard
 
 
 @dataclasses.dataclass(frozen=True)
 class Options:
-    """What decides the shards' content; the fields are named as the flags of `launch.prepare`.
+    """Options that determine the shards' content, named like the flags of `launch.prepare`.
 
     Attributes:
       input: tar or parquet files, a table, or tfds:NAME/SPLIT; see `prepare.inputs.plan`.
       output: the folder of the shards.
       images: the folder of a table's files.
-      image_column: of a table or parquet file, "" for the usual names.
-      caption_column: likewise.
+      image_column: image column of a table or parquet file, "" for the usual names.
+      caption_column: caption column, "" for the usual names.
       format: one of `prepare.writers.FORMATS`.
-      samples_per_shard: of tables and TFDS sets; a tar or parquet file becomes one shard.
+      samples_per_shard: for tables and TFDS sets; a tar or parquet file becomes one shard.
       max_side: see `ImageLimits`.
       short_side: see `ImageLimits`.
       jpeg_quality: see `ImageLimits`.
       encoding: see `ImageLimits`.
-      duplicates: "pair" drops an image that has come before with the same captions, "image" also
-        one with others, "keep" none.
-      tokenizer: "clip", or the path of a SentencePiece model or a BERT's vocab.txt, whose token ids
-        are stored; "" for none.
+      duplicates: "pair" drops repeated images with the same captions, "image" drops repeated images
+        whatever their captions, "keep" drops none.
+      tokenizer: "clip", or the path of a SentencePiece model or of BERT's vocab.txt, to store token
+        ids; "" for none.
     """
 
     input: str
@@ -83,13 +83,13 @@ class Options:
 
     @property
     def progress(self) -> epath.Path:
-        """The folder of what is known before all shards are there."""
+        """Returns the folder of intermediate results, removed at the end."""
         return epath.Path(self.output) / _PROGRESS
 
 
 @dataclasses.dataclass(frozen=True)
 class Task:
-    """What a worker is told: one chunk of the input."""
+    """The work on one chunk of the input."""
 
     options: Options
     chunk: Chunk
@@ -102,27 +102,27 @@ class Task:
         return writers.shard_name(self.options.format, self.chunk.number, self.num_shards)
 
     def progress_file(self, kind: str) -> epath.Path:
-        """Where a worker's result is kept; `kind` is its extension."""
+        """Returns the file of a worker's result; `kind` is its extension."""
         return self.options.progress / f"{self.chunk.number:05d}.{kind}"
 
 
 def prepare(
     options: Options, run: Runner, num_workers: int = 1, verify: bool = False
 ) -> dict[str, Any]:
-    """Makes the shards that are missing and the manifest.
+    """Writes the missing shards and the manifest.
 
     Args:
-      options: what to make.
-      run: who makes it.
-      num_workers: cores that `run` has here; they share a shard where there are few.
-      verify: whether the checksums of shards made before are compared, not only their sizes.
+      options: input, output and settings of the shards.
+      run: the runner that calls the workers' functions.
+      num_workers: local cores of `run`; they share a shard if there are few shards.
+      verify: also compares checksums of existing shards, not only their sizes.
 
     Returns:
-      The manifest: options, counts, and of every shard file, sha256, bytes and counts.
+      The manifest: options, counts, and file, sha256, bytes and counts of every shard.
 
     Raises:
-      ValueError: an option is wrong or differs from those that the folder was begun with.
-      OSError: the input can't be read or the output not written.
+      ValueError: an option is invalid, or differs from those the folder was started with.
+      OSError: the input can't be read or the output can't be written.
     """
     identity = _check_folder(options)
     records = _finished(options, verify)
@@ -147,7 +147,7 @@ def prepare(
 
 
 def _check_folder(options: Options) -> dict[str, Any]:
-    """Returns what decides the shards, and checks that the folder was begun with the same."""
+    """Returns the settings of the shards, after checking that the folder was started with them."""
     output = epath.Path(options.output)
     if output.suffix == ".tar":
         raise ValueError(f"--output={output}: expected a folder, in which shards get their names")
@@ -182,8 +182,10 @@ def _begin(options: Options, identity: dict[str, Any]) -> None:
 def _check_same(options: Options, old: dict[str, Any], new: dict[str, Any]) -> None:
     for field in dataclasses.fields(options):
         name = field.name
-        begun_with = old.get(name, field.default)  # an option is younger than the folder
-        if begun_with != new[name] and name != "output":  # a folder may be moved
+        begun_with = old.get(
+            name, field.default
+        )  # the option was added after the folder was started
+        if begun_with != new[name] and name != "output":  # the folder may have been moved
             raise ValueError(
                 f"--{name}={new[name]}: {options.output} was begun with --{name}={begun_with}; "
                 "give that, or another --output"
@@ -200,7 +202,7 @@ def _check_same(options: Options, old: dict[str, Any], new: dict[str, Any]) -> N
 
 
 def _finished(options: Options, verify: bool) -> dict[str, dict[str, Any]]:
-    """Returns the records of the shards that are there, by file name."""
+    """Returns the records of existing shards, by file name."""
     output = epath.Path(options.output)
     if (output / MANIFEST).exists():
         records = files.read_json(output / MANIFEST)["shards"]
@@ -222,7 +224,7 @@ def _is_whole(output: epath.Path, record: dict[str, Any], verify: bool) -> bool:
 
 
 def hash_chunk(task: Task) -> str:
-    """Writes the hash of every item of a chunk, UInt64 "N 2"; zeros stand for unusable ones."""
+    """Writes the hashes of a chunk's items, UInt64 "N 2"; zeros stand for unusable items."""
     rows = [_hash(item, task.options.duplicates) for item in inputs.read(task.chunk)]
     hashes = np.frombuffer(b"".join(rows), "<u8").reshape(len(rows), 2)
     files.publish(task.progress_file("hashes"), files.array_bytes(hashes))
@@ -249,8 +251,10 @@ def _mark_duplicates(tasks: Sequence[Task]) -> None:
 
 
 def find_duplicates(hashes: UInt64[np.ndarray, "N 2"]) -> Bool[np.ndarray, " N"]:
-    """Returns which hashes have come before. Zeros never have."""
-    order = np.lexsort((hashes[:, 1], hashes[:, 0]))  # stable: the first comes first
+    """Returns which hashes occurred before; zeros are never duplicates."""
+    order = np.lexsort(
+        (hashes[:, 1], hashes[:, 0])
+    )  # a stable sort keeps the first occurrence first
     ordered = hashes[order]
     duplicate = np.zeros(len(hashes), bool)
     same = (ordered[1:] == ordered[:-1]).all(axis=1) & ordered[1:].any(axis=1)
@@ -259,7 +263,7 @@ def find_duplicates(hashes: UInt64[np.ndarray, "N 2"]) -> Bool[np.ndarray, " N"]
 
 
 def make_shard(task: Task) -> str:
-    """Writes a chunk's shard and the record of it."""
+    """Writes a chunk's shard and its record."""
     transforms.init_worker()
     counts = Counts()
     target = epath.Path(task.options.output) / task.shard_name
@@ -277,7 +281,7 @@ def make_shard(task: Task) -> str:
 
 
 def _samples(task: Task, counts: Counts) -> Iterator[PreparedSample]:
-    """Yields a chunk's samples in order and counts what becomes of its items."""
+    """Yields a chunk's samples in order, and counts the outcome of each item."""
     options, marks = task.options, task.progress_file("duplicates")
     drop_duplicates = options.duplicates != "keep"
     duplicates = frozenset(files.read_array(marks).tolist() if drop_duplicates else ())
@@ -293,7 +297,7 @@ def _samples(task: Task, counts: Counts) -> Iterator[PreparedSample]:
 
     numbered = enumerate(inputs.read(task.chunk))
     with ThreadPoolExecutor(task.num_threads) as pool:
-        # Few at a time: they are all in memory.
+        # A few at a time, since they are all held in memory.
         while window := list(itertools.islice(numbered, 4 * task.num_threads)):
             for (_, item), result in zip(window, pool.map(convert, window), strict=True):
                 if isinstance(result, _Dropped):
@@ -331,7 +335,7 @@ def _convert(
     kept = {name: value for name, value in item.metadata.items() if name not in _OURS}
     fields = {
         **sizes,
-        **kept,  # img2dataset's original sizes are those before its own resizing
+        **kept,  # img2dataset's original sizes refer to the image before its own resizing
         "key": key,
         "source": item.source,
         "caption": item.captions[0],
@@ -345,7 +349,7 @@ def _convert(
 
 
 def _finish(options: Options, records: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """Writes the manifest, and the metadata of a TFDS set; then the progress is of no use."""
+    """Writes the manifest and a TFDS set's metadata, then removes the intermediate results."""
     output = epath.Path(options.output)
     manifest = {
         "options": files.read_json(options.progress / _OPTIONS),

@@ -1,6 +1,6 @@
-"""Who calls the preparation's functions: this machine's processes, or Apache Beam's workers.
+"""Runners of the preparation: processes on this machine, or Apache Beam workers.
 
-Both do nothing but call a function once for every task; the tasks share nothing but files.
+Both only call a function once per task; tasks share nothing but files.
 """
 
 import multiprocessing
@@ -15,16 +15,16 @@ from groupvit_jax.processes import end_with_parent
 
 __all__ = ["Runner", "WorkerDiedError", "beam_runner", "local_runner"]
 
-# Calls a function once for each task, in any order.
+# Calls a function once per task, in any order.
 Runner = Callable[[Callable[[Any], Any], Sequence[Any]], None]
 
 
 class WorkerDiedError(RuntimeError):
-    """A worker process ended without an exception, mostly for want of memory."""
+    """A worker process ended without an exception, usually because memory ran out."""
 
 
 def local_runner(num_workers: int) -> Runner:
-    """Runs tasks in so many processes of this machine; 1 means in this one."""
+    """Returns a runner with `num_workers` processes on this machine; 1 uses this process."""
 
     def run(function: Callable[[Any], Any], tasks: Sequence[Any]) -> None:
         num_processes = min(num_workers, len(tasks))
@@ -40,7 +40,7 @@ def local_runner(num_workers: int) -> Runner:
 def _run_processes(
     function: Callable[[Any], Any], tasks: Sequence[Any], num_processes: int
 ) -> None:
-    # Not forked: threads of this process may hold locks that a fork would copy.
+    # Spawned, not forked: a fork would copy locks held by other threads.
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(num_processes, context, end_with_parent) as pool:
         futures = [pool.submit(function, task) for task in tasks]
@@ -55,7 +55,7 @@ def _run_processes(
 
 
 def beam_runner(name: str, arguments: Sequence[str]) -> Runner:
-    """Runs tasks as an Apache Beam pipeline.
+    """Returns a runner that executes tasks as an Apache Beam pipeline.
 
     Args:
       name: e.g. "DirectRunner", "FlinkRunner", "SparkRunner", "DataflowRunner".
@@ -77,7 +77,7 @@ def beam_runner(name: str, arguments: Sequence[str]) -> Runner:
         options = PipelineOptions([f"--runner={name}", *arguments])
         options.view_as(SetupOptions).save_main_session = False
         with beam.Pipeline(options=options) as pipeline:
-            # The reshuffle lets every worker take the next task, and is where work is spread.
+            # The reshuffle distributes the tasks, so that idle workers take the next one.
             numbered = pipeline | beam.Create(list(tasks)) | beam.Reshuffle()
             _ = numbered | beam.Map(function)
 

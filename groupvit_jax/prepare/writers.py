@@ -1,6 +1,6 @@
-"""Shards in the formats that training opens: WebDataset tars, and ArrayRecord files of a TFDS set.
+"""Writes shards: WebDataset tars, or ArrayRecord files of a TFDS set.
 
-The same samples always give the same bytes, on any machine with the same library versions.
+Equal samples give equal bytes on any machine with the same library versions.
 """
 
 import io
@@ -20,7 +20,7 @@ _TEMPLATE = "{DATASET}-{SPLIT}.{FILEFORMAT}-{SHARD_X_OF_Y}"
 
 
 class PreparedSample(NamedTuple):
-    """What a shard holds of one image; `metadata` is JSON, with the captions in it too."""
+    """One image as stored in a shard; `metadata` is JSON and includes the captions."""
 
     key: str
     image: bytes
@@ -47,14 +47,16 @@ def _write_tar(path: str, samples: Iterable[PreparedSample], encoding: str) -> N
             image = {_EXTENSIONS[encoding]: sample.image}
             contents = image | {"txt": text, "json": sample.metadata}
             for extension, content in contents.items():
-                member = tarfile.TarInfo(f"{sample.key}.{extension}")  # time 0, owner 0
+                member = tarfile.TarInfo(
+                    f"{sample.key}.{extension}"
+                )  # modification time 0 and owner 0, for reproducible bytes
                 member.size = len(content)
                 archive.addfile(member, io.BytesIO(content))
 
 
 def _features(encoding: str) -> tfds.features.FeaturesDict:
     jpeg = tfds.features.Image(shape=(None, None, 3), encoding_format="jpeg")
-    # Of TFDS's own encodings of pixels, none can be looked at in place.
+    # None of TFDS's encodings of pixels allows slicing in place.
     npy = tfds.features.Scalar(np.object_, doc="a .npy file, uint8 [height, width, 3]")
     return tfds.features.FeaturesDict(
         {
@@ -67,7 +69,7 @@ def _features(encoding: str) -> tfds.features.FeaturesDict:
 
 
 def _write_array_record(path: str, samples: Iterable[PreparedSample], encoding: str) -> None:
-    # Imported here: the wheel exists for Linux and macOS alone.
+    # Imported here because wheels exist only for Linux and macOS.
     from array_record.python import array_record_module
 
     features = _features(encoding)
@@ -75,14 +77,14 @@ def _write_array_record(path: str, samples: Iterable[PreparedSample], encoding: 
     writer = array_record_module.ArrayRecordWriter(path, "group_size:1")  # for random access
     for sample in samples:
         example: dict[str, Any] = {
-            # A file is kept as it is.
+            # The encoded file is stored unchanged.
             "image": io.BytesIO(sample.image) if encoding == "jpeg" else sample.image,
             "captions": sample.captions,
             "key": sample.key,
             "metadata": sample.metadata,
         }
         encoded = serializer.get_tf_example(features.encode_example(example))
-        # Its map's order would otherwise change from process to process.
+        # Otherwise the order of protobuf's map would vary between processes.
         writer.write(encoded.SerializeToString(deterministic=True))
     writer.close()
 
@@ -94,14 +96,14 @@ def write_tfds_metadata(
     description: str,
     encoding: str,
 ) -> None:
-    """Writes what makes a TFDS set, "pairs" with the split "train", of the shards in a folder.
+    """Writes the metadata that turn shards into the TFDS set "pairs" with the split "train".
 
     Args:
-      folder: of the shards.
-      lengths: the samples in each shard.
-      num_bytes: of all shards.
-      description: of the set.
-      encoding: of the images.
+      folder: folder of the shards.
+      lengths: number of samples in each shard.
+      num_bytes: size of all shards.
+      description: description of the set.
+      encoding: encoding of the images.
     """
     template = tfds.core.ShardedFileTemplate(
         data_dir=folder,

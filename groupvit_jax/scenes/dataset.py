@@ -1,6 +1,6 @@
-"""The embedded data set: drawn scenes with captions, and masks that only the evaluation reads.
+"""The embedded data set: drawn scenes with captions, and masks that only evaluation reads.
 
-A TFDS builder that neither downloads anything nor needs TensorFlow:
+This TFDS builder downloads nothing and doesn't need TensorFlow:
 
     python -m groupvit_jax.scenes.dataset data
 """
@@ -33,17 +33,17 @@ from groupvit_jax.scenes.drawing import (
 
 __all__ = ["CLASS_NAMES", "SceneConfig", "Scenes", "build", "make_example", "sample_scene"]
 
-# Split -> its own stream of random numbers. "shifted" is drawn in another style.
+# Split -> its stream of random numbers. "shifted" is drawn in another style.
 SPLITS = ("train", "validation", "test", "shifted")
 
 
 @dataclasses.dataclass
 class SceneConfig(tfds.core.BuilderConfig):
-    """Everything that the data depend on.
+    """All settings that determine the data.
 
     Attributes:
-      size: side of the square images in pixels.
-      seed: of all random numbers.
+      size: side of the square images, in pixels.
+      seed: seed of all random numbers.
       num_train: examples in `train`.
       num_eval: examples in each of the other splits.
     """
@@ -56,14 +56,14 @@ class SceneConfig(tfds.core.BuilderConfig):
 
 @dataclasses.dataclass(frozen=True)
 class Style:
-    """What differs between the usual splits and the shifted one.
+    """The settings in which the shifted split differs from the others.
 
     Attributes:
-      radii: least and greatest radius of a lone thing, as fractions of the side.
-      hue_shift: added to the things' hue, of 180.
-      texture_scale: least and greatest size of the textures' details.
-      tilt: least and greatest slope of a horizon in radians, to either side.
-      unusual_colours: the share of things whose colour is any, not the usual one of their kind.
+      radii: range of the radius of a single thing, as fractions of the side.
+      hue_shift: added to the hue of things, out of 180.
+      texture_scale: range of the scale of texture details.
+      tilt: range of the slope of a horizon to either side, in radians.
+      unusual_colours: share of things with a random colour instead of their kind's usual one.
     """
 
     radii: tuple[float, float] = (0.27, 0.42)
@@ -78,7 +78,7 @@ SHIFTED = Style((0.2, 0.32), 7.0, (1.6, 2.2), (0.2, 0.4), unusual_colours=0.5)
 
 
 def sample_scene(rng: np.random.Generator, style: Style = USUAL) -> Scene:
-    """Draws lots for a scene: background, things, and where they stand."""
+    """Samples a scene: background, things and their positions."""
     stuff, angle = _sample_stuff(rng, style)
     return Scene(
         stuff=stuff,
@@ -127,7 +127,7 @@ def _sample_look(rng: np.random.Generator, style: Style) -> tuple[str, str, str]
 
 
 def _free_place(rng: np.random.Generator, radius: float, others: list[Thing]):
-    """Returns the emptiest of a few random places, so that things are hidden only in part."""
+    """Returns the emptiest of a few random places, so that things are only partly occluded."""
     places = rng.uniform(min(radius, 0.3), max(1 - radius, 0.7), (4, 2))
     if not others:
         return tuple(places[0])
@@ -149,9 +149,7 @@ def make_example(config: SceneConfig, split: str, index: int) -> tuple[Scene, Dr
 class Scenes(tfds.core.GeneratorBasedBuilder):
     """Scenes of things in front of stuff. A mask's values are indices into `CLASS_NAMES`."""
 
-    __module__ = (
-        "groupvit_jax.scenes.dataset"  # also as a command: TFDS looks for the module's files
-    )
+    __module__ = "groupvit_jax.scenes.dataset"  # for TFDS, also in runs as __main__
     VERSION = tfds.core.Version("2.0.0")
     BUILDER_CONFIGS: ClassVar[list[SceneConfig]] = [
         SceneConfig(name="small", description="64 x 64 pixels"),
@@ -180,7 +178,7 @@ class Scenes(tfds.core.GeneratorBasedBuilder):
     def _generate_examples(self, split: str, count: int) -> Iterator[tuple[int, dict[str, Any]]]:
         for index in range(count):
             _, drawing, text = make_example(self.builder_config, split, index)
-            image = _png(drawing.image[..., ::-1])  # OpenCV's order of channels
+            image = _png(drawing.image[..., ::-1])  # OpenCV's channel order
             yield index, {"image": image, "caption": text, "mask": _png(drawing.mask)}
 
 
@@ -189,7 +187,7 @@ def _png(pixels: np.ndarray) -> io.BytesIO:
 
 
 def build(data_dir: str, config: str | SceneConfig = "small") -> Scenes:
-    """Builds the data set below `data_dir` unless it is there; returns its builder."""
+    """Builds the data set below `data_dir` unless it exists; returns its builder."""
     builder = Scenes(data_dir=data_dir, config=config, file_format="array_record")
     builder.download_and_prepare()
     return builder

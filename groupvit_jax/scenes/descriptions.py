@@ -1,6 +1,6 @@
-"""Describes a scene as people do: what is there, what it looks like, where; never quite everything.
+"""Captions a scene as people do: objects, their looks and positions, never completely.
 
-Telling two scenes apart by their captions needs the attributes of each thing, not only the words.
+Telling two scenes apart by their captions requires the attributes of things, not only their kinds.
 """
 
 import dataclasses
@@ -13,12 +13,12 @@ from groupvit_jax.scenes.drawing import Scene, Stuff, Thing
 
 _COUNTS = {2: ("two", "a pair of", "a couple of"), 3: ("three",)}
 _VIEWS = ("a picture of ", "a photo of ", "a drawing of ", "there is ", "we see ")
-_SEEN = 0.15  # a thing of which less can be seen is not mentioned
+_SEEN = 0.15  # less visible things are not mentioned
 
 
 @dataclasses.dataclass(frozen=True)
 class _Mention:
-    """Things that are described together, the nearest one first."""
+    """Things that are described together, nearest first."""
 
     things: tuple[Thing, ...]
 
@@ -29,7 +29,7 @@ class _Mention:
 
 
 def caption(scene: Scene, visible: Sequence[float], rng: np.random.Generator) -> str:
-    """Returns one sentence about `scene`; `visible` is the share of each thing that is seen."""
+    """Returns one sentence about `scene`; `visible` is the visible share of each thing."""
     mentions = _group([t for t, seen in zip(scene.things, visible, strict=True) if seen > _SEEN])
     where = _background(scene, rng)
     if not mentions:
@@ -45,7 +45,7 @@ def caption(scene: Scene, visible: Sequence[float], rng: np.random.Generator) ->
 
 def _group(things: Sequence[Thing]) -> list[_Mention]:
     groups: dict[tuple, list[Thing]] = {}
-    for thing in reversed(things):  # what is in front is mentioned first
+    for thing in reversed(things):  # things in front are mentioned first
         groups.setdefault((thing.kind, thing.colour, thing.material), []).append(thing)
     return [_Mention(tuple(group)) for group in groups.values()]
 
@@ -58,7 +58,7 @@ def plural(kind: str) -> str:
 
 
 def _noun_phrase(mention: _Mention, rng: np.random.Generator) -> str:
-    """Count, size, material and colour, each left out now and then, and the kind."""
+    """Returns count, size, material and colour, each omitted at random, and the kind."""
     first, count = mention.things[0], len(mention.things)
     radius = np.mean([thing.radius for thing in mention.things])
     words = []
@@ -77,7 +77,7 @@ def _noun_phrase(mention: _Mention, rng: np.random.Generator) -> str:
 
 
 def _relation(a: _Mention, b: _Mention, rng: np.random.Generator) -> str:
-    """How `a`, which is in front of `b`, lies to `b`."""
+    """Returns the spatial relation of `a` to `b`, which is behind it."""
     dx, dy = a.centre[0] - b.centre[0], a.centre[1] - b.centre[1]
     reach = a.things[0].radius + b.things[0].radius
     options = ["and", "and", "next to", "with"]
@@ -93,7 +93,7 @@ def _relation(a: _Mention, b: _Mention, rng: np.random.Generator) -> str:
 
 
 def _place(mention: _Mention, rng: np.random.Generator) -> str:
-    """Where in the picture a lone thing is, if it is clearly somewhere."""
+    """Returns the position of a single thing in the picture, if it is distinct."""
     x, y = mention.centre
     side = "left" if x < 0.4 else "right" if x > 0.6 else ""
     height = "top" if y < 0.4 else "bottom" if y > 0.6 else ""
@@ -135,7 +135,7 @@ _OTHER_TWO = ("where {0} meets {1}", "between {0} and {1}", "on {0} and {1}", "o
 
 
 def _background(scene: Scene, rng: np.random.Generator) -> str:
-    """Names the stuff; one kind of two is sometimes left out."""
+    """Names the stuff; of two kinds, one is sometimes omitted."""
     stuff = list(scene.stuff)
     if len(stuff) == 2 and rng.random() < 0.2:
         stuff.pop(int(rng.integers(2)))

@@ -1,7 +1,7 @@
-"""Draws a described scene: pixels and the class of every pixel.
+"""Renders a scene: pixels, and the class of every pixel.
 
-Coordinates are fractions of the side: x to the right, y downwards. A thing is drawn from polygons
-in its own frame, where it fills about [-1, 1] in u (right) and v (down).
+Coordinates are fractions of the side, x to the right and y downwards. A thing consists of polygons
+in its own frame, in which it spans about [-1, 1] in u (right) and v (down).
 """
 
 import dataclasses
@@ -29,7 +29,7 @@ COLOURS = {
     "black": (38, 38, 44),
     "white": (238, 238, 232),
 }
-# The colour that a kind of thing mostly has.
+# The usual colour of each kind of thing.
 USUAL_COLOURS = {
     "ball": "red",
     "box": "brown",
@@ -40,7 +40,7 @@ USUAL_COLOURS = {
     "house": "white",
     "fish": "purple",
 }
-# Kind of stuff -> how a caption may call it -> its colour.
+# Kind of stuff -> its names in captions -> its colour.
 STUFF_LOOKS = {
     "sky": {"clear": (110, 170, 236), "cloudy": (176, 190, 206), "pink": (236, 166, 158)},
     "grass": {"green": (84, 150, 58), "dry": (174, 160, 84), "dark": (46, 100, 52)},
@@ -50,7 +50,7 @@ STUFF_LOOKS = {
     "snow": {"fresh": (240, 244, 248), "blue": (206, 222, 242), "dirty": (208, 204, 198)},
 }
 MATERIALS = ("plain", "striped", "spotted", "checkered", "wooden", "shiny")
-UPRIGHT = ("tree", "house", "fish", "heart", "cone")  # these only tilt
+UPRIGHT = ("tree", "house", "fish", "heart", "cone")  # kinds that are only tilted, never rotated
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,7 +63,7 @@ class Stuff:
 
 @dataclasses.dataclass(frozen=True)
 class Thing:
-    """An object: what it is and where. `radius` and `centre` are fractions of the side."""
+    """An object and its placement. `radius` and `centre` are fractions of the side."""
 
     kind: str
     colour: str
@@ -76,14 +76,14 @@ class Thing:
 
 @dataclasses.dataclass(frozen=True)
 class Scene:
-    """What is drawn: the first stuff above (or left of) the border, the second below it.
+    """A description to render: the first stuff above (or left of) the border, the second below it.
 
     Attributes:
       stuff: one or two kinds.
-      border: a point that the border passes through.
-      border_angle: radians; 0 is a horizon.
-      things: from the back to the front.
-      texture_scale: size of the textures' details; 1 is usual.
+      border: a point on the border.
+      border_angle: in radians; 0 is horizontal.
+      things: from back to front.
+      texture_scale: scale of texture details; 1 is the default.
     """
 
     stuff: tuple[Stuff, ...]
@@ -95,12 +95,12 @@ class Scene:
 
 @dataclasses.dataclass(frozen=True)
 class Drawing:
-    """A drawn scene.
+    """A rendered scene.
 
     Attributes:
       image: RGB.
-      mask: index into `CLASS_NAMES` of every pixel.
-      visible: for each thing, the share of its shape that can be seen.
+      mask: index into `CLASS_NAMES` for every pixel.
+      visible: visible share of each thing's shape.
     """
 
     image: UInt8[np.ndarray, "S S 3"]
@@ -109,7 +109,7 @@ class Drawing:
 
 
 def draw(scene: Scene, size: int, rng: np.random.Generator) -> Drawing:
-    """Draws `scene` on `size` x `size` pixels; `rng` decides textures and light."""
+    """Renders `scene` at `size` x `size` pixels; `rng` determines textures and light."""
     y, x = (np.mgrid[:size, :size].astype(np.float32) + 0.5) / size
     image, mask = _draw_stuff(scene, x, y, rng)
     owner = np.full((size, size), -1)
@@ -126,7 +126,7 @@ def draw(scene: Scene, size: int, rng: np.random.Generator) -> Drawing:
 
 
 def _photograph(image, x, y, rng: np.random.Generator) -> UInt8[np.ndarray, "S S 3"]:
-    """Adds uneven light, a tint of the whole picture and the noise of a sensor."""
+    """Adds uneven lighting, a global tint and sensor noise."""
     angle, strength = rng.uniform(0, 2 * np.pi), rng.uniform(0, 0.3)
     light = 1 + strength * ((x - 0.5) * np.cos(angle) + (y - 0.5) * np.sin(angle))
     tint = rng.uniform(0.85, 1.12) * rng.uniform(0.96, 1.04, 3)
@@ -139,7 +139,7 @@ def _photograph(image, x, y, rng: np.random.Generator) -> UInt8[np.ndarray, "S S
 
 
 def _noise(shape: tuple[int, int], cells: tuple[float, float], rng) -> Float[np.ndarray, "S S"]:
-    """Smooth noise with standard deviation about 1 and `cells` (down, across) bumps."""
+    """Returns smooth noise of standard deviation about 1 with `cells` (rows, columns) bumps."""
     grid = tuple(max(2, round(c) + 1) for c in cells)
     coarse = rng.standard_normal(grid, np.float32)
     return cv2.resize(coarse, shape[::-1], interpolation=cv2.INTER_CUBIC)
@@ -192,7 +192,7 @@ _STUFF_TEXTURES: dict[str, Callable[..., np.ndarray]] = {
 
 
 def _draw_stuff(scene: Scene, x, y, rng: np.random.Generator):
-    """Returns the background's float pixels and its mask."""
+    """Returns float pixels and mask of the background."""
     layers = []
     for stuff in scene.stuff:
         colour = np.array(STUFF_LOOKS[stuff.kind][stuff.look]) * rng.uniform(0.92, 1.08, 3)
@@ -218,10 +218,10 @@ _SUPERSAMPLING = 4
 
 @dataclasses.dataclass(frozen=True)
 class Part:
-    """Polygons filled by the even-odd rule; `paint` is the body's or a fixed colour."""
+    """Polygons filled by the even-odd rule; `paint` is a fixed colour or None."""
 
     polygons: tuple[Polygon, ...]
-    paint: tuple[int, int, int] | None = None  # None: the thing's colour and material
+    paint: tuple[int, int, int] | None = None  # None uses the thing's colour and material
 
 
 def _circle(radius=1.0, centre=(0.0, 0.0), squash=1.0, count=32) -> Polygon:
@@ -247,7 +247,7 @@ def _heart() -> Polygon:
 
 @functools.cache
 def _shape(kind: str) -> tuple[Part, ...]:
-    """The parts of a kind of thing, from the back to the front."""
+    """Returns the parts of a kind of thing, from back to front."""
     box = _polygon((-0.8, -0.8), (0.8, -0.8), (0.8, 0.8), (-0.8, 0.8))
     slope = _polygon((0.0, -1.1), (0.9, 0.75), (-0.9, 0.75))
     trunk = _polygon((-0.16, 0.2), (0.16, 0.2), (0.22, 1.0), (-0.22, 1.0))
@@ -271,7 +271,7 @@ def _shape(kind: str) -> tuple[Part, ...]:
 
 
 def _coverage(polygons, centre, radius, angle, size: int) -> Float[np.ndarray, "S S"]:
-    """Share of each pixel that rotated, scaled and moved polygons cover."""
+    """Returns the share of each pixel covered by the transformed polygons."""
     cos, sin = np.cos(angle), np.sin(angle)
     turn = np.array([[cos, sin], [-sin, cos]])
     fine = size * _SUPERSAMPLING
@@ -284,13 +284,13 @@ def _coverage(polygons, centre, radius, angle, size: int) -> Float[np.ndarray, "
 
 @functools.cache
 def _fill(kind: str) -> float:
-    """The share of the circle around a kind of thing that it fills."""
+    """Returns the share of its bounding circle that a kind of thing fills."""
     layers = [_coverage(p.polygons, (0.5, 0.5), 0.25, 0.0, 128) for p in _shape(kind)]
     return float((np.max(layers, 0) > 0.5).sum() / (np.pi * 32**2))
 
 
 def _recolour(colour: str, hue_shift: float, rng: np.random.Generator) -> np.ndarray:
-    """A shade of the colour, RGB."""
+    """Returns a random shade of a colour, RGB."""
     rgb = np.array([[COLOURS[colour]]], np.uint8)
     hsv = cv2.cvtColor(rgb, cv2.COLOR_RGB2HSV).astype(float)
     hsv += rng.normal(0, 1, 3) * (3, 14, 14) + (hue_shift, 0, 0)
@@ -300,7 +300,7 @@ def _recolour(colour: str, hue_shift: float, rng: np.random.Generator) -> np.nda
 
 
 def _surface(kind: str, u, v, rng: np.random.Generator):
-    """Brightness of a kind of thing's own relief, by which it is known close up."""
+    """Returns the brightness of the surface relief that is typical of a kind of thing."""
     radius = np.hypot(u, v)
     if kind == "ball":
         return 1.1 - 0.45 * (np.sin(3 * np.arctan2(v, u)) > 0)
@@ -321,7 +321,7 @@ def _surface(kind: str, u, v, rng: np.random.Generator):
 
 
 def _material(thing: Thing, u, v, scale: float, rng: np.random.Generator):
-    """How much of the thing's colour every pixel keeps; the rest is its second colour."""
+    """Returns the weight of the thing's main colour at every pixel, against its second colour."""
     if thing.material == "striped":
         turn = rng.uniform(0, np.pi)
         return np.sin((u * np.cos(turn) + v * np.sin(turn)) * rng.uniform(8, 12) / scale) > -0.2

@@ -14,7 +14,7 @@ from groupvit_jax.data.eval_sets.registry import (
     register,
 )
 
-# Every module registers its sets, so that a new set is one new file.
+# Importing a module registers its sets, so adding a set means adding a file.
 for _module in pkgutil.iter_modules(__path__):
     importlib.import_module(f"{__name__}.{_module.name}")
 

@@ -2,10 +2,10 @@
 
     ADEChallengeData2016/
       images/validation/ADE_val_00000001.jpg
-      annotations/validation/ADE_val_00000001.png    1-150 classes, 0 doesn't count
-      {images,annotations}/training/...              to train
+      annotations/validation/ADE_val_00000001.png    1-150 classes, 0 ignored
+      {images,annotations}/training/...              for training
 
-TFDS's scene_parse150 holds other masks, those of instances.
+TFDS's scene_parse150 has different masks, of instances.
 """
 
 import dataclasses

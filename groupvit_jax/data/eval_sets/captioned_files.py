@@ -1,4 +1,4 @@
-"""Image files with captions, and the JSON of Karpathy and Li's splits."""
+"""Image files with captions, and the JSON files of Karpathy and Li's splits."""
 
 import json
 from collections.abc import Sequence
@@ -10,17 +10,17 @@ from groupvit_jax.data.sources.pairs import Sample
 
 
 class CaptionedFiles:
-    """Images in files with their captions; a source."""
+    """A source of image files with captions."""
 
     def __init__(self, files: Sequence[Path], captions: Sequence[Sequence[str]]) -> None:
-        """Takes each image's file and captions."""
+        """Takes the file and captions of each image."""
         self._items = list(zip(files, captions, strict=True))
 
     def __len__(self) -> int:
         return len(self._items)
 
     def __getitem__(self, index: int) -> Sample:
-        """Reads a file; raises ValueError, naming it, if it isn't there."""
+        """Reads a file; raises a ValueError that names it if it doesn't exist."""
         file, captions = self._items[index]
         with naming(file):
             return Sample(image=file.read_bytes(), captions=list(captions), key=file.name)
@@ -39,7 +39,7 @@ def read_karpathy(path: Path, photos: Path, split: str = "test") -> CaptionedFil
       split: e.g. "test".
 
     Raises:
-      ValueError: it isn't such a JSON, or has no image in that split.
+      ValueError: the file has another format, or no image in that split.
     """
     try:
         images = [i for i in json.loads(path.read_bytes())["images"] if i["split"] == split]
@@ -54,7 +54,7 @@ def read_karpathy(path: Path, photos: Path, split: str = "test") -> CaptionedFil
 
 
 def read_table(path: Path, photos: Path) -> CaptionedFiles:
-    """Reads all images of a CSV or of COCO's JSON; see `shards.read_captions` for its errors."""
+    """Reads all images of a CSV or COCO JSON; for errors, see `captions_table.read_captions`."""
     items = read_captions(str(path))
     if not items:
         raise ValueError(f"{path}: no image found")

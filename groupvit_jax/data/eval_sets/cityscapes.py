@@ -1,12 +1,12 @@
-"""Cityscapes' val: 500 images of streets, 19 classes.
+"""Cityscapes val: 500 street scenes, 19 classes.
 
     cityscapes/
       leftImg8bit/val/frankfurt/frankfurt_000000_000294_leftImg8bit.png
       gtFine/val/frankfurt/frankfurt_000000_000294_gtFine_labelIds.png
 
-The masks hold the official ids, of which those that aren't evaluated don't count. Where the set's
-own tools have made `*_gtFine_labelTrainIds.png` (0-18, 255) of all of them, these are read. As a
-TFDS set it is cityscapes/semantic_segmentation.
+The masks hold the official ids; those outside the benchmark are ignored. If the set's own tools
+have written `*_gtFine_labelTrainIds.png` (0-18, 255) for every photo, these are read instead. The
+TFDS set is cityscapes/semantic_segmentation.
 """
 
 from pathlib import Path
@@ -18,7 +18,7 @@ from groupvit_jax.data.sources.masks import IGNORED, MaskedSource, TfdsMasks, cl
 _URL = "https://www.cityscapes-dataset.com/downloads/"
 _FILES = Layout("cityscapes", ("cityscapes",), ("leftImg8bit/val", "gtFine/val"), _URL)
 _TFDS = Layout("cityscapes", ("cityscapes/semantic_segmentation/*",), ("features.json",), _URL)
-# labels.py of https://github.com/mcordts/cityscapesScripts: the evaluated ids in their order.
+# labels.py of https://github.com/mcordts/cityscapesScripts: ids of the evaluated classes, in order.
 _EVALUATED = (7, 8, 11, 12, 13, 17, 19, 20, 21, 22, 23, 24, 25, 26, 27, 28, 31, 32, 33)
 _LABEL_IDS = dict.fromkeys([*range(34), IGNORED], IGNORED) | {
     id_: class_ for class_, id_ in enumerate(_EVALUATED)

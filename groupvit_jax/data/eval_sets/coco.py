@@ -1,16 +1,16 @@
 """COCO 2017 as COCO-Object (80 things) and COCO-Stuff (171 classes).
 
-val2017 has 5,000 images; train2017, with 118,287, lies likewise.
+val2017 has 5,000 images; train2017, with 118,287, has the same layout.
 
     coco/
       val2017/000000000139.jpg
       stuffthingmaps/val2017/000000000139.png    COCO-Stuff's maps: id - 1; 255 unlabelled
       annotations/instances_val2017.json
 
-The maps may also lie in coco/stuffthingmaps_trainval2017/val2017 (their archive's name), or as
-coco_stuff164k/{images,annotations}/val2017. `coco_stuff` needs them and leaves unlabelled pixels
-out. `coco_object` evaluates all that is not one of the 80 things as background; without the maps it
-draws the instances of the JSON: see `draw_instances`.
+The maps may also be in coco/stuffthingmaps_trainval2017/val2017 (the name of their archive), or as
+coco_stuff164k/{images,annotations}/val2017. `coco_stuff` requires them and ignores unlabelled
+pixels. `coco_object` evaluates everything but the 80 things as background; without the maps it
+draws the instances of the JSON (see `draw_instances`).
 """
 
 from pathlib import Path
@@ -23,7 +23,7 @@ from groupvit_jax.data.sources.masks import IGNORED, MaskedSource
 _URL = "https://cocodataset.org/#download and https://github.com/nightrome/cocostuff"
 _SPLITS = ("val", "train")
 NUM_THINGS = 80
-# Ids from 1 to 182 that were planned as classes and never annotated.
+# Ids from 1 to 182 that were reserved for classes but never annotated.
 _ABSENT = (12, 26, 29, 30, 45, 66, 68, 69, 71, 83, 91)
 _IDS = tuple(id_ for id_ in range(1, 183) if id_ not in _ABSENT)
 

@@ -1,4 +1,4 @@
-"""Instances in COCO's JSON as masks of classes."""
+"""Draws the instances of COCO's JSON as class masks."""
 
 import collections
 import json
@@ -13,19 +13,19 @@ from groupvit_jax.data.eval_sets.mask_files import below, naming
 from groupvit_jax.data.sources.masks import IdTable, MaskedImage, pair, read_photo
 from groupvit_jax.typing import Bool, Int
 
-_FARTHEST = 1e5  # of a point, in pixels
+_FARTHEST = 1e5  # largest coordinate of a point, in pixels
 
 
 class InstanceMasks:
-    """Photos with the instances of COCO's JSON drawn into one mask; a masked source."""
+    """A masked source of photos with the instances of COCO's JSON drawn into one mask."""
 
     def __init__(self, annotations: Path, photos: Path, ids: Mapping[int, int]) -> None:
         """Parses the JSON.
 
         Args:
-          annotations: instances_*.json; an image without any instance counts too.
+          annotations: instances_*.json; images without instances are included.
           photos: the folder of the images.
-          ids: category id -> class; 0 is what no instance covers.
+          ids: category id -> class; 0 stands for pixels without an instance.
 
         Raises:
           ValueError: it is not COCO's JSON.
@@ -62,18 +62,18 @@ class InstanceMasks:
 def draw_instances(
     instances: Sequence[Mapping[str, Any]], size: tuple[int, int]
 ) -> Int[np.ndarray, "H W"]:
-    """Returns the category id of each pixel, 0 where there is no instance.
+    """Returns the category id of each pixel; 0 if no instance covers it.
 
-    Of overlapping instances the smaller one is in front: what lies on something, a cup on a table,
-    is smaller, while COCO's order says nothing. Crowd regions are drawn rough, so they come behind
-    all single instances.
+    Of overlapping instances, the smaller one is in front: an object on another, such as a cup on a
+    table, is usually smaller, and the order in COCO's file carries no information. Crowd regions
+    are annotated coarsely, so they are behind all single instances.
 
     Args:
       instances: each with `category_id`, `iscrowd`, and `segmentation`: polygons or run lengths.
       size: the photo's height and width as stored.
 
     Raises:
-      ValueError: an instance's shape can't be understood.
+      ValueError: the segmentation of an instance is invalid.
     """
     drawn = [(_decode(instance["segmentation"], size), instance) for instance in instances]
     drawn.sort(key=lambda pair: (not pair[1]["iscrowd"], -int(pair[0].sum())))
@@ -100,7 +100,7 @@ def _decode(shape: Any, size: tuple[int, int]) -> Bool[np.ndarray, "H W"]:
 
 
 def _is_polygon(points: Any) -> bool:
-    """Checks what the library takes on trust: other numbers make it write outside its memory."""
+    """Validates a polygon: pycocotools writes out of bounds for other numbers."""
     return (
         isinstance(points, list)
         and len(points) >= 6
@@ -110,7 +110,7 @@ def _is_polygon(points: Any) -> bool:
 
 
 def _encode(shape: Mapping[str, Any], size: tuple[int, int]) -> dict[str, Any]:
-    """Compresses plain run lengths, whose sum is checked here as the library doesn't."""
+    """Compresses plain run lengths after checking their sum, which pycocotools doesn't."""
     counts = shape["counts"]
     if sum(counts) != size[0] * size[1] or min(counts) < 0:
         raise ValueError(

@@ -1,22 +1,22 @@
-"""Pascal Context's val: 59 frequent classes of 459, on VOC 2010's images.
+"""Pascal Context val: the 59 most frequent of 459 classes, on VOC 2010 images.
 
-Either the usual conversion, whose masks have 0 for the background and 1-59 for the classes in the
-alphabet's order (5,104 images),
+Reads either the common conversion, whose masks have 0 for the background and 1-59 for the classes
+in alphabetical order (5,104 images),
 
     VOCdevkit/VOC2010/
       ImageSets/SegmentationContext/val.txt
       JPEGImages/2008_000002.jpg
       SegmentationClassContext/2008_000002.png
 
-or the official download, with a map of all 459 classes in a .mat file for each image, unpacked
-into VOC 2010 (those of the 5,105 images in VOC's val.txt that have one):
+or the official download, one .mat file with all 459 classes per image, unpacked into VOC 2010 (the
+5,105 images of VOC's val.txt that have such a file):
 
     VOCdevkit/VOC2010/
       ImageSets/Main/val.txt
       JPEGImages/2008_000002.jpg
       trainval/2008_000002.mat
 
-`context` evaluates all other classes as background, `context59` leaves their pixels out.
+`context` evaluates all other classes as background, `context59` ignores their pixels.
 """
 
 import io
@@ -43,7 +43,7 @@ _MAT = Layout(
     needs=("ImageSets/Main/val.txt", "JPEGImages", "trainval"),
     url=_URL,
 )
-# The ids of the 59 classes among the download's 459 (labels.txt), both in the alphabet's order.
+# Ids of the 59 classes among the 459 of labels.txt, both in alphabetical order.
 _IDS_OF_459 = (
     *(2, 9, 18, 19, 22, 23, 25, 31, 33, 34, 44, 45, 46, 59, 65, 68, 72, 80, 85, 98),
     *(104, 105, 113, 115, 144, 158, 159, 162, 187, 189, 207, 220, 232, 258, 259, 260, 284, 295),
@@ -84,12 +84,12 @@ def _photos(root: Path, stems: tuple[str, ...]) -> list[Path]:
 
 
 def _read_mat(path: Path, size: tuple[int, int]) -> Integer[np.ndarray, "H W"]:
-    """Reads the map of a .mat file; its size is checked with the photo's afterwards."""
+    """Reads the map of a .mat file; the caller compares its size with the photo's."""
     del size
     content = path.read_bytes()
     try:
         import scipy.io  # a third of a second, for this set alone
 
         return scipy.io.loadmat(io.BytesIO(content))["LabelMap"].astype(np.int32)
-    except Exception as error:  # whatever comes of a damaged file: no type is common to all
+    except Exception as error:  # a damaged file raises any of many unrelated types
         raise ValueError(f"expected a .mat file with a LabelMap, got {error!r}") from error

@@ -1,11 +1,11 @@
-"""Images and masks of your own.
+"""A user's own images and masks.
 
     ROOT/
-      classes.txt            one name a line; the first line is the masks' value 0
+      classes.txt            one name per line; the first line is mask value 0
       images/anything.jpg    JPEG, PNG, WebP, BMP or GIF
-      masks/anything.png     grey or palette; 255 doesn't count
+      masks/anything.png     greyscale or palette; 255 is ignored
 
-With a background, evaluated as what is none of the classes, the first line is `background`.
+If the first line is `background`, its pixels are evaluated as the background class.
 """
 
 from pathlib import Path

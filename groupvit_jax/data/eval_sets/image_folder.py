@@ -1,10 +1,10 @@
-"""Images of your own to classify, in folders named after their classes.
+"""A user's own images for classification, in folders named after their classes.
 
 image_folder/
-  red_panda/anything.jpg    underscores stand for spaces
+  red_panda/anything.jpg    underscores become spaces
   tabby cat/anything.png
 
-Probes, which train, need two such folders: image_folder/train and image_folder/val.
+Probes need two such folders, image_folder/train and image_folder/val.
 """
 
 from pathlib import Path
@@ -15,7 +15,7 @@ from groupvit_jax.data.sources.labelled import ImageFolder
 
 @register("image_folder", ("val", "train"))
 def open_image_folder(data_dir: Path, split: str) -> ClassificationSet:
-    """Opens `data_dir`/image_folder, or `data_dir` itself where that isn't there."""
+    """Opens `data_dir`/image_folder, or `data_dir` itself if that doesn't exist."""
     own = data_dir / "image_folder"
     root = own if own.is_dir() else data_dir
     is_split = (root / "train").is_dir() and (root / "val").is_dir()

@@ -1,13 +1,13 @@
 """ImageNet (ILSVRC 2012): val with 50,000 images, train with 1,281,167; 1,000 classes.
 
-Their names are CLIP's. Either one folder for each synset, or all images in one, as the download is
-unpacked; their classes are then those of TFDS's list.
+Class names are CLIP's. Images are in one folder per synset, or all in one folder as the download
+unpacks; the labels then come from TFDS's list.
 
     imagenet/
       val/n01440764/ILSVRC2012_val_00000293.JPEG
       val/ILSVRC2012_val_00000293.JPEG              or ILSVRC2012_img_val
 
-The images to train on are in train/n01440764/. As a TFDS set it is imagenet2012.
+Training images are in train/n01440764/. The TFDS set is imagenet2012.
 """
 
 from collections.abc import Sequence
@@ -30,7 +30,7 @@ _TFDS = Layout("imagenet", ("imagenet2012/*",), ("features.json",), _URL)
 
 @register("imagenet", ("val", "train"))
 def open_imagenet(data_dir: Path, split: str) -> ClassificationSet:
-    """Opens the set; raises ValueError if a file's class can't be told."""
+    """Opens the set; raises ValueError if the class of a file is unknown."""
     synset_folders = Layout("imagenet", _FOLDERS, (f"{split}/n0*",), _URL)
     flat = _FLAT if split == "val" else ()
     layout, root = find(data_dir, synset_folders, *flat, _TFDS)
@@ -48,7 +48,7 @@ def open_imagenet(data_dir: Path, split: str) -> ClassificationSet:
 
 
 def _tfds_list(name: str) -> tuple[str, ...]:
-    """Returns the lines of a list that TFDS has with its imagenet2012."""
+    """Returns the lines of a list that ships with TFDS's imagenet2012."""
     import tensorflow_datasets as tfds
 
     return read_lines(Path(tfds.core.tfds_path("datasets/imagenet2012"), name))
@@ -60,7 +60,7 @@ def _number(file: Path) -> int:
 
 
 def _labels(root: Path, found: Sequence[str]) -> list[int]:
-    """Returns the numbers of synsets, which are in the order of their ids."""
+    """Returns class indices of synsets; classes are in the order of synset ids."""
     index = {synset: i for i, synset in enumerate(_tfds_list("labels.txt"))}
     if unknown := sorted(set(found) - index.keys()):
         raise ValueError(
@@ -71,7 +71,7 @@ def _labels(root: Path, found: Sequence[str]) -> list[int]:
 
 
 class TfdsImages:
-    """A split of the TFDS set imagenet2012; a labelled source."""
+    """A labelled source for a split of the TFDS set imagenet2012."""
 
     def __init__(self, root: Path, split: str) -> None:
         """Opens the folder of the set's version; raises ValueError if it isn't imagenet2012."""
@@ -99,5 +99,5 @@ class TfdsImages:
         return self._labels[self._examples[index]["label"]]
 
     def locate(self, index: int) -> str:
-        """Returns the set's folder and the image's number."""
+        """Returns the set's folder and the image's index."""
         return f"{self._root}, image {index}"

@@ -1,4 +1,4 @@
-"""What the readers of benchmarks share: finding a set's folder, lists, and masks in files."""
+"""Shared by the readers of evaluation sets: locating a set, name lists, and mask files."""
 
 import contextlib
 import dataclasses
@@ -14,13 +14,13 @@ from groupvit_jax.data.sources.masks import IdTable, MaskedImage, pair, read_mas
 
 @dataclasses.dataclass(frozen=True)
 class Layout:
-    """One way in which a set lies on disk.
+    """One layout of a set on disk.
 
     Attributes:
-      name: the set, for messages.
-      folders: where it customarily lies below the data's folder (patterns as `Path.glob`'s).
-      needs: the files and folders by which it is known (patterns too).
-      url: where the download is.
+      name: the set's name, for messages.
+      folders: customary locations below the data folder (`Path.glob` patterns).
+      needs: files and folders that identify the set (patterns too).
+      url: the page of its download.
     """
 
     name: str
@@ -29,12 +29,12 @@ class Layout:
     url: str
 
     def places(self, data_dir: Path) -> list[Path]:
-        """Returns the folders where it may lie; later versions of a TFDS set come first."""
+        """Returns candidate folders; later versions of a TFDS set come first."""
         found = [place for folder in self.folders for place in sorted(data_dir.glob(folder))[::-1]]
         return [data_dir, *found] if data_dir.is_dir() else []
 
     def missing(self, place: Path) -> list[str]:
-        """Returns what it needs and a folder lacks."""
+        """Returns the required files that a folder lacks."""
         return [need for need in self.needs if not any(place.glob(need))]
 
     def __str__(self) -> str:
@@ -43,10 +43,10 @@ class Layout:
 
 
 def find(data_dir: Path, *layouts: Layout) -> tuple[Layout, Path]:
-    """Returns the first layout that is there, and its folder.
+    """Returns the first layout found on disk, and its folder.
 
     Raises:
-      FileNotFoundError: none is; names the first file that is missing where the most is there.
+      FileNotFoundError: none is found; names the first missing file of the most complete one.
     """
     nearest, fewest = data_dir / layouts[0].folders[0] / layouts[0].needs[0], 1.0
     for layout in layouts:
@@ -80,7 +80,7 @@ def _names(text: str) -> tuple[str, ...]:
 
 
 def below(root: Path, name: str, where: str) -> Path:
-    """Returns root/name; raises ValueError if a name from a file points out of `root`."""
+    """Returns root/name; raises ValueError if a name read from a file leaves `root`."""
     if Path(name).is_absolute() or ".." in Path(name).parts:
         raise ValueError(f"{where}: file name {name!r} found, expected one inside {root}")
     return root / name
@@ -88,7 +88,7 @@ def below(root: Path, name: str, where: str) -> Path:
 
 @contextlib.contextmanager
 def naming(path: Path | str) -> Iterator[None]:
-    """Makes what goes wrong with a file a ValueError that begins with its name."""
+    """Turns errors about a file into a ValueError that begins with its name."""
     try:
         yield
     except ValueError as error:
@@ -103,7 +103,7 @@ def read_png(path: Path, size: tuple[int, int]) -> Integer[np.ndarray, "H W"]:
 
 
 class MaskFiles:
-    """Photos and masks in files; a masked source."""
+    """A masked source of photo and mask files."""
 
     def __init__(
         self,
@@ -112,13 +112,13 @@ class MaskFiles:
         ids: Mapping[int, int],
         read: Callable[[Path, tuple[int, int]], np.ndarray] = read_png,
     ) -> None:
-        """Takes what belongs together.
+        """Pairs photos with masks.
 
         Args:
-          photos: the images' files.
-          masks: the masks' files, in the same order.
+          photos: image files.
+          masks: mask files, in the same order.
           ids: stored value -> class; see `masks.IdTable`.
-          read: from a mask's file and its photo's size to the stored values [H, W].
+          read: maps a mask file and its photo's size to the stored values [H, W].
         """
         self._files = list(zip(photos, masks, strict=True))
         self._ids, self._read = IdTable(ids), read

@@ -1,4 +1,4 @@
-"""Probes of the image embedding: they learn from a set's `train` and are measured on its `val`.
+"""Probes of the image embedding: trained on a set's `train`, evaluated on its `val`.
 
 NAME_linear_probe and NAME_knn, for each classification set NAME that has both splits.
 """

@@ -1,6 +1,6 @@
-"""What a benchmark is, and how it is opened by its name.
+"""The types of evaluation sets, and the registry that opens them by name.
 
-A module of this package adds a set by decorating the function that opens it with `register`.
+A module of this package adds a set by decorating its opening function with `register`.
 """
 
 import dataclasses
@@ -19,10 +19,10 @@ class SegmentationSet:
     """Images with masks.
 
     Attributes:
-      source: its masks hold the classes' numbers. With a background, 0 is the background and class
-        i has i + 1, else class i has i; 255 doesn't count.
-      class_names: without the background's.
-      has_background: whether pixels of no class are evaluated as background.
+      source: masked images. With a background class, mask value 0 is the background and class i has
+        i + 1; otherwise class i has i. 255 is ignored.
+      class_names: names without the background.
+      has_background: whether unlabelled pixels are evaluated as background.
     """
 
     source: MaskedSource
@@ -31,11 +31,11 @@ class SegmentationSet:
 
     @property
     def all_names(self) -> tuple[str, ...]:
-        """The names of the masks' values from 0 on."""
+        """Returns the names of the mask values from 0 on."""
         return (*(["background"] if self.has_background else []), *self.class_names)
 
     def check_names(self, names: Sequence[str], whose: str) -> None:
-        """Raises ValueError that shows the first difference, unless `names` are `all_names`."""
+        """Raises a ValueError that shows the first difference unless `names` equal `all_names`."""
         pairs = enumerate(itertools.zip_longest(self.all_names, names))
         different = next((found for found in pairs if found[1][0] != found[1][1]), None)
         if different:
@@ -55,8 +55,8 @@ class ClassificationSet:
     """Images with one class each.
 
     Attributes:
-      source: its labels are indices into `class_names`.
-      class_names: not unique in ImageNet.
+      source: images whose labels are indices into `class_names`.
+      class_names: may repeat, as in ImageNet.
     """
 
     source: LabelledSource
@@ -72,13 +72,13 @@ class RetrievalSet:
 
 @dataclasses.dataclass(frozen=True)
 class ProbeSet:
-    """Images with one class each, to learn from and to be measured on.
+    """Images with one class each, for training and evaluating a probe.
 
     Attributes:
-      train: to learn from.
-      source: to be measured on.
-      class_names: what the labels of both index.
-      probe: what learns, "linear_probe" or "knn".
+      train: the training split.
+      source: the evaluation split.
+      class_names: names of the labels of both splits.
+      probe: the type of probe, "linear_probe" or "knn".
     """
 
     train: LabelledSource
@@ -88,21 +88,21 @@ class ProbeSet:
 
 
 Benchmark = SegmentationSet | ClassificationSet | RetrievalSet | ProbeSet
-# (folder) -> set, or (folder, split) -> set where there are several splits.
+# (folder) -> set, or (folder, split) -> set if there are several splits.
 Opener = Callable[..., Benchmark]
 _OPENERS: dict[str, tuple[Opener, tuple[str, ...]]] = {}
 
 
 def register(name: str, splits: tuple[str, ...] = ("val",)) -> Callable[[Opener], Opener]:
-    """Makes a function from the data's folder to a set the one that opens the set `name`.
+    """Registers a function that maps the data folder to a set under `name`.
 
     Args:
-      name: of the set.
-      splits: what it can be asked for, the evaluated one first; a function of several is given
-        the split after the folder.
+      name: name of the set.
+      splits: available splits, the evaluated one first; with several, the function receives the
+        split as its second argument.
 
     Raises:
-      ValueError: there is a set of that name.
+      ValueError: the name is taken.
     """
     if name in _OPENERS:
         raise ValueError(f"benchmark {name!r} is registered already")
@@ -115,22 +115,21 @@ def register(name: str, splits: tuple[str, ...] = ("val",)) -> Callable[[Opener]
 
 
 def names() -> tuple[str, ...]:
-    """Returns the names of all sets in the alphabet's order."""
+    """Returns the names of all sets in alphabetical order."""
     return tuple(sorted(_OPENERS))
 
 
 def open_benchmark(name: str, data_dir: str | os.PathLike, split: str = "") -> Benchmark:
-    """Opens a set; files are listed but no image is read.
+    """Opens a set: lists its files, but reads no image.
 
     Args:
       name: one of `names()`.
       data_dir: the folder that holds all sets in their customary places, or the set's own folder.
-      split: which part of it; by default the one that is evaluated.
+      split: by default the one used for evaluation.
 
     Raises:
-      ValueError: there is no set of that name or no such split of it, or a list or table of it
-        can't be understood.
-      FileNotFoundError: its files aren't there; the message says what was expected where.
+      ValueError: the name or split is unknown, or a list or table of the set is invalid.
+      FileNotFoundError: files are missing; the message says which were expected where.
     """
     if name not in _OPENERS:
         raise ValueError(f"benchmark {name!r} found, expected one of {', '.join(names())}")

@@ -1,9 +1,9 @@
-"""Images to be found by their captions and captions by their images: COCO, Flickr30k, Flickr8k.
+"""Image-text retrieval sets: COCO, Flickr30k and Flickr8k.
 
     coco/
       dataset_coco.json                      Karpathy and Li's test split: 5,000 images
       val2014/COCO_val2014_000000391895.jpg
-      annotations/captions_val2017.json      or, where that JSON isn't there, the 5,000 of val2017
+      annotations/captions_val2017.json      or, without that JSON, the 5,000 images of val2017
       val2017/000000179765.jpg
     flickr30k/
       dataset_flickr30k.json                 the test split: 1,000 images
@@ -13,8 +13,8 @@
       captions.txt                           or all images of a CSV of image and caption
       Flicker8k_Dataset/1056338697_4f7d7ce270.jpg    (or Images, images)
 
-Karpathy and Li's dataset_*.json are on https://cs.stanford.edu/people/karpathy/deepimagesent/. As a
-TFDS set COCO's test split is coco_captions.
+Karpathy and Li's dataset_*.json are on https://cs.stanford.edu/people/karpathy/deepimagesent/. The
+TFDS set of COCO's test split is coco_captions.
 """
 
 import itertools
@@ -60,7 +60,7 @@ def open_flickr8k(data_dir: Path) -> RetrievalSet:
 def _open_flickr(
     data_dir: Path, name: str, tables: Sequence[str], photos: Sequence[str], url: str
 ) -> RetrievalSet:
-    """Opens the first table with the first folder of photos that are there."""
+    """Opens the first caption file and the first photo folder that exist."""
     pairs, folders = itertools.product(tables, photos), (name, name.capitalize())
     return _read(*find(data_dir, *(Layout(f"{name}_retrieval", folders, p, url) for p in pairs)))
 

@@ -1,11 +1,11 @@
 """Pascal VOC 2012's segmentation: val with 1,449 images, train with 1,464, 20 classes.
 
     VOCdevkit/VOC2012/
-      ImageSets/Segmentation/val.txt        to train: train.txt, trainval.txt
+      ImageSets/Segmentation/val.txt        for training: train.txt, trainval.txt
       JPEGImages/2007_000033.jpg
       SegmentationClass/2007_000033.png    0 background, 1-20 classes, 255 border
 
-`voc` evaluates the background as the 21st class, `voc20` leaves its pixels out.
+`voc` evaluates the background as the 21st class, `voc20` ignores its pixels.
 """
 
 import dataclasses

@@ -146,7 +146,7 @@ class _HostChunks:
 
     @property
     def chunk(self) -> int:
-        """chunks of a step: the first is ready sooner, and less memory is held."""
+        """Chunks of a step: the first is ready sooner, and less memory is held."""
         rows = self.rows_per_step
         return max(size for size in range(1, min(rows, _MAX_CHUNK) + 1) if rows % size == 0)
 

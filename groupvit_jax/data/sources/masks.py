@@ -186,5 +186,5 @@ class TfdsMasks:
             raise ValueError(f"{self.locate(index)}: {error}") from error
 
     def locate(self, index: int) -> str:
-        """Returns the set and the image's number."""
+        """Returns the set's name and the image's index."""
         return f"{self._where}, image {index}"
