@@ -1,4 +1,4 @@
-"""The two towers, jitted for evaluation: any number of examples, on any number of devices."""
+"""Jitted encoders for evaluation, for any number of examples and devices."""
 
 import functools
 from collections.abc import Sequence
@@ -16,7 +16,7 @@ from groupvit_jax.models.preprocess import normalize
 from groupvit_jax.models.two_tower import TwoTower
 from groupvit_jax.typing import Array, Float, ImageFeatures, Int, Params, UInt8
 
-# Spec of the published evaluation, from CLIP's notebooks.
+# Prompts of the published evaluation, from CLIP's notebooks.
 IMAGENET_PROMPTS = (
     "itap of a {}.",
     "a bad photo of the {}.",
@@ -47,13 +47,13 @@ def project_groups(
 
 
 class ImageTower:
-    """A model's image tower on a mesh: what evaluators need of any model.
+    """A model's image tower on a mesh, the part that evaluators of every task use.
 
-    What it returns is replicated, so every process sees every embedding.
+    Results are replicated, so every process sees every embedding.
     """
 
     def __init__(self, model: Any, mesh: Mesh) -> None:
-        """Takes a model with an `image_encoder`; nothing is compiled before it is used."""
+        """Wraps a model with an `image_encoder`; compilation happens at the first use."""
         self.model, self.mesh = model, mesh
         compiled = functools.partial(jax.jit, out_shardings=parallel.replicated(mesh))
         self.image_features = compiled(self._image_features)
@@ -62,7 +62,7 @@ class ImageTower:
     def _image_features(
         self, variables: Params, images: UInt8[Array, "B H W 3"]
     ) -> Float[Array, "B C"]:
-        """Returns the tower's pooled embeddings, before any projector."""
+        """Returns the tower's pooled embeddings, before the projector."""
 
         def encode(model: Any, images: Array) -> Array:
             return model.image_encoder(images).embedding
@@ -73,16 +73,16 @@ class ImageTower:
     def class_embeddings(
         self, variables: Params, names: Sequence[str], prompts: Sequence[str]
     ) -> Float[np.ndarray, "N D"]:
-        """Returns what segments are compared with, a row a class."""
+        """Returns the vectors that segments are compared with, one row per class."""
         raise NotImplementedError
 
     def image_sizes(self, resize: int | None, crop: int | None) -> tuple[int, int]:
-        """Returns the shorter side and the crop, in the published ratio 256 : 224 by default."""
+        """Returns shorter side and crop; by default in the published ratio 256 : 224."""
         crop = crop or self.model.image_encoder.image_size
         return resize or round(crop * 256 / 224), crop
 
     def batch_size(self, wanted: int) -> int:
-        """Returns the least batch size from `wanted` on that devices and processes divide."""
+        """Rounds `wanted` up to a batch size divisible by devices and processes."""
         shards = np.prod([self.mesh.shape[axis] for axis in parallel.BATCH_AXES])
         return _round_up(wanted, int(np.lcm(shards, jax.process_count())))
 
@@ -93,7 +93,7 @@ class Encoder(ImageTower):
     model: TwoTower
 
     def __init__(self, model: TwoTower, tokenizer: Tokenizer, mesh: Mesh) -> None:
-        """Takes the parts of a run; nothing is compiled before it is used."""
+        """Wraps the parts of a run; compilation happens at the first use."""
         super().__init__(model, mesh)
         self.tokenizer = tokenizer
         compiled = functools.partial(jax.jit, out_shardings=parallel.replicated(mesh))
@@ -113,9 +113,9 @@ class Encoder(ImageTower):
         return embeddings.reshape(*tokens.shape[:-1], -1)
 
     def text_embeddings(self, variables: Params, texts: Sequence[str]) -> Float[np.ndarray, "N D"]:
-        """Returns the joint embeddings of texts, not normalised; all processes pass the same."""
+        """Returns unnormalised joint embeddings of texts, which must be equal on all processes."""
         size = min(_TEXTS_AT_ONCE, _round_up(len(texts), 8))
-        # Padding has no influence, and most texts take few of the tokens that there could be.
+        # Padding doesn't affect the features, and most texts are much shorter than the context.
         tokens = trim(self.tokenizer([*texts, *[texts[-1]] * (-len(texts) % size)]))
         parts = [
             np.asarray(self.token_embeddings(variables, tokens[i : i + size]))
@@ -126,15 +126,15 @@ class Encoder(ImageTower):
     def class_embeddings(
         self, variables: Params, names: Sequence[str], prompts: Sequence[str]
     ) -> Float[np.ndarray, "N D"]:
-        """Returns for each class the normalised mean over the prompts of unnormalised embeddings.
+        """Returns, for each class, the normalised mean of the unnormalised prompt embeddings.
 
         Args:
           variables: the model's parameters and statistics.
-          names: of the classes.
-          prompts: texts with one `{}` for the name.
+          names: class names.
+          prompts: templates with one `{}` for the name.
 
         Raises:
-          ValueError: there is no class or no prompt, or a prompt without `{}`.
+          ValueError: there are no classes or prompts, or a prompt has no `{}`.
         """
         if not names or not prompts:
             raise ValueError(f"{len(names)} class names and {len(prompts)} prompts: expected some")

@@ -1,4 +1,4 @@
-"""Makes the evaluators that a configuration names."""
+"""Builds the evaluators of a configuration."""
 
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
@@ -35,12 +35,12 @@ Model = TwoTower | SegmentationModel
 def make_encoder(
     model: Model, tokenizer: Tokenizer, class_names: Sequence[str], mesh: Mesh
 ) -> Encoder | HeadTower:
-    """Returns what evaluators need of a model of either task.
+    """Builds the encoder that evaluators use, for a model of either task.
 
     Args:
       model: both towers, or the image tower with a segment head.
       tokenizer: of both towers.
-      class_names: of the segment head.
+      class_names: classes of the segment head.
       mesh: the devices.
     """
     if isinstance(model, SegmentationModel):
@@ -53,23 +53,23 @@ def make_evaluators(
 ) -> list[tuple[Evaluator, int]]:
     """Returns each evaluator of `config.evaluators` with its interval in steps.
 
-    Every entry has a `kind`, maybe `every_steps` (0, the default: at the end only), and the fields
-    of that kind. With a segment head the sets have its classes, and the knobs of texts and of the
-    background no meaning:
+    Every entry has a `kind`, optionally `every_steps` (default 0: at the end only), and the fields
+    of its kind. With a segment head, sets must have its classes, and settings of texts and
+    background don't apply:
 
-    - "benchmark": `benchmark` (by default what the entry is called), `data_dir` and the options of
+    - "benchmark": `benchmark` (by default the name of the entry), `data_dir` and the options of
       `benchmark_evaluator`;
     - "retrieval": `source` (as in `config.data.sources`) and the options of `Retrieval`;
     - "classification": `folder` (see `ImageFolder`) and the options of `Classification`;
     - "segmentation": `source` (`name`, `split`, `data_dir` of a TFDS set), `classes`, `protocol`
-      and its knobs (`Protocol`), `windows_at_once` and `background_name`; with a segment head
-      `source`, the knobs and `windows_at_once`;
+      and its settings (`Protocol`), `windows_at_once` and `background_name`; with a segment head
+      `source`, the settings and `windows_at_once`;
     - "linear_probe" and "knn": `benchmark` ("imagenet" or "image_folder") and
       `data_dir`, and the options of `LinearProbe` or `NearestNeighbours`.
 
     Raises:
-      ValueError: naming the field, if a kind or field is unknown or a set can't be read.
-      FileNotFoundError: a set's files aren't there.
+      ValueError: a kind or field is unknown or a set can't be read; the message names the field.
+      FileNotFoundError: files of a set are missing.
     """
     encoder = make_encoder(model, tokenizer, config.segmentation.class_names, mesh)
     kinds = _HEAD_KINDS if isinstance(encoder, HeadTower) else _KINDS
@@ -88,7 +88,7 @@ def make_evaluators(
             )
         try:
             evaluators.append((kinds[kind](encoder, name, options), every_steps))
-        except (TypeError, ValueError) as error:  # or which argument is unknown or missing
+        except (TypeError, ValueError) as error:  # or an unknown or missing argument
             raise ValueError(f"config.evaluators.{name}: {error}") from error
     return evaluators
 
@@ -104,23 +104,23 @@ def benchmark_evaluator(
     batch_size: int = 256,
     **knobs: Any,
 ) -> Segmentation | Classification | Retrieval | Probe:
-    """Returns the evaluator of one of the field's sets.
+    """Builds the evaluator of one of the registered sets.
 
     Args:
-      encoder: the towers, or the tower with a segment head.
+      encoder: both towers, or an image tower with a segment head.
       benchmark: of `benchmarks.NAMES`.
       data_dir: see `benchmarks.open_benchmark`.
       name: prefix of the metrics; the benchmark's by default.
-      protocol: of `PROTOCOLS`, for segmentation.
+      protocol: a key of `PROTOCOLS`, for segmentation.
       windows_at_once: see `WindowEncoder`, for segmentation.
-      batch_size: images of a batch, for classification and retrieval.
-      **knobs: fields of `Protocol` that differ, for segmentation.
+      batch_size: images per batch, for classification and retrieval.
+      **knobs: overrides of `Protocol` fields, for segmentation.
 
     Raises:
-      ValueError: there is no such benchmark or protocol, a value can't be, or a segment head has
-        not the set's classes.
-      TypeError: there is no such knob.
-      FileNotFoundError: the set's files aren't there.
+      ValueError: the set or protocol is unknown, a value is invalid, or the classes of a segment
+        head differ from the set's.
+      TypeError: an override is not a field of `Protocol`.
+      FileNotFoundError: files of the set are missing.
     """
     name, opened = name or benchmark, open_benchmark(benchmark, data_dir)
     if isinstance(opened, ProbeSet):
@@ -153,7 +153,7 @@ def benchmark_evaluator(
 
 
 def _source_of_head(encoder: HeadTower, benchmark: str, opened: Any) -> MaskedSource:
-    """Returns the images of a set that a head can be measured on."""
+    """Returns the source of a set whose classes equal the head's."""
     if not isinstance(opened, SegmentationSet):
         raise ValueError(
             f"{benchmark}: a set without masks found, expected one to segment: this model has a "

@@ -1,7 +1,7 @@
-"""Segmentation by a trained segment head, with the windows and the counts of zero-shot's.
+"""Segmentation by a trained segment head, with the windows and metrics of zero-shot evaluation.
 
-A pixel's probability of a class is the mixture that training maximises
-(`losses.mixture_log_likelihood`), averaged over the windows that hold the pixel.
+The class probabilities of a pixel are the mixture that training maximises
+(`losses.mixture_log_likelihood`), averaged over the windows that contain the pixel.
 """
 
 from collections.abc import Sequence
@@ -22,21 +22,21 @@ from groupvit_jax.models.preprocess import normalize
 from groupvit_jax.models.segmentation import SegmentationModel
 from groupvit_jax.typing import Array, Float, Params, UInt8
 
-# Knobs of a comparison with texts.
+# Settings that only apply to a comparison with texts.
 _OF_TEXTS = ("num_kept", "background_threshold", "background_rule", "prompts")
 
 
 def head_protocol(image_size: int, *, protocol: str = "groupvit", **knobs: Any) -> Protocol:
-    """Returns the windows of a segment head: of the training's size, half of it apart.
+    """Returns the protocol of a segment head: windows of the training size, overlapping by half.
 
     Args:
-      image_size: side of the training's crops, which were cut of images that are mostly larger.
-      protocol: the published one; what others change has no meaning for a head.
+      image_size: side of the training crops, which usually come from larger images.
+      protocol: must be the published one; the others change settings that a head doesn't have.
       **knobs: fields of `Protocol` that differ; None stands for the default.
 
     Raises:
-      ValueError: a knob's value can't be, or has no meaning for a head.
-      TypeError: there is no such knob.
+      ValueError: a value is invalid, or the setting doesn't apply to a head.
+      TypeError: an override is not a field of `Protocol`.
     """
     given = {key: value for key, value in knobs.items() if value is not None}
     without_meaning = {key: given[key] for key in _OF_TEXTS if key in given}
@@ -54,13 +54,13 @@ class HeadTower(ImageTower):
     """An image tower with a segment head.
 
     Attributes:
-      class_names: that the head tells apart; the background, if there is one, is the first.
+      class_names: classes of the head; a background class comes first.
     """
 
     model: SegmentationModel
 
     def __init__(self, model: SegmentationModel, class_names: Sequence[str], mesh: Mesh) -> None:
-        """Takes the parts of a run; nothing is compiled before it is used."""
+        """Wraps the parts of a run; compilation happens at the first use."""
         super().__init__(model, mesh)
         self.class_names = tuple(class_names)
 
@@ -72,7 +72,7 @@ class HeadTower(ImageTower):
     def class_embeddings(
         self, variables: Params, names: Sequence[str], prompts: Sequence[str]
     ) -> Float[np.ndarray, "N C"]:
-        """Returns the head's weights; a trained class needs neither name nor prompt."""
+        """Returns the head's weights; trained classes need neither names nor prompts."""
         del names, prompts
         return np.asarray(
             self.replicate(variables["params"]["segment_head"]["classes"]["kernel"])
@@ -80,7 +80,7 @@ class HeadTower(ImageTower):
 
 
 class HeadWindowEncoder(WindowEncoder):
-    """Encodes windows and classifies their segments by the head."""
+    """Encodes windows and classifies their segments with the head."""
 
     encoder: HeadTower
     mixture = True
@@ -93,7 +93,7 @@ class HeadWindowEncoder(WindowEncoder):
         views: bool = False,
         windows_at_once: int | None = None,
     ) -> None:
-        """Compiles nothing yet; see `WindowEncoder`."""
+        """See `WindowEncoder`; compilation happens at the first use."""
         super().__init__(encoder, protocol, views=views, windows_at_once=windows_at_once)
 
         def classify(variables: Params, windows: UInt8[Array, "B H W 3"]) -> Any:
@@ -107,12 +107,12 @@ class HeadWindowEncoder(WindowEncoder):
         self._classify_all = jax.jit(classify, out_shardings=self.sharding)
 
     def _classified(self, variables: Params, text: Array, windows: Array) -> WindowOutput:
-        del text  # the head's weights are among the variables
+        del text  # the head's weights are part of the variables
         return WindowOutput(*self._classify_all(variables, windows))
 
 
 class HeadSegmentation(Segmentation):
-    """Segments every image of a set by the head; metrics as `Segmentation` has them."""
+    """Segments every image of a set with the head; metrics as in `Segmentation`."""
 
     window_encoder: ClassVar[type[WindowEncoder]] = HeadWindowEncoder
 
@@ -125,7 +125,7 @@ class HeadSegmentation(Segmentation):
         name: str = "segmentation",
         windows_at_once: int | None = None,
     ) -> None:
-        """Takes what to evaluate on; see `Segmentation`. The masks have the head's classes."""
+        """See `Segmentation`; the masks must have the head's classes."""
         super().__init__(
             encoder,
             source,

@@ -1,7 +1,7 @@
-"""Runs segmentation over many images of any size: windows of all of them share the batches.
+"""Segments many images of any size, with batches that mix windows of different images.
 
-The towers see batches of one static shape (images smaller than the window, which are rare, make
-their own), so they are compiled once; the cheap rest is compiled per bucket of sizes.
+The image tower sees batches of one static shape and is compiled once (except for the rare images
+that are smaller than a window); the cheap remainder is compiled per bucket of image sizes.
 """
 
 import collections
@@ -22,19 +22,19 @@ from groupvit_jax.eval.segmentation import ImageWindows, WindowFeatures
 from groupvit_jax.eval.windows import Layout, lay_out, resampling, resize_to_fit, round_up_size
 from groupvit_jax.typing import Array, Float, Int, Params, UInt8
 
-_WINDOWS_AT_ONCE = 16  # on each accelerator; a CPU is as fast with one
-# Images that may wait for one before them whose windows don't fill a batch yet.
+_WINDOWS_AT_ONCE = 16  # windows per accelerator; a CPU is as fast with one
+# Images that may wait for an earlier one whose windows don't fill a batch yet.
 _MAX_WAITING = 256
 
 
 class Prepared(NamedTuple):
-    """An image that is ready to be cut into windows.
+    """A resized image with the layout of its windows.
 
     Attributes:
-      pixels: resized as the protocol says.
-      layout: of its windows.
-      size: height and width before that.
-      view: the whole image as one window, whatever its ratio; only for pictures of groups.
+      pixels: the image, resized according to the protocol.
+      layout: the layout of its windows.
+      size: original height and width.
+      view: the whole image as one window, ignoring its aspect ratio; for pictures of groups.
     """
 
     pixels: UInt8[np.ndarray, "h w 3"]
@@ -44,12 +44,12 @@ class Prepared(NamedTuple):
 
 
 class WindowOutput(NamedTuple):
-    """What is kept of each window, on the host.
+    """The results of each window that are kept on the host.
 
     Attributes:
-      maps: for each grouping stage in order, how much every patch is of every group.
-      classes: the classes that the window's embedding likes best, in any order.
-      scores: of these classes, for each group of the last stage.
+      maps: soft assignments of patches to groups, one array per grouping stage.
+      classes: the classes kept for the window, in any order.
+      scores: scores of these classes for each group of the last stage.
     """
 
     maps: tuple[Float[np.ndarray, "*batch h w _"], ...]
@@ -58,14 +58,14 @@ class WindowOutput(NamedTuple):
 
 
 class ImageOutput(NamedTuple):
-    """What the towers give for one image.
+    """The encoded windows of one image.
 
     Attributes:
       prepared: the image.
-      maps: how much every patch of each window is of every group of the last stage.
-      scores: of each window's groups, for the same K classes in all windows.
-      classes: which these are, ascending; -1 at the end where there are fewer.
-      view: of the whole image as one window, if that was asked for.
+      maps: soft assignments of each window's patches to the groups of the last stage.
+      scores: scores of each window's groups for the same K classes in all windows.
+      classes: indices of these classes, ascending, padded with -1.
+      view: results for the whole image as one window, if requested.
     """
 
     prepared: Prepared
@@ -75,7 +75,7 @@ class ImageOutput(NamedTuple):
     view: WindowOutput | None
 
     def arguments(self, protocol: Protocol) -> ImageWindows:
-        """Returns the arrays for `segmentation.segment`; it makes maps of the padded size."""
+        """Returns the arguments of `segmentation.segment`, with tables of the padded size."""
         layout, size = self.prepared.layout, self.prepared.size
         padded = round_up_size(size)
         rows, columns = (
@@ -92,7 +92,7 @@ class ImageOutput(NamedTuple):
 
 
 class _Pending:
-    """An image some of whose windows are still to be encoded."""
+    """An image with windows that are not encoded yet."""
 
     def __init__(self, prepared: Prepared, tag: Any) -> None:
         self.prepared, self.tag = prepared, tag
@@ -107,9 +107,9 @@ class _Pending:
 
 
 class WindowEncoder:
-    """Encodes the windows of many images, in batches of one shape, on this process's devices.
+    """Encodes the windows of many images in batches of one shape on this process's devices.
 
-    Every process works on images of its own: nothing waits for another process.
+    Every process works on its own images and never waits for another process.
 
     Attributes:
       mixture: see `segmentation.segment`.
@@ -125,14 +125,14 @@ class WindowEncoder:
         views: bool = False,
         windows_at_once: int | None = None,
     ) -> None:
-        """Compiles nothing yet.
+        """Prepares the encoder; compilation happens at the first use.
 
         Args:
-          encoder: the towers.
-          protocol: the knobs.
-          views: whether the groups of whole images are wanted too, as one window each.
-          windows_at_once: windows of a batch, rounded up to a multiple of the devices; by default
-            one a device on CPUs and 16 on accelerators.
+          encoder: both towers.
+          protocol: the settings of the evaluation.
+          views: also encode each whole image as one window, for its groups.
+          windows_at_once: windows per batch, rounded up to a multiple of the devices; by default
+            1 per CPU device and 16 per accelerator.
         """
         self.encoder, self.protocol, self._views = encoder, protocol, views
         self.mesh = parallel.local_mesh(encoder.mesh)
@@ -141,14 +141,14 @@ class WindowEncoder:
         self.batch_size = -(-wanted // self.mesh.size) * self.mesh.size
         self.sharding = NamedSharding(self.mesh, PartitionSpec(self.mesh.axis_names))
         self._encode = _compiled_towers(encoder, self.sharding, views)
-        # Apart from the towers, which needn't be compiled again for another number of classes.
+        # Separate from the tower, which need not be recompiled for another number of classes.
         self._classify = jax.jit(
             functools.partial(segmentation.class_scores, num_kept=protocol.num_kept),
             out_shardings=self.sharding,
         )
 
     def prepare(self, image: UInt8[np.ndarray, "H W 3"]) -> Prepared:
-        """Resizes an image on the host and lays its windows out."""
+        """Resizes an image on the host and computes the layout of its windows."""
         resize, side = self.protocol.resize, self.protocol.window
         pixels = resize_to_fit(image, resize) if resize else image
         view = cv2.resize(pixels, (side, side)) if self._views else None
@@ -160,12 +160,12 @@ class WindowEncoder:
         text: Float[Any, "N D"],
         images: Iterable[tuple[Prepared, Any]],
     ) -> Iterator[tuple[ImageOutput, Any]]:
-        """Encodes images, in their order.
+        """Yields encoded images in order.
 
         Args:
           variables: the model's parameters and statistics, sharded in any way.
           text: normalised class embeddings.
-          images: prepared images, each with anything that is to come out beside its output.
+          images: prepared images, each with a payload that is returned with its output.
         """
         variables = parallel.local_copies(self.encoder.mesh, variables)
         text = jax.device_put(text, parallel.replicated(self.mesh))
@@ -184,7 +184,7 @@ class WindowEncoder:
         return self._classified(variables, text, jax.device_put(batch, self.sharding))
 
     def _classified(self, variables: Params, text: Array, windows: Array) -> WindowOutput:
-        """Returns the arrays on the devices; they are being computed."""
+        """Starts the computation and returns its device arrays."""
         image, groups, maps = self._encode(variables, windows)
         scale = variables["params"]["logit_scale"]
         return WindowOutput(maps, *self._classify(image, groups, text, scale))
@@ -192,7 +192,7 @@ class WindowEncoder:
 
 @functools.lru_cache(maxsize=4)
 def _compiled_towers(encoder: ImageTower, sharding: NamedSharding, views: bool) -> Any:
-    """Returns the jitted image tower; all sets that an encoder is evaluated on share it."""
+    """Returns the jitted image tower, shared by all sets evaluated with an encoder."""
 
     def encode(variables: Params, windows: UInt8[Array, "B H W 3"]) -> WindowFeatures:
         features = segmentation.encode_windows(encoder.model, variables, windows)
@@ -202,7 +202,7 @@ def _compiled_towers(encoder: ImageTower, sharding: NamedSharding, views: bool) 
 
 
 class _Run:
-    """Collects windows of one size to batches, keeps one batch in flight, restores the order."""
+    """Batches windows of equal size, keeps one batch in flight, and restores the image order."""
 
     def __init__(self, encode: Any, batch_size: int) -> None:
         self._encode, self._batch_size = encode, batch_size
@@ -211,7 +211,7 @@ class _Run:
         self._waiting: collections.deque[_Pending] = collections.deque()
 
     def add(self, pending: _Pending) -> None:
-        """Takes an image; encodes the batches that are full with it."""
+        """Adds an image, and encodes the batches that it fills."""
         self._waiting.append(pending)
         for number, window in enumerate(pending.windows):
             queue = self._queues.setdefault(window.shape, [])
@@ -222,12 +222,12 @@ class _Run:
             self.flush()
 
     def finished(self) -> Iterator[_Pending]:
-        """Yields the images that are done, while none before them is missing."""
+        """Yields finished images in order."""
         while self._waiting and self._waiting[0].done:
             yield self._waiting.popleft()
 
     def flush(self) -> None:
-        """Encodes what waits."""
+        """Encodes the pending windows."""
         for shape, queue in self._queues.items():
             if queue:
                 self._dispatch(shape)
@@ -238,7 +238,7 @@ class _Run:
         rows, self._queues[shape] = self._queues[shape], []
         output = self._encode([pending.windows[number] for pending, number in rows])
         self._in_flight.append((output, rows))
-        if len(self._in_flight) > 1:  # the devices work on one batch while the host fills another
+        if len(self._in_flight) > 1:  # the devices compute one batch while the host fills the next
             self._collect()
 
     def _collect(self) -> None:
@@ -249,14 +249,14 @@ class _Run:
 
 
 def _join(pending: _Pending, num_classes: int) -> ImageOutput:
-    """Stacks the windows' outputs, with the same classes for all."""
+    """Stacks the outputs of an image's windows, over the union of their classes."""
     outputs = [output for output in pending.outputs if output is not None]
     view = outputs.pop() if pending.prepared.view is not None else None
     kept = np.stack([output.classes for output in outputs])
     found = np.unique(kept)
     num_slots = min(kept.size, num_classes)
     scores = np.zeros((len(outputs), outputs[0].scores.shape[0], num_slots), np.float32)
-    scores[..., len(found) :] = -1  # never the best
+    scores[..., len(found) :] = -1  # never the maximum
     for of_window, output in zip(scores, outputs, strict=True):
         of_window[:, np.searchsorted(found, output.classes)] = output.scores
     return ImageOutput(

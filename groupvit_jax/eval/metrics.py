@@ -1,7 +1,7 @@
-"""Counts and the scores made of them: confusion matrices, top-k, retrieval recall.
+"""Metrics and their counts: confusion matrices, top-k accuracy, retrieval recall.
 
-What runs over pixels or pairs runs on the device; sums over a whole set are kept in int64 on the
-host, because a set has more pixels than an int32 counts.
+Counting over pixels or pairs runs on the device. Sums over a whole set are kept in int64 on the
+host, because a set has more pixels than an int32 can count.
 """
 
 import jax.numpy as jnp
@@ -22,11 +22,11 @@ def confusion_matrix(
     """Counts pixels by true class (rows) and predicted class (columns), on the device.
 
     Args:
-      truth: class of every pixel; `ignored` and ids outside the classes don't count.
+      truth: class of every pixel; `ignored` and ids outside the classes are skipped.
       prediction: classes, below `num_classes`.
-      present: which rows of the batch are examples; the others are padding.
+      present: rows of the batch that are examples, not padding.
       num_classes: number of classes.
-      ignored: the id in `truth` that doesn't count.
+      ignored: the id in `truth` of unlabelled pixels.
     """
     truth = truth.astype(jnp.int32)
     counts = (truth != ignored) & (truth >= 0) & (truth < num_classes)
@@ -37,26 +37,26 @@ def confusion_matrix(
 
 
 def class_iou(confusion: Int[np.ndarray, "N N"]) -> Float[np.ndarray, " N"]:
-    """Intersection over union of every class; NaN where a class is neither true nor predicted."""
+    """Returns the intersection over union of every class; NaN for classes without any pixel."""
     hits = np.diag(confusion).astype(np.float64)
     union = confusion.sum(0) + confusion.sum(1) - hits
     return np.divide(hits, union, out=np.full(len(hits), np.nan), where=union > 0)
 
 
 def mean_iou(confusion: Int[np.ndarray, "N N"]) -> float:
-    """Mean over the classes that occur; NaN if none does."""
+    """Returns the mean over classes that occur; NaN if none does."""
     iou = class_iou(confusion)
     return float(np.nanmean(iou)) if np.isfinite(iou).any() else float("nan")
 
 
 def pixel_accuracy(confusion: Int[np.ndarray, "N N"]) -> float:
-    """Share of the counted pixels that are predicted rightly; NaN if none is counted."""
+    """Returns the share of counted pixels with the right prediction; NaN if none is counted."""
     total = confusion.sum()
     return float(np.trace(confusion) / total) if total else float("nan")
 
 
 def rank_of_true_class(scores: Float[Array, "B N"], label: Int[Array, " B"]) -> Int[Array, " B"]:
-    """Number of classes that come before the true one; of equal scores the first comes first."""
+    """Returns the number of classes ranked before the true one; ties rank by index."""
     own = jnp.take_along_axis(scores, label[:, None], axis=1)
     earlier = jnp.arange(scores.shape[1]) < label[:, None]
     return ((scores > own) | ((scores == own) & earlier)).sum(axis=1)
@@ -65,12 +65,12 @@ def rank_of_true_class(scores: Float[Array, "B N"], label: Int[Array, " B"]) -> 
 def first_match_rank(
     scores: Float[Array, "Q N"], query: Int[Array, " Q"], owner: Int[Array, " N"]
 ) -> Int[Array, " Q"]:
-    """Number of candidates that come before a query's first right one.
+    """Returns the number of candidates ranked before a query's first match.
 
     Args:
       scores: similarity of queries and candidates.
       query: identity of each query.
-      owner: identity of each candidate; it is right for the query of the same identity.
+      owner: identity of each candidate; a match has the identity of the query.
     """
     right = query[:, None] == owner
     best = jnp.where(right, scores, -jnp.inf).argmax(axis=1)
@@ -78,5 +78,5 @@ def first_match_rank(
 
 
 def recall(rank: Int[np.ndarray, " Q"], k: int) -> float:
-    """Share of the queries whose right answer is among the first `k`, by `rank` from 0."""
+    """Returns the share of queries whose first match has a `rank` (from 0) below `k`."""
     return float((np.asarray(rank) < k).mean())

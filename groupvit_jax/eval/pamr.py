@@ -1,4 +1,4 @@
-"""Pixel-adaptive mask refinement: scores flow between neighbours of similar colour.
+"""Pixel-adaptive mask refinement (PAMR): scores diffuse between pixels of similar colour.
 
 Araslanov and Roth, "Single-Stage Semantic Segmentation from Image Labels", CVPR 2020, the section
 on PAMR: in each iteration, every pixel takes the mean of its neighbours' scores,
@@ -31,21 +31,21 @@ def refine(
     dilations: Sequence[int] = DILATIONS,
     size: Int[Array, " 2"] | None = None,
 ) -> Float[Array, "B H W N"]:
-    """Refines the scores of classes along the edges of the images.
+    """Refines class scores along image edges.
 
-    Beyond the borders, images and scores go on as their outermost pixels. Needs memory for one
-    number per pixel and neighbour (48 at the default dilations).
+    Images and scores are extended beyond the borders by repeating the outermost pixels. Memory: one
+    number per pixel and neighbour (48 neighbours with the default dilations).
 
     Args:
-      scores: of every class at every pixel, of any scale.
-      images: intensities of any scale; only their ratio to the local deviation counts.
-      num_iterations: how often scores are averaged.
-      dilations: distances of the neighbours in pixels.
-      size: height and width of the images where the arrays are padded at the bottom and right (the
-        images with their outermost pixels); all by default.
+      scores: scores of every class at every pixel, at any scale.
+      images: intensities at any scale; only their ratio to the local deviation matters.
+      num_iterations: number of averaging steps.
+      dilations: distances to the neighbours, in pixels.
+      size: height and width of the images within arrays padded at the bottom and right (images by
+        repeating their outermost pixels); by default the whole arrays.
 
     Returns:
-      As `scores`; in each pixel a weighted mean of the scores around it.
+      The refined scores, weighted means of the scores around each pixel.
     """
     offsets = jnp.asarray(np.concatenate([d * _RING for d in dilations]))
     affinities = _affinities(images.astype(jnp.float32), offsets, max(dilations))
@@ -65,7 +65,7 @@ def refine(
 def _repeat_borders(
     maps: Float[Array, "B H W C"], size: Int[Array, " 2"] | None
 ) -> Float[Array, "B H W C"]:
-    """Puts the outermost values within `size` in place of the padding."""
+    """Replaces the padding by the outermost values within `size`."""
     if size is None:
         return maps
     rows = jnp.minimum(jnp.arange(maps.shape[1]), size[0] - 1)
@@ -76,7 +76,7 @@ def _repeat_borders(
 def _affinities(
     images: Float[Array, "B H W 3"], offsets: Int[Array, "K 2"], margin: int
 ) -> Float[Array, "K B H W"]:
-    """Returns the share that each neighbour has in each pixel's next score."""
+    """Returns the weight of each neighbour in each pixel's next score."""
     shifted = _shifts(images, margin)
     deviation = _local_deviation(images, shifted, offsets)
 
@@ -92,10 +92,10 @@ def _local_deviation(
     shifted: Callable[[Array], Array],
     offsets: Int[Array, "K 2"],
 ) -> Float[Array, "B H W 3"]:
-    """Returns each colour's sample standard deviation over the 3 x 3 windows of all dilations.
+    """Returns each channel's sample standard deviation over the 3 x 3 windows of all dilations.
 
-    The middle of the windows counts in each of them. As differences from it are summed, nothing
-    cancels: it is one of the values.
+    The central pixel counts once per window. Differences from it are summed, which avoids
+    cancellation because it is one of the values.
     """
 
     def add(sums, offset):
@@ -109,7 +109,7 @@ def _local_deviation(
 
 
 def _shifts(maps: Float[Array, "B H W C"], margin: int) -> Callable[[Array], Array]:
-    """Returns a function that gives every pixel its neighbour at an offset up to the margin."""
+    """Returns a function that gathers every pixel's neighbour at an offset within the margin."""
     padded = jnp.pad(maps, ((0, 0), (margin, margin), (margin, margin), (0, 0)), mode="edge")
 
     def shifted(offset: Int[Array, " 2"]) -> Float[Array, "B H W C"]:

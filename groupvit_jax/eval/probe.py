@@ -1,7 +1,7 @@
-"""How well the frozen image embedding tells classes apart: a linear probe, and nearest neighbours.
+"""Probes of the frozen image embedding: linear probe and nearest neighbours.
 
-The embedding is the image tower's own, before the projector into the joint space, as the field
-measures encoders. Both learn from one split and are measured on another.
+As is usual for encoders, the embedding is the image tower's output before the projector. Both
+probes are trained on one split and evaluated on another.
 """
 
 import functools
@@ -24,14 +24,14 @@ from groupvit_jax.typing import Array, Float, Int, Params
 
 _HIGHEST = jax.lax.Precision.HIGHEST
 _QUERIES_AT_ONCE = 256
-_ROWS_AT_ONCE = 8192  # of the logits of a linear probe
+_ROWS_AT_ONCE = 8192  # memory for the logits of a linear probe
 # CLIP's sweep of the regularisation (Radford et al. 2021, A.3), as powers of ten.
 _STRENGTHS = tuple(map(float, range(-6, 7, 2)))
 _FINEST = 1 / 8
 
 
 class Embedded(NamedTuple):
-    """A set's embeddings and classes, on the host; broken images are left out."""
+    """Embeddings and classes of a set, on the host; unreadable images are excluded."""
 
     features: Float[np.ndarray, "N C"]
     labels: Int[np.ndarray, " N"]
@@ -45,7 +45,7 @@ class LinearModel(NamedTuple):
 
 
 class Rows(NamedTuple):
-    """Examples in chunks, the rows of each divided over the devices; `weight` 0 is padding."""
+    """Examples in chunks whose rows are sharded over the devices; `weight` 0 marks padding."""
 
     features: Float[Array, "K R C"]
     labels: Int[Array, "K R"]
@@ -53,11 +53,11 @@ class Rows(NamedTuple):
 
 
 class Probe:
-    """What both probes share: reading both splits and embedding them.
+    """Base of both probes: reads and embeds both splits.
 
     Attributes:
       name: prefix of the metrics.
-      source: the images that are measured.
+      source: the evaluation images.
     """
 
     def __init__(
@@ -72,17 +72,17 @@ class Probe:
         resize: int | None = None,
         crop: int | None = None,
     ) -> None:
-        """Takes what to learn from and what to evaluate on.
+        """Sets the data and the embedding.
 
         Args:
           tower: the image tower.
-          train: images to learn from.
-          source: images to evaluate on.
-          num_classes: that the labels of both index.
+          train: training images.
+          source: evaluation images.
+          num_classes: number of classes of both.
           name: prefix of the metrics.
-          batch_size: of the embedding, global; rounded up to what the devices divide.
-          resize: the shorter side of the images in pixels; 8/7 of the crop by default.
-          crop: side of the central square that is embedded; the training images' by default.
+          batch_size: global batch size of the embedding, rounded up to a multiple of the devices.
+          resize: shorter side of the images in pixels; 8/7 of the crop by default.
+          crop: side of the embedded central square; the training size by default.
         """
         self.name, self.source, self.num_classes = name, source, num_classes
         self._tower, self._train = tower, train
@@ -90,7 +90,7 @@ class Probe:
         self._resize, self._crop = tower.image_sizes(resize, crop)
 
     def __call__(self, variables: Params) -> dict[str, float]:
-        """Returns `top1`, `top5` and the numbers of images that were read.
+        """Returns `top1`, `top5` and the numbers of images read.
 
         Raises:
           ValueError: no image of a split can be read.
@@ -105,11 +105,11 @@ class Probe:
         }
 
     def ranks(self, train: Embedded, val: Embedded) -> Int[np.ndarray, " N"]:
-        """Returns how many classes come before the true one, for each image of `val`."""
+        """Returns the rank of the true class (from 0) for each image of `val`."""
         raise NotImplementedError
 
     def _embed(self, variables: Params, source: LabelledSource) -> Embedded:
-        """Returns every image once, in the source's order, on every process."""
+        """Embeds every image once, in source order, on every process."""
         tower, found = self._tower, []
         for batch in batches(tower, source, self._batch_size, self._resize, self._crop):
             index = np.where(batch["_mask"], batch["index"], 0)
@@ -129,15 +129,15 @@ class Probe:
 class NearestNeighbours(Probe):
     """Weighted votes of the k nearest training images (as DINO, arXiv 2104.14294).
 
-    A neighbour votes for its class with `exp(cosine / temperature)`. A class without a vote is not
-    found.
+    A neighbour votes for its class with weight `exp(cosine / temperature)`. A class without votes
+    counts as not found.
     """
 
     def __init__(self, *args: Any, k: int = 20, temperature: float = 0.07, **options: Any) -> None:
-        """Takes the number of neighbours and the temperature, beside what `Probe` takes.
+        """Sets the number of neighbours and the temperature; see `Probe` for the rest.
 
         Raises:
-          ValueError: one of them isn't positive.
+          ValueError: one of them is not positive.
         """
         super().__init__(*args, **options)
         if k < 1 or not temperature > 0:
@@ -177,15 +177,15 @@ def neighbour_ranks(
     k: int,
     temperature: float,
 ) -> Int[Array, " Q"]:
-    """Returns how many classes have more votes than the true one; of equals the first comes first.
+    """Returns the rank of the true class by votes (from 0); ties rank by index.
 
     Args:
       query: embeddings to classify, not normalised.
-      truth: their classes.
+      truth: classes of the queries.
       features: embeddings of the neighbours, not normalised.
-      labels: their classes.
-      num_classes: what a class without a vote has as its rank.
-      k: neighbours that vote.
+      labels: classes of the neighbours.
+      num_classes: number of classes, the rank of a class without votes.
+      k: number of neighbours that vote.
       temperature: see `NearestNeighbours`.
     """
     cosines = jnp.matmul(l2_normalize(query), l2_normalize(features).T, precision=_HIGHEST)
@@ -197,11 +197,11 @@ def neighbour_ranks(
 
 
 class LinearProbe(Probe):
-    """Softmax regression on the embeddings, its regularisation swept (as CLIP's linear probe).
+    """Softmax regression on the embeddings with swept regularisation, as in CLIP's linear probe.
 
-    The strength is chosen on a tenth of the training images, drawn by a fixed seed: powers of 100
-    from 1e-6 to 1e6, then twice as fine round the best until there are 8 in a factor of ten. The
-    regression with the best is fitted to all training images and measured on the others.
+    The regularisation strength is chosen on a held-out tenth of the training images, drawn with a
+    fixed seed: powers of 100 from 1e-6 to 1e6, then at half the distance around the best until
+    there are 8 steps per factor of ten. The final regression uses all training images.
     """
 
     def __init__(
@@ -211,12 +211,12 @@ class LinearProbe(Probe):
         max_iterations: int = 1000,
         **options: Any,
     ) -> None:
-        """Takes what can be changed, beside what `Probe` takes.
+        """Sets the options of the regression; see `Probe` for the rest.
 
         Args:
           *args: see `Probe`.
-          strengths: the only ones to try, in place of the sweep.
-          max_iterations: of L-BFGS.
+          strengths: candidates that replace the sweep.
+          max_iterations: limit of L-BFGS iterations.
           **options: see `Probe`.
         """
         super().__init__(*args, **options)
@@ -228,7 +228,7 @@ class LinearProbe(Probe):
         self._rank = jax.jit(row_ranks, out_shardings=parallel.replicated(self._tower.mesh))
 
     def __call__(self, variables: Params) -> dict[str, float]:
-        """Returns what `Probe` does and the `strength` that was chosen."""
+        """Returns the metrics of `Probe` and the chosen `strength`."""
         return super().__call__(variables) | {"strength": self._chosen}
 
     def ranks(self, train: Embedded, val: Embedded) -> Int[np.ndarray, " N"]:
@@ -259,10 +259,10 @@ class LinearProbe(Probe):
 
 
 def sweep(score: Any) -> float:
-    """Returns the strength with the best score; of equals the strongest regularisation.
+    """Returns the strength with the best score; ties choose the strongest regularisation.
 
     Args:
-      score: of a strength; called for seven, and for two more each time the distance is halved.
+      score: maps a strength to its score; called seven times, and twice per halving of the step.
     """
 
     def of_power(power: float) -> tuple[float, float]:
@@ -279,12 +279,12 @@ def sweep(score: Any) -> float:
 def in_chunks(
     mesh: Mesh, examples: Embedded, weight: Float[np.ndarray, " N"] | None = None
 ) -> Rows:
-    """Puts examples on the devices, padded with rows of weight 0.
+    """Places examples on the devices, padded with rows of weight 0.
 
     Args:
       mesh: the devices.
-      examples: what each process holds whole.
-      weight: of the examples; 1 by default.
+      examples: all examples, on every process.
+      weight: weights of the examples; 1 by default.
     """
     count, shards = len(examples.labels), parallel.num_batch_shards(mesh)
     rows = -(-min(count, _ROWS_AT_ONCE) // shards) * shards
@@ -304,13 +304,13 @@ def in_chunks(
 def objective(
     model: LinearModel, rows: Rows, strength: Float[Array, ""] | float
 ) -> Float[Array, ""]:
-    """Returns the mean cross-entropy plus `strength / (2 n) |kernel|^2`, n the weights' sum.
+    """Returns the mean cross-entropy plus `strength / (2 n) |kernel|^2`, with n the sum of weights.
 
-    It is 1/n of what scikit-learn's LogisticRegression minimises with C = 1 / strength.
+    This is 1/n of the objective of scikit-learn's LogisticRegression with C = 1 / strength.
     """
     count = rows.weight.sum()
 
-    @jax.checkpoint  # the logits of all chunks would not fit the memory
+    @jax.checkpoint  # the logits of all chunks would not fit in memory
     def add(total: Array, chunk: Rows) -> tuple[Array, None]:
         log_classes = jax.nn.log_softmax(_logits(model, chunk))
         own = jnp.take_along_axis(log_classes, chunk.labels[:, None], axis=1)[:, 0]
@@ -328,14 +328,14 @@ def fit(
     max_iterations: int,
     tolerance: float = 1e-5,
 ) -> LinearModel:
-    """Minimises `objective` by L-BFGS, from zero.
+    """Minimises `objective` by L-BFGS, starting at zero.
 
     Args:
       rows: examples.
-      strength: of the regularisation.
-      num_classes: that the labels index.
-      max_iterations: after which it ends in any case.
-      tolerance: it ends where no derivative is larger.
+      strength: regularisation strength.
+      num_classes: number of classes.
+      max_iterations: limit of iterations.
+      tolerance: stops when no derivative exceeds it.
     """
     solver = optax.lbfgs()
     value_fn = functools.partial(objective, rows=rows, strength=strength)
@@ -362,7 +362,7 @@ def fit(
 
 
 def row_ranks(model: LinearModel, rows: Rows) -> Int[Array, "K R"]:
-    """Returns how many classes score more than the true one, for each row."""
+    """Returns the rank of the true class (from 0) for each row."""
 
     def rank(chunk: Rows) -> Array:
         return metrics.rank_of_true_class(_logits(model, chunk), chunk.labels)

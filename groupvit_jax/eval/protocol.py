@@ -1,4 +1,4 @@
-"""How segmentation is evaluated: the published protocol and the field's common one, by name."""
+"""Segmentation protocols by name: the published one, and the field's common one (TCL)."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -11,21 +11,21 @@ BACKGROUND_RULES = ("window", "constant")
 
 @dataclasses.dataclass(frozen=True)
 class Protocol:
-    """The knobs; the defaults are the published ones (arXiv 2202.11094) but for the background.
+    """Settings of a segmentation protocol; the defaults are published (arXiv 2202.11094).
 
     Attributes:
-      resize: longest and shortest side that the image is made to fit, keeping its ratio; ()
-        leaves images as they are.
-      window: side of the sliding windows in pixels.
-      stride: distance between windows in pixels.
-      num_kept: number of classes kept in each window, those that its embedding likes best.
-      background_threshold: None where the classes have no background.
-      background_rule: "window": in each window the background scores 1 where no class reaches the
-        threshold (or the window's best score, if that is less), and 0 elsewhere; "constant": it
-        scores the threshold everywhere, after the windows are averaged.
-      prompts: texts with one `{}` for a class's name, whose embeddings are averaged.
-      pamr_iterations: how often the scores are refined by the image (`eval.pamr`).
-      pamr_dilations: distances of the neighbours that refine.
+      resize: bounds of the longer and shorter side, between which images are scaled keeping their
+        aspect ratio; () keeps the size.
+      window: side of the sliding windows, in pixels.
+      stride: distance between windows, in pixels.
+      num_kept: number of classes kept per window, by similarity to the window's embedding.
+      background_threshold: None for classes without background.
+      background_rule: "window": in each window, background scores 1 where no class reaches the
+        threshold (or the window's best score if that is lower), and 0 elsewhere; "constant":
+        background scores the threshold everywhere, after averaging the windows.
+      prompts: templates with one `{}` for the class name, whose embeddings are averaged.
+      pamr_iterations: number of refinement steps (`eval.pamr`).
+      pamr_dilations: distances to the neighbours in refinement.
     """
 
     resize: tuple[int, ...] = (2048, 448)
@@ -39,7 +39,7 @@ class Protocol:
     pamr_dilations: tuple[int, ...] = (1, 2, 4, 8, 12, 24)
 
     def __post_init__(self) -> None:
-        """Raises ValueError, naming the field, if a value can't be."""
+        """Raises a ValueError that names the field of an invalid value."""
         for name, least in (("window", 1), ("stride", 1), ("num_kept", 1), ("pamr_iterations", 0)):
             if getattr(self, name) < least:
                 raise ValueError(f"{name}={getattr(self, name)}: expected at least {least}")
@@ -84,7 +84,7 @@ PROTOCOLS = {
         prompts=(*IMAGENET_PROMPTS, "a photo of many {}.", "a photo of {}s."),
     ),
 }
-# Published with the model's results; other sets with a background have none.
+# Published with the model; there are no values for other sets with background.
 THRESHOLDS = {"voc": 0.95, "context": 0.35, "coco_object": 0.95}
 _DEFAULT_THRESHOLD = 0.95
 
@@ -100,19 +100,19 @@ def make_protocol(
     image_size: int = _PUBLISHED_IMAGE_SIZE,
     **knobs: Any,
 ) -> Protocol:
-    """Returns a protocol for a set of images.
+    """Builds the protocol for a set of images.
 
     Args:
-      name: of `PROTOCOLS`.
-      benchmark: the set, whose threshold is taken if it has a published one.
-      has_background: whether the set has a background.
-      image_size: side of the model's training images; windows, made for 224 pixels, follow it.
-      **knobs: fields of `Protocol` that differ; None stands for the protocol's own value. Stride
-        and resizing follow a window of another size.
+      name: a key of `PROTOCOLS`.
+      benchmark: name of the set, for its published threshold.
+      has_background: whether the set has a background class.
+      image_size: training size of the model; windows, defined for 224 pixels, scale with it.
+      **knobs: overrides of `Protocol` fields; None keeps the protocol's value. Stride and resize
+        scale with the window.
 
     Raises:
-      ValueError: there is no such protocol, or a knob's value can't be.
-      TypeError: there is no such knob.
+      ValueError: the protocol is unknown or a value is invalid.
+      TypeError: an override is not a field of `Protocol`.
     """
     if name not in PROTOCOLS:
         raise ValueError(f"protocol: {name!r} found, expected one of {list(PROTOCOLS)}")
@@ -122,7 +122,9 @@ def make_protocol(
         given.setdefault("background_threshold", THRESHOLDS.get(benchmark, _DEFAULT_THRESHOLD))
     elif "background_threshold" in given:
         raise ValueError(f"background_threshold: {benchmark or 'the set'} has no background")
-    check_prompts(given.get("prompts", protocol.prompts))  # a text would be taken apart below
+    check_prompts(
+        given.get("prompts", protocol.prompts)
+    )  # a string would be split into characters below
     for key in ("resize", "prompts", "pamr_dilations"):
         if key in given:
             given[key] = tuple(given[key])

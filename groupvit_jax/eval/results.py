@@ -1,4 +1,4 @@
-"""Results of an evaluation as JSON and Markdown: what was measured, on what, and how."""
+"""Results of an evaluation as JSON and Markdown, with the settings that produced them."""
 
 import hashlib
 import json
@@ -12,7 +12,7 @@ import numpy as np
 
 from groupvit_jax.typing import Params
 
-# The figures of the table, in per cent, with their names there; a set has some of them.
+# Metrics in the table, in per cent, with their column titles; a set has some of them.
 COLUMNS = {
     "miou": "mIoU",
     "pixel_accuracy": "pixel accuracy",
@@ -27,7 +27,7 @@ COLUMNS = {
 
 
 def hash_variables(variables: Params) -> str:
-    """Returns the SHA-256 of parameters and statistics: the same for every kind of checkpoint."""
+    """Returns the SHA-256 of parameters and statistics, equal for every checkpoint format."""
     digest = hashlib.sha256()
     for path, leaf in jax.tree_util.tree_leaves_with_path(variables):
         array = np.ascontiguousarray(jax.device_get(leaf))
@@ -37,10 +37,10 @@ def hash_variables(variables: Params) -> str:
 
 
 def table(benchmarks: Mapping[str, Mapping[str, Any]]) -> tuple[list[str], list[list[object]]]:
-    """Returns header and rows of the figures in per cent; columns that no set has are left out.
+    """Returns header and rows of the results in per cent, without empty columns.
 
     Args:
-      benchmarks: for each set the entry of the results, with `metrics`, `images` and `protocol`.
+      benchmarks: results by set, with `metrics`, `images` and `protocol`.
     """
     found = [key for key in COLUMNS if any(key in b["metrics"] for b in benchmarks.values())]
     header = ["benchmark", "protocol", "images", *(COLUMNS[key] for key in found)]
@@ -52,7 +52,7 @@ def table(benchmarks: Mapping[str, Mapping[str, Any]]) -> tuple[list[str], list[
 
 
 def markdown(results: Mapping[str, Any]) -> str:
-    """Returns the table with what one has to know beside it."""
+    """Returns the table with the checkpoint and settings it belongs to."""
     header, rows = table(results["benchmarks"])
     checkpoint = results["checkpoint"]
     return "\n".join(
@@ -79,17 +79,17 @@ def _cell(value: object) -> str:
 
 
 def write(path: Path, content: str) -> None:
-    """Replaces a file at once, so that a stop never leaves half of it."""
+    """Replaces a file atomically, so that an interruption never leaves a partial one."""
     beside = path.with_name(f".{path.name}.{os.getpid()}")
     beside.write_text(content, encoding="utf-8")
     beside.replace(path)
 
 
 def read(path: Path) -> dict[str, Any]:
-    """Returns what `write` left there; nothing if there is no file.
+    """Returns the results written by `write`; empty if there is no file.
 
     Raises:
-      ValueError: the file is no JSON of results.
+      ValueError: the file doesn't contain results.
     """
     if not path.exists():
         return {}

@@ -1,4 +1,4 @@
-"""Segments single images of any size, with the groups that the model saw in them."""
+"""Segments single images of any size, and returns their groups."""
 
 from collections.abc import Iterable, Iterator
 from typing import NamedTuple
@@ -16,11 +16,11 @@ class SegmentedImage(NamedTuple):
     """An image's segmentation.
 
     Attributes:
-      mask: class of every pixel; with a background it is 0 and the classes follow.
-      scores: of those K classes that any window of the image kept, for every pixel.
-      classes: which these are, ascending, numbered as in `mask`; all others score 0.
-      groups: for each grouping stage, the group of every pixel, in a view of the whole image as
-        one window; none without views.
+      mask: class of every pixel; a background class is 0, and the others follow.
+      scores: scores of the K classes kept by any window, for every pixel.
+      classes: indices of these classes in `mask`, ascending; all others score 0.
+      groups: the group of every pixel, one array per grouping stage, from the whole image as one
+        window; empty without views.
     """
 
     mask: Int[np.ndarray, "H W"]
@@ -30,10 +30,10 @@ class SegmentedImage(NamedTuple):
 
 
 class ImageSegmenter:
-    """Segments images one after another; their windows share the batches of the towers."""
+    """Segments a stream of images; windows of several images share batches."""
 
     def __init__(self, windows: WindowEncoder) -> None:
-        """Takes what encodes windows; it makes views where the groups are wanted too."""
+        """Takes an encoder of windows, which encodes views if the groups are wanted too."""
         self.protocol, self._windows = windows.protocol, windows
         self._patch_size = windows.encoder.model.image_encoder.patch_size
         self._scores = jax.jit(
@@ -51,7 +51,7 @@ class ImageSegmenter:
 
         Args:
           variables: the model's parameters and statistics.
-          text: normalised class embeddings, without the background's.
+          text: normalised class embeddings, without background.
           images: of any sizes.
         """
         prepared = ((self._windows.prepare(image), None) for image in images)
@@ -76,7 +76,7 @@ class ImageSegmenter:
         return SegmentedImage(mask, scores, classes, self._groups(output))
 
     def _groups(self, output: ImageOutput) -> tuple[Int[np.ndarray, "H W"], ...]:
-        """Resizes the groups of the whole image's view to the image."""
+        """Resizes the groups of the whole-image view to the image."""
         if output.view is None:
             return ()
         size, side = output.prepared.size, self.protocol.window

@@ -1,9 +1,9 @@
-"""Zero-shot segmentation on the device: groups take classes, pixels take groups.
+"""Zero-shot segmentation on the device: groups are classified, pixels inherit from their group.
 
 Three pure functions, each jitted by its caller: `encode_windows` runs the image tower on a batch of
-windows, whichever images they are of; `class_scores` compares their groups with the classes;
-`segment` joins the windows of one image. Between them only few numbers of a window remain: the soft
-groups of every patch and the groups' best classes.
+windows from any images, `class_scores` compares their groups with the classes, and `segment` joins
+the windows of one image. Between these steps, a window is reduced to the soft assignments of its
+patches and the scores of its best classes.
 """
 
 from typing import NamedTuple
@@ -25,12 +25,12 @@ _HIGHEST = jax.lax.Precision.HIGHEST
 
 
 class WindowFeatures(NamedTuple):
-    """What the towers give for a batch of windows, whatever the classes.
+    """Class-independent features of a batch of windows.
 
     Attributes:
       image: joint embeddings of the windows, not normalised.
       groups: joint embeddings of the last stage's segments, not normalised.
-      maps: for each grouping stage in order, how much every patch is of every group.
+      maps: soft assignments of patches to groups, one array per grouping stage.
     """
 
     image: Float[Array, "B D"]
@@ -39,16 +39,16 @@ class WindowFeatures(NamedTuple):
 
 
 class ImageWindows(NamedTuple):
-    """The windows of one image and where they belong.
+    """The windows of one image and their positions.
 
     Attributes:
-      maps: how much every patch of each window is of every group of the last stage.
-      scores: of each window's groups, for the same K classes in all windows.
-      corners: where the windows begin on the canvas, which holds the image at its top left.
+      maps: soft assignments of each window's patches to the groups of the last stage.
+      scores: scores of each window's groups for the same K classes in all windows.
+      corners: top left corners of the windows on the canvas, whose top left holds the image.
       rows: table that resizes the canvas to the original height.
       columns: table that resizes the canvas to the original width.
       size: height and width of the image on the canvas.
-      pixels: the canvas, needed only where the protocol refines scores by it.
+      pixels: the canvas, only for protocols that refine scores.
     """
 
     maps: Float[Array, "V h w G"]
@@ -74,7 +74,7 @@ def class_scores(
       groups: embeddings of the segments, not normalised.
       text: normalised class embeddings.
       logit_scale: logarithm of the inverse temperature.
-      num_kept: number of classes that are kept, those that the whole window likes best.
+      num_kept: number of classes kept, by similarity to the whole window.
     """
     affinity = jnp.matmul(l2_normalize(groups), text.T, precision=_HIGHEST)
     affinity = affinity * clipped_scale(logit_scale)
@@ -107,10 +107,10 @@ def encode_windows(
 def pixel_groups(
     maps: Float[Array, "B h w G"], size: tuple[int, int], patch_size: int
 ) -> Int[Array, "B H W"]:
-    """Returns the likeliest group of every pixel: maps resized bilinearly, then the argmax.
+    """Returns the most probable group of every pixel: resizes bilinearly, then takes the argmax.
 
     Args:
-      maps: how much every patch is of every group.
+      maps: soft assignments of patches to groups.
       size: height and width of the windows.
       patch_size: side of a patch; padding beyond `size` is cut off.
     """
@@ -118,7 +118,7 @@ def pixel_groups(
 
 
 def add_background(scores: Float[Array, "H W K"], threshold: Array) -> Float[Array, "H W M"]:
-    """Puts the background's score before the classes': 1 where none reaches the threshold, or 0."""
+    """Prepends the background score: 1 where no class reaches the threshold, else 0."""
     background = scores.max(axis=-1, keepdims=True) < threshold
     return jnp.concatenate([background.astype(scores.dtype), scores], axis=-1)
 
@@ -130,14 +130,14 @@ def join_windows(
     canvas: tuple[int, int],
     protocol: Protocol,
 ) -> Float[Array, "h w M"]:
-    """Returns every pixel's score of every class, averaged over the windows that hold it.
+    """Returns class scores per pixel, averaged over the windows that contain it.
 
     Args:
-      groups: of every pixel of each window of an image: its one, or how much it is of each.
-      scores: of each window's groups, for the same K classes in all windows.
-      corners: where the windows begin.
-      canvas: height and width of what is returned; 0 beyond the image.
-      protocol: says whether the background comes first.
+      groups: group of every pixel of each window, or its soft assignment.
+      scores: scores of each window's groups for the same K classes in all windows.
+      corners: top left corners of the windows.
+      canvas: height and width of the result; 0 outside the image.
+      protocol: determines whether a background score comes first.
     """
     threshold = protocol.background_threshold
     per_window = threshold is not None and protocol.background_rule == "window"
@@ -165,7 +165,7 @@ def join_windows(
 def resample(
     maps: Float[Array, "h w C"], rows: Resampling, columns: Resampling
 ) -> Float[Array, "H W C"]:
-    """Resizes bilinearly by tables (see `windows.resampling`)."""
+    """Resizes bilinearly with tables (see `windows.resampling`)."""
 
     def blend(lines: Array, table: Resampling, axis: int) -> Array:
         weight = jnp.expand_dims(table.weight, (1 - axis, 2))
@@ -184,15 +184,16 @@ def segment(
     protocol: Protocol,
     mixture: bool = False,
 ) -> Float[Array, "H W M"]:
-    """Returns the scores of the original image's pixels; the class is their argmax.
+    """Returns the scores at the original image's pixels, whose argmax is the class.
 
     Args:
-      windows: of one image.
+      windows: the windows of one image.
       window: height and width of a window.
       canvas: height and width of the canvas.
       patch_size: side of a patch.
-      protocol: the knobs.
-      mixture: a pixel scores as its groups do, each by its share, not as its likeliest group.
+      protocol: the settings of the evaluation.
+      mixture: weight the scores of all groups by the soft assignment, instead of taking the scores
+        of the most probable group.
     """
     groups = (resize_maps if mixture else pixel_groups)(windows.maps, window, patch_size)
     scores = join_windows(groups, windows.scores, windows.corners, canvas, protocol)

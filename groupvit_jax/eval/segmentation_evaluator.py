@@ -1,4 +1,4 @@
-"""Segments every image of a set and compares with its mask."""
+"""Evaluates segmentation on a set of images with masks."""
 
 import os
 from collections.abc import Callable, Iterator, Sequence
@@ -24,22 +24,22 @@ from groupvit_jax.typing import Array, Int, Params, UInt8
 
 _MAX_COUNT = 2**31 - 1
 _READ_AHEAD = 16
-# Called with the number of images that are done.
+# Called with the number of finished images.
 Progress = Callable[[int], None]
 
 
 class Segmentation:
-    """Segments every image of a set into named classes and compares with its mask.
+    """Segments every image of a set into named classes and compares the result with its mask.
 
-    Metrics: `miou`, `pixel_accuracy`, and `iou/CLASS` of every class that occurs.
+    Metrics: `miou`, `pixel_accuracy`, and `iou/CLASS` for every class that occurs.
 
     Attributes:
       name: prefix of the metrics.
-      all_names: of the classes, the background's first if there is one.
+      all_names: class names, preceded by the background's if there is one.
       source: images with masks.
-      protocol: the knobs.
-      has_background: whether class 0 is painted as the background.
-      window_encoder: makes what encodes windows.
+      protocol: the settings of the evaluation.
+      has_background: whether class 0 is painted as background.
+      window_encoder: builds the encoder of windows.
     """
 
     window_encoder: ClassVar[type[WindowEncoder]] = WindowEncoder
@@ -55,17 +55,17 @@ class Segmentation:
         windows_at_once: int | None = None,
         background_name: str = "background",
     ) -> None:
-        """Takes what to evaluate on.
+        """Sets model, data and protocol.
 
         Args:
-          encoder: the towers.
-          source: images with masks, whose values index the classes (the background's is 0, if
-            there is one).
-          class_names: without the background's.
-          protocol: the knobs.
+          encoder: both towers.
+          source: images with masks, whose values index the classes (0 is the background, if there
+            is one).
+          class_names: names without the background.
+          protocol: the settings of the evaluation.
           name: prefix of the metrics.
           windows_at_once: see `WindowEncoder`.
-          background_name: what the background is called in the results.
+          background_name: name of the background in the results.
         """
         self.name = name
         self._encoder, self.source, self.protocol = encoder, source, protocol
@@ -76,11 +76,11 @@ class Segmentation:
         self._count = jax.jit(self._count_images, static_argnums=(0, 1))
 
     def __call__(self, variables: Params) -> dict[str, float]:
-        """Returns the scores of one pass over the set."""
+        """Returns the metrics of one pass over the set."""
         return self.scores(self.confusion(variables))
 
     def scores(self, confusion: Int[np.ndarray, "N N"]) -> dict[str, float]:
-        """Returns the metrics of counted pixels."""
+        """Returns the metrics of a confusion matrix."""
         named = zip(self.all_names, metrics.class_iou(confusion).tolist(), strict=True)
         return {
             "miou": metrics.mean_iou(confusion),
@@ -91,11 +91,11 @@ class Segmentation:
     def confusion(
         self, variables: Params, progress: Progress = lambda done: None
     ) -> Int[np.ndarray, "N N"]:
-        """Returns the counts of pixels by true and predicted class over the whole set.
+        """Returns the confusion matrix of the whole set, in pixels.
 
         Args:
           variables: the model's parameters and statistics.
-          progress: is told how many of this process's images are done.
+          progress: called with the number of this process's finished images.
         """
         text = self._encoder.class_embeddings(variables, self._class_names, self.protocol.prompts)
         counter = _PixelCounter(self._windows, len(self.all_names), self._count)
@@ -106,7 +106,7 @@ class Segmentation:
         return parallel.sum_over_processes(counter.total())
 
     def examples(self, variables: Params, count: int) -> list[Example]:
-        """Segments some images, evenly spaced in the set, to be looked at."""
+        """Segments some images, evenly spaced in the set, for the report."""
         count = min(count, len(self.source))
         indices = np.linspace(0, len(self.source) - 1, count).round().astype(int).tolist()
         pairs = [self.source[i] for i in indices]
@@ -119,7 +119,7 @@ class Segmentation:
         ]
 
     def _read(self) -> Iterator[tuple[Prepared, np.ndarray]]:
-        """Yields this process's images and masks; threads read ahead."""
+        """Yields this process's images and masks, read ahead by threads."""
 
         def load(index: int) -> tuple[Prepared, np.ndarray]:
             image, mask = self.source[index]
@@ -133,7 +133,7 @@ class Segmentation:
     def _count_images(
         self, window: tuple[int, int], canvas: tuple[int, int], arrays: Any, classes: Any, mask: Any
     ) -> Int[Array, "N N"]:
-        """Counts the pixels of as many images as there are devices, one on each."""
+        """Counts the pixels of one image per device."""
 
         def count(
             arrays: ImageWindows, classes: Int[Array, "1 K"], mask: UInt8[Array, "1 H W"]
@@ -147,7 +147,7 @@ class Segmentation:
                 mixture=self._windows.mixture,
             )
             prediction = classes[0][scores.argmax(-1)]
-            present = jnp.ones(1, bool)  # what is padding is ignored in the mask
+            present = jnp.ones(1, bool)  # padding is ignored in the mask
             counts = metrics.confusion_matrix(mask, prediction[None], present, len(self.all_names))
             return jax.lax.psum(counts, axis)
 
@@ -158,13 +158,13 @@ class Segmentation:
             mesh=self._windows.mesh,
             in_specs=specs,
             out_specs=PartitionSpec(),
-            check_vma=False,  # nothing but the counts is the same on all devices
+            check_vma=False,  # only the counts are replicated
         )
         return split(arrays, classes, mask)
 
 
 class _PixelCounter:
-    """Joins the windows of images and counts their pixels on the devices, an image on each."""
+    """Joins the windows of images and counts their pixels, one image per device."""
 
     def __init__(self, windows: WindowEncoder, num_classes: int, count: Callable[..., Any]) -> None:
         self._windows, self._count = windows, count
@@ -174,7 +174,7 @@ class _PixelCounter:
         self._total = np.zeros((num_classes, num_classes), np.int64)
 
     def add(self, output: ImageOutput, mask: np.ndarray) -> None:
-        """Counts an image as soon as one of its bucket waits for each device."""
+        """Adds an image; counts a bucket as soon as it holds one image per device."""
         arrays = output.arguments(self._windows.protocol)
         margins = [(0, p - s) for p, s in zip(round_up_size(mask.shape), mask.shape, strict=True)]
         mask = np.pad(mask, margins, constant_values=metrics.IGNORED)
@@ -211,7 +211,7 @@ class _PixelCounter:
         self._pixels_on_device += batch[2].size
 
     def _fetch(self) -> None:
-        """Moves the device's counts to the host before an int32 could overflow."""
+        """Moves counts from the device to the host before an int32 can overflow."""
         if self._on_device is not None:
             self._total += np.asarray(self._on_device)
         self._on_device, self._pixels_on_device = None, 0

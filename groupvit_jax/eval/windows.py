@@ -1,7 +1,7 @@
-"""Where sliding windows lie, and how images of any size get shapes that few programs fit.
+"""Layout of sliding windows, with bucketed shapes to limit recompilation.
 
-All of this runs on the host, in NumPy: a compiled program sees padded arrays of one of a few
-shapes, and tables that say where the image ends in them.
+All of this runs on the host in NumPy: compiled programs see padded arrays of a few shapes, and
+tables that mark the extent of the image in them.
 """
 
 from collections.abc import Sequence
@@ -17,7 +17,7 @@ from groupvit_jax.typing import Float, Int, UInt8
 def resize_to_fit(
     image: UInt8[np.ndarray, "H W 3"], sides: Sequence[int]
 ) -> UInt8[np.ndarray, "h w 3"]:
-    """Scales an image as far as its sides fit (longest, shortest), keeping its ratio; bilinear."""
+    """Scales an image bilinearly to fit (longest, shortest) side, keeping its aspect ratio."""
     H, W = image.shape[:2]
     scale = min(max(sides) / max(H, W), min(sides) / min(H, W))
     size = (max(1, int(W * scale + 0.5)), max(1, int(H * scale + 0.5)))
@@ -25,7 +25,7 @@ def resize_to_fit(
 
 
 def window_starts(length: int, window: int, stride: int) -> list[int]:
-    """Returns where windows begin along an axis; the last one is flush with the border."""
+    """Returns the starts of windows along an axis; the last window is flush with the border."""
     last = max(length - window, 0)
     return [*range(0, last, stride), last]
 
@@ -35,9 +35,9 @@ class Layout(NamedTuple):
 
     Attributes:
       size: height and width of the image.
-      window: height and width of its windows, smaller than the protocol's if the image is.
-      corners: where they begin.
-      canvas: height and width that hold these windows for every image with as many of them.
+      window: height and width of its windows, smaller than the protocol's for a smaller image.
+      corners: top left corners of the windows.
+      canvas: height and width that contain the windows of every image with this number of windows.
     """
 
     size: tuple[int, int]
@@ -46,13 +46,13 @@ class Layout(NamedTuple):
     canvas: tuple[int, int]
 
     def cut(self, image: UInt8[np.ndarray, "H W 3"]) -> list[UInt8[np.ndarray, "h w 3"]]:
-        """Returns the windows' pixels."""
+        """Returns the pixels of the windows."""
         h, w = self.window
         return [image[y : y + h, x : x + w] for y, x in self.corners.tolist()]
 
 
 def lay_out(size: tuple[int, int], protocol: Protocol) -> Layout:
-    """Returns the windows of an image of `size` (height and width)."""
+    """Returns the layout of the windows of an image of `size` (height and width)."""
     h, w = (min(length, protocol.window) for length in size)
     rows = window_starts(size[0], h, protocol.stride)
     columns = window_starts(size[1], w, protocol.stride)
@@ -62,7 +62,7 @@ def lay_out(size: tuple[int, int], protocol: Protocol) -> Layout:
 
 
 def round_up_size(size: tuple[int, int]) -> tuple[int, int]:
-    """Returns the least size from `size` on among four an octave, so that programs are few."""
+    """Rounds `size` up to one of four sizes per octave, to limit recompilation."""
 
     def round_up(length: int) -> int:
         step = max(1, 2 ** ((length - 1).bit_length() - 3))
@@ -72,9 +72,9 @@ def round_up_size(size: tuple[int, int]) -> tuple[int, int]:
 
 
 class Resampling(NamedTuple):
-    """Where each pixel of a line comes from: between `lower` and `upper`, at `weight`.
+    """Interpolation table of a line: each pixel is between `lower` and `upper`, at `weight`.
 
-    Pixels beyond the line's end repeat its last one.
+    Pixels beyond the end repeat the last one.
     """
 
     lower: Int[np.ndarray, " N"]
@@ -83,13 +83,13 @@ class Resampling(NamedTuple):
 
 
 def resampling(old: int, new: int, padded: int, step: int = 1) -> Resampling:
-    """Returns the table of a bilinear resize: half-pixel centres, not antialiased.
+    """Returns the table of a bilinear resize with half-pixel centres, without antialiasing.
 
     Args:
-      old: length of the line that is read, in pixels.
-      new: length of the line that is made, in pixels.
+      old: length of the input line, in pixels.
+      new: length of the output line, in pixels.
       padded: length of the table.
-      step: pixels between the values that are read (the side of a patch).
+      step: pixels between input values (the side of a patch).
     """
     index = np.minimum(np.arange(padded), new - 1)
     last = -(-old // step) - 1

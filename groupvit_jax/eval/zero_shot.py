@@ -22,10 +22,10 @@ _rank_true = jax.jit(metrics.rank_of_true_class)
 
 
 class Retrieval:
-    """Finds an image's captions among those of all images, and a caption's image among all images.
+    """Image-to-text and text-to-image retrieval over all images and captions of a source.
 
     Metrics: `image_to_text_rK` (one of the image's own captions is among the best K) and
-    `text_to_image_rK`, for K of 1, 5 and 10, and the number of images that were read.
+    `text_to_image_rK`, for K of 1, 5 and 10, and the number of images read.
     """
 
     def __init__(
@@ -39,16 +39,16 @@ class Retrieval:
         resize: int | None = None,
         crop: int | None = None,
     ) -> None:
-        """Takes what to evaluate on.
+        """Sets model and data.
 
         Args:
           encoder: the towers.
           source: images with captions.
           name: prefix of the metrics.
-          batch_size: global; rounded up to what the devices divide.
-          captions_per_image: further captions of an image are left out, as is usual with COCO.
-          resize: the shorter side of the images in pixels; 8/7 of the crop by default.
-          crop: side of the central square that is embedded; the training images' by default.
+          batch_size: global batch size, rounded up to a multiple of the devices.
+          captions_per_image: limit of captions per image, as is usual with COCO.
+          resize: shorter side of the images in pixels; 8/7 of the crop by default.
+          crop: side of the embedded central square; the training size by default.
         """
         self.name = name
         self._encoder, self.source = encoder, source
@@ -71,7 +71,7 @@ class Retrieval:
         return results | {"images": float(len(image))}
 
     def _embed(self, variables: Params):
-        """Returns embeddings of images [I, D] and texts [T, D], and the image of each text."""
+        """Returns embeddings of images [I, D] and texts [T, D], and each text's image index."""
         parts: list[tuple[np.ndarray, ...]] = []
         for batch in batches(
             self._encoder, self.source, self._batch_size, self._resize, self._crop
@@ -90,7 +90,7 @@ class Retrieval:
         return images, texts, *self._encoder.replicate((arrays["_mask"], arrays["written"]))
 
     def _tokenize(self, captions: Sequence[Sequence[str]]):
-        """Returns token ids [B, M, T] and which of the M places hold a caption."""
+        """Returns token ids [B, M, T] and a mask of the M places that hold a caption."""
         M, tokenizer = self._captions, self._encoder.tokenizer
         flat = [text for each in captions for text in [*each[:M], *[""] * (M - len(each))]]
         written = np.array([[i < len(each) for i in range(M)] for each in captions])
@@ -98,9 +98,9 @@ class Retrieval:
 
 
 class Classification:
-    """Chooses a class for every image.
+    """Zero-shot classification.
 
-    Metrics: `top1` and `top5` accuracy, and the number of images that were read.
+    Metrics: `top1` and `top5` accuracy, and the number of images read.
     """
 
     def __init__(
@@ -115,17 +115,17 @@ class Classification:
         resize: int | None = None,
         crop: int | None = None,
     ) -> None:
-        """Takes what to evaluate on.
+        """Sets model and data.
 
         Args:
           encoder: the towers.
-          source: images; their captions aren't used.
-          class_names: what the labels index.
+          source: images; captions are not used.
+          class_names: class names by label.
           name: prefix of the metrics.
-          batch_size: global; rounded up to what the devices divide.
-          prompts: texts with one `{}`, whose embeddings are averaged.
-          resize: the shorter side of the images in pixels; 8/7 of the crop by default.
-          crop: side of the central square that is classified; the training images' by default.
+          batch_size: global batch size, rounded up to a multiple of the devices.
+          prompts: templates with one `{}`, whose embeddings are averaged.
+          resize: shorter side of the images in pixels; 8/7 of the crop by default.
+          crop: side of the classified central square; the training size by default.
         """
         self.name = name
         self._encoder, self.source, self._class_names = encoder, source, class_names
@@ -162,7 +162,7 @@ class Classification:
 def batches(
     encoder: ImageTower, source: Source, batch_size: int, resize: int, crop: int
 ) -> Iterator[dict[str, Any]]:
-    """Yields this process's rows of the padded batches of a whole source."""
+    """Yields this process's rows of padded batches over a whole source."""
     yield from eval_examples(
         source,
         batch_size,
@@ -179,13 +179,13 @@ def match_ranks(
     candidate: Float[np.ndarray, "N D"],
     candidate_identity: Int[np.ndarray, " N"],
 ) -> Int[np.ndarray, " R"]:
-    """Returns how many candidates come before the first right one, for each query that has one.
+    """Returns the rank of the first match (from 0) for each query that has one.
 
     Args:
       query: embeddings, not normalised.
-      query_identity: the image that each query is or describes.
+      query_identity: index of the image that each query is or describes.
       candidate: embeddings, not normalised.
-      candidate_identity: the image that each candidate is or describes.
+      candidate_identity: index of the image that each candidate is or describes.
     """
     answerable = np.isin(query_identity, candidate_identity)
     query, query_identity = query[answerable], query_identity[answerable]

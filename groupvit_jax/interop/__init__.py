@@ -1,11 +1,11 @@
-"""Weights in and out: our checkpoints and exports, Hugging Face's and the original's."""
+"""Import and export of weights: our checkpoints and exports, Hugging Face, original `.pth`."""
 
 from groupvit_jax.interop.bert_weights import initialise_text_from
 from groupvit_jax.interop.initialise import InitialisationReport, initialise_from
 from groupvit_jax.interop.load import load_pretrained
 from groupvit_jax.interop.pretrained import Pretrained
 
-# By the field of the configuration that names the weights.
+# By the configuration field that names the weights.
 INITIALISERS = {"init_from": initialise_from, "text_init_from": initialise_text_from}
 
 __all__ = ["INITIALISERS", "InitialisationReport", "Pretrained", "initialise_from"]

@@ -1,4 +1,4 @@
-"""Weights of a BERT for the text tower: Hugging Face directories of `transformers.BertModel`."""
+"""Imports BERT weights for the text tower from Hugging Face directories."""
 
 import re
 from pathlib import Path
@@ -57,7 +57,7 @@ _rename = renamer(
 
 
 def names(name: str) -> tuple[str, ...]:
-    """Hugging Face's names of one of our text tower's arrays."""
+    """Returns Hugging Face's names for one of our text tower's arrays."""
     foreign = _rename(name)
     if ".self.qkv." not in foreign:
         return (foreign,)
@@ -65,16 +65,16 @@ def names(name: str) -> tuple[str, ...]:
 
 
 def read_text_config(directory: Path, context_length: int, end_of_text_id: int) -> dict[str, Any]:
-    """Returns the `config.model.text` that a directory's BERT needs.
+    """Returns the `config.model.text` that matches a directory's BERT.
 
     Args:
-      directory: holds a `config.json` of `BertModel`.
-      context_length: longest text, at most the positions that the BERT has.
-      end_of_text_id: the tokenizer's.
+      directory: contains the `config.json` of a `BertModel`.
+      context_length: longest text, at most the BERT's number of positions.
+      end_of_text_id: end-of-text id of the tokenizer.
 
     Raises:
       FileNotFoundError: there is no `config.json`.
-      ValueError: it is none of a BERT, or of one that our tower can't follow.
+      ValueError: it doesn't describe a BERT, or one that our tower doesn't support.
     """
     path = directory / "config.json"
     config = read_json(path)
@@ -99,18 +99,18 @@ def read_bert(directory: Path, model_config: ConfigDict) -> tuple[FlatVariables,
     """Reads the text tower of a model from a Hugging Face directory.
 
     Args:
-      directory: holds `config.json` and `model.safetensors` (in one file or in parts with
-        `model.safetensors.index.json`, or `pytorch_model.bin`) of `BertModel`, or of a BERT with
-        heads, which are not used.
-      model_config: of the model, whose text tower has the BERT's sizes; its positions are the first
-        of the BERT's.
+      directory: contains `config.json` and `model.safetensors` (a single file, shards with
+        `model.safetensors.index.json`, or `pytorch_model.bin`) of a `BertModel`, or of a BERT with
+        heads, which are ignored.
+      model_config: configuration of the model, whose text tower must have the BERT's sizes; it uses
+        the first of the BERT's positions.
 
     Returns:
-      The tower's variables by path, and the names of tensors that are not used.
+      The tower's variables by path, and the names of unused tensors.
 
     Raises:
       FileNotFoundError: a file is missing.
-      ValueError: naming the fields that differ, or the tensor that doesn't fit.
+      ValueError: fields differ or a tensor doesn't fit; the message names them.
     """
     _check_sizes(directory, model_config.text)
     path, tensors = read_tensors(directory)
@@ -133,20 +133,20 @@ def read_bert(directory: Path, model_config: ConfigDict) -> tuple[FlatVariables,
 def initialise_text_from(
     path: str | Path, params: Params, batch_stats: PyTree, model_config: ConfigDict
 ) -> tuple[Params, PyTree, InitialisationReport]:
-    """Replaces a freshly initialised text tower by a BERT (`config.text_init_from`).
+    """Initialises the text tower from a BERT (`config.text_init_from`).
 
     Args:
       path: a Hugging Face directory, see `read_bert`.
       params: initialised parameters, which keep their shardings.
-      batch_stats: returned as they are.
-      model_config: `config.model` of the model that they belong to.
+      batch_stats: returned unchanged.
+      model_config: `config.model` of the parameters.
 
     Returns:
-      Parameters, statistics, and what was done for each of the tower.
+      Parameters, statistics, and a report on the tower's variables.
 
     Raises:
       FileNotFoundError: a file is missing.
-      ValueError: naming the fields that differ, or the tensor that doesn't fit.
+      ValueError: fields differ or a tensor doesn't fit; the message names them.
     """
     flat, unused = read_bert(Path(path), model_config)
     arrays = unflatten({name.removeprefix(_PREFIX): array for name, array in flat.items()})
@@ -161,7 +161,7 @@ def _check_sizes(directory: Path, text: ConfigDict) -> None:
         raise ValueError(f"config.model.text.kind is 'clip', expected 'bert' to take {directory}")
     expected = read_text_config(directory, text.context_length, text.end_of_text_id)
     fields = [ours for ours, _ in _FIELDS]
-    # Of the MLP only the width counts: a ratio may have been rounded.
+    # Compare only the width of the MLP: the ratio may have been rounded.
     if round(text.width * text.mlp_ratio) != round(expected["width"] * expected["mlp_ratio"]):
         fields.append("mlp_ratio")
     wrong = [
@@ -174,6 +174,6 @@ def _check_sizes(directory: Path, text: ConfigDict) -> None:
 
 
 def _modern_name(name: str) -> str:
-    """Without the prefix of models with heads; older files name LayerNorm's parameters so."""
+    """Strips the prefix of models with heads, and translates older LayerNorm names."""
     name = re.sub(r"LayerNorm\.gamma$", "LayerNorm.weight", name.removeprefix("bert."))
     return re.sub(r"LayerNorm\.beta$", "LayerNorm.bias", name)

@@ -1,4 +1,4 @@
-"""Hugging Face directories: `config.json` and `model.safetensors` of `GroupViTModel`, in and out.
+"""Imports and exports Hugging Face directories of `GroupViTModel`.
 
 Names and configuration fields are those of `transformers.GroupViTModel`.
 """
@@ -37,7 +37,7 @@ from groupvit_jax.interop.torch_file import read_torch_file
 from groupvit_jax.runs.configuration import config_from_dict
 from groupvit_jax.runs.files import read_json, write_json
 
-# What our own configuration adds to Hugging Face's; its readers keep it and don't use it.
+# Holds our configuration inside Hugging Face's, whose readers keep but ignore it.
 _OUR_SECTION = "groupvit_jax"
 
 _rename = renamer(
@@ -69,14 +69,14 @@ _rename = renamer(
 
 
 def names(name: str) -> tuple[str, ...]:
-    """Hugging Face's names of one of our arrays; its queries, keys and values are separate."""
+    """Returns Hugging Face's names for one of our arrays; queries, keys and values are separate."""
     foreign = _rename(name)
     if ".self_attn.qkv." not in foreign:
         return (foreign,)
     return tuple(foreign.replace(".qkv.", f".{part}_proj.") for part in "qkv")
 
 
-# What tensors may lie in; the first that is there.
+# Possible tensor files; the first that exists is read.
 _READERS: dict[str, Callable[[Path], dict[str, np.ndarray]]] = {
     "model.safetensors": read_safetensors,
     "model.safetensors.index.json": read_sharded_safetensors,
@@ -85,11 +85,11 @@ _READERS: dict[str, Callable[[Path], dict[str, np.ndarray]]] = {
 
 
 def read_huggingface(directory: Path) -> Pretrained:
-    """Reads a directory of `GroupViTModel`, from safetensors (also in parts) or PyTorch's file.
+    """Reads a directory of `GroupViTModel`, from (sharded) safetensors or a PyTorch file.
 
     Raises:
-      FileNotFoundError: if a file is missing.
-      ValueError: naming the field or tensor that doesn't fit.
+      FileNotFoundError: a file is missing.
+      ValueError: a field or tensor doesn't fit; the message names it.
     """
     config = read_json(directory / "config.json")
     ours = config.get(_OUR_SECTION, {})
@@ -106,11 +106,11 @@ def read_huggingface(directory: Path) -> Pretrained:
 
 
 def read_tensors(directory: Path) -> tuple[Path, dict[str, np.ndarray]]:
-    """Reads every tensor of a directory; returns the file that held or placed them, too.
+    """Reads every tensor of a directory; also returns the file or index that was read.
 
     Raises:
-      FileNotFoundError: if there is no file of tensors.
-      ValueError: if it is damaged.
+      FileNotFoundError: there is no file of tensors.
+      ValueError: a file is damaged.
     """
     for file, read in _READERS.items():
         if (directory / file).exists():
@@ -121,10 +121,10 @@ def read_tensors(directory: Path) -> tuple[Path, dict[str, np.ndarray]]:
 def write_huggingface(directory: Path, pretrained: Pretrained) -> None:
     """Writes a directory that `GroupViTModel` and `CLIPProcessor` load.
 
-    The tokenizer's files are CLIP's; a model with another tokenizer gets a copy of its own file.
+    The tokenizer files are CLIP's, or a copy of the model's own file for another tokenizer.
 
     Raises:
-      ValueError: naming the field, if `GroupViTModel` has no such model.
+      ValueError: `GroupViTModel` doesn't support the model; the message names the field.
     """
     pretrained.check_two_towers("a Hugging Face directory")
     pretrained = with_learned_positions(pretrained)
@@ -132,7 +132,7 @@ def write_huggingface(directory: Path, pretrained: Pretrained) -> None:
     directory.mkdir(parents=True, exist_ok=True)
     flat = to_host(pretrained.variables)
     tensors = export_arrays(flat, names)
-    # GroupViTModel has no second scale; a float32 survives JSON's decimals exactly.
+    # GroupViTModel has no second scale. A float32 survives a round trip through JSON exactly.
     own = {n: float(tensors.pop(n)) for n in names(MULTI_LABEL_SCALE) if n in tensors}
     config[_OUR_SECTION] = {**describe(pretrained, directory), "tensors": own}
     for projection in ("visual_projection", "text_projection"):

@@ -1,4 +1,4 @@
-"""`GroupViTModel`'s `config.json` and ours."""
+"""Translates between our model configuration and `GroupViTModel`'s `config.json`."""
 
 from pathlib import Path
 from typing import Any
@@ -29,7 +29,7 @@ _TEXT_FIELDS = (
     ("num_heads", "num_attention_heads", 4),
     ("end_of_text_id", "eos_token_id", 49407),
 )
-# Before transformers 4.33 configurations carried this value and the highest id was meant.
+# Before transformers 4.33, configurations had this value and meant the highest id.
 _LEGACY_END_OF_TEXT_ID = 2
 
 
@@ -37,11 +37,11 @@ def to_model_config(config: dict[str, Any], path: Path) -> ConfigDict:
     """Translates a `config.json` of `GroupViTModel`.
 
     Args:
-      config: its content.
-      path: of the file, for error messages.
+      config: content of the file.
+      path: path of the file, for error messages.
 
     Raises:
-      ValueError: naming the field that our model can't follow.
+      ValueError: our model doesn't support a field; the message names it.
     """
     if config.get("model_type") != "groupvit":
         kind = config.get("model_type")
@@ -74,14 +74,14 @@ def from_model_config(model: ConfigDict) -> dict[str, Any]:
     """Translates our configuration for `GroupViTModel`.
 
     Raises:
-      ValueError: naming the field that it can't follow.
+      ValueError: it doesn't support a field; the message names it.
     """
     image, text = model.image, model.text
     check_text_tower(text, "transformers' GroupViT")
     _check_exportable(image)
     vision_config = {name: _json(image[ours]) for ours, name, _ in _IMAGE_FIELDS}
     text_config = {name: text[ours] for ours, name, _ in _TEXT_FIELDS}
-    # One entry a stage; where a stage doesn't group, it is not used.
+    # One entry per stage; unused for stages without grouping.
     unused = len(image.depths) - len(image.num_output_groups)
     vision_config["num_output_groups"] += [image.num_output_groups[-1]] * unused
     vision_config |= {
@@ -112,7 +112,7 @@ def from_model_config(model: ConfigDict) -> dict[str, Any]:
 
 
 def check_text_tower(text: ConfigDict, target: str) -> None:
-    """Raises ValueError unless the text tower is CLIP's, the only one that the target has."""
+    """Raises ValueError unless the text tower is CLIP's, the only one that the target supports."""
     if (kind := text_tower(text)) != "clip":
         raise ValueError(
             f"model.text.kind: {kind!r}, but {target} has CLIP's text tower only; export as "
@@ -121,7 +121,7 @@ def check_text_tower(text: ConfigDict, target: str) -> None:
 
 
 def processor_config(image_size: int) -> dict[str, Any]:
-    """An image processor with the statistics and the interpolation of the training."""
+    """Returns an image processor with the statistics and interpolation of training."""
     return {
         "image_processor_type": "CLIPImageProcessor",
         "processor_class": "CLIPProcessor",
@@ -140,7 +140,7 @@ def processor_config(image_size: int) -> dict[str, Any]:
 
 
 def _section(config: dict[str, Any], name: str) -> dict[str, Any]:
-    """A tower's fields; old files repeat them in a second section that takes precedence."""
+    """Returns a tower's fields; old files repeat them in a second section that takes precedence."""
     first, second = config.get(f"{name}_config"), config.get(f"{name}_config_dict")
     return (first or {}) | (second or {})
 
@@ -172,7 +172,7 @@ def _check_fixed(config: dict[str, Any], section: str, path: Path, **expected: A
 
 
 def _check_group_tokens(image: dict[str, Any], where: str) -> None:
-    """Hugging Face sizes a stage's projector by the groups, not the tokens, of the one before."""
+    """Checks a restriction: Hugging Face sizes a projector by the groups of the previous stage."""
     tokens, groups = image["num_group_tokens"], image["num_output_groups"]
     for i in range(1, _num_grouping(image)):
         if tokens[i - 1] != groups[i - 1]:

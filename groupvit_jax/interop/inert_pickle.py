@@ -1,8 +1,8 @@
-"""Reads the tensors' descriptions out of a PyTorch pickle without running anything in it.
+"""Reads the tensor descriptions of a PyTorch pickle without executing anything in it.
 
 A pickle is a program for a stack machine that can call any function. This reader interprets the
-program itself and knows three calls, which it replaces by data: an ordered dictionary, a tensor
-and a parameter. Every other class, function or state in the file becomes an `Inert` mark.
+opcodes itself and supports three calls, which it turns into plain data: ordered dictionary, tensor
+and parameter. Every other class, function or state in the file becomes an `Inert` placeholder.
 """
 
 import pickletools
@@ -11,18 +11,18 @@ from typing import Any, NamedTuple
 
 
 class Inert:
-    """Stands for an object of the file that is no tensor; it holds nothing and does nothing."""
+    """A placeholder for an object that is not a tensor."""
 
 
 class Global(NamedTuple):
-    """A class or function that the file names; it is never looked up."""
+    """The name of a class or function in the file; it is never resolved."""
 
     module: str
     name: str
 
 
 class Storage(NamedTuple):
-    """A tensor's memory: `numel` elements of the kind `dtype_name`, e.g. "FloatStorage"."""
+    """A tensor's memory: `numel` elements of type `dtype_name`, e.g. "FloatStorage"."""
 
     dtype_name: str
     key: str
@@ -30,7 +30,7 @@ class Storage(NamedTuple):
 
 
 class TensorView(NamedTuple):
-    """A tensor as elements of a storage; offset and strides count elements."""
+    """A tensor as a view of a storage; offset and strides are in elements."""
 
     storage: Storage
     offset: int
@@ -42,12 +42,12 @@ _ORDERED_DICT = Global("collections", "OrderedDict")
 _REBUILD_TENSOR = Global("torch._utils", "_rebuild_tensor_v2")
 _REBUILD_PARAMETER = Global("torch._utils", "_rebuild_parameter")
 _MARK = object()
-# Instructions whose argument is the value.
+# Opcodes whose argument is the value.
 _VALUES = re.compile(
     r"INT|BININT[12]?|LONG[14]?|FLOAT|BINFLOAT|BYTEARRAY8|UNICODE|(SHORT_)?BINUNICODE8?|"
     r"(SHORT_)?(BIN)?STRING|(SHORT_)?BINBYTES8?"
 )
-# Hashing any other key could recurse into what the file built.
+# Hashing any other key could recurse into objects built by the file.
 _KEYS = (str, int, float, bytes, type(None))
 
 
@@ -55,10 +55,10 @@ def read_pickle(content: bytes) -> Any:
     """Interprets a pickle.
 
     Returns:
-      Its object out of dicts, lists, tuples, numbers, strings, `TensorView` and `Inert`.
+      The object, made of dicts, lists, tuples, numbers, strings, `TensorView` and `Inert`.
 
     Raises:
-      ValueError: if the content starts with no complete pickle of tensors.
+      ValueError: the content doesn't start with a complete pickle of tensors.
     """
     machine = _Machine()
     try:
@@ -72,14 +72,14 @@ def read_pickle(content: bytes) -> Any:
 
 
 class _Machine:
-    """The stack, the memo, and what each instruction does to them."""
+    """The stack machine: stack, memo, and the effect of each opcode."""
 
     def __init__(self) -> None:
         self.stack: list[Any] = []
         self.memo: dict[int, Any] = {}
 
     def run(self, name: str, argument: Any) -> None:
-        """Executes one instruction."""
+        """Executes one opcode."""
         stack, memo = self.stack, self.memo
         match name:
             case "PROTO" | "FRAME":
@@ -108,7 +108,7 @@ class _Machine:
                 stack.append(self.make(name, argument))
 
     def make(self, name: str, argument: Any) -> Any:
-        """Executes an instruction that yields one object."""
+        """Executes an opcode that pushes one object."""
         match name:
             case "NONE" | "NEWTRUE" | "NEWFALSE":
                 return {"NONE": None, "NEWTRUE": True, "NEWFALSE": False}[name]
@@ -147,11 +147,11 @@ class _Machine:
         raise ValueError(f"not a pickle of tensors: instruction {name}")
 
     def pop(self, count: int) -> list[Any]:
-        """The last `count` items, in order."""
+        """Pops the last `count` items, in order."""
         return [self.stack.pop() for _ in range(count)][::-1]
 
     def pop_to_mark(self) -> list[Any]:
-        """The items since the last mark, which goes too."""
+        """Pops the items since the last mark, and the mark."""
         items = list(iter(self.stack.pop, _MARK))
         return items[::-1]
 
@@ -161,7 +161,7 @@ class _Machine:
             self.stack[-1].extend(items)
 
     def update(self, items: list[Any]) -> None:
-        """Adds keys and values in turn to the dict on top of the stack."""
+        """Adds alternating keys and values to the dict on top of the stack."""
         if isinstance(self.stack[-1], dict):
             self.stack[-1].update(_make_dict(items))
 
@@ -172,7 +172,7 @@ def _make_dict(items: list[Any]) -> dict:
 
 
 def _call(function: Any, arguments: Any) -> Any:
-    """What a call in the file yields: data for the three that are known, else nothing."""
+    """Returns the result of a call in the file: data for the three known calls, else `Inert`."""
     if function == _REBUILD_TENSOR:
         return _make_tensor(*arguments[:4])
     if function == _REBUILD_PARAMETER:

@@ -1,4 +1,4 @@
-"""Starts a training from weights of any kind, also of another resolution (`config.init_from`)."""
+"""Initialises training from weights in any format and resolution (`config.init_from`)."""
 
 import math
 from pathlib import Path
@@ -16,20 +16,20 @@ from groupvit_jax.typing import Array, Params, PyTree
 
 _IMAGE_POSITIONS = "params/image_encoder/position_embedding"
 _TEXT_POSITIONS = "params/text_encoder/position_embedding"
-# What changes the meaning of weights without changing their shapes.
+# Fields that change the meaning of weights without changing their shapes.
 _SAME_FIELDS = ("image.num_heads", "text.num_heads")
 _TEXT_TOWER = "params/text_encoder/"
 
 
 class InitialisationReport(NamedTuple):
-    """Where each variable of a model came from.
+    """The origin of each variable of a model.
 
     Attributes:
-      loaded: taken as they are.
-      resized: position embeddings fitted to another grid or context, and how.
-      initialised: left at their initialisation, and why.
-      unused: in the file, but not in the model.
-      notes: what the file lacked and what was done about it.
+      loaded: variables copied from the file.
+      resized: position embeddings fitted to another grid or context, with details.
+      initialised: variables left at their initial values, with the reason.
+      unused: variables of the file that the model doesn't have.
+      notes: what the file lacked and the value used instead.
     """
 
     loaded: tuple[str, ...]
@@ -39,7 +39,7 @@ class InitialisationReport(NamedTuple):
     notes: tuple[str, ...]
 
     def lines(self) -> list[str]:
-        """The report for a log, one line for each variable that isn't simply loaded."""
+        """Returns the report as log lines, one per variable that was not simply copied."""
         counts = f"{len(self.loaded)} loaded, {len(self.resized)} resized, "
         counts += f"{len(self.initialised)} left at initialisation, {len(self.unused)} unused"
         details = [f"resized {name}: {how}" for name, how in self.resized.items()]
@@ -51,21 +51,21 @@ class InitialisationReport(NamedTuple):
 def initialise_from(
     path: str | Path, params: Params, batch_stats: PyTree, model_config: ConfigDict
 ) -> tuple[Params, PyTree, InitialisationReport]:
-    """Replaces freshly initialised variables by those of a file, where they fit.
+    """Replaces initialised variables by those of a file if they fit.
 
     Args:
-      path: what `load_pretrained` reads.
-      params: initialised parameters, which keep their shardings.
-      batch_stats: initialised statistics, likewise.
-      model_config: `config.model` of the model that they belong to.
+      path: a checkpoint in any format of `load_pretrained`.
+      params: initialised parameters; their shardings are kept.
+      batch_stats: initialised statistics; their shardings are kept.
+      model_config: `config.model` of these variables.
 
     Returns:
-      Parameters, statistics, and what was done for each.
+      Parameters, statistics, and a report.
 
     Raises:
-      FileNotFoundError: if there is no such file.
-      ValueError: if the file is damaged, if nothing in it fits, or naming the field if the weights
-        mean something else in this model.
+      FileNotFoundError: there is no such file.
+      ValueError: the file is damaged, nothing in it fits, or a field (named in the message) gives
+        the weights another meaning in this model.
     """
     source = load_pretrained(path, model_config)
     found = flatten(source.variables)
@@ -98,7 +98,7 @@ def initialise_from(
 def _fit_positions(
     found: dict[str, np.ndarray], source: ConfigDict, target: ConfigDict
 ) -> tuple[dict[str, np.ndarray], dict[str, str]]:
-    """Resizes the image's positions to the model's grid and cuts the text's to its context."""
+    """Resizes image positions to the model's grid and truncates text positions to its context."""
     fitted, resized = dict(found), {}
     side = target.image.image_size // target.image.patch_size
     table = found.get(_IMAGE_POSITIONS)
@@ -109,14 +109,14 @@ def _fit_positions(
     length = target.text.context_length
     same_tower = text_tower(source.text) == text_tower(target.text)
     if same_tower and length < source.text.context_length and _TEXT_POSITIONS in found:
-        # What is encoded has no token at the positions that are cut off.
+        # Texts never have tokens at the truncated positions.
         fitted[_TEXT_POSITIONS] = found[_TEXT_POSITIONS][:length]
         resized[_TEXT_POSITIONS] = f"{source.text.context_length} cut to {length} tokens"
     return fitted, resized
 
 
 def placed_like(leaf: Array, value: np.ndarray) -> Array:
-    """Returns the value with the dtype and the sharding of the leaf that it replaces."""
+    """Returns the value with the dtype and sharding of the leaf it replaces."""
     value = np.asarray(value, leaf.dtype)
     return jax.make_array_from_callback(leaf.shape, leaf.sharding, lambda index: value[index])
 

@@ -1,4 +1,4 @@
-"""How our variables stand in checkpoints of PyTorch models: names, axes, fused projections."""
+"""Maps our variables to PyTorch checkpoints: names, axis order, fused projections."""
 
 import functools
 import re
@@ -16,13 +16,13 @@ from groupvit_jax.models import TwoTower, build_model
 from groupvit_jax.models.segmentation import SegmentationModel, build_segmentation_model
 from groupvit_jax.typing import PyTree
 
-# Our variables by their path, e.g. "params/image_encoder/norm/scale".
+# Variables by path, e.g. "params/image_encoder/norm/scale".
 FlatVariables = dict[str, np.ndarray]
-# The names of one of our arrays elsewhere; several where ours is their concatenation.
+# Foreign names of one of our arrays; several if ours is their concatenation.
 Names = Callable[[str], tuple[str, ...]]
 
 MULTI_LABEL_SCALE = "params/multi_label_logit_scale"
-# Counters that carry nothing of the model.
+# Buffers without model state.
 _IGNORED = r"(num_batches_tracked|position_ids)$"
 _LEAF_NAMES = {
     "kernel": "weight",
@@ -35,19 +35,19 @@ _LEAF_NAMES = {
 
 
 def flatten(variables: PyTree) -> dict[str, Any]:
-    """Variables by their "/"-joined path."""
+    """Returns variables by "/"-joined path."""
     return flatten_dict(variables, sep="/")
 
 
 def unflatten(flat: Mapping[str, Any]) -> dict[str, Any]:
-    """The nested variables of `flatten`'s result."""
+    """Inverts `flatten`."""
     return unflatten_dict(dict(flat), sep="/")
 
 
 def build_task_model(
     model_config: ConfigDict, num_head_classes: int = 0
 ) -> TwoTower | SegmentationModel:
-    """Builds both towers, or with classes the image tower with a segment head."""
+    """Builds both towers, or with `num_classes` the image tower with a segment head."""
     if num_head_classes:
         return build_segmentation_model(model_config, num_head_classes)
     return build_model(model_config)
@@ -56,7 +56,7 @@ def build_task_model(
 def expected_shapes(
     model_config: ConfigDict, num_head_classes: int = 0
 ) -> dict[str, tuple[int, ...]]:
-    """Shapes of the variables of `build_task_model`'s by path, without computing them."""
+    """Returns the variable shapes of `build_task_model` by path, without computing values."""
     return dict(_shapes(build_task_model(model_config, num_head_classes)))
 
 
@@ -71,11 +71,11 @@ def _shapes(model: TwoTower | SegmentationModel) -> dict[str, tuple[int, ...]]:
 
 
 def renamer(rules: Sequence[tuple[str, str]]) -> Callable[[str], str]:
-    """Builds the function from our paths to dotted names of a PyTorch state dict.
+    """Builds a function from our paths to dotted names of a PyTorch state dict.
 
     Args:
-      rules: (pattern, replacement) pairs of `re.sub`, applied one after the other to the path of
-        the module; the name of the leaf follows by convention.
+      rules: (pattern, replacement) pairs of `re.sub`, applied in order to the path of the module;
+        the name of the leaf follows by convention.
     """
 
     def rename(name: str) -> str:
@@ -89,21 +89,21 @@ def renamer(rules: Sequence[tuple[str, str]]) -> Callable[[str], str]:
 
 
 def to_torch(name: str, array: np.ndarray) -> np.ndarray:
-    """Orders axes as PyTorch does: linear weights [out, in], convolutions [out, in, h, w]."""
+    """Transposes to PyTorch's axis order: linear [out, in], convolutions [out, in, h, w]."""
     if not name.endswith("/kernel"):
         return array
     return array.transpose(3, 2, 0, 1) if array.ndim == 4 else array.T
 
 
 def from_torch(name: str, array: np.ndarray) -> np.ndarray:
-    """Undoes `to_torch`."""
+    """Inverts `to_torch`."""
     if not name.endswith("/kernel"):
         return array
     return array.transpose(2, 3, 1, 0) if array.ndim == 4 else array.T
 
 
 def export_arrays(flat: Mapping[str, np.ndarray], names: Names) -> FlatVariables:
-    """Renames and reorders our variables for PyTorch; values keep their bits."""
+    """Renames and transposes our variables for PyTorch; bits are preserved."""
     exported: FlatVariables = {}
     for name, array in flat.items():
         targets = names(name)
@@ -124,20 +124,20 @@ def import_arrays(
     """Finds a model's variables in a PyTorch state dict.
 
     Args:
-      source: arrays by their foreign name.
-      model_config: of the model.
-      names: our path to foreign names.
-      path: of the file, for error messages.
-      allow_extra: notes tensors that aren't the model's instead of refusing them.
+      source: arrays by foreign name.
+      model_config: configuration of the model.
+      names: maps our path to foreign names.
+      path: path of the file, for error messages.
+      allow_extra: report superfluous tensors as notes instead of raising.
 
     Returns:
-      The variables by path, and notes on what the file lacks or has beside them.
+      The variables by path, and notes on missing and superfluous tensors.
 
     Raises:
-      ValueError: naming the tensor, if one is missing, superfluous or of another shape.
+      ValueError: a tensor, named in the message, is missing, superfluous or has another shape.
     """
     shapes, notes = expected_shapes(model_config), []
-    # Models trained without the multi-label loss, and Hugging Face's, have no such parameter.
+    # Hugging Face's models, and those trained without the multi-label loss, lack this parameter.
     lacks_scale = MULTI_LABEL_SCALE in shapes and names(MULTI_LABEL_SCALE)[0] not in source
     if lacks_scale:
         del shapes[MULTI_LABEL_SCALE]
@@ -159,23 +159,23 @@ def gather_arrays(
     names: Names,
     path: Path | str,
 ) -> FlatVariables:
-    """Takes variables out of a PyTorch state dict, which may hold others.
+    """Extracts variables from a PyTorch state dict, which may contain others.
 
     Args:
-      source: arrays by their foreign name.
-      shapes: of the variables by our path.
-      names: our path to foreign names.
-      path: of the file, for error messages.
+      source: arrays by foreign name.
+      shapes: shapes of the variables by our path.
+      names: maps our path to foreign names.
+      path: path of the file, for error messages.
 
     Raises:
-      ValueError: naming the tensor, if one is missing or of another shape.
+      ValueError: a tensor, named in the message, is missing or has another shape.
     """
     wanted = {name: names(name) for name in shapes}
     expected = {part for parts in wanted.values() for part in parts}
     check_names(expected & set(source), expected, path)
     flat = {}
     for name, parts in wanted.items():
-        # A broadcast zero has the shape and takes no memory.
+        # A broadcast zero has the right shape and uses no memory.
         template = to_torch(name, np.broadcast_to(np.float32(0), shapes[name]))
         pieces = np.split(template, len(parts)) if parts[1:] else [template]
         pairs = zip(parts, pieces, strict=True)

@@ -1,4 +1,4 @@
-"""The one reader behind every `--checkpoint`."""
+"""Reads checkpoints of every format, for all `--checkpoint` flags."""
 
 from pathlib import Path
 
@@ -16,15 +16,15 @@ KINDS = ("orbax", "safetensors", "huggingface", "original")
 
 
 def load_pretrained(path: str | Path, model_config: ConfigDict | None = None) -> Pretrained:
-    """Reads a model of any kind, of both towers or with a segment head.
+    """Reads a model in any format, with both towers or a segment head.
 
     Args:
-      path: a run's folder or a step of it, an export's or a Hugging Face directory, or a `.pth`.
-      model_config: of the model, for a `.pth` whose tensors don't tell (see `read_original`).
+      path: a run folder or one of its steps, an export, a Hugging Face directory, or a `.pth`.
+      model_config: configuration for a `.pth` that can't be inferred (see `read_original`).
 
     Raises:
-      FileNotFoundError: if there is no such file.
-      ValueError: naming the file and the field or tensor that doesn't fit.
+      FileNotFoundError: there is no such file.
+      ValueError: a field or tensor doesn't fit; the message names it and the file.
     """
     path = Path(path)
     kind = find_kind(path)
@@ -36,11 +36,11 @@ def load_pretrained(path: str | Path, model_config: ConfigDict | None = None) ->
 
 
 def find_kind(path: Path) -> str:
-    """Tells which of `KINDS` a path is.
+    """Detects the format of a checkpoint, one of `KINDS`.
 
     Raises:
-      FileNotFoundError: if there is nothing at the path.
-      ValueError: if it is none of them.
+      FileNotFoundError: the path doesn't exist.
+      ValueError: it has none of these formats.
     """
     if path.is_file():
         return "original"

@@ -1,4 +1,4 @@
-"""Model configurations: from the modules' defaults, and as JSON."""
+"""Builds model configurations from module defaults, and converts them to JSON."""
 
 import dataclasses
 import json
@@ -14,7 +14,7 @@ from groupvit_jax.models.two_tower import Projector, TwoTower
 
 
 def make_model_config(image: dict, text: dict, projector: dict) -> ConfigDict:
-    """Builds a `config.model` from what differs from the published model.
+    """Builds a `config.model` from the differences to the published model.
 
     Args:
       image: fields of `ImageEncoder`.
@@ -45,7 +45,7 @@ def make_model_config(image: dict, text: dict, projector: dict) -> ConfigDict:
 
 
 def config_to_dict(config: ConfigDict) -> dict[str, Any]:
-    """A configuration of plain values, as JSON knows them."""
+    """Returns a configuration as plain JSON values."""
     return json.loads(json.dumps(config.to_dict()))
 
 

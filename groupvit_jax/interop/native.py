@@ -1,4 +1,4 @@
-"""Our own export: `model.safetensors` with "/"-joined names of the variables, and `config.json`."""
+"""Native export: `model.safetensors` with "/"-joined variable names, and `config.json`."""
 
 from pathlib import Path
 
@@ -12,7 +12,7 @@ FORMAT = "groupvit_jax"
 
 
 def write_native(directory: Path, pretrained: Pretrained) -> None:
-    """Writes an export: the arrays keep their bits, names and axes."""
+    """Writes an export; arrays keep their bits, names and axes."""
     directory.mkdir(parents=True, exist_ok=True)
     write_safetensors(directory / "model.safetensors", to_host(pretrained.variables))
     write_json(directory / "config.json", {"format": FORMAT, **describe(pretrained, directory)})
@@ -22,8 +22,8 @@ def read_native(directory: Path) -> Pretrained:
     """Reads an export.
 
     Raises:
-      FileNotFoundError: if a file is missing.
-      ValueError: naming the tensor that doesn't fit the configuration.
+      FileNotFoundError: a file is missing.
+      ValueError: a tensor, named in the message, doesn't fit the configuration.
     """
     config = read_json(directory / "config.json")
     model_config = config_from_dict(config["model"])

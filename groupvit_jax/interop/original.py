@@ -1,4 +1,4 @@
-"""Checkpoints (`.pth`) of the original GroupViT, in and out, without PyTorch."""
+"""Imports and exports `.pth` checkpoints of the original GroupViT, without PyTorch."""
 
 import json
 import math
@@ -28,7 +28,7 @@ from groupvit_jax.interop.torch_file import read_torch_file
 from groupvit_jax.interop.torch_writer import write_torch_file
 from groupvit_jax.runs.configuration import config_from_dict
 
-# Our configurations as JSON, beside the state dict of a file that is written here.
+# Entry with our configuration as JSON, beside the state dict.
 _OUR_ENTRY = "groupvit_jax"
 _HEAD_WIDTH = 64
 
@@ -56,21 +56,21 @@ _rename = renamer(
 
 
 def names(name: str) -> tuple[str, ...]:
-    """The original's name of one of our arrays."""
+    """Returns the original name of one of our arrays."""
     return (_rename(name),)
 
 
 def read_original(path: Path, model_config: ConfigDict | None = None) -> Pretrained:
-    """Reads a checkpoint's model; its optimizer state and configuration object are not touched.
+    """Reads the model of a checkpoint, without its optimizer state and configuration object.
 
     Args:
-      path: of a `.pth` file.
-      model_config: tells what the sizes of the tensors don't, such as the number of heads; without
-        it, heads are 64 channels wide and the rest is as in the published models.
+      path: a `.pth` file.
+      model_config: provides what tensor shapes don't show, such as the number of heads; without it,
+        heads are 64 channels wide and the rest is as in the published models.
 
     Raises:
-      FileNotFoundError: if there is no such file.
-      ValueError: naming the tensor that doesn't fit.
+      FileNotFoundError: there is no such file.
+      ValueError: a tensor, named in the message, doesn't fit.
     """
     tensors, content = read_torch_file(path)
     entry = content.get(_OUR_ENTRY)
@@ -79,17 +79,17 @@ def read_original(path: Path, model_config: ConfigDict | None = None) -> Pretrai
         model_config = config_from_dict(stored["model"])
     else:
         model_config = _infer_config(tensors, path, model_config)
-    # Not every published file could be seen here, so a tensor more than expected is no error.
+    # Not all published files were available for testing, so superfluous tensors are not an error.
     flat, notes = import_arrays(tensors, model_config, names, path, allow_extra=True)
     tokenizer = described_tokenizer(stored, path)
     return Pretrained(model_config, unflatten(flat), tokenizer, tuple(notes))
 
 
 def write_original(path: Path, pretrained: Pretrained) -> None:
-    """Writes a checkpoint that the original code and `torch.load(weights_only=True)` read.
+    """Writes a checkpoint for the original code and `torch.load(weights_only=True)`.
 
     Raises:
-      ValueError: naming the field, if the names of such a model aren't known.
+      ValueError: the original format doesn't support the model; the message names the field.
     """
     pretrained.check_two_towers("a .pth of the original")
     check_text_tower(pretrained.model_config.text, "a .pth of the original")
@@ -108,14 +108,14 @@ def write_original(path: Path, pretrained: Pretrained) -> None:
 
 
 def _as_convolution(name: str, array: np.ndarray) -> np.ndarray:
-    """The projectors' linear layers are convolutions with a kernel of one."""
+    """Adds the axes of a 1x1 convolution, the original's form of the projectors' linear layers."""
     return array[..., None] if "_projector.linear" in name and array.ndim == 2 else array
 
 
 def _infer_config(
     tensors: Mapping[str, np.ndarray], path: Path, known: ConfigDict | None
 ) -> ConfigDict:
-    """The configuration that the sizes of the tensors show; the rest is as `known`."""
+    """Infers the configuration from tensor shapes, and takes the rest from `known`."""
 
     def shape(name: str) -> tuple[int, ...]:
         if name not in tensors:

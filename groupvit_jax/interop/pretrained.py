@@ -1,4 +1,4 @@
-"""What every kind of checkpoint is read into and written from."""
+"""The in-memory form of a model, common to all checkpoint formats."""
 
 import math
 from pathlib import Path
@@ -27,11 +27,11 @@ class Pretrained(NamedTuple):
     """A model with its weights.
 
     Attributes:
-      model_config: `config.model` of the model.
+      model_config: the model's `config.model`.
       variables: {"params": ..., "batch_stats": ...} of float32 arrays on the host.
-      tokenizer: what its texts were encoded with; `data.text.make_tokenizer` takes it.
-      notes: what the file didn't hold and what was done about it.
-      class_names: what a segment head tells apart; () where the model has both towers.
+      tokenizer: vocabulary of its texts, for `data.text.tokenizers.make_tokenizer`.
+      notes: what the file lacked and the value used instead.
+      class_names: classes of a segment head; () for a model with both towers.
     """
 
     model_config: ConfigDict
@@ -45,7 +45,7 @@ class Pretrained(NamedTuple):
         return build_task_model(self.model_config, len(self.class_names))
 
     def check_two_towers(self, wanted_by: str) -> None:
-        """Raises ValueError where there is a segment head in place of the text tower."""
+        """Raises ValueError if there is a segment head instead of a text tower."""
         if self.class_names:
             raise ValueError(
                 f"a segment head of {len(self.class_names)} classes found, but {wanted_by} needs a "
@@ -54,16 +54,16 @@ class Pretrained(NamedTuple):
 
 
 def to_host(variables: PyTree) -> FlatVariables:
-    """Copies variables to the host, by path."""
+    """Copies variables to the host."""
     return {name: np.asarray(jax.device_get(leaf)) for name, leaf in flatten(variables).items()}
 
 
 def describe(pretrained: Pretrained, directory: Path | None = None) -> dict[str, Any]:
-    """The configuration and the tokenizer as plain values.
+    """Returns configuration and tokenizer as plain values.
 
     Args:
       pretrained: the model.
-      directory: where the vocabulary is written to as a file; None: it is among the values.
+      directory: folder for a vocabulary file; None embeds the vocabulary in the values.
     """
     tokenizer = pretrained.tokenizer
     described = vocabulary.to_json(tokenizer)
@@ -77,11 +77,11 @@ def describe(pretrained: Pretrained, directory: Path | None = None) -> dict[str,
 
 
 def described_tokenizer(description: dict[str, Any], origin: Path) -> Vocabulary:
-    """The tokenizer of a description that was read from the file `origin`; CLIP's by default.
+    """Returns the tokenizer of a description read from the file `origin`; CLIP's by default.
 
     Raises:
-      FileNotFoundError: its file is missing.
-      ValueError: it isn't what the model was trained with.
+      FileNotFoundError: its vocabulary file is missing.
+      ValueError: the vocabulary differs from the one used in training.
     """
     if "tokenizer" not in description:
         return vocabulary.CLIP
@@ -89,14 +89,14 @@ def described_tokenizer(description: dict[str, Any], origin: Path) -> Vocabulary
 
 
 def with_image_size(pretrained: Pretrained, image_size: int) -> Pretrained:
-    """The same model for another training resolution, its learned positions resized.
+    """Returns the model for another training resolution, with learned positions resized.
 
     Raises:
-      ValueError: if the patches don't divide the size.
+      ValueError: the patch size doesn't divide the image size.
     """
     config = config_from_dict(config_to_dict(pretrained.model_config))
     config.image.image_size = image_size
-    build_model(config)  # raises where the size doesn't fit
+    build_model(config)  # raises if the size doesn't fit
     if config.image.position_embedding != "learned":
         return pretrained._replace(model_config=config)
     table = pretrained.variables["params"]["image_encoder"]["position_embedding"]
@@ -105,13 +105,13 @@ def with_image_size(pretrained: Pretrained, image_size: int) -> Pretrained:
 
 
 def resize_grid(table: Float[np.ndarray, "1 L C"], side: int) -> Float[np.ndarray, "1 M C"]:
-    """Position embeddings of a square grid, resized to `side` x `side` patches."""
+    """Resizes position embeddings of a square grid to `side` x `side` patches."""
     old = math.isqrt(table.shape[1])
     return np.asarray(resize_position_embedding(jnp.asarray(table), (old, old), (side, side)))
 
 
 def with_learned_positions(pretrained: Pretrained) -> Pretrained:
-    """The same model with sin-cos positions as if they were learned, for formats without them."""
+    """Returns the model with sin-cos positions stored as learned ones, for other formats."""
     image = pretrained.model_config.image
     if image.position_embedding == "learned":
         return pretrained

@@ -1,4 +1,4 @@
-"""The one writer behind `launch.export` and `launch.convert`."""
+"""Writes models in every format, for `launch.export` and `launch.convert`."""
 
 from pathlib import Path
 
@@ -21,11 +21,11 @@ def save_pretrained(path: Path, pretrained: Pretrained, kind: str) -> None:
     """Writes a model.
 
     Args:
-      path: a directory, or with "original" a `.pth` file.
+      path: a directory, or a `.pth` file for "original".
       pretrained: the model.
       kind: one of `FORMATS`.
 
     Raises:
-      ValueError: naming the field, if the format has no such model.
+      ValueError: the format doesn't support the model; the message names the field.
     """
     _WRITERS[kind](path, pretrained)

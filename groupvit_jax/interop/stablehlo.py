@@ -1,4 +1,4 @@
-"""Programs of StableHLO with the weights inside, which run wherever JAX does.
+"""StableHLO programs with embedded weights, which run wherever JAX does.
 
 program = jax.export.deserialize(pathlib.Path("image.stablehlo").read_bytes())
 outputs = program.call(images)
@@ -23,11 +23,11 @@ PLATFORMS = ("cpu", "cuda", "tpu")
 
 
 def image_program(pretrained: Pretrained) -> Callable[[UInt8[Array, "B H W 3"]], dict[str, Any]]:
-    """Builds the function of RGB images with float32 outputs.
+    """Builds the function from RGB images to float32 outputs.
 
     Returns:
-      A function that yields "embedding" [B, D] and "segments" [B, G, D], both in the joint space
-      and not normalised, and "assignments", for each grouping block [B, groups, segments].
+      A function that returns "embedding" [B, D] and "segments" [B, G, D], both in the joint space
+      and not normalised, and "assignments", one [B, groups, segments] per grouping block.
     """
     model, variables = _in_float32(pretrained)
 
@@ -44,12 +44,12 @@ def image_program(pretrained: Pretrained) -> Callable[[UInt8[Array, "B H W 3"]],
 
 
 def head_program(pretrained: Pretrained) -> Callable[[UInt8[Array, "B H W 3"]], dict[str, Any]]:
-    """Builds the function of RGB images that segments them by a trained head.
+    """Builds the function that segments RGB images with a trained head.
 
     Returns:
-      A function that yields "labels" [B, H, W], the index of each pixel's likeliest class by
-      `losses.mixture_log_likelihood`, "logits" of the classes for each segment [B, G, N], and
-      "assignments", for each grouping block [B, groups, segments].
+      A function that returns "labels" [B, H, W], the most probable class of each pixel by
+      `losses.mixture_log_likelihood`, class "logits" of each segment [B, G, N], and
+      "assignments", one [B, groups, segments] per grouping block.
     """
     model, variables = _in_float32(pretrained)
 
@@ -83,13 +83,13 @@ def write_stablehlo(
     image_size: int | None = None,
     platforms: Sequence[str] = PLATFORMS,
 ) -> None:
-    """Writes `image.stablehlo`, `text.stablehlo` and `config.json`; with a head there is no text.
+    """Writes `image.stablehlo`, `text.stablehlo` (unless there is a head) and `config.json`.
 
     Args:
-      directory: where to; created where missing.
+      directory: output folder; created if missing.
       pretrained: the model.
-      image_size: side of the images; the training's by default.
-      platforms: what the programs can run on.
+      image_size: side of the images; the training size by default.
+      platforms: platforms that the programs support.
     """
     config = pretrained.model_config
     side = image_size or config.image.image_size
@@ -105,9 +105,9 @@ def write_stablehlo(
         programs["text"] = text_program(pretrained), tokens
         scale = jnp.minimum(jnp.exp(pretrained.variables["params"]["logit_scale"]), 100.0)
         description["context_length"] = config.text.context_length
-        description["logit_scale"] = float(scale)  # factor of the cosines
+        description["logit_scale"] = float(scale)  # factor of cosine similarities
     directory.mkdir(parents=True, exist_ok=True)
-    # Otherwise GPUs and TPUs would multiply float32 matrices with fewer digits.
+    # Otherwise GPUs and TPUs would multiply float32 matrices at reduced precision.
     with jax.default_matmul_precision("highest"):
         for name, (program, argument) in programs.items():
             exported = jax.export.export(jax.jit(program), platforms=platforms)(argument)

@@ -18,8 +18,8 @@ def read_safetensors(path: Path) -> dict[str, np.ndarray]:
     """Reads every tensor of a file.
 
     Raises:
-      FileNotFoundError: if there is no such file.
-      ValueError: naming the tensor, if the file is truncated or contradicts itself.
+      FileNotFoundError: there is no such file.
+      ValueError: the file is truncated or inconsistent; the message names the tensor.
     """
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such file")
@@ -31,21 +31,21 @@ def read_safetensors(path: Path) -> dict[str, np.ndarray]:
 
 
 def read_sharded_safetensors(index: Path) -> dict[str, np.ndarray]:
-    """Reads the tensors that Hugging Face's `model.safetensors.index.json` places in files.
+    """Reads sharded tensors listed in Hugging Face's `model.safetensors.index.json`.
 
     Args:
-      index: its `weight_map` has the name of a file beside it for each tensor.
+      index: path of the index; its `weight_map` gives the file of each tensor in the same folder.
 
     Raises:
-      FileNotFoundError: if a file is missing.
-      ValueError: if a file's name is a path, a file is damaged, or a tensor isn't where it should.
+      FileNotFoundError: a file is missing.
+      ValueError: a file name is a path, a file is damaged, or a tensor is missing from its file.
     """
     weight_map = read_json(index).get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
         raise ValueError(f"{index}: no 'weight_map', expected the file of each tensor")
     names = collections.defaultdict(list)
     for name, file in weight_map.items():
-        # Another folder, even below, is none of this checkpoint's.
+        # Reject paths outside this directory.
         if not isinstance(file, str) or not re.fullmatch(r"[\w.-]+\.safetensors", file):
             raise ValueError(
                 f"{index}: {file!r} found for tensor {name!r}, expected the name of a .safetensors "
@@ -73,13 +73,13 @@ def read_sharded_safetensors(index: Path) -> dict[str, np.ndarray]:
 def write_safetensors(
     path: Path, tensors: Mapping[str, np.ndarray], metadata: dict[str, str] | None = None
 ) -> None:
-    """Writes tensors, in row-major order, with the permissions of any other new file."""
+    """Writes tensors in row-major order, with default file permissions."""
     contiguous = {name: np.asarray(array, order="C") for name, array in tensors.items()}
     path.write_bytes(save(contiguous, metadata))
 
 
 def _first_wrong(path: Path) -> str:
-    """The first tensor whose bytes aren't in the file, which the library doesn't name."""
+    """Returns the first tensor with bytes beyond the file, which the library doesn't name."""
     content = path.read_bytes()
     try:
         (length,) = struct.unpack_from("<Q", content)

@@ -1,7 +1,7 @@
-"""Reads PyTorch's zip files of tensors without PyTorch and without running code in them.
+"""Reads PyTorch's zip files of tensors without PyTorch and without executing code from them.
 
-Such a file holds `ROOT/data.pkl`, a pickle that describes the tensors, and `ROOT/data/KEY`, the
-memory of each. PyTorch compresses nothing, so a compressed member is refused.
+Such a file contains `ROOT/data.pkl`, a pickle that describes the tensors, and `ROOT/data/KEY`, the
+memory of each storage. PyTorch never compresses members, so a compressed member is refused.
 """
 
 import math
@@ -34,21 +34,23 @@ DTYPES: dict[str, np.dtype] = {
     }.items()
 }
 _MAX_PICKLE_BYTES = 1 << 28
-# What zipfile raises where the bytes of a file contradict each other.
+# Errors that zipfile raises for inconsistent files.
 _DAMAGES = (zipfile.BadZipFile, NotImplementedError, EOFError, OSError, struct.error)
 _ENCRYPTED = 0x61  # flags of encrypted or patched zip members
-_LEGACY_START = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."  # a pickled magic number
+_LEGACY_START = (
+    b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."  # PyTorch's legacy format: a pickled magic number
+)
 
 
 def read_torch_file(path: Path) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
-    """Reads the tensors of a state dict, which stands alone or as the entry "model".
+    """Reads the tensors of a state dict, at the top level or under "model".
 
     Returns:
-      The tensors by name, and the file's object with a mark in place of all that isn't data.
+      The tensors by name, and the file's object with `Inert` in place of anything but data.
 
     Raises:
-      FileNotFoundError: if there is no such file.
-      ValueError: naming the tensor, if the file isn't a complete zip file of PyTorch.
+      FileNotFoundError: there is no such file.
+      ValueError: the file is not a complete PyTorch zip file; the message names the tensor.
     """
     _check_format(path)
     with _open(path) as archive:
@@ -65,7 +67,7 @@ def read_torch_file(path: Path) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
 
 
 def tensor_views(content: Any) -> dict[str, TensorView]:
-    """The state dict among what a file holds, without values that are no tensors."""
+    """Returns the tensors of the state dict in a file."""
     state = content.get("model", content) if isinstance(content, dict) else {}
     entries = state.items() if isinstance(state, dict) else []
     return {str(name): view for name, view in entries if isinstance(view, TensorView)}
@@ -96,7 +98,7 @@ def _open(path: Path) -> zipfile.ZipFile:
 
 
 class _Reader:
-    """Members of an open archive, checked before they are read."""
+    """Reads members of an open archive after validating them."""
 
     def __init__(
         self,
@@ -110,7 +112,7 @@ class _Reader:
         self.swapped = order in members and self.read(order, "byte order") != b"little"
 
     def describe(self) -> Any:
-        """The content of data.pkl."""
+        """Returns the content of data.pkl."""
         name = f"{self.root}data.pkl"
         if self.members[name].file_size > _MAX_PICKLE_BYTES:
             raise ValueError(f"{self.path}: {name} is larger than {_MAX_PICKLE_BYTES} bytes")
@@ -121,7 +123,7 @@ class _Reader:
             raise ValueError(f"{self.path}: {name}: {error}") from error
 
     def tensor(self, name: str, view: TensorView) -> np.ndarray:
-        """The values of a tensor, in row-major order."""
+        """Returns the values of a tensor in row-major order."""
         dtype, what = DTYPES.get(view.storage.dtype_name), f"tensor {name!r}"
         if dtype is None:
             raise ValueError(f"{self.path}: {what} is of the unknown {view.storage.dtype_name}")
@@ -145,7 +147,7 @@ class _Reader:
         return np.array(strided, order="C")
 
     def check(self, member: str, what: str, num_bytes: int | None = None) -> None:
-        """Refuses a member that is missing, packed, or of another size than `num_bytes`."""
+        """Raises ValueError if a member is missing, compressed, or not `num_bytes` long."""
         info = self.members.get(member)
         if info is None:
             raise ValueError(f"{self.path}: {what}: member {member!r} is missing")
@@ -158,7 +160,7 @@ class _Reader:
             )
 
     def read(self, member: str, what: str) -> bytes:
-        """The bytes of a member, which is stored as it is, so no longer than the file."""
+        """Returns the bytes of a member; it is uncompressed, so no longer than the file."""
         try:
             self.check(member, what)
             return self.archive.read(member)
@@ -167,7 +169,7 @@ class _Reader:
 
 
 def _first_incomplete(path: Path) -> str:
-    """Finds where a file without its directory, which stands at the end, breaks off."""
+    """Locates the break in a truncated file, which lacks the directory at its end."""
     with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
         if len(data) < 30:
             return "its first header is incomplete"
@@ -188,7 +190,7 @@ def _first_incomplete(path: Path) -> str:
 
 
 def _local_member(data: mmap.mmap, name: bytes) -> int | None:
-    """Where the content of a zip member begins, by the header in front of it."""
+    """Returns the offset of a zip member's content, from its local header."""
     pattern = rb"PK\x03\x04.{22}" + re.escape(struct.pack("<H", len(name))) + b"(..)"
     match = re.search(pattern + re.escape(name), data, re.DOTALL)
     return match and match.end() + struct.unpack("<H", match[1])[0]

@@ -1,4 +1,4 @@
-"""Writes tensors as PyTorch's zip file, which `torch.load(weights_only=True)` reads."""
+"""Writes tensors as a PyTorch zip file, readable with `torch.load(weights_only=True)`."""
 
 import pickle
 import sys
@@ -18,12 +18,12 @@ _ORDERED_DICT = b"ccollections\nOrderedDict\n)R"
 def write_torch_file(
     path: Path, tensors: Mapping[str, np.ndarray], texts: Mapping[str, str]
 ) -> None:
-    """Writes a dict of a state dict, as its entry "model", and of texts.
+    """Writes a dict with a state dict under "model", and text entries.
 
     Args:
-      path: of the new file.
-      tensors: by their name in the state dict.
-      texts: other entries of the dict.
+      path: path of the new file.
+      tensors: tensors by name in the state dict.
+      texts: further entries.
     """
     arrays = [np.asarray(array, order="C") for array in tensors.values()]
     state = b"".join(
@@ -41,7 +41,7 @@ def write_torch_file(
 
 
 def _tensor(key: str, array: np.ndarray) -> bytes:
-    """The call that rebuilds a contiguous tensor from the storage `key`."""
+    """Returns the opcodes that rebuild a contiguous tensor from the storage `key`."""
     storage_type = f"ctorch\n{_STORAGES[array.dtype]}\n".encode()
     storage = b"(" + _plain("storage") + storage_type + _plain(key) + _plain("cpu")
     storage += _plain(array.size) + b"tQ"
@@ -52,10 +52,10 @@ def _tensor(key: str, array: np.ndarray) -> bytes:
 
 
 def _plain(value: Any) -> bytes:
-    """The instructions that build a number, a text or a tuple of them."""
+    """Returns the opcodes that build a number, a string or a tuple of them."""
     return pickle.dumps(value, protocol=2)[2:-1]
 
 
 def _add(archive: zipfile.ZipFile, name: str, content: bytes) -> None:
-    """Adds a member; a fixed date makes equal content equal files."""
+    """Adds a member with a fixed date, so that equal content gives equal files."""
     archive.writestr(zipfile.ZipInfo(f"archive/{name}", (1980, 1, 1, 0, 0, 0)), content)

@@ -1,4 +1,4 @@
-"""Compares a model with `transformers`' GroupViT on the same weights, and with published logits."""
+"""Compares a model with `transformers`' GroupViT on equal weights, and with published logits."""
 
 import functools
 import importlib
@@ -14,19 +14,19 @@ from groupvit_jax.interop.pretrained import Pretrained
 from groupvit_jax.models import build_model
 from groupvit_jax.typing import Array, Float, Int, PyTree
 
-# Of float32 on a CPU, relative to the largest value of an output.
+# For float32 on a CPU, relative to the largest value of an output.
 TOLERANCE = 2e-5
 
 GOLDEN_TEXTS = ("a photo of a cat", "a photo of a dog")
 GOLDEN_TOLERANCE = 1e-3
-# Logits of COCO's image 000000039769 with CLIP's preprocessing.
+# Logits of COCO image 000000039769 with CLIP's preprocessing.
 GOLDEN_LOGITS = {"gcc-yfcc": (13.3523, 6.3629), "gcc-redcaps": (16.1873, 8.6230)}
 _CLIP_MEAN = np.array([0.48145466, 0.4578275, 0.40821073], np.float32)
 _CLIP_STD = np.array([0.26862954, 0.26130258, 0.27577711], np.float32)
 
 
 class Difference(NamedTuple):
-    """An output's largest deviation from the reference, also relative to the largest value."""
+    """The largest deviation of an output from the reference, and the output's largest value."""
 
     name: str
     scale: float
@@ -34,14 +34,14 @@ class Difference(NamedTuple):
 
     @property
     def relative(self) -> float:
-        """The deviation over the output's own scale."""
+        """Returns the deviation relative to the output's scale."""
         return self.absolute / self.scale
 
 
 def random_inputs(
     pretrained: Pretrained, batch_size: int = 2, seed: int = 0
 ) -> tuple[Float[np.ndarray, "B H W 3"], Int[np.ndarray, "B T"]]:
-    """Images of normal noise and texts of random tokens and lengths."""
+    """Returns images of normal noise and texts of random tokens and lengths."""
     rng = np.random.default_rng(seed)
     side, text = pretrained.model_config.image.image_size, pretrained.model_config.text
     images = rng.normal(size=(batch_size, side, side, 3)).astype(np.float32)
@@ -58,11 +58,11 @@ def our_outputs(
     images: Float[np.ndarray, "B H W 3"],
     tokens: Int[np.ndarray, "N T"],
 ) -> dict[str, np.ndarray]:
-    """Every output of both towers in evaluation.
+    """Returns every output of both towers in evaluation mode.
 
     Args:
       pretrained: the model.
-      images: normalised.
+      images: normalised images.
       tokens: token ids.
     """
     pretrained.check_two_towers("the comparison")
