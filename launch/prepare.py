@@ -10,12 +10,11 @@ docs/prepare.md has the other inputs, the counts, and Apache Beam's runners.
 
 import argparse
 import dataclasses
+import logging
 import math
 import os
 import sys
 from collections.abc import Callable, Sequence
-
-from absl import logging
 
 from groupvit_jax.prepare import counts, preparation, runners
 from groupvit_jax.prepare.images import ENCODINGS
@@ -131,7 +130,7 @@ def main(flags: argparse.Namespace) -> None:
         if flags.runner:
             runner, num_workers = runners.beam_runner(flags.runner, flags.beam_flags), 1
         else:
-            logging.set_verbosity(logging.INFO)  # names the shards as they are made
+            logging.basicConfig(level=logging.INFO, format="%(message)s")  # names finished shards
             num_workers = flags.num_workers
             runner = runners.local_runner(num_workers)
         manifest = preparation.prepare(options, runner, num_workers, flags.verify)

@@ -5,16 +5,17 @@ python -m launch.train_tokenizer --input='shards/{0000..0331}.tar' --vocab_size=
 """
 
 import argparse
+import logging
 import os
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from absl import logging
-
 from groupvit_jax.data.sources import captions_table
 from groupvit_jax.data.text import tokenizers
 from groupvit_jax.data.text.vocabulary import Vocabulary
+
+logger = logging.getLogger(__name__)
 
 
 def parse_flags(argv: Sequence[str]) -> argparse.Namespace:
@@ -91,8 +92,8 @@ def _read_shards(pattern: str, max_captions: int) -> Iterator[str]:
         except pairs.BrokenSampleError as error:
             num_broken += 1
             if num_broken <= 10:
-                logging.warning("Skipped %s: %s", source.locate(index), error)
-    logging.info("Read every %d. of %d samples, %d broken", step, len(source), num_broken)
+                logger.warning("Skipped %s: %s", source.locate(index), error)
+    logger.info("Read every %d. of %d samples, %d broken", step, len(source), num_broken)
 
 
 def _check_output(flags: argparse.Namespace) -> Path:

@@ -14,21 +14,18 @@ from typing import Any
 import numpy as np
 from etils import epath
 
-__all__ = ["INCOMPLETE", "array_bytes", "is_remote", "json_bytes", "local_copy", "publish"]
+from groupvit_jax.data.storage.objects import is_remote
+
+__all__ = ["INCOMPLETE", "array_bytes", "json_bytes", "local_copy", "publish"]
 __all__ += ["read_array", "read_json", "sha256", "written_complete"]
 
 INCOMPLETE = ".incomplete-"  # followed by a unique name: two workers may write the same file
 
 
-def is_remote(path: epath.PathLike) -> bool:
-    """Whether a path is a bucket's, which only whole files are copied from and to."""
-    return "://" in os.fspath(path)
-
-
 @contextlib.contextmanager
 def local_copy(path: epath.PathLike) -> Iterator[str]:
     """Yields a local path: the file itself, or a temporary copy of a remote one."""
-    if not is_remote(path):
+    if not is_remote(os.fspath(path)):
         yield os.fspath(path)
         return
     with tempfile.TemporaryDirectory() as folder:
@@ -41,11 +38,11 @@ def local_copy(path: epath.PathLike) -> Iterator[str]:
 def written_complete(target: epath.Path) -> Iterator[str]:
     """Yields a local path to write to; on success the file becomes `target` atomically."""
     name = f"{target.name}{INCOMPLETE}{uuid.uuid4().hex}"
-    folder = tempfile.gettempdir() if is_remote(target) else os.fspath(target.parent)
+    folder = tempfile.gettempdir() if is_remote(os.fspath(target)) else os.fspath(target.parent)
     local = os.path.join(folder, name)
     try:
         yield local
-        if is_remote(target):
+        if is_remote(os.fspath(target)):
             epath.Path(local).copy(target, overwrite=True)
         else:
             _sync(local)  # after a power failure, there is the complete file or none

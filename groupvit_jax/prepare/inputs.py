@@ -24,7 +24,8 @@ from groupvit_jax.data.sources.pairs import (
     read_parts,
     texts_of,
 )
-from groupvit_jax.prepare.files import is_remote, local_copy, publish, read_json
+from groupvit_jax.data.storage.objects import is_remote
+from groupvit_jax.prepare.files import local_copy, publish, read_json
 
 __all__ = ["Chunk", "Item", "fingerprint", "plan", "read"]
 

@@ -11,13 +11,13 @@ import hashlib
 import importlib.metadata
 import itertools
 import json
+import logging
 import os
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
 
 import numpy as np
-from absl import logging
 from etils import epath
 from jaxtyping import Bool, UInt64
 
@@ -31,6 +31,8 @@ from groupvit_jax.prepare.images import ImageLimits, TooSmallError, encode_image
 from groupvit_jax.prepare.inputs import Chunk, Item
 from groupvit_jax.prepare.runners import Runner
 from groupvit_jax.prepare.writers import PreparedSample
+
+logger = logging.getLogger(__name__)
 
 __all__ = ["DUPLICATES", "MANIFEST", "Options", "find_duplicates", "hash_chunk", "make_shard"]
 __all__ += ["prepare"]
@@ -198,7 +200,7 @@ def _check_same(options: Options, old: dict[str, Any], new: dict[str, Any]) -> N
             )
     if old.get("versions") != new["versions"]:
         message = "%s was begun with %s; shards made now, with %s, may differ in their bytes"
-        logging.warning(message, options.output, old.get("versions"), new["versions"])
+        logger.warning(message, options.output, old.get("versions"), new["versions"])
 
 
 def _finished(options: Options, verify: bool) -> dict[str, dict[str, Any]]:
@@ -215,10 +217,10 @@ def _is_whole(output: epath.Path, record: dict[str, Any], verify: bool) -> bool:
     path = output / record["file"]
     size = path.stat().length if path.exists() else None
     if size != record["bytes"]:
-        logging.warning("%s: %s bytes, expected %d; made anew", path, size, record["bytes"])
+        logger.warning("%s: %s bytes, expected %d; made anew", path, size, record["bytes"])
         return False
     if verify and files.sha256(path) != record["sha256"]:
-        logging.warning("%s: its sha256 is not the recorded one; made anew", path)
+        logger.warning("%s: its sha256 is not the recorded one; made anew", path)
         return False
     return True
 
@@ -316,9 +318,9 @@ class _Dropped(NamedTuple):
 def _log_drop(source: str, dropped: _Dropped, number: int) -> None:
     if number <= _NAMED_DROPS:
         why = f"{dropped.reason} ({dropped.detail})" if dropped.detail else dropped.reason
-        logging.warning("Dropped %s: %s", source, why)
+        logger.warning("Dropped %s: %s", source, why)
     elif number == _NAMED_DROPS + 1:
-        logging.warning("More are dropped from this shard; %s counts them", MANIFEST)
+        logger.warning("More are dropped from this shard; %s counts them", MANIFEST)
 
 
 def _convert(

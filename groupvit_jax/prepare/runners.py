@@ -3,15 +3,16 @@
 Both only call a function once per task; tasks share nothing but files.
 """
 
+import logging
 import multiprocessing
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from typing import Any
 
-from absl import logging
-
 from groupvit_jax.processes import end_with_parent
+
+logger = logging.getLogger(__name__)
 
 __all__ = ["Runner", "WorkerDiedError", "beam_runner", "local_runner"]
 
@@ -30,7 +31,7 @@ def local_runner(num_workers: int) -> Runner:
         num_processes = min(num_workers, len(tasks))
         if num_processes <= 1:
             for number, task in enumerate(tasks, 1):
-                logging.info("%d of %d: %s", number, len(tasks), function(task))
+                logger.info("%d of %d: %s", number, len(tasks), function(task))
             return
         _run_processes(function, tasks, num_processes)
 
@@ -46,7 +47,7 @@ def _run_processes(
         futures = [pool.submit(function, task) for task in tasks]
         try:
             for number, future in enumerate(as_completed(futures), 1):
-                logging.info("%d of %d: %s", number, len(tasks), future.result())
+                logger.info("%d of %d: %s", number, len(tasks), future.result())
         except BrokenProcessPool as error:
             message = "a worker process was killed (out of memory?); fewer --num_workers need less"
             raise WorkerDiedError(f"{message}; the same command goes on from here") from error

@@ -10,7 +10,7 @@ import numpy as np
 import pycocotools.mask
 
 from groupvit_jax.data.eval_sets.mask_files import below, naming
-from groupvit_jax.data.sources.masks import IdTable, MaskedImage, pair, read_photo
+from groupvit_jax.data.sources.masks import IdTable, MaskedImage, decode_photo, pair
 from groupvit_jax.typing import Bool, Int
 
 _FARTHEST = 1e5  # largest coordinate of a point, in pixels
@@ -49,7 +49,7 @@ class InstanceMasks:
         image_id, name = self._images[index]
         photo_file = below(self._folder, name, str(self._file))
         with naming(photo_file):
-            photo = read_photo(photo_file.read_bytes())
+            photo = decode_photo(photo_file.read_bytes())
         with naming(f"{self._file}, image {image_id}"):
             instances = self._instances.get(image_id, [])
             return pair(photo, draw_instances(instances, photo.stored_size), self._ids)

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Integer
 
-from groupvit_jax.data.sources.masks import IdTable, MaskedImage, pair, read_mask, read_photo
+from groupvit_jax.data.sources.masks import IdTable, MaskedImage, decode_photo, pair, read_mask
 
 
 @dataclasses.dataclass(frozen=True)
@@ -129,7 +129,7 @@ class MaskFiles:
     def __getitem__(self, index: int) -> MaskedImage:
         photo_file, mask_file = self._files[index]
         with naming(photo_file):
-            photo = read_photo(photo_file.read_bytes())
+            photo = decode_photo(photo_file.read_bytes())
         with naming(mask_file):
             return pair(photo, self._read(mask_file, photo.stored_size), self._ids)
 

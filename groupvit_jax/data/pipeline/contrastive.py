@@ -8,6 +8,7 @@ remainder; each is a new shuffle in which every sample occurs once.
 """
 
 import functools
+import logging
 import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -16,7 +17,7 @@ from typing import Any
 
 import grain
 import numpy as np
-from absl import flags, logging
+from absl import flags
 from jaxtyping import Int, UInt8
 from ml_collections import ConfigDict
 
@@ -34,6 +35,8 @@ from groupvit_jax.data.text.tokenizers import (
     text_id,
 )
 from groupvit_jax.processes import end_with_parent
+
+logger = logging.getLogger(__name__)
 
 _MAX_CHUNK = 64  # rows per chunk delivered by a worker
 _MAX_THREADS = 16
@@ -89,7 +92,7 @@ class TrainExamples:
                 example = self._transform(sample, rng)
             except (BrokenSampleError, BrokenImageError) as error:
                 named = f"{self._source.locate(index)}: {error}"
-                logging.warning("Broken sample replaced: %s", named)
+                logger.warning("Broken sample replaced: %s", named)
                 index = self._replacement(index, rng)
                 [sample] = self._source.read_many([index])
             else:
@@ -375,7 +378,7 @@ def _eval_example(source: Source, index: int, resize: int, crop: int) -> dict[st
             image = transforms.resize_and_center_crop(decoded, resize, crop)
             captions = sample["captions"]
         except (BrokenSampleError, BrokenImageError) as error:
-            logging.warning("Broken sample left out: %s: %s", source.locate(index), error)
+            logger.warning("Broken sample left out: %s: %s", source.locate(index), error)
             usable = False
     return {"image": image, "index": np.int32(index), "_mask": usable, "captions": captions}
 

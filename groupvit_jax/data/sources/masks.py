@@ -75,7 +75,7 @@ class Photo(NamedTuple):
     orientation: int
 
 
-def read_photo(data: bytes) -> Photo:
+def decode_photo(data: bytes) -> Photo:
     """Decodes a photo; raises BrokenImageError, a ValueError, if it can't be decoded."""
     header = read_header(data)
     return Photo(decode(data), (header.height, header.width), header.orientation)
@@ -114,7 +114,7 @@ def pair(photo: Photo, mask: Integer[np.ndarray, "h w"], ids: IdTable | None) ->
     only fits the upright photo was drawn on the upright photo and stays.
 
     Args:
-      photo: see `read_photo`.
+      photo: see `decode_photo`.
       mask: the stored values.
       ids: classes of the stored values; None keeps the values.
 
@@ -179,7 +179,7 @@ class TfdsMasks:
     def __getitem__(self, index: int) -> MaskedImage:
         example = self._examples[index]
         try:
-            photo = read_photo(example[self._features[0]])
+            photo = decode_photo(example[self._features[0]])
             mask = read_mask(example[self._features[1]], photo.stored_size)
             return pair(photo, mask, self._ids)
         except ValueError as error:

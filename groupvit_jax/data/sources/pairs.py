@@ -6,6 +6,7 @@ A source can be pickled to worker processes, and a read never depends on earlier
 import bisect
 import functools
 import json
+import logging
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -13,7 +14,6 @@ from typing import Any, NotRequired, Protocol, TypedDict, runtime_checkable
 
 import cv2
 import numpy as np
-from absl import logging
 from jaxtyping import Int
 from ml_collections import ConfigDict
 
@@ -23,6 +23,8 @@ from groupvit_jax.data.sources.tfds_builders import open_builder, skip_decoding
 from groupvit_jax.data.storage import objects
 from groupvit_jax.data.storage.cache import HeldFolder, ObjectCache
 from groupvit_jax.data.storage.objects import StoredObject
+
+logger = logging.getLogger(__name__)
 
 # More than a 16-bit RGB image of 40 megapixels needs, far less than would exhaust a worker.
 MAX_SAMPLE_BYTES = 2**28
@@ -154,7 +156,7 @@ class WebDatasetSource:
                 kept = tar_index.num_complete(index)
                 size = os.path.getsize(shard) if isinstance(shard, str) else shard.size
                 message = "%s: the tar breaks off at byte %d of %d; samples kept before it: %d"
-                logging.warning(message, _name(shard), break_at, size, kept)
+                logger.warning(message, _name(shard), break_at, size, kept)
         if not any(tar_index.num_complete(_open_index(file)) for file in self._index_files):
             raise ValueError(f"{field}: no sample in {len(shards)} shards, e.g. {shards[0]}")
 

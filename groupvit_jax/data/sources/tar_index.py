@@ -9,6 +9,7 @@ time, so a changed shard is scanned again. All worker processes share the memory
 import glob
 import hashlib
 import io
+import logging
 import multiprocessing
 import os
 import re
@@ -21,12 +22,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from absl import logging
 
 from groupvit_jax.data.storage import objects
 from groupvit_jax.data.storage.cache import ObjectCache
 from groupvit_jax.data.storage.objects import StoredObject
 from groupvit_jax.data.storage.retries import StorageError
+
+logger = logging.getLogger(__name__)
 
 PARTS = ("image", "txt", "json")
 # The last is written by `launch.prepare --encoding=pixels`; a plain "npy" may hold anything, such
@@ -133,7 +135,7 @@ def load_indices(
     index_files = [_find_cached(shard, index_dir) for shard in shards]
     missing = [i for i, file in enumerate(index_files) if file is None]
     if missing:
-        logging.info("Indexing %d of %d tar shards (once)", len(missing), len(shards))
+        logger.info("Indexing %d of %d tar shards (once)", len(missing), len(shards))
         writable: dict[Path, Path] = {}
         targets = [_writable_target(shards[i], index_dir, writable) for i in missing]
         _build_all([shards[i] for i in missing], targets, cache)
@@ -235,7 +237,7 @@ def _is_readable_index(file: Path) -> bool:
     except FileNotFoundError:
         return False
     except (OSError, ValueError, EOFError) as error:
-        logging.warning("%s: unreadable tar index (%s), built anew", file, error)
+        logger.warning("%s: unreadable tar index (%s), built anew", file, error)
         return False
     return True
 
@@ -248,7 +250,7 @@ def _writable_target(shard: str | StoredObject, index_dir: str, writable: dict[P
             _check_writable(wanted)
             writable[wanted] = wanted
         except OSError as error:
-            logging.warning("Tar indices are cached in %s, not %s: %s", fallback, wanted, error)
+            logger.warning("Tar indices are cached in %s, not %s: %s", fallback, wanted, error)
             _check_writable(fallback)
             writable[wanted] = fallback
     return writable[wanted] / _cache_name(shard)

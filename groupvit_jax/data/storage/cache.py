@@ -15,6 +15,7 @@ processes, and don't detect that an object changed.
 
 import fcntl
 import hashlib
+import logging
 import os
 import queue
 import re
@@ -25,11 +26,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from absl import logging
-
 from groupvit_jax.data.storage import objects
 from groupvit_jax.data.storage.objects import StoredObject
 from groupvit_jax.data.storage.retries import StorageError
+
+logger = logging.getLogger(__name__)
 
 # Entries used this recently are not evicted. A shuffled epoch uses all shards all the time: if one
 # could evict another, a data set larger than the cache would be downloaded over and over.
@@ -106,6 +107,7 @@ class ObjectCache:
         self._max_bytes = max_bytes
         self._clock = clock
         self._root = Path(folder).expanduser().absolute() / "groupvit_objects"
+        self._said_full = False
         self._touched: dict[str, float] = {}
         self._asked: set[str] = set()
         self._queue: queue.SimpleQueue[StoredObject] = queue.SimpleQueue()
@@ -159,7 +161,7 @@ class ObjectCache:
         try:
             entry = self._fetch({_SHARD: stored}, wait=False)
         except OSError as error:  # StorageError, or a full disk
-            logging.warning("Not kept in %s: %s", self._root, error)
+            logger.warning("Not kept in %s: %s", self._root, error)
             return None
         return entry and entry / _SHARD
 
@@ -216,9 +218,9 @@ class ObjectCache:
         if partial.exists() and not self._remove(partial):
             return "busy"
         if not self._make_room(sum(sizes.values())):
-            logging.log_first_n(
-                logging.INFO, "%s is full: further objects are read by range", 1, self._root
-            )
+            if not self._said_full:
+                logger.info("%s is full: further objects are read by range", self._root)
+                self._said_full = True
             return "full"
         partial.mkdir()
         lock = _Lock(partial, fcntl.LOCK_EX)
@@ -352,7 +354,7 @@ def _unlink(folder: Path) -> None:
     try:
         folder.rmdir()
     except OSError as error:
-        logging.warning("%s is left, something else lies in it: %s", folder, error)
+        logger.warning("%s is left, something else lies in it: %s", folder, error)
 
 
 def _gib(num_bytes: int) -> str:

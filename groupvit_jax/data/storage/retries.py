@@ -5,6 +5,7 @@ the parts that failed, which the retry libraries, written for one call, don't ex
 """
 
 import errno
+import logging
 import random
 import threading
 import time
@@ -12,7 +13,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
-from absl import logging
+logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
@@ -71,7 +72,7 @@ class Retry:
 RETRY = Retry()
 
 
-def retried(function: Callable[[], T], url: str) -> T:
+def retried(function: Callable[[], T], url: str, retry: Retry | None = None) -> T:
     """Calls `function` for one URL, with retries; see `retried_each`."""
 
     def attempt(wanted: Sequence[int]) -> list[T | Exception]:
@@ -81,20 +82,28 @@ def retried(function: Callable[[], T], url: str) -> T:
         except Exception as error:  # `is_transient` classifies them
             return [error]
 
-    return retried_each(attempt, [url])[0]
+    return retried_each(attempt, [url], retry)[0]
 
 
 def retried_each(
-    request: Callable[[Sequence[int]], Sequence[T | Exception]], urls: Sequence[str]
+    request: Callable[[Sequence[int]], Sequence[T | Exception]],
+    urls: Sequence[str],
+    retry: Retry | None = None,
 ) -> list[T]:
     """Calls `request` with positions 0, 1, ..., then again with those that failed transiently.
+
+    Args:
+      request: returns a result or an error for each requested position.
+      urls: the URL of each position, for messages.
+      retry: the policy; `RETRY` by default.
 
     Raises:
       StorageError: a permanent error, or a transient one at the last attempt.
     """
+    retry = retry or RETRY
     found: dict[int, T] = {}
     missing = list(range(len(urls)))
-    for attempt in range(1, RETRY.attempts + 1):
+    for attempt in range(1, retry.attempts + 1):
         errors: dict[int, Exception] = {}
         for place, result in zip(missing, request(missing), strict=True):
             if not isinstance(result, Exception):
@@ -107,15 +116,15 @@ def retried_each(
         if not missing:
             break
         url, error = urls[missing[0]], errors[missing[0]]
-        if attempt == RETRY.attempts:
+        if attempt == retry.attempts:
             raise StorageError(
                 f"{url}: {_message(error)} (the last of {attempt} attempts)"
             ) from error
         message = "%s: %s; attempt %d of %d failed for %d of %d reads"
-        counts = (attempt, RETRY.attempts, len(missing), len(urls))
-        logging.warning(message, url, _message(error), *counts)
+        counts = (attempt, retry.attempts, len(missing), len(urls))
+        logger.warning(message, url, _message(error), *counts)
         METER.add(num_retries=len(missing))
-        RETRY.wait(attempt)
+        retry.wait(attempt)
     return [found[place] for place in range(len(urls))]
 
 
@@ -171,7 +180,7 @@ class Meter:
                 self._last_report = self._clock()
         if due:
             message = "Read from object stores so far: %.2f GiB in %d ranges, %d retries"
-            logging.info(message, self.num_bytes / 2**30, self.num_ranges, self.num_retries)
+            logger.info(message, self.num_bytes / 2**30, self.num_ranges, self.num_retries)
 
 
 METER = Meter()

@@ -8,9 +8,9 @@ from groupvit_jax.data.sources.masks import (
     IdTable,
     MaskedSource,
     TfdsMasks,
+    decode_photo,
     pair,
     read_mask,
-    read_photo,
 )
 from groupvit_jax.scenes.dataset import SceneConfig, build
 from tests.data.image_files import encode
@@ -39,14 +39,14 @@ def bright(image):
 @pytest.mark.parametrize("orientation", range(1, 9))
 def test_mask_drawn_on_the_stored_pixels_is_turned_with_the_photo(orientation):
     data = photo_with_orientation(orientation)
-    image, mask = pair(read_photo(data), MARKED.astype(np.int32), None)
+    image, mask = pair(decode_photo(data), MARKED.astype(np.int32), None)
     np.testing.assert_array_equal(image, decode(data))
     np.testing.assert_array_equal(mask, bright(image))
 
 
 @pytest.mark.parametrize("orientation", range(5, 9))
 def test_mask_drawn_on_the_upright_photo_stays(orientation):
-    read = read_photo(photo_with_orientation(orientation))
+    read = decode_photo(photo_with_orientation(orientation))
     upright = bright(read.image)
     assert upright.shape == MARKED.shape[::-1]
     _, mask = pair(read, upright.astype(np.int32), None)
@@ -54,7 +54,7 @@ def test_mask_drawn_on_the_upright_photo_stays(orientation):
 
 
 def test_a_square_mask_is_taken_as_drawn_on_the_stored_pixels():
-    read = read_photo(photo_with_orientation(6, MARKED[:, :20]))
+    read = decode_photo(photo_with_orientation(6, MARKED[:, :20]))
     _, mask = pair(read, MARKED[:, :20].astype(np.int32), None)
     np.testing.assert_array_equal(mask, bright(read.image))
 
@@ -62,7 +62,7 @@ def test_a_square_mask_is_taken_as_drawn_on_the_stored_pixels():
 def test_transparent_photo_lies_on_white():
     pixels = np.zeros((2, 3, 4), np.uint8)
     pixels[0] = (10, 20, 30, 255)
-    image, _ = pair(read_photo(encode(pixels, "PNG")), np.zeros((2, 3), np.int32), None)
+    image, _ = pair(decode_photo(encode(pixels, "PNG")), np.zeros((2, 3), np.int32), None)
     np.testing.assert_array_equal(image[0], [[10, 20, 30]] * 3)
     np.testing.assert_array_equal(image[1], 255)
 

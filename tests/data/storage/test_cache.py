@@ -3,13 +3,13 @@ import os
 import pickle
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
 import pytest
 
 from groupvit_jax.data.sources.pairs import WebDatasetSource, make_source
-from groupvit_jax.data.storage import cache as object_cache
 from groupvit_jax.data.storage import objects as storage
 from groupvit_jax.data.storage.cache import KEEP_SECONDS, ObjectCache, make_cache
 from groupvit_jax.data.storage.retries import StorageError
@@ -235,18 +235,32 @@ def test_an_object_that_was_cut_on_the_disk_is_read_from_the_store(store, tmp_pa
     assert cache.read(stored, 5, 10) is None
 
 
-def test_a_partial_download_is_not_read_and_goes_when_its_process_ended(store, tmp_path, clock):
+def test_a_partial_download_is_not_read_and_goes_when_its_process_ended(
+    store, tmp_path, clock, monkeypatch
+):
     cache = make(tmp_path, clock, num_objects=1)
     a, b = put(store, "a", "b")
-    files = {"object": a}
-    with cache._locked():
-        lock = cache._claim(object_cache._key_of(files), {"object": SIZE})
+    started, broken = threading.Event(), threading.Event()
+    read_ranges = storage.read_ranges
+
+    def stall(ranges):
+        if ranges[0].stored == a:
+            started.set()
+            broken.wait(60)
+            raise StorageError("the connection was lost")
+        return read_ranges(ranges)
+
+    monkeypatch.setattr(storage, "read_ranges", stall)
+    download = threading.Thread(target=cache.fetch, args=[a])
+    download.start()
+    assert started.wait(60)
     assert [f.suffix for f in folders(tmp_path)] == [".partial"]
     assert not is_cached(cache, a)
     assert cache.fetch(a) is None  # another is at it
-    assert cache.fetch(b) is None  # what is on its way counts
+    assert cache.fetch(b) is None  # the download in progress counts against the bound
     assert num_bytes(tmp_path) == SIZE
-    lock.release()
+    broken.set()
+    download.join()
     assert cache.fetch(b) is not None
     assert [f.suffix for f in folders(tmp_path)] == [""]
 

@@ -33,43 +33,52 @@ def test_transient_errors_of_google(error):
     assert retries.is_transient(error)
 
 
-@pytest.fixture
-def messages(monkeypatch):
-    """What is logged of what was read."""
-    found = []
-    monkeypatch.setattr(retries.logging, "info", lambda text, *values: found.append(text % values))
-    return found
+NO_WAIT = Retry(attempts=3, sleep=lambda seconds: None)
 
 
-def test_bytes_and_retries_are_logged_once_a_minute(messages, monkeypatch):
-    now = [0.0]
-    meter = Meter(lambda: now[0])
-    monkeypatch.setattr(retries, "METER", meter)
-    monkeypatch.setattr(retries, "RETRY", Retry(sleep=lambda seconds: None))
-    results = iter([OSError("busy"), TimeoutError(), 7])
+def failing(*results):
+    """A function that raises or returns one result after the other."""
+    remaining = iter(results)
 
     def answer():
-        result = next(results)
+        result = next(remaining)
         if isinstance(result, Exception):
             raise result
         return result
 
-    assert retried(answer, "s3://a/b") == 7
-    meter.add(num_bytes=2**30, num_ranges=10)
-    assert not messages
+    return answer
+
+
+def test_transient_errors_are_retried_and_each_is_logged(caplog):
+    assert retried(failing(OSError("busy"), TimeoutError(), 7), "s3://a/b", NO_WAIT) == 7
+    assert [record.getMessage() for record in caplog.records] == [
+        "s3://a/b: OSError: busy; attempt 1 of 3 failed for 1 of 1 reads",
+        "s3://a/b: TimeoutError; attempt 2 of 3 failed for 1 of 1 reads",
+    ]
+
+
+def test_a_permanent_error_is_not_retried():
+    with pytest.raises(StorageError, match=r"^s3://a/b: PermissionError: no$"):
+        retried(failing(PermissionError("no"), 7), "s3://a/b", NO_WAIT)
+
+
+def test_reads_and_retries_are_logged_once_a_minute(caplog):
+    caplog.set_level("INFO")
+    now = [0.0]
+    meter = Meter(lambda: now[0])
+    meter.add(num_bytes=2**30, num_ranges=10, num_retries=2)
+    assert not caplog.records
     now[0] = 60.0
     meter.add(num_bytes=2**30, num_ranges=10)
     meter.add(num_bytes=1)
-    assert messages == ["Read from object stores so far: 2.00 GiB in 20 ranges, 2 retries"]
+    assert [record.getMessage() for record in caplog.records] == [
+        "Read from object stores so far: 2.00 GiB in 20 ranges, 2 retries"
+    ]
 
 
-def test_messages_are_one_short_line(monkeypatch):
-    monkeypatch.setattr(retries, "RETRY", Retry(attempts=2, sleep=lambda seconds: None))
-
-    def fail():
-        raise OSError("a\nb\n" + "c" * 1000)
-
-    message = r"^s3://a: OSError: a b c+ \(the last of 2 attempts\)$"
+def test_messages_are_one_short_line():
+    error = OSError("a\nb\n" + "c" * 1000)
+    message = r"^s3://a: OSError: a b c+ \(the last of 3 attempts\)$"
     with pytest.raises(StorageError, match=message) as caught:
-        retried(fail, "s3://a")
+        retried(failing(error, error, error), "s3://a", NO_WAIT)
     assert len(str(caught.value)) < 400
