@@ -29,7 +29,8 @@ class Chip:
       link_bandwidth: that a chip sends with, over all its links within a slice, bytes/s: half of
         what is published as bidirectional.
       network_bandwidth: that a chip sends with between slices, bytes/s.
-      devices: of JAX a chip; the figures above are of the whole chip.
+      devices: JAX devices of a chip; the figures above are of the whole chip.
+      multiply_adds: of its matrix units in a cycle; 0 if they are not published.
     """
 
     kind: str
@@ -39,16 +40,22 @@ class Chip:
     link_bandwidth: float
     network_bandwidth: float
     devices: int = 1
+    multiply_adds: int = 0
+
+    @property
+    def clock_rate(self) -> float:
+        """Cycles a second of the matrix units, from their size and peak; 0 if unknown."""
+        return self.peak_flops / (2 * self.multiply_adds) if self.multiply_adds else 0.0
 
 
 CHIPS = {
     chip.kind: chip
     for chip in (
-        Chip("v4", 275e12, 2 * 15.25 * GIB, 1228 * GB, 300 * GB, 6.25 * GB, devices=2),
-        Chip("v5e", 197e12, 15.75 * GIB, 819 * GB, 200 * GB, 3.125 * GB),
-        Chip("v5p", 459e12, 95.74 * GIB, 2765 * GB, 600 * GB, 6.25 * GB),
-        Chip("v6e", 918e12, 31.25 * GIB, 1640 * GB, 400 * GB, 12.5 * GB),
-        Chip("tpu7x", 2307e12, 2 * 94.75 * GIB, 7380 * GB, 600 * GB, 12.5 * GB, devices=2),
+        Chip("v4", 275e12, 2 * 15.25 * GIB, 1228 * GB, 300 * GB, 6.25 * GB, 2, 2 * 4 * 128**2),
+        Chip("v5e", 197e12, 15.75 * GIB, 819 * GB, 200 * GB, 3.125 * GB, 1, 4 * 128**2),
+        Chip("v5p", 459e12, 95.74 * GIB, 2765 * GB, 600 * GB, 6.25 * GB, 1, 2 * 4 * 128**2),
+        Chip("v6e", 918e12, 31.25 * GIB, 1640 * GB, 400 * GB, 12.5 * GB, 1, 4 * 256**2),
+        Chip("tpu7x", 2307e12, 2 * 94.75 * GIB, 7380 * GB, 600 * GB, 12.5 * GB, 2),
     )
 }
 EXAMPLES = "v5e:16x16, v6e:16x16, v5p:16x16x16, tpu7x:4x4x4 or v5e:1x1"

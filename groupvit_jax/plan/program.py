@@ -1,7 +1,7 @@
-"""Reads a compiled program's text: computations, their instructions, and how often each runs.
+"""Parser of optimised HLO text: computations, their instructions, and how often each runs.
 
-XLA's own cost analysis counts the body of a loop once. What runs in a loop over layers or
-micro-batches would be missing, so the text is read here, with the loops' trip counts.
+XLA's own cost analysis counts the body of a loop once, so it misses most of a program that loops
+over layers or micro-batches. The text names the trip count of each loop; it is read here instead.
 """
 
 import dataclasses
@@ -14,7 +14,7 @@ ITEM_BITS = {
     "s16": 16, "u16": 16, "f16": 16, "bf16": 16, "s32": 32, "u32": 32, "f32": 32,
     "s64": 64, "u64": 64, "f64": 64, "c64": 64, "c128": 128,
 }  # fmt: skip
-# What moves no bytes by itself.
+# Bookkeeping of the program: these instructions neither compute nor move data.
 FREE = frozenset(
     ("parameter", "constant", "tuple", "get-tuple-element", "bitcast", "while", "call", "iota",
      "conditional", "after-all", "partition-id", "replica-id", "opt-barrier", "domain")
@@ -29,7 +29,10 @@ _CALLED = re.compile(
     r"=(\{[^}]*\}|%[\w.\-]+)"
 )
 _TRIP_COUNT = re.compile(r'"known_trip_count":\{"n":"(\d+)"\}')
+# Memory space 0 is HBM; the others are vector memory, scalar memory and synchronisation flags.
 _ON_CHIP = re.compile(r"S\([1-9]\)")
+# {minor to major:T(tile)(tile of the tile)...}
+_TILED = re.compile(r"\{([\d,]*):T\(([\d,]+)\)(?:\(([\d,]+)\))?")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,29 +43,49 @@ class Buffer:
       dtype: XLA's name of it.
       shape: its sizes.
       on_chip: whether it lies in the chip's own fast memory instead of HBM.
+      layout: XLA's text of it, e.g. "{1,0:T(8,128)(2,1)}"; empty if the program gives none.
     """
 
     dtype: str
     shape: tuple[int, ...]
     on_chip: bool = False
+    layout: str = ""
 
     @property
     def num_bytes(self) -> int:
-        """Bytes without the padding of layouts."""
+        """Bytes of the values, without the padding of tiles."""
         return math.prod(self.shape) * ITEM_BITS.get(self.dtype, 0) // 8
+
+    @property
+    def stored_bytes(self) -> int:
+        """Bytes that the array takes up in memory, where a TPU pads it to whole tiles.
+
+        A float32 array of 260 x 260 in tiles of (8, 128) lies there as 264 x 384.
+        """
+        if not self.shape or (found := _TILED.match(self.layout)) is None:
+            return self.num_bytes
+        order, tile, inner = (_integers(group) for group in found.groups())
+        sizes = [self.shape[d] for d in order]  # the minor dimension first, like `tile` reversed
+        # An inner tile packs rows of 16 and 8 bit types into words, so it pads the outer tile.
+        for i, pack in enumerate(reversed(inner)):
+            tile[-1 - i] = _round_up(tile[-1 - i], pack)
+        for i, side in enumerate(reversed(tile)):
+            if i < len(sizes):
+                sizes[i] = _round_up(sizes[i], side)
+        return math.prod(sizes) * ITEM_BITS.get(self.dtype, 0) // 8
 
 
 @dataclasses.dataclass(frozen=True)
 class Instruction:
-    """One line of the program.
+    """An instruction of the program: one line of its text.
 
     Attributes:
       name: unique in its computation.
       opcode: XLA's name of the operation.
-      outputs: one array, or those of a tuple.
+      outputs: the array it returns, or the arrays of a tuple, nested ones flattened.
       operands: names of instructions of the same computation.
-      attributes: what follows the operands.
-      argument: the text between the parentheses: of a parameter its number.
+      attributes: the text after the operands.
+      argument: the text between the parentheses; the number of a parameter.
       is_root: whether its computation returns it.
     """
 
@@ -76,7 +99,7 @@ class Instruction:
 
     @property
     def op_name(self) -> str:
-        """The path of JAX's functions and modules that it stems from; may be empty."""
+        """The path of JAX functions and modules that it stems from; may be empty."""
         found = re.search(r'op_name="([^"]*)"', self.attributes)
         return found[1] if found else ""
 
@@ -90,7 +113,7 @@ class Program:
 
     Attributes:
       computations: by name.
-      entry: name of the one that runs first.
+      entry: name of the computation that runs first.
       files: Python file of each frame of the stack, by number.
     """
 
@@ -99,7 +122,7 @@ class Program:
     files: dict[int, str]
 
     def stems_from(self, instruction: Instruction, part: str) -> bool:
-        """Returns whether a line of a Python file whose path has this part made the instruction."""
+        """Returns whether the instruction was traced from a Python file with `part` in its path."""
         found = re.search(r"stack_frame_id=(\d+)", instruction.attributes)
         return found is not None and part in self.files.get(int(found[1]), "")
 
@@ -110,10 +133,11 @@ class Execution:
 
     Attributes:
       instruction: the instruction.
-      computation: the one it stands in.
+      computation: the computation that contains it.
       count: how often it runs in a step.
-      loops: how many loops it stands in.
-      is_fused: whether it is a part of a fusion, whose inner values never leave the chip.
+      loops: number of loops around it.
+      is_fused: whether it is inside a fusion or an asynchronous operation. Only the outer
+        instruction touches memory; the values inside a fusion never leave the chip.
     """
 
     instruction: Instruction
@@ -124,7 +148,7 @@ class Execution:
 
 
 def parse_program(text: str) -> Program:
-    """Returns what `compiled.as_text()` describes.
+    """Parses the text that `compiled.as_text()` returns.
 
     Raises:
       ValueError: the text has no entry computation.
@@ -146,7 +170,7 @@ def parse_program(text: str) -> Program:
 
 
 def executions(program: Program) -> Iterator[Execution]:
-    """Yields every instruction that runs, the insides of loops and fusions included."""
+    """Yields every instruction that runs, those inside loops and fusions included."""
     yield from _executions(program, program.entry, 1, 0, False)
 
 
@@ -158,16 +182,21 @@ def _executions(
         yield Execution(instruction, computation, count, loops, is_fused)
         is_loop = instruction.opcode == "while"
         times = count * (trip_count(program, instruction) if is_loop else 1)
-        inside = is_fused or instruction.opcode == "fusion"
+        inside = is_fused or instruction.opcode == "fusion" or is_asynchronous(instruction)
         for called in called_computations(instruction):
             if called in program.computations:
                 yield from _executions(program, called, times, loops + is_loop, inside)
 
 
+def is_asynchronous(instruction: Instruction) -> bool:
+    """Returns whether it starts, continues or ends an operation that runs beside others."""
+    return instruction.opcode.endswith(("-start", "-update", "-done"))
+
+
 def called_computations(instruction: Instruction) -> list[str]:
-    """Returns the computations that an instruction runs; not the scalar ones of reductions."""
-    if "=" not in instruction.attributes:
-        return []
+    """Returns the computations that an instruction runs, without the scalar ones of reductions."""
+    if "=" not in instruction.attributes or instruction.opcode.endswith(("-update", "-done")):
+        return []  # an asynchronous operation names its computation again where it ends
     names = [name for match in _CALLED.finditer(instruction.attributes)
              for name in _NAME.findall(match[2])]  # fmt: skip
     if instruction.opcode == "call":
@@ -176,7 +205,7 @@ def called_computations(instruction: Instruction) -> list[str]:
 
 
 def trip_count(program: Program, loop: Instruction) -> int:
-    """Returns how often a loop's body runs; 1 where the program doesn't say."""
+    """Returns how often the body of a loop runs; 1 if the program doesn't say."""
     if known := _TRIP_COUNT.search(loop.attributes):
         return int(known[1])
     condition = re.search(r"condition=%([\w.\-]+)", loop.attributes)
@@ -189,7 +218,7 @@ def trip_count(program: Program, loop: Instruction) -> int:
 
 
 def _files_of_frames(text: str) -> dict[int, str]:
-    """Reads the tables that precede the computations; without them there are no frames."""
+    """Reads the tables of stack frames before the computations, if the text has them."""
     names = dict(re.findall(r'^(\d+) "([^"]*)"$', _table(text, "FileNames"), re.M))
     table = _table(text, "FileLocations")
     locations = dict(re.findall(r"^(\d+) \{file_name_id=(\d+)", table, re.M))
@@ -219,11 +248,20 @@ def _parse_instruction(name: str, text: str, is_root: bool) -> Instruction:
 
 def _buffer(match: re.Match[str]) -> Buffer:
     shape = tuple(int(size) for size in match[2].split(",") if size)
-    return Buffer(match[1], shape, bool(match[3] and _ON_CHIP.search(match[3])))
+    layout = match[3] or ""
+    return Buffer(match[1], shape, _ON_CHIP.search(layout) is not None, layout)
+
+
+def _integers(text: str | None) -> list[int]:
+    return [int(size) for size in (text or "").split(",") if size]
+
+
+def _round_up(size: int, multiple: int) -> int:
+    return -(-size // multiple) * multiple
 
 
 def _closing(text: str, start: int) -> int:
-    """The position of the parenthesis that closes the one at `start`."""
+    """Returns the position of the parenthesis that closes the one at `start`."""
     depth = 0
     for match in re.compile(r"[()]").finditer(text, start):
         depth += 1 if match[0] == "(" else -1
