@@ -1,11 +1,11 @@
-r"""Plans a run on chips that aren't there: compiles its step for them and says what it takes.
+r"""Plans a run on hardware you don't have, by compiling its training step for it.
 
 python -m launch.plan --config=configs/groupvit_gcc_yfcc_30e.py --topology=v5e:16x16
 python -m launch.plan --config=configs/groupvit_base.py --topology=v5e:16x16,v6e:16x16 \
         --num_slices=1,2 --batch_sizes=4096,8192 --compare --output=plans
 
 Any field of the configuration can be tried: --config.train.batch_size=8192. It needs no
-accelerator, only the extra `tpu`, and minutes a topology. docs/plan.md tells how to read it.
+accelerator, only the extra `tpu`, and minutes a topology. docs/plan.md explains the output.
 """
 
 import argparse
@@ -68,6 +68,9 @@ def parse_flags(argv: Sequence[str]) -> tuple[argparse.Namespace, ConfigDict]:
         default=PUBLISHED_EXAMPLES,
         help="of an epoch (default: %(default)s, CC3M, CC12M and YFCC14M)",
     )
+    parser.add_argument(
+        "--price_per_chip_hour", type=float, help="in any currency: the cost of the run is printed"
+    )
     parser.add_argument("--output", default="", help="folder for plan.md and plan.json")
     flags, rest = parser.parse_known_args(argv[1:])
     for argument in rest:
@@ -102,7 +105,7 @@ def plan_all(flags: argparse.Namespace, config: ConfigDict) -> None:
     plans, results, pages = [], [], []
     for topology, batch_size in itertools.product(described, batch_sizes):
         changed = with_batch_size(config, batch_size)
-        plan = make_plan(changed, topology, flags.num_examples)
+        plan = make_plan(changed, topology, flags.num_examples, flags.price_per_chip_hour)
         largest = find_largest_batch(changed, topology, plan) if flags.largest_batch else None
         plans.append(plan)
         results.append(table.to_json(plan, largest))

@@ -40,6 +40,7 @@ class Collective:
       num_bytes: of the whole array, on each chip: what a reduction takes, what a gather gives.
       count: how often it runs in a step.
       in_loop: whether that is in a loop of the program.
+      overlaps: whether the chip goes on with other work meanwhile.
       crosses_slices: whether it needs the network between slices.
       purpose: what it is for, by the JAX code it stems from.
     """
@@ -50,6 +51,7 @@ class Collective:
     num_bytes: int
     count: int
     in_loop: bool
+    overlaps: bool
     crosses_slices: bool
     purpose: str
 
@@ -97,6 +99,7 @@ def find_collectives(
                     num_bytes=_num_bytes(kind, run, groups.shape[1]),
                     count=run.count,
                     in_loop=run.loops > 0,
+                    overlaps=run.is_fused or run.instruction.opcode.endswith("-start"),
                     crosses_slices=crosses,
                     purpose=_main_purpose(run),
                 )
@@ -193,6 +196,7 @@ def _between_slices(
         num_bytes=_num_bytes(kind, run, num_slices),
         count=run.count,
         in_loop=run.loops > 0,
+        overlaps=True,
         crosses_slices=True,
         purpose=_main_purpose(run),
     )

@@ -75,6 +75,7 @@ class CompiledStep:
       slice_of: the slice of each device of the mesh, in its order.
       memory: of one chip.
       text: the program; empty where it does not fit, for then XLA gives none.
+      state_bytes: of the whole training state, over all chips: the size of a checkpoint.
       seconds: that tracing and compiling took.
     """
 
@@ -82,6 +83,7 @@ class CompiledStep:
     slice_of: tuple[int, ...]
     memory: Memory
     text: str
+    state_bytes: float
     seconds: float
 
 
@@ -101,6 +103,7 @@ def compile_step(config: ConfigDict, topology: Topology) -> CompiledStep:
         slice_of=tuple(getattr(device, "slice_index", None) or 0 for device in mesh.devices.flat),
         memory=_memory(state, batch, topology, compiled, needed),
         text="" if compiled is None else compiled.as_text(),
+        state_bytes=float(sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(state))),
         seconds=time.monotonic() - started,
     )
 

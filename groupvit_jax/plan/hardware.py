@@ -30,6 +30,7 @@ class Chip:
         what is published as bidirectional.
       network_bandwidth: that a chip sends with between slices, bytes/s.
       devices: JAX devices of a chip; the figures above are of the whole chip.
+      host_cores: virtual cores of the cloud's hosts for each of their chips; 0 if unknown.
       multiply_adds: of its matrix units in a cycle; 0 if they are not published.
     """
 
@@ -40,6 +41,7 @@ class Chip:
     link_bandwidth: float
     network_bandwidth: float
     devices: int = 1
+    host_cores: float = 0.0
     multiply_adds: int = 0
 
     @property
@@ -51,11 +53,13 @@ class Chip:
 CHIPS = {
     chip.kind: chip
     for chip in (
-        Chip("v4", 275e12, 2 * 15.25 * GIB, 1228 * GB, 300 * GB, 6.25 * GB, 2, 2 * 4 * 128**2),
-        Chip("v5e", 197e12, 15.75 * GIB, 819 * GB, 200 * GB, 3.125 * GB, 1, 4 * 128**2),
-        Chip("v5p", 459e12, 95.74 * GIB, 2765 * GB, 600 * GB, 6.25 * GB, 1, 2 * 4 * 128**2),
-        Chip("v6e", 918e12, 31.25 * GIB, 1640 * GB, 400 * GB, 12.5 * GB, 1, 4 * 256**2),
-        Chip("tpu7x", 2307e12, 2 * 94.75 * GIB, 7380 * GB, 600 * GB, 12.5 * GB, 2),
+        Chip(
+            "v4", 275e12, 2 * 15.25 * GIB, 1228 * GB, 300 * GB, 6.25 * GB, 2, 60.0, 2 * 4 * 128**2
+        ),
+        Chip("v5e", 197e12, 15.75 * GIB, 819 * GB, 200 * GB, 3.125 * GB, 1, 28.0, 4 * 128**2),
+        Chip("v5p", 459e12, 95.74 * GIB, 2765 * GB, 600 * GB, 6.25 * GB, 1, 52.0, 2 * 4 * 128**2),
+        Chip("v6e", 918e12, 31.25 * GIB, 1640 * GB, 400 * GB, 12.5 * GB, 1, 45.0, 4 * 256**2),
+        Chip("tpu7x", 2307e12, 2 * 94.75 * GIB, 7380 * GB, 600 * GB, 12.5 * GB, 2, 56.0),
     )
 }
 EXAMPLES = "v5e:16x16, v6e:16x16, v5p:16x16x16, tpu7x:4x4x4 or v5e:1x1"
@@ -84,6 +88,22 @@ class Topology:
     chip: Chip
     num_chips: int
     devices: tuple[jax.Device, ...]
+
+    @property
+    def num_hosts(self) -> int:
+        """Machines that hold the chips, each a process of JAX."""
+        return len({device.process_index for device in self.devices})
+
+    @property
+    def host_cores(self) -> float:
+        """Virtual cores of each host; 0 if unknown."""
+        return self.chip.host_cores * self.num_chips / self.num_hosts
+
+    @property
+    def one_chip(self) -> str:
+        """Name of the topology of a single chip of this kind."""
+        sides = self.name.count("x") + 1
+        return f"{self.chip.kind}:{'x'.join(['1'] * sides)}"
 
     def __str__(self) -> str:
         return self.name if self.num_slices == 1 else f"{self.num_slices} x {self.name}"

@@ -5,6 +5,7 @@ import re
 from collections.abc import Mapping
 
 from groupvit_jax.plan import costs
+from groupvit_jax.plan.collectives import KINDS
 from groupvit_jax.plan.parts import UNNAMED, part_of
 from groupvit_jax.plan.program import (
     FREE,
@@ -35,7 +36,8 @@ class InstructionCost:
       cycles: of one execution, by the compiler's estimate; None if it gives none.
       flops: of the matrix products in one execution.
       num_bytes: that one execution moves to and from memory.
-      is_asynchronous: whether it runs beside the instructions that follow.
+      takes_no_time: whether the chip goes on beside it: it is an asynchronous operation, or a
+        collective, of which `prediction.exposed_seconds` counts the time on the links.
     """
 
     name: str
@@ -45,7 +47,7 @@ class InstructionCost:
     cycles: int | None
     flops: int
     num_bytes: int
-    is_asynchronous: bool
+    takes_no_time: bool
 
 
 def instruction_costs(
@@ -57,7 +59,7 @@ def instruction_costs(
       program: the compiled program.
       kernel_cycles: cycles of custom calls by name, for which the compiler gives no estimate.
     """
-    parts = _Parts(program)
+    parts, by_kernel = _Parts(program), kernel_cycles or {}
     found: list[InstructionCost] = []
     for run in executions(program):
         flops = costs.flops(run)
@@ -65,7 +67,7 @@ def instruction_costs(
             if run.instruction.opcode in FREE:
                 continue
             estimate = _CYCLES.search(run.instruction.attributes)
-            cycles = int(estimate[1]) if estimate else (kernel_cycles or {}).get(run.instruction.name)
+            cycles = int(estimate[1]) if estimate else by_kernel.get(run.instruction.name)
             found.append(
                 InstructionCost(
                     name=run.instruction.name,
@@ -75,7 +77,8 @@ def instruction_costs(
                     cycles=cycles,
                     flops=flops,
                     num_bytes=traffic(program, run),
-                    is_asynchronous=is_asynchronous(run.instruction),
+                    takes_no_time=is_asynchronous(run.instruction)
+                    or run.instruction.opcode in KINDS,
                 )
             )
         elif flops:  # inside the fusion that was found last

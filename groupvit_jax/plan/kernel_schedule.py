@@ -1,8 +1,8 @@
 """Cycles of Pallas kernels on TPUs, read from the schedule that libtpu writes for them.
 
 XLA's cost model gives no estimate for a custom call, but libtpu can dump the final schedule of a
-kernel: one line for each bundle of instructions, and a bundle takes a cycle. With the trip counts of
-its loops that is the kernel's time, as long as its data arrives in time, which happens beside it.
+kernel: one line for each bundle of instructions, which takes a cycle. With the trip counts of its
+loops that is the time of the kernel, provided that its data, copied meanwhile, arrives in time.
 
 libtpu takes the flags of a dump only when it loads, and would dump every fusion of a whole training
 step. So each kernel is compiled once more, alone, in a process of its own: this module's `main`.
@@ -35,7 +35,8 @@ _DUMP_FLAGS = (
     "--xla_jf_dump_llo_pass_label_regex=final_bundles",
 )
 _DTYPES = {"pred": "bool", "bf16": "bfloat16", "f16": "float16", "f32": "float32", "s8": "int8",
-           "u8": "uint8", "s16": "int16", "u16": "uint16", "s32": "int32", "u32": "uint32"}  # fmt: skip
+           "u8": "uint8", "s16": "int16", "u16": "uint16", "s32": "int32",
+           "u32": "uint32"}  # fmt: skip
 
 
 @dataclasses.dataclass(frozen=True)
@@ -157,10 +158,15 @@ def _compile_apart(kernels: Sequence[Kernel], topology: str) -> list[int]:
     """Compiles kernels in a process whose libtpu dumps schedules; returns the cycles of each."""
     with tempfile.TemporaryDirectory() as folder:
         flags = [os.environ.get("LIBTPU_INIT_ARGS", ""), f"--xla_jf_dump_to={folder}", *_DUMP_FLAGS]
+        settings = {
+            "LIBTPU_INIT_ARGS": " ".join(flags).strip(),
+            "JAX_PLATFORMS": "cpu",
+            "JAX_ENABLE_COMPILATION_CACHE": "false",  # a cached kernel would leave no schedule
+        }
         result = subprocess.run(
             [sys.executable, "-m", "groupvit_jax.plan.kernel_schedule", topology, folder],
             input=json.dumps([dataclasses.asdict(kernel) for kernel in kernels]),
-            env=os.environ | {"LIBTPU_INIT_ARGS": " ".join(flags).strip(), "JAX_PLATFORMS": "cpu"},
+            env=os.environ | settings,
             capture_output=True,
             text=True,
         )
@@ -183,7 +189,8 @@ def main(topology: str, folder: str) -> None:
     for description in json.load(sys.stdin):
         before = set(Path(folder).iterdir())
         _compile_kernel(description, device)
-        new = sorted(set(Path(folder).iterdir()) - before)
+        # The top-level program (TLP), which calls the kernel, is analysed too.
+        new = sorted(p for p in set(Path(folder).iterdir()) - before if "-TLP-" not in p.name)
         texts = [path.read_text() for path in new if path.name.endswith("final_bundles.txt")]
         # The analysis of a schedule names its instruction and precedes the schedule.
         wanted = [i for i, text in enumerate(texts)

@@ -1,4 +1,4 @@
-"""What a training run would take on chips that aren't there: memory, work, traffic, time."""
+"""Plan of a training run on hardware you don't have: memory, work, traffic, time, needs."""
 
 import dataclasses
 import logging
@@ -10,11 +10,15 @@ from groupvit_jax.plan import costs, flops
 from groupvit_jax.plan.collectives import Collective, find_collectives
 from groupvit_jax.plan.compiling import CompiledStep, Memory, compile_step
 from groupvit_jax.plan.hardware import Topology
+from groupvit_jax.plan.instructions import instruction_costs
+from groupvit_jax.plan.kernel_schedule import kernel_cycles
+from groupvit_jax.plan.needs import Needs, needs
+from groupvit_jax.plan.prediction import Prediction, exposed_seconds, predict
 from groupvit_jax.plan.program import parse_program
 
 logger = logging.getLogger(__name__)
 
-# CC3M, CC12M and YFCC14M, what the published model was trained on (arXiv 2202.11094).
+# CC3M, CC12M and YFCC14M, the training data of the published model (arXiv 2202.11094).
 PUBLISHED_EXAMPLES = 2_891_445 + 11_156_203 + 14_615_499
 
 
@@ -22,14 +26,13 @@ PUBLISHED_EXAMPLES = 2_891_445 + 11_156_203 + 14_615_499
 class Bound:
     """The least seconds that a step can take, by what limits it.
 
-    All four go on at once where the compiler overlaps them perfectly, so the longest is the bound;
-    a real step takes longer.
+    A perfect compiler would overlap all four, so the longest is the bound; no real step reaches it.
 
     Attributes:
       compute: the matrix products at the peak in bfloat16.
       memory: reading and writing HBM.
-      links: collectives within a slice.
-      network: collectives between slices.
+      links: collectives within a slice, or within a host of GPUs.
+      network: collectives between slices or hosts.
     """
 
     compute: float
@@ -44,7 +47,7 @@ class Bound:
 
     @property
     def limit(self) -> str:
-        """The name of what takes longest."""
+        """Name of the longest."""
         return max(dataclasses.asdict(self).items(), key=lambda item: item[1])[0]
 
 
@@ -53,18 +56,29 @@ class Program:
     """What the compiled step does; there is none of a step that does not fit.
 
     Attributes:
-      flops_per_image: of the matrix products that the chips compute, in loops and twice included.
+      flops_per_image: of the matrix products that the chips compute, recomputation included.
       traffic: bytes that one chip reads from and writes to its HBM in a step.
       logits: bytes of the largest logits that one chip holds at once.
+      instructions: number that one device executes in a step; on a GPU, about one kernel each.
       collectives: in the program's order.
       bound: on a step.
+      prediction: of one chip's own work.
+      exchange_seconds: of collectives during which the chip does nothing else.
     """
 
     flops_per_image: float
     traffic: float
     logits: int
+    instructions: int
     collectives: tuple[Collective, ...]
     bound: Bound
+    prediction: Prediction
+    exchange_seconds: float
+
+    @property
+    def seconds(self) -> float:
+        """Predicted, of a step."""
+        return max(self.prediction.seconds + self.exchange_seconds, self.bound.seconds)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -72,16 +86,18 @@ class Plan:
     """A run on a topology.
 
     Attributes:
-      topology: its name, and how many slices.
+      topology: its name, and the number of slices.
       num_chips: in all slices.
       mesh_shape: size of each axis by name.
       batch_size: global.
       num_steps: of the run.
       memory: of one chip.
       hand_flops: FLOPs an image of the step, counted by hand, nothing computed twice.
-      useful_flops: those of them that are not spent on padding.
+      useful_flops: without those spent on padding.
+      peak_flops: of all chips, FLOP/s.
       program: None if the step does not fit.
-      compile_seconds: that it took to find out.
+      compile_seconds: wall time of tracing and compiling.
+      needs: of hosts, input, storage and money; None if the step does not fit.
     """
 
     topology: str
@@ -92,22 +108,35 @@ class Plan:
     memory: Memory
     hand_flops: float
     useful_flops: float
+    peak_flops: float
     program: Program | None
     compile_seconds: float
+    needs: Needs | None = None
 
     @property
     def images_per_second(self) -> float | None:
-        """At most, of all chips."""
+        """Predicted, of all chips."""
+        return self.batch_size / self.program.seconds if self.program else None
+
+    @property
+    def most_images_per_second(self) -> float | None:
+        """By the bound, of all chips."""
         return self.batch_size / self.program.bound.seconds if self.program else None
 
     @property
+    def useful_mfu(self) -> float | None:
+        """Share of the chips' peak that goes into useful FLOPs, as predicted."""
+        rate = self.images_per_second
+        return None if rate is None else rate * self.useful_flops / self.peak_flops
+
+    @property
     def days(self) -> float | None:
-        """At least, for the whole run."""
-        return self.num_steps * self.program.bound.seconds / 86400 if self.program else None
+        """Predicted, of the whole run."""
+        return self.num_steps * self.program.seconds / 86400 if self.program else None
 
     @property
     def chip_hours(self) -> float | None:
-        """At least, for the whole run."""
+        """Predicted, of the whole run."""
         return None if self.days is None else self.days * 24 * self.num_chips
 
 
@@ -117,7 +146,7 @@ class LargestBatch:
 
     Attributes:
       batch_size: 0 if not even one example a shard does.
-      memory: what a chip then holds, as compiled.
+      memory: of one chip at that batch, as compiled.
       compiled: the batch sizes that were compiled to find it.
     """
 
@@ -126,20 +155,26 @@ class LargestBatch:
     compiled: tuple[int, ...]
 
 
-def make_plan(config: ConfigDict, topology: Topology, num_examples: int) -> Plan:
-    """Compiles the step of `config` for `topology` and returns what it would take.
+def make_plan(
+    config: ConfigDict,
+    topology: Topology,
+    num_examples: int,
+    price_per_chip_hour: float | None = None,
+) -> Plan:
+    """Compiles the step of `config` for `topology` and works out a plan of the run.
 
     Args:
       config: the whole configuration.
-      topology: what `hardware.describe` returns.
-      num_examples: of an epoch, where `config.train.num_steps` is not set.
+      topology: from `hardware.describe`.
+      num_examples: of an epoch, for configurations without `train.num_steps`.
+      price_per_chip_hour: in any currency.
 
     Raises:
       ValueError: the configuration doesn't fit the topology, or the run has no step.
     """
     num_steps = run_length(config, num_examples)
     step = compile_step(config, topology)
-    return Plan(
+    plan = Plan(
         topology=str(topology),
         num_chips=topology.num_chips,
         mesh_shape=step.mesh_shape,
@@ -148,8 +183,23 @@ def make_plan(config: ConfigDict, topology: Topology, num_examples: int) -> Plan
         memory=step.memory,
         hand_flops=flops.step_flops(config),
         useful_flops=flops.useful_flops(config),
+        peak_flops=topology.chip.peak_flops * topology.num_chips,
         program=_analyse(step, config, topology) if step.text else None,
         compile_seconds=step.seconds,
+    )
+    if plan.program is None or plan.images_per_second is None or plan.chip_hours is None:
+        return plan
+    return dataclasses.replace(
+        plan,
+        needs=needs(
+            hosts=topology.num_hosts,
+            host_cores=topology.host_cores,
+            images_per_second=plan.images_per_second,
+            checkpoint_bytes=step.state_bytes,
+            checkpoint_seconds=config.checkpoint.every_steps * plan.program.seconds,
+            chip_hours=plan.chip_hours,
+            price_per_chip_hour=price_per_chip_hour,
+        ),
     )
 
 
@@ -227,22 +277,27 @@ def _where_full(totals: dict[int, float], available: float, unit: int) -> int:
 
 def _analyse(step: CompiledStep, config: ConfigDict, topology: Topology) -> Program:
     program = parse_program(step.text)
+    chip, num_devices = topology.chip, len(topology.devices)
     collectives = find_collectives(program, step.mesh_shape, step.slice_of)
-    device_flops, traffic = costs.matrix_flops(program), costs.memory_traffic(program)
-    num_devices = len(topology.devices)
+    found = instruction_costs(program, kernel_cycles(program, topology.one_chip))
+    device_flops = sum(cost.count * cost.flops for cost in found)
+    traffic = sum(cost.count * cost.num_bytes for cost in found)
     return Program(
         flops_per_image=device_flops * num_devices / config.train.batch_size,
-        traffic=float(traffic * topology.chip.devices),
+        traffic=float(traffic * chip.devices),
         logits=costs.logits_bytes(program, config.model.projector.output_dim),
+        instructions=sum(cost.count for cost in found),
         collectives=tuple(collectives),
         bound=bound(topology, device_flops, traffic, collectives),
+        prediction=predict(found, chip),
+        exchange_seconds=exposed_seconds(collectives, chip),
     )
 
 
 def bound(
     topology: Topology, device_flops: int, traffic: int, collectives: Sequence[Collective]
 ) -> Bound:
-    """Returns the roofline of a step (10.1145/1498765.1498785) with the links as further roofs.
+    """Returns the roofline of a step (doi:10.1145/1498765.1498785), links and network included.
 
     Args:
       topology: the chips.

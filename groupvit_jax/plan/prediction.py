@@ -2,8 +2,10 @@
 
 import collections
 import dataclasses
+import math
 from collections.abc import Sequence
 
+from groupvit_jax.plan.collectives import Collective
 from groupvit_jax.plan.hardware import Chip
 from groupvit_jax.plan.instructions import InstructionCost
 
@@ -47,17 +49,17 @@ class Prediction:
     @property
     def matrix_seconds(self) -> float:
         """Of all matrix products at the chip's peak."""
-        return sum(part.matrix_seconds for part in self.parts)
+        return math.fsum(part.matrix_seconds for part in self.parts)
 
     @property
     def memory_seconds(self) -> float:
         """Of all traffic at the bandwidth of HBM."""
-        return sum(part.memory_seconds for part in self.parts)
+        return math.fsum(part.memory_seconds for part in self.parts)
 
     @property
     def roofline_seconds(self) -> float:
         """Instruction by instruction: none overlaps another."""
-        return sum(part.roofline_seconds for part in self.parts)
+        return math.fsum(part.roofline_seconds for part in self.parts)
 
 
 def predict(costs: Sequence[InstructionCost], chip: Chip) -> Prediction:
@@ -75,9 +77,9 @@ def predict(costs: Sequence[InstructionCost], chip: Chip) -> Prediction:
         by_part[cost.part].append(cost)
     parts = [_part(name, found, chip) for name, found in by_part.items()]
     parts.sort(key=lambda part: part.seconds, reverse=True)
-    total = sum(part.seconds for part in parts)
-    estimated = sum(_seconds(cost, chip) for cost in costs if cost.cycles is not None)
-    memory = sum(part.memory_seconds for part in parts)
+    total = math.fsum(part.seconds for part in parts)
+    estimated = math.fsum(_seconds(cost, chip) for cost in costs if cost.cycles is not None)
+    memory = math.fsum(part.memory_seconds for part in parts)
     return Prediction(
         seconds=max(total, memory),
         estimated=estimated / total if total else 0.0,
@@ -85,26 +87,43 @@ def predict(costs: Sequence[InstructionCost], chip: Chip) -> Prediction:
     )
 
 
+def exposed_seconds(collectives: Sequence[Collective], chip: Chip) -> float:
+    """Returns the seconds of a step in which a chip only exchanges data.
+
+    Args:
+      collectives: of the program; those that run beside other work take no time of their own.
+      chip: at whose published bandwidths they run. The latency of a small one is not counted.
+    """
+    return math.fsum(
+        chip.devices
+        * collective.sent_bytes
+        / (chip.network_bandwidth if collective.crosses_slices else chip.link_bandwidth)
+        for collective in collectives
+        if not collective.overlaps
+    )
+
+
 def _part(name: str, costs: Sequence[InstructionCost], chip: Chip) -> Part:
     return Part(
         name=name,
-        seconds=sum(_seconds(cost, chip) for cost in costs),
-        matrix_seconds=sum(cost.count * _matrix_seconds(cost, chip) for cost in costs),
-        memory_seconds=sum(cost.count * _memory_seconds(cost, chip) for cost in costs),
-        roofline_seconds=sum(cost.count * _roofline_seconds(cost, chip) for cost in costs),
+        seconds=math.fsum(_seconds(cost, chip) for cost in costs),
+        matrix_seconds=math.fsum(cost.count * _matrix_seconds(cost, chip) for cost in costs),
+        memory_seconds=math.fsum(cost.count * _memory_seconds(cost, chip) for cost in costs),
+        roofline_seconds=math.fsum(cost.count * _roofline_seconds(cost, chip) for cost in costs),
         instructions=sum(cost.count for cost in costs),
     )
 
 
 def _seconds(cost: InstructionCost, chip: Chip) -> float:
     """Of all executions in a step."""
-    if cost.is_asynchronous:
+    if cost.takes_no_time:
         return 0.0
     if cost.cycles is None or not chip.clock_rate:
         return cost.count * _roofline_seconds(cost, chip)
     seconds = cost.cycles / chip.clock_rate
-    if cost.opcode == "custom-call":  # the schedule of a kernel leaves out waiting for its data
-        seconds = max(seconds, _memory_seconds(cost, chip))
+    if cost.opcode == "custom-call":
+        # The schedule of a kernel leaves out waiting for data and for the matrix units.
+        seconds = max(seconds, _roofline_seconds(cost, chip))
     return cost.count * seconds
 
 

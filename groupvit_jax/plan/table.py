@@ -7,18 +7,21 @@ from typing import Any
 
 from groupvit_jax.eval.results import markdown_table
 from groupvit_jax.plan.collectives import Collective
-from groupvit_jax.plan.hardware import GIB
-from groupvit_jax.plan.plan import LargestBatch, Plan
+from groupvit_jax.plan.hardware import GB, GIB
+from groupvit_jax.plan.needs import Needs
+from groupvit_jax.plan.plan import LargestBatch, Plan, Program
 
 Rows = Iterable[Sequence[str]]
+# Smaller parts of a step share the table's last row.
+_SMALLEST_PART = 0.005
 
 
 def details(plan: Plan, largest: LargestBatch | None = None) -> str:
-    """Returns all that is known of one plan, in Markdown.
+    """Returns one plan as a page of Markdown.
 
     Args:
       plan: of one topology and batch size.
-      largest: what `find_largest_batch` found for it.
+      largest: result of `find_largest_batch` for it.
     """
     mesh = ", ".join(f"{axis} {size}" for axis, size in plan.mesh_shape.items())
     parts = [
@@ -30,14 +33,23 @@ def details(plan: Plan, largest: LargestBatch | None = None) -> str:
         markdown_table(("FLOPs", "GFLOP an image"), _flops_rows(plan)),
     ]
     if plan.program:
-        header = ("collective", "axis", "for", "times a step", "MiB", "in a loop", "between slices")
+        header = ("collective", "axis", "for", "times a step", "MiB", "in a loop", "overlaps",
+                  "between slices")  # fmt: skip
         parts += [
-            markdown_table(header, _collective_rows(plan.program.collectives)),
+            _speed_line(plan, plan.program),
+            markdown_table(
+                ("part of the step", "ms", "share", "matrix ms", "memory ms", "instructions"),
+                _part_rows(plan.program),
+            ),
             markdown_table(("a step takes at least", "ms"), _bound_rows(plan)),
-            f"At most {plan.images_per_second:,.0f} images/s, limited by "
-            f"{plan.program.bound.limit}; the run at least {plan.days:.2f} days, "
-            f"{plan.chip_hours:,.0f} chip-hours. Logits: "
+            markdown_table(header, _collective_rows(plan.program.collectives)),
+            f"{plan.program.instructions:,} instructions a step. Logits: "
             f"{_bytes(plan.program.logits)} a chip.",
+        ]
+    if plan.needs:
+        parts += [
+            markdown_table(("the run needs", ""), _need_rows(plan, plan.needs)),
+            *_input_warning(plan.needs),
         ]
     if largest:
         parts.append(_largest_line(largest))
@@ -46,24 +58,85 @@ def details(plan: Plan, largest: LargestBatch | None = None) -> str:
 
 def comparison(plans: Sequence[Plan]) -> str:
     """Returns a Markdown table with a row for each plan."""
-    header = ("topology", "chips", "batch", "fits", "GiB a chip", "of", "logits a chip",
-              "GFLOP an image", "useful", "images/s, at most", "limited by", "days, at least",
-              "chip-hours")  # fmt: skip
+    header = ("topology", "chips", "batch", "fits", "GiB a chip", "of", "ms a step, predicted",
+              "roofline", "at least", "limited by", "images/s, predicted", "useful MFU", "days",
+              "chip-hours", "cost", "hosts", "cores a host: raw", "prepared", "GB/s: raw",
+              "prepared", "checkpoint GB", "every min", "compiled in s")  # fmt: skip
     return markdown_table(header, map(_comparison_row, plans))
 
 
 def to_json(plan: Plan, largest: LargestBatch | None = None) -> dict[str, Any]:
-    """Returns a plan's fields, and what follows from them, as JSON can hold them."""
+    """Returns the fields of a plan, and the figures derived from them, as JSON can hold them."""
+    program = plan.program
     derived = {
         "fits": plan.memory.fits,
         "memory_total": plan.memory.total,
+        "seconds": program.seconds if program else None,
+        "roofline_seconds": program.prediction.roofline_seconds if program else None,
         "images_per_second": plan.images_per_second,
+        "most_images_per_second": plan.most_images_per_second,
+        "useful_mfu": plan.useful_mfu,
         "days": plan.days,
         "chip_hours": plan.chip_hours,
-        "limited_by": plan.program.bound.limit if plan.program else None,
+        "limited_by": program.bound.limit if program else None,
         "largest_batch": dataclasses.asdict(largest) if largest else None,
     }
     return dataclasses.asdict(plan) | derived
+
+
+def _speed_line(plan: Plan, program: Program) -> str:
+    prediction = program.prediction
+    method = (
+        "the compiler's cycles"
+        if prediction.estimated > 0.5
+        else "the roofline of each instruction; the compiler gives no cycles"
+    )
+    return (
+        f"**Predicted: {1000 * program.seconds:.2f} ms a step, {plan.images_per_second:,.0f} "
+        f"images/s, {plan.useful_mfu:.1%} useful MFU** (by {method}); the run {plan.days:.2f} "
+        f"days, {plan.chip_hours:,.0f} chip-hours. Instruction by instruction, the roofline is "
+        f"{1000 * prediction.roofline_seconds:.2f} ms; the bound allows "
+        f"{plan.most_images_per_second:,.0f} images/s, limited by {program.bound.limit}."
+    )
+
+
+def _part_rows(program: Program) -> Rows:
+    """Lists the parts of the step, largest first; those of less than 0.5 % as one."""
+    total = program.seconds
+    small = [part for part in program.prediction.parts if part.seconds < _SMALLEST_PART * total]
+    rows = [
+        (part.name, part.seconds, part.matrix_seconds, part.memory_seconds, part.instructions)
+        for part in program.prediction.parts
+        if part not in small
+    ]
+    if program.exchange_seconds:
+        rows.append(("exchange between chips", program.exchange_seconds, 0.0, 0.0, 0))
+    if small:
+        sums = [sum(getattr(part, name) for part in small)
+                for name in ("seconds", "matrix_seconds", "memory_seconds")]  # fmt: skip
+        rows.append((f"{len(small)} smaller parts", *sums, sum(p.instructions for p in small)))
+    for name, seconds, matrix, memory, instructions in rows:
+        milliseconds = [f"{1000 * value:.2f}" for value in (matrix, memory)]
+        yield (name, f"{1000 * seconds:.2f}", f"{seconds / total:.1%}", *milliseconds,
+               f"{instructions:,}")  # fmt: skip
+
+
+def _need_rows(plan: Plan, needs: Needs) -> Rows:
+    cores = f" of {needs.host_cores:,.0f} virtual" if needs.host_cores else ""
+    yield ("hosts", f"{needs.hosts:,}")
+    yield ("images/s a host", f"{needs.images_per_second:,.0f}")
+    for each in needs.inputs:
+        yield (f"cores a host{cores}, GB/s from storage: {each.shards}",
+               f"{each.cores:,.1f}, {each.bytes_per_second / GB:.2f}")  # fmt: skip
+    yield ("a checkpoint, GB", f"{needs.checkpoint_bytes / GB:.2f}")
+    yield ("a checkpoint every, minutes", f"{needs.checkpoint_seconds / 60:.1f}")
+    if needs.cost is not None:
+        yield ("cost", f"{needs.cost:,.0f}")
+
+
+def _input_warning(needs: Needs) -> list[str]:
+    slow = "; ".join(needs.too_slow)
+    return [f"**The input can't keep up from these shards: {slow}.**"] if slow else []
 
 
 def _verdict(plan: Plan) -> str:
@@ -89,8 +162,8 @@ def _flops_rows(plan: Plan) -> Rows:
 
 
 def _collective_rows(collectives: Sequence[Collective]) -> Rows:
-    def kind(c: Collective) -> tuple[str, str, str, bool, bool]:
-        return c.kind, c.axes, c.purpose, c.in_loop, c.crosses_slices
+    def kind(c: Collective) -> tuple[str, str, str, bool, bool, bool]:
+        return c.kind, c.axes, c.purpose, c.in_loop, c.overlaps, c.crosses_slices
 
     for key, same in itertools.groupby(sorted(collectives, key=kind), kind):
         group = list(same)
@@ -119,19 +192,24 @@ def _largest_line(largest: LargestBatch) -> str:
 
 
 def _comparison_row(plan: Plan) -> Sequence[str]:
-    memory, program = plan.memory, plan.program
+    memory, program, needs = plan.memory, plan.program, plan.needs
     row = [
         plan.topology, f"{plan.num_chips:,}", f"{plan.batch_size:,}",
         "yes" if memory.fits else "no", f"{memory.total / GIB:.2f}",
         f"{memory.available / GIB:.2f}",
     ]  # fmt: skip
-    useful = f"{plan.useful_flops / 1e9:.1f}"
-    if program is None:
-        return [*row, "", f"{plan.hand_flops / 1e9:.1f}", useful, "", "", "", ""]
+    if program is None or needs is None:
+        return [*row, *[""] * 16, f"{plan.compile_seconds:.0f}"]
+    raw, prepared = needs.inputs[:2]
     return [
-        *row, _bytes(program.logits), f"{program.flops_per_image / 1e9:.1f}", useful,
-        f"{plan.images_per_second:,.0f}", program.bound.limit, f"{plan.days:.2f}",
-        f"{plan.chip_hours:,.0f}",
+        *row, f"{1000 * program.seconds:.2f}", f"{1000 * program.prediction.roofline_seconds:.2f}",
+        f"{1000 * program.bound.seconds:.2f}", program.bound.limit,
+        f"{plan.images_per_second:,.0f}", f"{plan.useful_mfu:.1%}", f"{plan.days:.2f}",
+        f"{plan.chip_hours:,.0f}", "" if needs.cost is None else f"{needs.cost:,.0f}",
+        f"{needs.hosts:,}", f"{raw.cores:,.0f}", f"{prepared.cores:,.0f}",
+        f"{raw.bytes_per_second / GB:.2f}", f"{prepared.bytes_per_second / GB:.2f}",
+        f"{needs.checkpoint_bytes / GB:.2f}", f"{needs.checkpoint_seconds / 60:.0f}",
+        f"{plan.compile_seconds:.0f}",
     ]  # fmt: skip
 
 

@@ -18,7 +18,7 @@ def plan():
 
 
 def collective(num_bytes, crosses_slices=False):
-    return Collective("all-gather", "data", 4, num_bytes, 2, False, crosses_slices, "loss")
+    return Collective("all-gather", "data", 4, num_bytes, 2, False, True, crosses_slices, "loss")
 
 
 def test_bound_is_what_takes_longest():
@@ -53,9 +53,12 @@ def test_run_length():
         run_length(config, 10)
 
 
-def test_rates_follow_from_the_bound(plan):
-    seconds = plan.program.bound.seconds
+def test_rates_follow_from_the_prediction(plan):
+    seconds = plan.program.seconds
+    assert seconds >= plan.program.bound.seconds
     assert plan.images_per_second == pytest.approx(16 / seconds)
+    assert plan.most_images_per_second == pytest.approx(16 / plan.program.bound.seconds)
+    assert plan.useful_mfu == pytest.approx(16 * plan.useful_flops / seconds / (4 * 197e12))
     assert plan.days == pytest.approx(20 * seconds / 86400)  # 20 steps
     assert plan.chip_hours == pytest.approx(plan.days * 24 * 4)
     assert plan.program.flops_per_image == pytest.approx(plan.hand_flops, rel=0.05)
@@ -73,7 +76,7 @@ def test_largest_batch(plan, monkeypatch, configured, most):
     def compile_step(config, topology):
         B = config.train.batch_size
         compiled.append(B)
-        return CompiledStep({}, (), memory_of(20 + B / 2 + B**2 / 20_000), "", 0.0)
+        return CompiledStep({}, (), memory_of(20 + B / 2 + B**2 / 20_000), "", 0.0, 0.0)
 
     monkeypatch.setattr(plan_lib, "compile_step", compile_step)
     config = plan_lib.with_batch_size(tiny.get_config(), configured)
@@ -89,7 +92,7 @@ def test_largest_batch(plan, monkeypatch, configured, most):
 
 
 def test_no_batch_fits(plan, monkeypatch):
-    full = CompiledStep({}, (), memory_of(200), "", 0.0)
+    full = CompiledStep({}, (), memory_of(200), "", 0.0, 0.0)
     monkeypatch.setattr(plan_lib, "compile_step", lambda config, topology: full)
     first = dataclasses.replace(plan, memory=memory_of(300))
     found = find_largest_batch(tiny.get_config(), host(4), first)
@@ -105,6 +108,25 @@ def test_page(plan):
         assert f"| {word} |" in page
     assert "of the compiled program" in page
     assert "chip-hours" in page
+    # A CPU's compiler gives no cycles.
+    assert "(by the roofline of each instruction; the compiler gives no cycles)" in page
+    for part in ("optimizer and norms", "image: grouping", "losses"):
+        assert f"| {part} |" in page
+    assert "| hosts | 1 |" in page
+    assert "| cost |" not in page
+
+
+def test_price(plan):
+    priced = dataclasses.replace(plan.needs, cost=1234.5)
+    assert "| cost | 1,234 |" in table.details(dataclasses.replace(plan, needs=priced))
+
+
+def test_an_input_that_is_too_slow(plan):
+    weak = dataclasses.replace(plan.needs, host_cores=plan.needs.inputs[1].cores + 1)
+    assert weak.too_slow == ("raw, as img2dataset leaves them",)
+    assert "can't keep up" in table.details(dataclasses.replace(plan, needs=weak))
+    unknown = dataclasses.replace(weak, host_cores=0.0)
+    assert unknown.too_slow == ()
 
 
 def test_a_plan_that_does_not_fit(plan):
@@ -126,3 +148,5 @@ def test_json(plan):
     assert values["memory"]["parameters"] == plan.memory.parameters
     assert values["program"]["collectives"][0]["kind"] in ("all-reduce", "all-gather")
     assert values["images_per_second"] == pytest.approx(plan.images_per_second)
+    assert values["program"]["prediction"]["parts"][0]["seconds"] > 0
+    assert values["needs"]["checkpoint_bytes"] > 3 * plan.memory.parameters

@@ -2,8 +2,13 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from groupvit_jax.plan.costs import matrix_flops, memory_traffic
+from groupvit_jax.plan.costs import matrix_flops
+from groupvit_jax.plan.instructions import instruction_costs
 from groupvit_jax.plan.program import Buffer, executions, parse_program, trip_count
+
+
+def memory_traffic(program):
+    return sum(cost.count * cost.num_bytes for cost in instruction_costs(program))
 
 
 def compiled(function, *shapes):
@@ -101,7 +106,10 @@ ENTRY %main (a: bf16[8,4]) -> (s32[], bf16[8,4]) {
 def test_text_of_a_tpu():
     program = parse_program(TPU_TEXT)
     body = program.computations["body"]
-    assert body["p"].outputs == (Buffer("s32", ()), Buffer("bf16", (8, 4), on_chip=True))
+    assert body["p"].outputs == (
+        Buffer("s32", (), layout="{:T(128)}"),
+        Buffer("bf16", (8, 4), on_chip=True, layout="{1,0:T(8,128)(2,1)S(1)}"),
+    )
     assert body["p"].outputs[1].num_bytes == 64
     assert body["y"].operands == ("x", "x")
     assert body["y"].op_name == "jit(step)/jvp()/dot_general"
@@ -109,8 +117,25 @@ def test_text_of_a_tpu():
     assert not program.stems_from(body["x"], "groupvit_jax/losses.py")
     # No trip count is told: the condition's limit is taken.
     assert trip_count(program, program.computations["main"]["loop"]) == 12
-    # The product goes to memory, its operands don't come from it; a comparison takes 9 bytes.
-    assert memory_traffic(program) == 12 * (4 * 4 * 4 + 9)
+    # The product goes to memory, four tiles of it, and its operands don't come from there; a
+    # comparison takes 9 bytes.
+    assert memory_traffic(program) == 12 * (4 * 8 * 128 + 9)
+
+
+@pytest.mark.parametrize(
+    ("buffer", "expected"),
+    [
+        (Buffer("f32", (260, 260), layout="{1,0:T(8,128)}"), 4 * 264 * 384),
+        (Buffer("f32", (2, 260, 8), layout="{1,2,0:T(8,128)}"), 4 * 2 * 8 * 384),
+        (Buffer("bf16", (1, 128), layout="{1,0:T(1,128)(2,1)}"), 2 * 2 * 128),
+        (Buffer("f32", (300,), layout="{0:T(256)}"), 4 * 512),
+        (Buffer("f32", (260, 260), layout="{1,0}"), 4 * 260 * 260),
+        (Buffer("f32", (260, 260)), 4 * 260 * 260),
+        (Buffer("f32", (), layout="{:T(128)}"), 4),
+    ],
+)
+def test_arrays_lie_in_whole_tiles(buffer, expected):
+    assert buffer.stored_bytes == expected
 
 
 def test_what_is_no_program():
