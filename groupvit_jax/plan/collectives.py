@@ -1,4 +1,4 @@
-"""The collectives of a compiled program: what travels between chips, along which mesh axes."""
+"""Collectives of a compiled program: which data travel between chips, along which mesh axes."""
 
 import collections
 import dataclasses
@@ -34,32 +34,42 @@ class Collective:
 
     Attributes:
       kind: XLA's name of it, one of `KINDS`.
-      axes: names of the mesh axes it runs over, joined by "+"; with a number of chips before where
-        it runs over a part of them only.
-      group_size: how many chips exchange with each other.
-      num_bytes: of the whole array, on each chip: what a reduction takes, what a gather gives.
+      axes: names of the mesh axes it runs over, joined by "+"; preceded by a number of chips if it
+        runs over a part of them only.
+      group_size: number of chips that exchange with each other.
+      dtypes: XLA's types of its arrays, joined by "+".
+      num_bytes: of the whole array, on each chip: operand of a reduction, result of a gather.
       count: how often it runs in a step.
-      in_loop: whether that is in a loop of the program.
+      in_loop: whether it is in a loop of the program.
       overlaps: whether the chip goes on with other work meanwhile.
-      crosses_slices: whether it needs the network between slices.
-      purpose: what it is for, by the JAX code it stems from.
+      crosses_slices: whether it needs the network between slices, or hosts of GPUs.
+      purpose: by the JAX code it stems from.
+      lanes: chips of a slice or host among which the way over the network is divided: a ring
+        leaves a host once, and there are as many rings as network adapters.
     """
 
     kind: str
     axes: str
     group_size: int
+    dtypes: str
     num_bytes: int
     count: int
     in_loop: bool
     overlaps: bool
     crosses_slices: bool
     purpose: str
+    lanes: int = 1
 
     @property
     def sent_bytes(self) -> float:
         """Bytes that each chip sends in a step, on a ring."""
         n = self.group_size
         return self.count * self.num_bytes * _RING.get(self.kind, 1.0) * (n - 1) / n
+
+    @property
+    def network_bytes(self) -> float:
+        """Bytes that each chip sends between slices or hosts in a step, if it crosses them."""
+        return self.sent_bytes / self.lanes
 
 
 def find_collectives(
@@ -81,7 +91,7 @@ def find_collectives(
             found.append(_between_slices(between[1], run, mesh_shape, slice_of))
         if kind not in KINDS:
             continue
-        # Run beside other work, it stands in the fusions of its beginning, middle and end.
+        # An asynchronous collective is in several fusions: where it starts, goes on and ends.
         channel = _CHANNEL.search(run.instruction.attributes)
         if run.is_fused and channel:
             if (kind, channel[1]) in fused:
@@ -96,12 +106,14 @@ def find_collectives(
                     kind=kind,
                     axes=namer.name(groups),
                     group_size=groups.shape[1],
+                    dtypes=_dtypes(run),
                     num_bytes=_num_bytes(kind, run, groups.shape[1]),
                     count=run.count,
                     in_loop=run.loops > 0,
                     overlaps=run.is_fused or run.instruction.opcode.endswith("-start"),
                     crosses_slices=crosses,
                     purpose=_main_purpose(run),
+                    lanes=_most_common(slices[0]) if crosses else 1,
                 )
             )
     return found
@@ -129,7 +141,7 @@ def replica_groups(attributes: str, num_devices: int) -> Groups:
 
 
 def purpose(op_name: str) -> str:
-    """Returns what a collective is for, by the path of the JAX code that it stems from."""
+    """Returns the purpose of a collective, by the path of the JAX code that it stems from."""
     backward = "transpose(" in op_name
     if "projector" in op_name and "/norm/" in op_name:
         return "BatchNorm"
@@ -142,8 +154,13 @@ def purpose(op_name: str) -> str:
     return "optimizer and norms" if op_name else "unnamed"
 
 
+def _most_common(slices: Int[np.ndarray, " chips"]) -> int:
+    """Returns how many of a group's chips are in one slice, at most."""
+    return max(collections.Counter(slices.tolist()).values())
+
+
 def _main_purpose(run: Execution) -> str:
-    """Of most of the bytes: XLA joins collectives of a kind and keeps the path of one."""
+    """Returns the purpose of most bytes: XLA combines collectives and keeps the path of one."""
     if len(run.instruction.operands) == 1:
         return purpose(run.instruction.op_name)
     weights: collections.Counter[str] = collections.Counter()
@@ -185,7 +202,7 @@ def _mesh_groups(match: re.Match[str], num_devices: int) -> Groups:
 def _between_slices(
     kind: str, run: Execution, mesh_shape: dict[str, int], slice_of: Sequence[int]
 ) -> Collective:
-    """What a chip sends through its host: its part of a collective over several slices."""
+    """Returns the part of a collective over several slices that a chip sends through its host."""
     slices = np.asarray(slice_of).reshape(list(mesh_shape.values()))
     axes = [axis for i, axis in enumerate(mesh_shape) if (np.diff(slices, axis=i) != 0).any()]
     num_slices = len(set(slice_of))
@@ -193,6 +210,7 @@ def _between_slices(
         kind=kind,
         axes="+".join(axes),
         group_size=num_slices,
+        dtypes=_dtypes(run),
         num_bytes=_num_bytes(kind, run, num_slices),
         count=run.count,
         in_loop=run.loops > 0,
@@ -200,6 +218,11 @@ def _between_slices(
         crosses_slices=True,
         purpose=_main_purpose(run),
     )
+
+
+def _dtypes(run: Execution) -> str:
+    names = run.instruction.operands
+    return "+".join(dict.fromkeys(b.dtype for name in names for b in run.computation[name].outputs))
 
 
 def _num_bytes(kind: str, run: Execution, group_size: int) -> int:

@@ -1,4 +1,4 @@
-"""Compiles the real training step for chips that aren't there."""
+"""Compiles the real training step for hardware you don't have."""
 
 import dataclasses
 import logging
@@ -15,7 +15,8 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from groupvit_jax import optim, parallel
-from groupvit_jax.plan.hardware import GIB, Topology
+from groupvit_jax.plan.chips import GIB
+from groupvit_jax.plan.hardware import Topology
 from groupvit_jax.train import state as state_lib
 from groupvit_jax.train.grad_cache import check_micro_batch_size
 from groupvit_jax.train.setup import check_fused_attention
@@ -27,23 +28,26 @@ logger = logging.getLogger(__name__)
 
 _UNITS = {"": 1.0, "K": 2.0**10, "M": 2.0**20, "G": GIB, "T": 2.0**40}
 _SIZE = r"([\d.]+)([KMGT]?)"
-# XLA's two messages: what is needed of memory, or of it for one program's values.
+# XLA's out-of-memory messages: of the whole program, and of its temporaries alone.
 _NEEDED = re.compile(rf"Used {_SIZE}i?B? of {_SIZE}i?B? hbm|\({_SIZE}\) exceeds available HBM")
+# Triton chooses the tiles of its products by timing them, for which there is no device here; cuBLAS
+# computes them instead.
+_GPU_OPTIONS = {"xla_gpu_enable_triton_gemm": False}
 _REPORT_EVERY = 30.0  # seconds
 
 
 @dataclasses.dataclass(frozen=True)
 class Memory:
-    """Bytes of one chip's memory by what they hold.
+    """Bytes of one chip's memory by use.
 
     Attributes:
-      parameters: the model's, in float32.
+      parameters: of the model, in float32.
       optimizer: both moments of AdamW.
       batch: uint8 images and tokens of one step.
-      activations: all that the step computes on its way and drops again, gradients included.
+      activations: temporaries of the step, gradients included.
       program: the compiled step itself.
       other: BatchNorm's statistics, results that replace no input, padding of layouts.
-      available: what a program can use.
+      available: to a program.
     """
 
     parameters: float
@@ -56,25 +60,25 @@ class Memory:
 
     @property
     def total(self) -> float:
-        """All that must be there at once."""
+        """Sum of all uses."""
         kinds = (self.parameters, self.optimizer, self.batch, self.activations, self.program)
         return sum(kinds) + self.other
 
     @property
     def fits(self) -> bool:
-        """Whether it is no more than what is available."""
+        """Whether the sum is available."""
         return self.total <= self.available
 
 
 @dataclasses.dataclass(frozen=True)
 class CompiledStep:
-    """What XLA made of the training step.
+    """The training step as XLA compiled it.
 
     Attributes:
       mesh_shape: size of each axis by name.
-      slice_of: the slice of each device of the mesh, in its order.
+      slice_of: the slice, or host of GPUs, of each device of the mesh, in its order.
       memory: of one chip.
-      text: the program; empty where it does not fit, for then XLA gives none.
+      text: the program; empty if it does not fit, since XLA then returns none.
       state_bytes: of the whole training state, over all chips: the size of a checkpoint.
       seconds: that tracing and compiling took.
     """
@@ -97,10 +101,10 @@ def compile_step(config: ConfigDict, topology: Topology) -> CompiledStep:
     started = time.monotonic()
     with _progress(f"{topology}, batch {config.train.batch_size}"):
         lowered, mesh, state, batch = lower_step(config, topology)
-        compiled, needed = _compile(lowered)
+        compiled, needed = _compile(lowered, topology)
     return CompiledStep(
         mesh_shape=dict(mesh.shape),
-        slice_of=tuple(getattr(device, "slice_index", None) or 0 for device in mesh.devices.flat),
+        slice_of=tuple(topology.island_of(device) for device in mesh.devices.flat),
         memory=_memory(state, batch, topology, compiled, needed),
         text="" if compiled is None else compiled.as_text(),
         state_bytes=float(sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(state))),
@@ -138,10 +142,10 @@ def lower_step(
     return step.lower(state, batch), mesh, state, batch
 
 
-def _compile(lowered: Any) -> tuple[Any, float]:
+def _compile(lowered: Any, topology: Topology) -> tuple[Any, float]:
     """Returns the program, or None and the bytes that it needs of a device's memory."""
     try:
-        return lowered.compile(), 0.0
+        return lowered.compile(_GPU_OPTIONS if topology.chip.gpu else None), 0.0
     except jax.errors.JaxRuntimeError as error:
         if (needed := needed_bytes(str(error))) is None:
             raise
@@ -149,7 +153,7 @@ def _compile(lowered: Any) -> tuple[Any, float]:
 
 
 def needed_bytes(message: str) -> float | None:
-    """Returns how much memory XLA says a program needs; None if its message is of another kind."""
+    """Returns the bytes that a program needs by XLA's message; None for any other message."""
     if "RESOURCE_EXHAUSTED" not in message or (found := _NEEDED.search(message)) is None:
         return None
     used, unit = (found[1], found[2]) if found[1] else (found[5], found[6])
@@ -159,7 +163,7 @@ def needed_bytes(message: str) -> float | None:
 def _memory(
     state: state_lib.TrainState, batch: PyTree, topology: Topology, compiled: Any, needed: float
 ) -> Memory:
-    """Of a whole chip, which may be several devices."""
+    """Returns the memory of a whole chip, which may be several devices."""
     devices = topology.chip.devices
     parameters, optimizer, examples, rest = (
         float(devices * _shard_bytes(tree))
@@ -187,7 +191,7 @@ def _memory(
 
 
 def _shard_bytes(tree: PyTree) -> int:
-    """Bytes of one device's shards."""
+    """Returns the bytes of one device's shards."""
     return sum(
         math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize
         for leaf in jax.tree.leaves(tree)
@@ -196,7 +200,7 @@ def _shard_bytes(tree: PyTree) -> int:
 
 @contextmanager
 def _progress(what: str) -> Iterator[None]:
-    """Logs now and then that a compilation, which takes minutes, goes on."""
+    """Logs every 30 seconds that a compilation is still running."""
     started, done = time.monotonic(), threading.Event()
 
     def report() -> None:

@@ -8,6 +8,9 @@ from groupvit_jax.plan.program import Execution, Program, executions
 _DIMENSIONS = re.compile(r"lhs_contracting_dims=\{([\d,]*)\}")
 _WINDOW = re.compile(r"window=\{([^}]*)\}")
 _LABELS = re.compile(r"dim_labels=(\w+)_(\w+)->(\w+)")
+_LIBRARY = re.compile(r'custom_call_target="__cu(blas|dnn)\$(\w+)')
+_CONTRACTED = re.compile(r'"lhs_contracting_dimensions":\[([^\]]*)\]')
+_WEIGHTS_SHAPE = re.compile(r'"intermediate_tensor_shape":.*?"dimensions": ?\[([^\]]*)\]')
 # The estimate that a Pallas kernel may state for itself.
 _KERNEL_FLOPS = re.compile(r'"cost_estimate":\{[^}]*"flops":"?(\d+)')
 
@@ -54,8 +57,32 @@ def logits_bytes(program: Program, embedding_dim: int) -> int:
 
 
 def _custom_call_flops(run: Execution) -> int:
-    found = _KERNEL_FLOPS.search(run.instruction.attributes)
-    return int(found[1]) if found else 0
+    """Counts the products of calls into cuBLAS and cuDNN, and of kernels that state theirs."""
+    attributes = run.instruction.attributes
+    if stated := _KERNEL_FLOPS.search(attributes):
+        return int(stated[1])
+    if (target := _LIBRARY.search(attributes)) is None:
+        return 0
+    operands = [run.computation[name].outputs[0].shape for name in run.instruction.operands]
+    if target[1] == "blas" and (match := _CONTRACTED.search(attributes)):
+        contracted = (int(d) for d in re.findall(r"\d+", match[1]))
+        out = run.instruction.outputs[0].shape
+        return 2 * math.prod(out) * math.prod(operands[0][d] for d in contracted)
+    if target[2].startswith("fmha") and (weights := _WEIGHTS_SHAPE.search(attributes)):
+        pairs = math.prod(int(d) for d in re.findall(r"\d+", weights[1]))
+        # Forward: logits and average. Backward: the logits anew and the gradients of the weights
+        # and of queries, keys and values.
+        products = 5 if "Backward" in target[2] else 2
+        return products * 2 * pairs * operands[0][-1]
+    if target[2].startswith("conv"):
+        # The labels are those of the forward convolution, whichever of the three arrays results.
+        result = run.instruction.outputs[0].shape
+        lhs, rhs, out = {
+            "convBackwardInput": (result, operands[1], operands[0]),
+            "convBackwardFilter": (operands[0], result, operands[1]),
+        }.get(target[2], (*operands[:2], result))
+        return _convolution_flops(attributes, lhs, rhs, out)
+    return 0
 
 
 def _contracted(run: Execution) -> float:

@@ -1,8 +1,4 @@
-"""Published figures of accelerators, and descriptions of machines that aren't there.
-
-TPU: cloud.google.com/tpu/docs (v4, v5e, v5p, v6e, tpu7x), system architecture of each. Bandwidth of
-the data-centre network per chip: "How to Scale Your Model", jax-ml.github.io/scaling-book.
-"""
+"""Descriptions of machines you don't have, for the compiler."""
 
 import contextlib
 import dataclasses
@@ -10,59 +6,14 @@ import importlib.util
 import os
 import re
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import jax
 from jax.experimental import topologies
 
-GB, GIB = 1e9, 2.0**30
+from groupvit_jax.plan.chips import GPUS, TPUS, Chip, Gpu, read_gpu
 
-
-@dataclasses.dataclass(frozen=True)
-class Chip:
-    """An accelerator.
-
-    Attributes:
-      kind: what a topology's name begins with.
-      peak_flops: dense bfloat16, FLOP/s.
-      memory_bytes: of HBM that a program can use; the runtime keeps the rest.
-      memory_bandwidth: of HBM, bytes/s.
-      link_bandwidth: that a chip sends with, over all its links within a slice, bytes/s: half of
-        what is published as bidirectional.
-      network_bandwidth: that a chip sends with between slices, bytes/s.
-      devices: JAX devices of a chip; the figures above are of the whole chip.
-      host_cores: virtual cores of the cloud's hosts for each of their chips; 0 if unknown.
-      multiply_adds: of its matrix units in a cycle; 0 if they are not published.
-    """
-
-    kind: str
-    peak_flops: float
-    memory_bytes: float
-    memory_bandwidth: float
-    link_bandwidth: float
-    network_bandwidth: float
-    devices: int = 1
-    host_cores: float = 0.0
-    multiply_adds: int = 0
-
-    @property
-    def clock_rate(self) -> float:
-        """Cycles a second of the matrix units, from their size and peak; 0 if unknown."""
-        return self.peak_flops / (2 * self.multiply_adds) if self.multiply_adds else 0.0
-
-
-CHIPS = {
-    chip.kind: chip
-    for chip in (
-        Chip(
-            "v4", 275e12, 2 * 15.25 * GIB, 1228 * GB, 300 * GB, 6.25 * GB, 2, 60.0, 2 * 4 * 128**2
-        ),
-        Chip("v5e", 197e12, 15.75 * GIB, 819 * GB, 200 * GB, 3.125 * GB, 1, 28.0, 4 * 128**2),
-        Chip("v5p", 459e12, 95.74 * GIB, 2765 * GB, 600 * GB, 6.25 * GB, 1, 52.0, 2 * 4 * 128**2),
-        Chip("v6e", 918e12, 31.25 * GIB, 1640 * GB, 400 * GB, 12.5 * GB, 1, 45.0, 4 * 256**2),
-        Chip("tpu7x", 2307e12, 2 * 94.75 * GIB, 7380 * GB, 600 * GB, 12.5 * GB, 2, 56.0),
-    )
-}
-EXAMPLES = "v5e:16x16, v6e:16x16, v5p:16x16x16, tpu7x:4x4x4 or v5e:1x1"
+EXAMPLES = "v5e:16x16, v6e:16x16, v5p:16x16x16, tpu7x:4x4x4, v5e:1x1, h100:8 or h100:8x8"
 _ENVIRONMENT = {
     "TPU_SKIP_MDS_QUERY": "1",  # there is no metadata server to ask
     "TPU_ACCELERATOR_TYPE": "v5litepod-256",
@@ -73,12 +24,12 @@ _ENVIRONMENT = {
 
 @dataclasses.dataclass(frozen=True)
 class Topology:
-    """Chips and how they are connected.
+    """Chips and their connections.
 
     Attributes:
       name: such as "v5e:16x16".
-      num_slices: how many of these the network joins.
-      chip: what it is made of.
+      num_slices: number of them that the network joins.
+      chip: the kind of chip.
       num_chips: in all slices.
       devices: descriptions that meshes can be made of; nothing can run on them.
     """
@@ -101,62 +52,130 @@ class Topology:
 
     @property
     def one_chip(self) -> str:
-        """Name of the topology of a single chip of this kind."""
-        sides = self.name.count("x") + 1
+        """Name of the topology of a single chip of this kind of TPU."""
+        sides = self.name.count("x", self.name.index(":")) + 1
         return f"{self.chip.kind}:{'x'.join(['1'] * sides)}"
+
+    def island_of(self, device: jax.Device) -> int:
+        """Returns the number of the slice, or of the host of GPUs, within which links are fast."""
+        if self.chip.gpu:
+            return device.process_index
+        return getattr(device, "slice_index", None) or 0
 
     def __str__(self) -> str:
         return self.name if self.num_slices == 1 else f"{self.num_slices} x {self.name}"
 
 
 def describe(name: str, num_slices: int = 1) -> Topology:
-    """Returns the topology of a name such as "v5e:16x16".
+    """Returns the topology of a name such as "v5e:16x16" or "h100:8x8".
 
     Args:
-      name: kind of chip and the chips along each dimension.
-      num_slices: how many such slices.
+      name: kind of chip and the TPUs along each dimension, or the GPUs of one host, or the hosts
+        and the GPUs of each. In place of a kind, the path of a GPU's description.
+      num_slices: number of such slices of TPUs.
 
     Raises:
-      ValueError: the name is unknown, XLA has no such topology, or libtpu is not installed.
+      ValueError: the name is unknown, XLA has no such topology, or the compiler is not installed.
     """
-    match = re.fullmatch(r"(\w+):(\d+(?:x\d+)*)", name)
-    if match is None or match[1] not in CHIPS:
-        if name.split(":")[0].lower() in ("gpu", "cuda", "h100", "h200", "a100"):
-            raise ValueError(
-                f"--topology={name}: a GPU found, expected TPUs ({EXAMPLES}): JAX has no "
-                "descriptions of GPUs that aren't there"
-            )
+    kind, _, shape = name.rpartition(":")
+    is_gpu = kind in GPUS or kind.endswith(".toml")
+    if not re.fullmatch(r"\d+(x\d+)*", shape) or not (is_gpu or kind in TPUS):
         raise ValueError(
-            f"--topology={name}: unknown, expected one of {', '.join(CHIPS)} and its chips along "
-            f"each dimension, e.g. {EXAMPLES}"
+            f"--topology={name}: unknown, expected one of {', '.join((*TPUS, *GPUS))} or the path "
+            "of a GPU's description (.toml), and its chips along each dimension, e.g. "
+            f"{EXAMPLES}"
         )
     if num_slices < 1:
         raise ValueError(f"--num_slices={num_slices}: expected at least 1")
-    if importlib.util.find_spec("libtpu") is None:
-        raise ValueError(
-            f"--topology={name}: libtpu is not installed, expected the extra 'tpu' "
-            "(pip install -e '.[tpu]'); it compiles on any machine"
-        )
-    sides = [int(side) for side in match[2].split("x")]
-    devices = _topology_devices(name, sides, num_slices)
-    chip = CHIPS[match[1]]
+    sides = [int(side) for side in shape.split("x")]
+    if is_gpu:
+        return _gpus(name, kind, sides, num_slices)
+    _check_installed(name, ("libtpu",), "tpu")
+    devices = _tpu_devices(name, sides, num_slices)
+    chip = TPUS[kind]
     return Topology(name, num_slices, chip, len(devices) // chip.devices, tuple(devices))
 
 
-def _topology_devices(name: str, sides: Sequence[int], num_slices: int) -> Sequence[jax.Device]:
+def _check_installed(name: str, modules: Sequence[str], extra: str) -> None:
+    if all(importlib.util.find_spec(module) is None for module in modules):
+        raise ValueError(
+            f"--topology={name}: {modules[0]} is not installed, expected the extra '{extra}' "
+            f"(pip install -e '.[{extra}]'); it compiles on any machine"
+        )
+
+
+def _tpu_devices(name: str, sides: Sequence[int], num_slices: int) -> Sequence[jax.Device]:
     options: dict[str, object] = {"num_slices": num_slices} if num_slices > 1 else {}
     if set(sides) == {1}:  # one chip is less than a host holds
         options["chips_per_host_bounds"] = (1, 1, 1)
+    with _libtpu_environment():
+        return _devices(name, platform="tpu", topology_name=name, **options)
+
+
+def _devices(name: str, **description: Any) -> Sequence[jax.Device]:
     try:
-        with _libtpu_environment():
-            return topologies.get_topology_desc(
-                platform="tpu", topology_name=name, **options
-            ).devices
+        return topologies.get_topology_desc(**description).devices
     except (jax.errors.JaxRuntimeError, NotImplementedError) as error:
         first_line = str(error).splitlines()[0]
         raise ValueError(
             f"--topology={name}: {first_line} found, expected e.g. {EXAMPLES}"
         ) from error
+
+
+def _gpus(name: str, kind: str, sides: Sequence[int], num_slices: int) -> Topology:
+    chip = read_gpu(kind)
+    assert chip.gpu is not None
+    if num_slices > 1:
+        raise ValueError(f"--num_slices={num_slices}: expected 1 with GPUs; give hosts x GPUs")
+    hosts, gpus = (1, *sides) if len(sides) == 1 else sides if len(sides) == 2 else (0, 0)
+    if not 1 <= gpus <= chip.gpu.host_gpus or hosts < 1:
+        raise ValueError(
+            f"--topology={name}: expected hosts x GPUs of each, at most {chip.gpu.host_gpus}, or "
+            f"the GPUs of one host, e.g. {chip.kind}:4 or {chip.kind}:8x{chip.gpu.host_gpus}"
+        )
+    _check_installed(name, ("jax_cuda13_plugin", "jax_cuda12_plugin"), "cuda")
+    devices = _devices(
+        name,
+        platform="cuda",
+        topology_name=chip.kind,
+        target_config=target_config(chip.gpu),
+        topology=f"1x{hosts}x{gpus}",
+    )
+    return Topology(name, 1, chip, len(devices), tuple(devices))
+
+
+def target_config(gpu: Gpu) -> str:
+    """Returns XLA's description of a GPU, a `GpuTargetConfigProto` in text form.
+
+    The limits of threads, blocks and registers are those of every compute capability from 8.0 on
+    (CUDA C++ Programming Guide, "Compute Capabilities").
+    """
+    major, _, minor = gpu.compute_capability.partition(".")
+    return f"""\
+gpu_device_info {{
+  threads_per_block_limit: 1024
+  threads_per_warp: 32
+  shared_memory_per_block: 49152
+  shared_memory_per_core: {gpu.shared_memory}
+  shared_memory_per_block_optin: {gpu.shared_memory_per_block}
+  threads_per_core_limit: 2048
+  core_count: {gpu.multiprocessors}
+  fpus_per_core: {gpu.fp32_lanes}
+  block_dim_limit_x: 2147483647
+  block_dim_limit_y: 65535
+  block_dim_limit_z: 65535
+  memory_bandwidth: {gpu.memory_bandwidth:.0f}
+  l2_cache_size: {gpu.l2_bytes}
+  clock_rate_ghz: {gpu.clock_ghz}
+  device_memory_size: {gpu.memory_bytes:.0f}
+  cuda_compute_capability {{ major: {major} minor: {minor} }}
+  registers_per_core_limit: 65536
+  registers_per_block_limit: 65536
+}}
+platform_name: "CUDA"
+dnn_version_info {{ major: 9 minor: 10 patch: 0 }}
+device_description_str: "{gpu.name}"
+"""
 
 
 @contextlib.contextmanager

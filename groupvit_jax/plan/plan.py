@@ -307,7 +307,7 @@ def bound(
     """
     chip, n = topology.chip, topology.chip.devices
     within = sum(c.sent_bytes for c in collectives if not c.crosses_slices)
-    network = sum(c.sent_bytes for c in collectives if c.crosses_slices)
+    network = sum(c.network_bytes for c in collectives if c.crosses_slices)
     return Bound(
         compute=n * device_flops / chip.peak_flops,
         memory=n * traffic / chip.memory_bandwidth,

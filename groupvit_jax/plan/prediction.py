@@ -5,8 +5,8 @@ import dataclasses
 import math
 from collections.abc import Sequence
 
+from groupvit_jax.plan.chips import Chip
 from groupvit_jax.plan.collectives import Collective
-from groupvit_jax.plan.hardware import Chip
 from groupvit_jax.plan.instructions import InstructionCost
 
 
@@ -95,12 +95,16 @@ def exposed_seconds(collectives: Sequence[Collective], chip: Chip) -> float:
       chip: at whose published bandwidths they run. The latency of a small one is not counted.
     """
     return math.fsum(
-        chip.devices
-        * collective.sent_bytes
-        / (chip.network_bandwidth if collective.crosses_slices else chip.link_bandwidth)
+        chip.devices * _exchange_seconds(collective, chip)
         for collective in collectives
         if not collective.overlaps
     )
+
+
+def _exchange_seconds(collective: Collective, chip: Chip) -> float:
+    if collective.crosses_slices:
+        return collective.network_bytes / chip.network_bandwidth
+    return collective.sent_bytes / chip.link_bandwidth
 
 
 def _part(name: str, costs: Sequence[InstructionCost], chip: Chip) -> Part:

@@ -6,8 +6,8 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from groupvit_jax.eval.results import markdown_table
+from groupvit_jax.plan.chips import GB, GIB
 from groupvit_jax.plan.collectives import Collective
-from groupvit_jax.plan.hardware import GB, GIB
 from groupvit_jax.plan.needs import Needs
 from groupvit_jax.plan.plan import LargestBatch, Plan, Program
 
@@ -33,8 +33,8 @@ def details(plan: Plan, largest: LargestBatch | None = None) -> str:
         markdown_table(("FLOPs", "GFLOP an image"), _flops_rows(plan)),
     ]
     if plan.program:
-        header = ("collective", "axis", "for", "times a step", "MiB", "in a loop", "overlaps",
-                  "between slices")  # fmt: skip
+        header = ("collective", "axis", "for", "type", "times a step", "MiB", "in a loop",
+                  "overlaps", "between slices or hosts")  # fmt: skip
         parts += [
             _speed_line(plan, plan.program),
             markdown_table(
@@ -162,15 +162,15 @@ def _flops_rows(plan: Plan) -> Rows:
 
 
 def _collective_rows(collectives: Sequence[Collective]) -> Rows:
-    def kind(c: Collective) -> tuple[str, str, str, bool, bool, bool]:
-        return c.kind, c.axes, c.purpose, c.in_loop, c.overlaps, c.crosses_slices
+    def kind(c: Collective) -> tuple[str, str, str, str, bool, bool, bool]:
+        return c.kind, c.axes, c.purpose, c.dtypes, c.in_loop, c.overlaps, c.crosses_slices
 
     for key, same in itertools.groupby(sorted(collectives, key=kind), kind):
         group = list(same)
         times = sum(c.count for c in group)
         mib = sum(c.count * c.num_bytes for c in group) / 2**20
-        yes = ["yes" if value else "no" for value in key[3:]]
-        yield (*key[:3], f"{times:,}", f"{mib:,.3f}", *yes)
+        yes = ["yes" if value else "no" for value in key[4:]]
+        yield (*key[:4], f"{times:,}", f"{mib:,.3f}", *yes)
 
 
 def _bound_rows(plan: Plan) -> Rows:

@@ -12,6 +12,8 @@ from groupvit_jax.plan.program import (
 
 # Only the part that they return is read.
 _SLICES = ("dynamic-slice", "gather", "slice")
+# Types of the arrays in which library calls get their workspace.
+_SCRATCH = ("s8", "u8")
 # Custom calls of the TPU compiler that reserve or relabel memory and move nothing.
 _NO_TRAFFIC = ('"AllocateBuffer"', '"ConcatBitcast"')
 
@@ -40,6 +42,9 @@ def traffic(program: Program, run: Execution) -> int:
         update = computation[instruction.operands[1]].outputs[0]
         return _moved(update.stored_bytes, update, instruction.outputs[0])
     outputs = [_size(buffer) for buffer in instruction.outputs]
+    if "__cublas" in instruction.attributes or "__cudnn" in instruction.attributes:
+        outputs = [size for size, buffer in zip(outputs, instruction.outputs, strict=True)
+                   if buffer.dtype not in _SCRATCH]  # fmt: skip
     operands = [sum(map(_size, computation[name].outputs)) for name in instruction.operands]
     if instruction.opcode == "fusion":
         inner = program.computations[called_computations(instruction)[0]]

@@ -1,10 +1,12 @@
 import importlib.util
 import os
+from pathlib import Path
 
 import pytest
 
 from groupvit_jax.plan import hardware
-from groupvit_jax.plan.hardware import CHIPS, describe
+from groupvit_jax.plan.chips import GPUS, TPUS, read_gpu
+from groupvit_jax.plan.hardware import describe, target_config
 
 needs_libtpu = pytest.mark.skipif(
     importlib.util.find_spec("libtpu") is None, reason="libtpu (the extra 'tpu') is not installed"
@@ -12,7 +14,7 @@ needs_libtpu = pytest.mark.skipif(
 
 
 def test_figures_are_of_one_order():
-    for kind, chip in CHIPS.items():
+    for kind, chip in (TPUS | {kind: read_gpu(kind) for kind in GPUS}).items():
         assert chip.kind == kind
         assert 1e14 < chip.peak_flops < 1e16
         assert 1e10 < chip.memory_bytes < 1e12
@@ -24,10 +26,12 @@ def test_figures_are_of_one_order():
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("v9:2x2", "--topology=v9:2x2: unknown, expected one of v4, v5e, v5p, v6e, tpu7x"),
+        ("v9:2x2", "--topology=v9:2x2: unknown, expected one of v4, v5e, v5p, v6e, tpu7x, a100"),
         ("v5e", "--topology=v5e: unknown"),
         ("v5e:16by16", "unknown, expected .* v5e:16x16"),
-        ("h100:8", "--topology=h100:8: a GPU found, expected TPUs"),
+        ("h100:16", "--topology=h100:16: expected hosts x GPUs of each, at most 8"),
+        ("h100:2x2x2", "--topology=h100:2x2x2: expected hosts x GPUs"),
+        ("my.toml:8", r"my.toml: .* No such file .* found, expected a GPU's description in TOML"),
     ],
 )
 def test_unknown_topology(name, message):
@@ -35,15 +39,45 @@ def test_unknown_topology(name, message):
         describe(name)
 
 
+def test_a_description_of_ones_own(tmp_path):
+    own = tmp_path / "mine.toml"
+    h100 = (Path(hardware.__file__).parent / "gpus/h100.toml").read_text()
+    own.write_text(h100.replace("multiprocessors = 132", "multiprocessors = 78"))
+    chip = read_gpu(str(own))
+    assert (chip.kind, chip.gpu.multiprocessors) == ("mine", 78)
+    assert chip.memory_bytes == 0.75 * 80e9  # what JAX takes of it
+    config = target_config(chip.gpu)
+    assert "core_count: 78\n" in config
+    assert "cuda_compute_capability { major: 9 minor: 0 }" in config
+    own.write_text(h100.replace("host_gpus = 8", ""))
+    with pytest.raises(ValueError, match="host_gpus missing or unknown, expected clock_ghz"):
+        read_gpu(str(own))
+    own.write_text(h100.replace("host_gpus = 8", "host_gpus = 'eight'"))
+    with pytest.raises(ValueError, match="host_gpus = 'eight' found, expected int"):
+        read_gpu(str(own))
+
+
+def test_gpus_come_in_hosts_not_in_slices():
+    with pytest.raises(ValueError, match="--num_slices=2: expected 1 with GPUs"):
+        describe("h100:8", 2)
+
+
 def test_number_of_slices():
     with pytest.raises(ValueError, match="--num_slices=0: expected at least 1"):
         describe("v5e:2x2", 0)
 
 
-def test_without_libtpu(monkeypatch):
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("v5e:2x2", r"libtpu is not installed, expected the extra 'tpu'"),
+        ("h100:8", r"jax_cuda13_plugin is not installed, expected the extra 'cuda'"),
+    ],
+)
+def test_without_the_compiler(name, message, monkeypatch):
     monkeypatch.setattr(hardware.importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(ValueError, match=r"libtpu is not installed, expected the extra 'tpu'"):
-        describe("v5e:2x2")
+    with pytest.raises(ValueError, match=message):
+        describe(name)
 
 
 @needs_libtpu

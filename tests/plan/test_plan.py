@@ -18,7 +18,9 @@ def plan():
 
 
 def collective(num_bytes, crosses_slices=False):
-    return Collective("all-gather", "data", 4, num_bytes, 2, False, True, crosses_slices, "loss")
+    return Collective(
+        "all-gather", "data", 4, "f32", num_bytes, 2, False, True, crosses_slices, "loss"
+    )
 
 
 def test_bound_is_what_takes_longest():

@@ -1,13 +1,13 @@
 import pytest
 
+from groupvit_jax.plan.chips import TPUS
 from groupvit_jax.plan.collectives import Collective
-from groupvit_jax.plan.hardware import CHIPS
 from groupvit_jax.plan.instructions import InstructionCost, instruction_costs
 from groupvit_jax.plan.parts import part_of
 from groupvit_jax.plan.prediction import exposed_seconds, predict
 from groupvit_jax.plan.program import parse_program
 
-CHIP = CHIPS["v5e"]
+CHIP = TPUS["v5e"]
 
 # A loop of 12 rounds of one product, then a kernel. [8,128] takes a tile of 4,096 bytes.
 TEXT = """\
@@ -108,8 +108,9 @@ def test_a_kernel_waits_for_its_data():
 
 
 def collective(**changes):
-    fields = dict(kind="all-gather", axes="data", group_size=2, num_bytes=10**9, count=1,
-                  in_loop=False, overlaps=False, crosses_slices=False, purpose="loss")  # fmt: skip
+    fields = dict(kind="all-gather", axes="data", group_size=2, dtypes="f32", num_bytes=10**9,
+                  count=1, in_loop=False, overlaps=False, crosses_slices=False,
+                  purpose="loss")  # fmt: skip
     return Collective(**(fields | changes))
 
 
@@ -118,6 +119,9 @@ def test_only_collectives_that_stop_the_chip_are_exposed():
     hidden = collective(overlaps=True)
     expected = 0.5e9 / CHIP.link_bandwidth + 0.5e9 / CHIP.network_bandwidth
     assert exposed_seconds([near, far, hidden], CHIP) == pytest.approx(expected)
+    # Eight GPUs of a host share the way to the next one.
+    shared = collective(crosses_slices=True, lanes=8)
+    assert exposed_seconds([shared], CHIP) == pytest.approx(0.5e9 / 8 / CHIP.network_bandwidth)
 
 
 @pytest.mark.parametrize(
