@@ -5,7 +5,8 @@ python -m launch.plan --config=configs/groupvit_base.py --topology=v5e:16x16,v6e
         --num_slices=1,2 --batch_sizes=4096,8192 --compare --output=plans
 
 Any field of the configuration can be tried: --config.train.batch_size=8192. It needs no
-accelerator, only the extra `tpu`, and minutes a topology. docs/plan.md explains the output.
+accelerator, only the extra `tpu` or `cuda`, and minutes a topology. docs/plan.md explains the
+output.
 """
 
 import argparse
@@ -18,7 +19,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-# The chips are described, not used. With libtpu installed JAX would look for them.
+# The chips are described, not used; with a plugin for them installed, JAX would look for them.
 os.environ["JAX_PLATFORMS"] = "cpu"
 
 from absl import flags as absl_flags
@@ -52,24 +53,29 @@ def parse_flags(argv: Sequence[str]) -> tuple[argparse.Namespace, ConfigDict]:
     parser.add_argument(
         "--topology",
         required=True,
-        help=f"chips and how many lie along each dimension, one or several: {hardware.EXAMPLES}",
+        help="kinds of chips and their number along each dimension, separated by commas: "
+        f"{hardware.EXAMPLES}; the path of a GPU's description (.toml) can replace the kind",
     )
-    parser.add_argument("--num_slices", default="1", help="of a topology, one or several numbers")
-    parser.add_argument("--batch_sizes", default="", help="global; the configured one by default")
-    parser.add_argument("--compare", action="store_true", help="one table instead of a page each")
+    parser.add_argument(
+        "--num_slices", default="1", help="slices of each topology of TPUs, separated by commas"
+    )
+    parser.add_argument(
+        "--batch_sizes", default="", help="global, separated by commas; default: the configured one"
+    )
+    parser.add_argument("--compare", action="store_true", help="print one table instead of pages")
     parser.add_argument(
         "--largest_batch",
         action="store_true",
-        help="also find the largest batch that fits, by 1 to 3 more compilations",
+        help="also find the largest batch that fits, in 1 to 3 more compilations",
     )
     parser.add_argument(
         "--num_examples",
         type=int,
         default=PUBLISHED_EXAMPLES,
-        help="of an epoch (default: %(default)s, CC3M, CC12M and YFCC14M)",
+        help="examples of an epoch (default: %(default)s, CC3M, CC12M and YFCC14M)",
     )
     parser.add_argument(
-        "--price_per_chip_hour", type=float, help="in any currency: the cost of the run is printed"
+        "--price_per_chip_hour", type=float, help="price in any currency, for the cost of the run"
     )
     parser.add_argument("--output", default="", help="folder for plan.md and plan.json")
     flags, rest = parser.parse_known_args(argv[1:])
@@ -96,10 +102,10 @@ def main(argv: Sequence[str]) -> None:
 
 
 def plan_all(flags: argparse.Namespace, config: ConfigDict) -> None:
-    """Plans every topology, number of slices and batch size; prints and writes what comes out."""
+    """Plans every topology, number of slices and batch size; prints and writes the plans."""
     batch_sizes = _integers("batch_sizes", flags.batch_sizes) or [config.train.batch_size]
     slices = _integers("num_slices", flags.num_slices)
-    # A misspelt topology is found before the first is compiled.
+    # Describe all topologies first, so that a misspelt one is found before minutes of compiling.
     names = flags.topology.split(",")
     described = [hardware.describe(*pair) for pair in itertools.product(names, slices)]
     plans, results, pages = [], [], []

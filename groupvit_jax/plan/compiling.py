@@ -80,7 +80,8 @@ class CompiledStep:
       memory: of one chip.
       text: the program; empty if it does not fit, since XLA then returns none.
       state_bytes: of the whole training state, over all chips: the size of a checkpoint.
-      seconds: that tracing and compiling took.
+      seconds: wall time of tracing and compiling.
+      cpu_seconds: of all their threads; hardly depends on what else the machine does.
     """
 
     mesh_shape: dict[str, int]
@@ -89,6 +90,7 @@ class CompiledStep:
     text: str
     state_bytes: float
     seconds: float
+    cpu_seconds: float
 
 
 def compile_step(config: ConfigDict, topology: Topology) -> CompiledStep:
@@ -98,7 +100,7 @@ def compile_step(config: ConfigDict, topology: Topology) -> CompiledStep:
       ValueError: the mesh or the sharding rules don't fit the topology, the batch can't be
         divided, or there is no such task.
     """
-    started = time.monotonic()
+    started, cpu_started = time.monotonic(), time.process_time()
     with _progress(f"{topology}, batch {config.train.batch_size}"):
         lowered, mesh, state, batch = lower_step(config, topology)
         compiled, needed = _compile(lowered, topology)
@@ -109,6 +111,7 @@ def compile_step(config: ConfigDict, topology: Topology) -> CompiledStep:
         text="" if compiled is None else compiled.as_text(),
         state_bytes=float(sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(state))),
         seconds=time.monotonic() - started,
+        cpu_seconds=time.process_time() - cpu_started,
     )
 
 

@@ -1,12 +1,12 @@
-"""What a training step has to compute, counted by hand from the configuration.
+"""FLOPs of a training step, counted by hand from the configuration.
 
-Counted are the multiplications and additions of matrices, two FLOPs a pair. All else (norms,
+Only matrix products count, two FLOPs for a multiplication and an addition. Everything else (norms,
 softmax, activations, the optimizer) is a few percent of them.
 """
 
 from ml_collections import ConfigDict
 
-# Start and end included, in the mean (docs/text.md).
+# Mean number of tokens, start and end included (docs/text.md).
 CAPTION_TOKENS = 14
 PROMPT_TOKENS = 10
 
@@ -18,7 +18,7 @@ def useful_flops(config: ConfigDict) -> float:
 
 
 def step_flops(config: ConfigDict) -> float:
-    """Returns the FLOPs an image of a step over whole rows of text: nothing computed twice."""
+    """Returns the FLOPs an image of a step over whole rows of text, nothing computed twice."""
     L = config.data.packed_length
     return _training_flops(config, L, L * L)
 
@@ -29,7 +29,7 @@ def _training_flops(config: ConfigDict, num_tokens: int, num_pairs: int) -> floa
         rest = segment_head_flops(image, len(config.segmentation.class_names))
     else:
         rest = _text_and_logits_flops(config, num_tokens, num_pairs)
-    # Backward are two products for each one forward, of which pixels need one only.
+    # Backward takes two products for each product forward, but pixels need no gradient.
     return 3 * (image_encoder_flops(image) + rest) - _patch_flops(image)
 
 
@@ -44,7 +44,7 @@ def _text_and_logits_flops(config: ConfigDict, num_tokens: int, num_pairs: int) 
 
 
 def image_encoder_flops(config: ConfigDict) -> float:
-    """Returns the FLOPs of an image's way forward through the encoder.
+    """Returns the FLOPs of the encoder's forward pass of one image.
 
     Args:
       config: `config.model.image`.
@@ -67,24 +67,24 @@ def image_encoder_flops(config: ConfigDict) -> float:
 
 
 def text_encoder_flops(config: ConfigDict, num_tokens: int, num_pairs: int) -> float:
-    """Returns the FLOPs of an image's texts forward through the encoder.
+    """Returns the FLOPs of the encoder's forward pass of one image's texts.
 
     Args:
       config: `config.model.text`.
       num_tokens: of all texts.
-      num_pairs: of query and key, those that the causal mask hides included.
+      num_pairs: of query and key, including those that the causal mask hides.
     """
     W = config.width
     return config.num_layers * (24.0 * num_tokens * W * W + 4 * num_pairs * W)
 
 
 def projector_flops(config: ConfigDict, width: int) -> float:
-    """Returns the FLOPs of a vector of `width` channels through a projector."""
+    """Returns the FLOPs of a projector for one vector of `width` channels."""
     return 2.0 * config.hidden_dim * (width + config.output_dim)
 
 
 def segment_head_flops(config: ConfigDict, num_classes: int) -> float:
-    """Returns the FLOPs of an image's segments through the head and of their maps at full size.
+    """Returns the FLOPs of the segment head and of its full-size maps for one image.
 
     Args:
       config: `config.model.image`.
@@ -107,7 +107,7 @@ def _patch_flops(config: ConfigDict) -> float:
 
 
 def _stage_widths(config: ConfigDict) -> list[int]:
-    """Width of the input of each stage, and of the last one's output, which is the same."""
+    """Returns the width of each stage's input, and again the last, which is the output's."""
     factors = [1, *(config.width_factors or [1] * len(config.depths))[1:]]
     return [config.width * factor for factor in [*factors, factors[-1]]]
 
@@ -120,7 +120,7 @@ def _block_flops(num_tokens: int, width: int, mlp_ratio: float) -> float:
 def _grouping_flops(
     segments: int, groups: int, width: int, out_width: int, mlp_ratio: float
 ) -> float:
-    """Attention of the groups on the segments, then the assignment."""
+    """Counts the groups' attention on the segments, then the assignment of segments to groups."""
     pairs = 4 * groups * segments * width
     attention = 4 * width**2 * (groups + segments) + pairs + 4 * mlp_ratio * groups * width**2
     assignment = 2 * width**2 * (groups + 2 * segments) + pairs + 2 * groups * width * out_width

@@ -97,6 +97,7 @@ class Plan:
       peak_flops: of all chips, FLOP/s.
       program: None if the step does not fit.
       compile_seconds: wall time of tracing and compiling.
+      compile_cpu_seconds: of all their threads.
       needs: of hosts, input, storage and money; None if the step does not fit.
     """
 
@@ -111,6 +112,7 @@ class Plan:
     peak_flops: float
     program: Program | None
     compile_seconds: float
+    compile_cpu_seconds: float
     needs: Needs | None = None
 
     @property
@@ -186,6 +188,7 @@ def make_plan(
         peak_flops=topology.chip.peak_flops * topology.num_chips,
         program=_analyse(step, config, topology) if step.text else None,
         compile_seconds=step.seconds,
+        compile_cpu_seconds=step.cpu_seconds,
     )
     if plan.program is None or plan.images_per_second is None or plan.chip_hours is None:
         return plan

@@ -5,7 +5,7 @@ import pytest
 
 from configs import tiny
 from groupvit_jax import parallel
-from groupvit_jax.plan.compiling import compile_step, needed_bytes
+from groupvit_jax.plan.compiling import compile_step, lower_step, needed_bytes
 from groupvit_jax.plan.hardware import describe
 from groupvit_jax.plan.plan import make_plan
 from groupvit_jax.train import state as state_lib
@@ -73,3 +73,29 @@ def test_a_step_for_tpus():
     assert reduced >= 0.95 * plan.memory.parameters
     assert {c.axes for c in plan.program.collectives} == {"data"}
     assert 0 < plan.program.logits <= 4 * 16 * 48
+    # Nearly all of the time comes from the cycles of the compiler.
+    assert plan.program.prediction.estimated > 0.9
+    assert plan.program.seconds > plan.program.bound.seconds
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(
+    importlib.util.find_spec("jax_cuda13_plugin") is None,
+    reason="the CUDA plugin (the extra 'cuda') is not installed",
+)
+def test_a_step_for_gpus():
+    config = tiny.get_config()
+    topology = describe("h100:2x2")
+    plan = make_plan(config, topology, 1000)
+    lowered, *_ = lower_step(config, topology)
+    analysis = lowered.compile({"xla_gpu_enable_triton_gemm": False}).memory_analysis()
+    held = analysis.argument_size_in_bytes + analysis.output_size_in_bytes
+    held += analysis.temp_size_in_bytes - analysis.alias_size_in_bytes
+    assert plan.memory.total == pytest.approx(held, rel=0.01)
+    assert plan.memory.fits
+    # Products by cuBLAS are counted too.
+    assert plan.program.flops_per_image == pytest.approx(plan.hand_flops, rel=0.05)
+    reduced = [c for c in plan.program.collectives if c.purpose == "gradients"]
+    assert {(c.axes, c.crosses_slices, c.lanes) for c in reduced} == {("data", True, 2)}
+    assert plan.program.prediction.estimated == 0
+    assert plan.needs.hosts == 2

@@ -78,7 +78,7 @@ def test_largest_batch(plan, monkeypatch, configured, most):
     def compile_step(config, topology):
         B = config.train.batch_size
         compiled.append(B)
-        return CompiledStep({}, (), memory_of(20 + B / 2 + B**2 / 20_000), "", 0.0, 0.0)
+        return CompiledStep({}, (), memory_of(20 + B / 2 + B**2 / 20_000), "", 0.0, 0.0, 0.0)
 
     monkeypatch.setattr(plan_lib, "compile_step", compile_step)
     config = plan_lib.with_batch_size(tiny.get_config(), configured)
@@ -94,7 +94,7 @@ def test_largest_batch(plan, monkeypatch, configured, most):
 
 
 def test_no_batch_fits(plan, monkeypatch):
-    full = CompiledStep({}, (), memory_of(200), "", 0.0, 0.0)
+    full = CompiledStep({}, (), memory_of(200), "", 0.0, 0.0, 0.0)
     monkeypatch.setattr(plan_lib, "compile_step", lambda config, topology: full)
     first = dataclasses.replace(plan, memory=memory_of(300))
     found = find_largest_batch(tiny.get_config(), host(4), first)
