@@ -23,7 +23,6 @@ import configs
 from configs import base
 from groupvit_jax.runs import config_check
 from groupvit_jax.runs.exit_codes import BAD_INPUT
-from groupvit_jax.train.loop import log_progress
 from launch import supervision
 
 # Of glibc's malloc.h.
@@ -236,6 +235,9 @@ def progress_display() -> Iterator[Callable[[int, int, str], None]]:
         absl.logging.set_verbosity(absl.logging.WARNING)  # libraries tell much, with --verbosity=0
     console = Console(stderr=True)
     if not console.is_terminal:
+        # Imported here: commands that train nothing start a second sooner without the loop.
+        from groupvit_jax.train.loop import log_progress
+
         yield log_progress
         return
     log.addHandler(RichHandler(console=console, show_path=False))

@@ -1,14 +1,14 @@
-"""Compares runs: which settings won, by how much, and whether that is noise.
+"""Compare runs: which settings won, by how much, and whether that may be noise.
 
 python -m launch.compare runs/first runs/second --output=comparison
 python -m launch.compare sweeps/losses 'runs/more-*' --metric=validation/miou --output=comparison
 
-Each RUN is a folder of launch.train, a folder of such (a sweep) or a glob. Runs that differ in
-nothing but config.seed are one group. Prints the table and writes it into OUTPUT: comparison.md,
-comparison.csv (a row for each run), comparison.json and comparison.html, which needs nothing
-beside itself. docs/compare.md tells how to read it.
+Each RUN is the workdir of launch.train, a folder of such (a sweep) or a glob. Runs that differ only
+in config.seed form one group. The table is printed and written to OUTPUT as comparison.md,
+comparison.csv (a row for each run), comparison.json and comparison.html, a self-contained page.
+docs/compare.md explains how to read it.
 
-Exit codes: 0 done; 2 something is wrong with flags or files.
+Exit codes: 0 done; 2 wrong flags or files.
 """
 
 import argparse
@@ -20,7 +20,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from groupvit_jax.compare import outputs, page
+from groupvit_jax.compare import outputs
 from groupvit_jax.compare.groups import Comparison, compare
 from groupvit_jax.compare.metric import choose_metric
 from groupvit_jax.compare.verdict import judge
@@ -31,36 +31,38 @@ from launch import common
 
 
 def parse_flags(argv: Sequence[str]) -> argparse.Namespace:
-    """Parses the command line, `argv[0]` being the program."""
+    """Parse the command line; `argv[0]` is the program."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     add = parser.add_argument
-    add("runs", nargs="+", metavar="RUN", help="a run's folder, a folder of such or a quoted glob")
-    add("--output", required=True, help="folder to write into")
+    add(
+        "runs", nargs="+", metavar="RUN", help="workdir of a run, a folder of them or a quoted glob"
+    )
+    add("--output", required=True, help="output folder")
     add(
         "--metric",
         default="",
-        help="as in metrics.jsonl; default: config.checkpoint.best_metric, else the first "
-        "evaluator's first figure, else the loss",
+        help="name in metrics.jsonl; default: config.checkpoint.best_metric, else the first "
+        "evaluator's first metric, else the loss",
     )
     add(
         "--mode",
         default="",
         choices=["max", "min"],
-        help="whether more or less is better; default: less for losses, norms and times",
+        help="whether more or less is better; default: min for losses, norms and times, else max",
     )
     add(
         "--value",
         default="last",
         choices=["last", "best"],
-        help="of a run; the best one flatters runs that were measured often (default: last)",
+        help="value of a run; best favours runs evaluated more often (default: last)",
     )
     return parser.parse_intermixed_args(argv[1:])  # runs before and after the flags
 
 
 def main(flags: argparse.Namespace) -> int:
-    """Runs the command; returns its exit code."""
+    """Run the command; return its exit code."""
     try:
         return _run(flags)
     except (ValueError, FileExistsError) as error:
@@ -74,6 +76,8 @@ def _run(flags: argparse.Namespace) -> int:
     if output.exists() and not output.is_dir():
         raise FileExistsError(f"--output={output}: a file found, expected a folder")
     runs = read_runs(find_runs(flags.runs))
+    from groupvit_jax.compare import page  # imports Matplotlib, which errors and --help don't need
+
     comparison = compare(runs, choose_metric(runs, flags.metric, flags.mode), flags.value)
     contents = {
         "md": outputs.markdown(comparison),

@@ -1,9 +1,10 @@
-"""Draws captioned scenes, learns to segment from the captions alone, and reports with pictures.
+"""Generate captioned scenes, train from the captions alone, and write a report with pictures.
 
 python -m launch.demo --workdir=runs/demo
 
-Controls follow: the same model with soft groups, with the captions of other scenes, and taught by
-masks. Run again, it goes on where it stopped. The report is WORKDIR/report.html.
+It also trains controls: the same model with soft groups, with captions of other scenes, and
+finetuned on masks. A second call resumes where the first stopped. The report is
+WORKDIR/report.html.
 """
 
 from pathlib import Path
@@ -27,17 +28,17 @@ from launch.demo_report import Run
 
 WORKDIR = common.define_workdir_flag()
 STEPS = flags.DEFINE_integer("steps", None, "Training steps of each run.", lower_bound=1)
-SEED = flags.DEFINE_integer("seed", 0, "Of parameters and the order of the examples.")
+SEED = flags.DEFINE_integer("seed", 0, "Seed of parameters and data order.")
 DATA = flags.DEFINE_string(
     "data", "small", f"Size of the data set: {[c.name for c in dataset.Scenes.BUILDER_CONFIGS]}."
 )
-CONTROLS = flags.DEFINE_boolean("controls", True, "Also train the models to compare with.")
-# Of the head that learns from masks: it starts from what the captions taught.
+CONTROLS = flags.DEFINE_boolean("controls", True, "Also train the control models.")
+# Enough for the head, which starts from the model trained on captions.
 _STEPS_WITH_MASKS = 300
 
 
 def main(argv: list[str]) -> int:
-    """Runs all steps; what is done already is not done again. Returns the exit code."""
+    """Run all steps that are not yet done; return the exit code."""
     del argv
     if not WORKDIR.value:
         common.fail(
@@ -73,7 +74,7 @@ def main(argv: list[str]) -> int:
 
 
 def make_runs(builder: dataset.Scenes, workdir: Path, steps: int | None, seed: int) -> list[Run]:
-    """Returns the run that learns from captions, then those to compare it with."""
+    """Return the run trained on captions, then the controls."""
 
     def adapted(config: ConfigDict, most_steps: int | None = steps) -> ConfigDict:
         config.seed = seed

@@ -1,11 +1,10 @@
-"""The demo's report: what the models score, and what they make of the first test scenes."""
+"""The demo's report: scores of the models and their segmentations of the first test scenes."""
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import cv2
 import numpy as np
 from ml_collections import ConfigDict
 
@@ -14,7 +13,8 @@ from groupvit_jax.data.sources.pairs import TfdsSource
 from groupvit_jax.eval.evaluators import make_evaluators
 from groupvit_jax.interop.load import load_pretrained
 from groupvit_jax.interop.pretrained import Pretrained
-from groupvit_jax.report import document, visualize
+from groupvit_jax.report import lettering, visualize
+from groupvit_jax.report.visualize import RgbImage
 from groupvit_jax.runs.metrics_file import read_metrics
 from groupvit_jax.scenes import dataset
 from groupvit_jax.segmenter import SegmentationResult, Segmenter
@@ -22,9 +22,9 @@ from groupvit_jax.train import setup
 from groupvit_jax.typing import Params
 
 UNTRAINED = "nothing (untrained)"
-SHOWN = 16  # scenes in the report
-COMPARED = 6  # of which the pictures of all models are shown
-CANDIDATES = 128  # scenes among which those of the README's picture are the best
+SHOWN = 16  # scenes on the page
+COMPARED = 6  # scenes shown as segmented by every model
+CANDIDATES = 128  # scenes to choose the best three from, for the README's picture
 
 _SCORES = {
     "test/miou": "test: mIoU %",
@@ -32,21 +32,14 @@ _SCORES = {
     "shifted/miou": "shifted: mIoU %",
     "shifted/pixel_accuracy": "shifted: pixels right %",
 }
-_INTRODUCTION = (
-    "A small GroupViT was trained for {steps} steps on drawn scenes and their captions. No mask, "
-    "no list of classes reached the training. The masks below, and the names of the classes, are "
-    "used only here. The shifted scenes have other sizes, hues and textures than those of training."
-)
-_CONTROLS = (
-    "To compare with: a model that shares each patch among groups (soft) instead of giving it to "
-    "one; one that learnt from captions of other scenes, in which nothing says what is where; one "
-    "that learnt nothing; and the first with a segment head, taught by {steps} steps with masks."
-)
+
+
+Rows = list[tuple[list[str], str]]  # data URLs of pictures and the text below
 
 
 @dataclasses.dataclass(frozen=True)
 class Run:
-    """A training run of the demo: what the model learnt from, its folder and its configuration."""
+    """A training run of the demo: its source of supervision, folder and configuration."""
 
     name: str
     workdir: Path
@@ -54,18 +47,18 @@ class Run:
 
     @property
     def history(self) -> list[dict[str, Any]]:
-        """The metrics of its steps."""
+        """The recorded metrics by step."""
         return read_metrics(self.workdir)
 
 
 class Scene(NamedTuple):
-    """A test scene and what the models make of it.
+    """A test scene and its segmentations.
 
     Attributes:
-      image: the pixels.
-      caption: what is in it.
-      truth: class of every pixel.
-      found: run's name -> the segmentation; the run that learnt from captions is the first.
+      image: RGB image.
+      caption: its caption.
+      truth: true class of each pixel.
+      found: segmentation by name of the run; the run trained on captions comes first.
     """
 
     image: np.ndarray
@@ -75,21 +68,21 @@ class Scene(NamedTuple):
 
     @property
     def first(self) -> SegmentationResult:
-        """The segmentation that was learnt from captions."""
+        """The segmentation of the run trained on captions."""
         return next(iter(self.found.values()))
 
     @property
     def accuracy(self) -> float:
-        """Share of the pixels that it labels rightly."""
+        """Pixel accuracy of `first`."""
         return float((self.truth == self.first.mask).mean())
 
 
 def write(runs: Sequence[Run], workdir: Path) -> str:
-    """Writes report.html and scenes.png into the demo's folder; returns a summary.
+    """Write report.html and scenes.png into the demo's folder; return a summary.
 
     Args:
-      runs: complete ones, that from captions first.
-      workdir: of the demo.
+      runs: finished runs, the one trained on captions first.
+      workdir: folder of the demo.
     """
     models = {run.name: load_pretrained(run.workdir) for run in runs}
     scores = {run.name: run.history[-1] for run in runs}
@@ -99,7 +92,7 @@ def write(runs: Sequence[Run], workdir: Path) -> str:
     models[UNTRAINED] = models[captions.name]._replace(variables=variables)
     scores[UNTRAINED] = _scores_of(captions, variables)
     segmented = _test_scenes(captions.config, models)
-    document.write(workdir / "report.html", _page(runs, scores, segmented))
+    _write_page(workdir / "report.html", runs, scores, segmented)
     best = sorted(segmented, key=lambda scene: -scene.accuracy)[:3]
     (workdir / "scenes.png").write_bytes(visualize.png(poster(best)))
     lines = (f"{values['test/miou']:7.1%}  {name}" for name, values in scores.items())
@@ -108,7 +101,7 @@ def write(runs: Sequence[Run], workdir: Path) -> str:
 
 
 def _scores_of(run: Run, variables: Params) -> dict[str, float]:
-    """Evaluates other variables as the run's were at its end."""
+    """Evaluate variables with the evaluators of a run."""
     parts = setup.build(run.config, run.workdir)
     evaluators = make_evaluators(run.config, parts.model, parts.tokenizer, parts.mesh)
     return {
@@ -119,7 +112,7 @@ def _scores_of(run: Run, variables: Params) -> dict[str, float]:
 
 
 def _test_scenes(config: ConfigDict, models: dict[str, Pretrained]) -> list[Scene]:
-    """Segments the first test scenes: `COMPARED` by each model, `CANDIDATES` by the first."""
+    """Segment the first test scenes: `COMPARED` by each model, `CANDIDATES` by the first."""
     source = config.evaluators.test.source
     opened = source.name, source.split, source.data_dir
     masked, pairs = TfdsMasks(*opened), TfdsSource(*opened)
@@ -137,50 +130,45 @@ def _test_scenes(config: ConfigDict, models: dict[str, Pretrained]) -> list[Scen
     return [Scene(*parts) for parts in zip(images, captions, truths, found, strict=True)]
 
 
-def _page(
-    runs: Sequence[Run], scores: dict[str, dict[str, float]], segmented: Sequence[Scene]
-) -> str:
-    captions, masks = runs[0], runs[-1]
-    classes, colours = dataset.CLASS_NAMES, visualize.palette(len(dataset.CLASS_NAMES))
-    curves = {run.name: _curve(run, "validation/miou", 100) for run in runs}
+def _write_page(
+    path: Path,
+    runs: Sequence[Run],
+    scores: dict[str, dict[str, float]],
+    segmented: Sequence[Scene],
+) -> None:
+    # Imported when a page is written: Matplotlib would slow down the start of the command.
+    from groupvit_jax.report import charts, document
+
+    captions, classes = runs[0], dataset.CLASS_NAMES
+    palette = visualize.palette(len(classes)).tolist()
+
+    def percent(key: str) -> list[float]:
+        return [100 * values.get(key, float("nan")) for values in scores.values()]
+
+    def pictures(scenes: Sequence[Scene], panels: Callable[[Scene, int], list[RgbImage]]) -> Rows:
+        return [([document.data_url(p) for p in panels(s, 3)], s.caption) for s in scenes]
+
     losses = ("global/loss", "multi_label/loss", "local/loss")
-    shown, compared = segmented[:SHOWN], segmented[:COMPARED]
-    percent = {
-        name: [100 * values.get(key, float("nan")) for key in _SCORES]
-        for name, values in scores.items()
-    }
-    per_class = [
-        (name, *(100 * values.get(f"test/iou/{name}", float("nan")) for values in scores.values()))
-        for name in classes
-    ]
-    return document.page(
-        "Segmentation that emerged from captions",
-        [
-            document.paragraph(_INTRODUCTION.format(steps=captions.config.train.num_steps)),
-            document.paragraph(_CONTROLS.format(steps=masks.config.train.num_steps)),
-            document.table(
-                ["learnt from", *_SCORES.values()],
-                [(name, *values) for name, values in percent.items()],
+    document.write(
+        path,
+        "demo",
+        title="Segmentation that emerged from captions",
+        steps=captions.config.train.num_steps,
+        mask_steps=runs[-1].config.train.num_steps,
+        models=list(scores),
+        scores_header=["learnt from", *_SCORES.values()],
+        scores=list(zip(scores, *map(percent, _SCORES), strict=True)),
+        colours={name: f"rgb{tuple(rgb)}" for name, rgb in zip(classes, palette, strict=True)},
+        shown=pictures(segmented[:SHOWN], _panels),
+        compared=pictures(segmented[:COMPARED], _comparison),
+        charts=[
+            charts.line_chart("Training losses", {name: _curve(captions, name) for name in losses}),
+            charts.line_chart(
+                "Validation mIoU in per cent",
+                {run.name: _curve(run, "validation/miou", 100) for run in runs},
             ),
-            document.heading(f"The first {len(shown)} test scenes, none left out"),
-            document.legend(classes, colours),
-            document.scenes(
-                ["scene", "groups", "segmentation", "truth"],
-                [(_panels(scene, 3), scene.caption) for scene in shown],
-            ),
-            document.heading("What other models make of the first of them"),
-            document.scenes(
-                ["scene", *scores, "truth"],
-                [(_comparison(scene, 3), scene.caption) for scene in compared],
-            ),
-            document.heading("While it learnt"),
-            document.line_chart(
-                "Training losses", {name: _curve(captions, name) for name in losses}
-            ),
-            document.line_chart("Validation mIoU in per cent", curves),
-            document.heading("Intersection over union of every class, in per cent, test scenes"),
-            document.table(["class", *scores], per_class),
         ],
+        class_iou=[(name, *percent(f"test/iou/{name}")) for name in classes],
     )
 
 
@@ -189,13 +177,13 @@ def _curve(run: Run, name: str, factor: float = 1.0) -> list[tuple[float, float]
     return [(float(step), factor * value) for step, value in found if value is not None]
 
 
-def _over(scene: Scene, labels: np.ndarray, count: int, factor: int) -> np.ndarray:
+def _over(scene: Scene, labels: np.ndarray, count: int, factor: int) -> RgbImage:
     """The enlarged scene with labels painted over."""
     large, labels = (visualize.enlarge(x, factor) for x in (scene.image, labels))
     return visualize.overlay(large, labels, visualize.palette(count))
 
 
-def _panels(scene: Scene, factor: int) -> list[np.ndarray]:
+def _panels(scene: Scene, factor: int) -> list[RgbImage]:
     """Scene, groups of each stage, segmentation and truth."""
     classes = len(dataset.CLASS_NAMES)
     return [
@@ -206,15 +194,15 @@ def _panels(scene: Scene, factor: int) -> list[np.ndarray]:
     ]
 
 
-def _comparison(scene: Scene, factor: int) -> list[np.ndarray]:
+def _comparison(scene: Scene, factor: int) -> list[RgbImage]:
     """Scene, the segmentation of each model and truth."""
     masks = [*(result.mask for result in scene.found.values()), scene.truth]
     painted = [_over(scene, mask, len(dataset.CLASS_NAMES), factor) for mask in masks]
     return [visualize.enlarge(scene.image, factor), *painted]
 
 
-def poster(best: Sequence[Scene], factor: int = 4) -> np.ndarray:
-    """A picture for the README: a row a scene, its caption below."""
+def poster(best: Sequence[Scene], factor: int = 4) -> RgbImage:
+    """Draw the README's picture: a row for each scene, its caption below."""
     rows = []
     for scene in best:
         image, groups, segmentation, _ = _panels(scene, factor)
@@ -222,8 +210,6 @@ def poster(best: Sequence[Scene], factor: int = 4) -> np.ndarray:
         named = visualize.write_names(segmentation, labels, dataset.CLASS_NAMES)
         row = visualize.grid([[image, groups, named]])
         strip = np.full((32, row.shape[1], 3), 255, np.uint8)
-        place, font = (2, 20), cv2.FONT_HERSHEY_SIMPLEX
-        scale = min(0.55, 0.55 * (row.shape[1] - 4) / (len(scene.caption) * 9.5))
-        cv2.putText(strip, scene.caption, place, font, scale, (40, 40, 40), 1, cv2.LINE_AA)
+        lettering.ink(strip[:26], lettering.fit(scene.caption, 15, row.shape[1]))
         rows += [row, strip]
     return np.concatenate(rows)

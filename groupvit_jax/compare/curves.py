@@ -5,10 +5,10 @@ from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
+from markupsafe import Markup
 
 from groupvit_jax.compare.groups import Comparison
-from groupvit_jax.report import document
-from groupvit_jax.report.charts import ramp
+from groupvit_jax.report import charts
 from groupvit_jax.runs.reading import Run
 
 _MOST_POINTS, _MOST_BANDS = 200, 8
@@ -18,7 +18,7 @@ Curve = Mapping[float, float]
 
 
 class Curves(NamedTuple):
-    """Curves by name, the last on top; bands of a standard deviation; colours."""
+    """Curves by name, the last drawn on top; bands of one standard deviation; colours."""
 
     series: dict[str, list[tuple[float, float]]]
     bands: dict[str, list[tuple[float, float, float]]]
@@ -26,17 +26,17 @@ class Curves(NamedTuple):
 
 
 def rank_colours(count: int) -> list[str]:
-    """Returns the colours of so many groups, the best first."""
-    return [ramp(1 - i / max(count - 1, 1)) for i in range(count)]
+    """Return colours for `count` groups, the best first."""
+    return [charts.ramp(1 - i / max(count - 1, 1)) for i in range(count)]
 
 
 def learning_curves(comparison: Comparison, metric: str, factor: float = 1.0) -> Curves:
-    """Returns the curves of the groups, and of the runs that aren't in one.
+    """Return the mean curve of each group, and the curves of unfinished runs.
 
     Args:
-      comparison: of the runs.
-      metric: what is drawn.
-      factor: values are multiplied by it.
+      comparison: the runs.
+      metric: name of the metric.
+      factor: multiplies the values.
     """
     edges = _edges(comparison, metric)
     found = Curves({}, {}, {})
@@ -61,7 +61,7 @@ def learning_curves(comparison: Comparison, metric: str, factor: float = 1.0) ->
 
 
 def _edges(comparison: Comparison, metric: str) -> Sequence[float]:
-    """The steps of all runs, or where many the ends of as many stretches as can be seen."""
+    """The steps of all runs; if there are many, the ends of `_MOST_POINTS` intervals."""
     scores = [s for group in comparison.groups for s in group.scores] + list(comparison.others)
     steps = sorted({float(step) for s in scores for step, _ in s.run.points(metric)})
     if len(steps) <= _MOST_POINTS:
@@ -70,7 +70,7 @@ def _edges(comparison: Comparison, metric: str) -> Sequence[float]:
 
 
 def _thinned(run: Run, metric: str, edges: Sequence[float], factor: float) -> Curve:
-    """The mean of what is finite up to each edge from the one before."""
+    """The mean of the finite values in each interval that ends at an edge."""
     points = [point for point in run.points(metric) if math.isfinite(point[1])]
     if not points:
         return {}
@@ -80,8 +80,8 @@ def _thinned(run: Run, metric: str, edges: Sequence[float], factor: float) -> Cu
     return {edges[i]: float(sums[i] / counts[i]) for i in np.flatnonzero(counts).tolist()}
 
 
-def curve_chart(title: str, curves: Curves) -> str:
-    """Returns the chart; what lies far beyond all else is cut off, and the title says so.
+def curve_chart(title: str, curves: Curves) -> Markup:
+    """Return the chart; values far beyond all others are cut off, and the title says so.
 
     Args:
       title: stands below.
@@ -90,26 +90,24 @@ def curve_chart(title: str, curves: Curves) -> str:
     values = [y for points in curves.series.values() for _, y in points]
     values += [y for points in curves.bands.values() for _, *ends in points for y in ends]
     if not values:
-        return document.paragraph(f"{title}: nothing recorded.")
+        return charts.line_chart(f"{title}: nothing recorded", {})
     low, high, is_cut = visible_range(values)
     if curves.bands:
         title += "; means over seeds, shaded: a standard deviation"
     if is_cut:
         title += "; values beyond are cut off"
-    return document.line_chart(
-        title,
-        curves.series,
-        bands=curves.bands,
-        colours=curves.colours,
-        y_range=(low, high),
+    return charts.line_chart(
+        title, curves.series, bands=curves.bands, colours=curves.colours, y_range=(low, high)
     )
 
 
 def visible_range(values: Sequence[float]) -> tuple[float, float, bool]:
-    """Returns the range to draw, and whether values lie beyond it.
+    """Return the range to draw, and whether values lie outside it.
+
+    An outlier far outside the middle 90 % would flatten all curves, so it is cut off.
 
     Args:
-      values: all that there are to draw, one or more.
+      values: all values to draw, at least one.
     """
     low, high = min(values), max(values)
     few, most = np.quantile(values, [0.05, 0.95]).tolist()

@@ -1,4 +1,4 @@
-"""Runs by their settings: those that differ in nothing but the seed are one group."""
+"""Groups of runs with equal settings, differing only in the seed."""
 
 import collections
 import math
@@ -29,12 +29,12 @@ from groupvit_jax.runs.reading import FINISHED, Run, shortest_ends
 
 
 class Score(NamedTuple):
-    """A run with what it reached.
+    """A run and its values of the metric.
 
     Attributes:
       run: the run.
-      settings: its values of the settings that differ, as text.
-      value: what it is compared by: the last value, or the best; NaN without any.
+      settings: its values of the settings that differ between runs, as text.
+      value: the value to compare by, the last or the best; NaN without any.
       last: the last value, at `last_step`.
       last_step: 0 without a value.
       best: the best value, at `best_step`.
@@ -59,15 +59,14 @@ class Group(NamedTuple):
     """Finished runs with the same settings.
 
     Attributes:
-      label: the settings as NAME=VALUE; where settings were changed one at a time, those only in
-        which the group differs from the baseline.
+      label: the settings as NAME=VALUE; only the differences from the baseline, if there is one.
       settings: their values.
-      scores: of the runs, by seed.
-      values: one for each seed, the mean where it was run several times.
-      mean: over the seeds.
-      std: standard deviation over the seeds; NaN with one.
-      behind: the first group's mean less this one's, and how sure that is; from the third group on
-        p is corrected for their number (Holm).
+      scores: scores of the runs, by seed.
+      values: one value for each seed; the mean of several runs with one seed.
+      mean: mean over the seeds.
+      std: standard deviation over the seeds; NaN for one seed.
+      behind: the first group's mean minus this one's, with its test; from the third group on p is
+        corrected for the number of groups (Holm).
     """
 
     label: str
@@ -83,15 +82,16 @@ class Comparison(NamedTuple):
     """Runs compared by a metric.
 
     Attributes:
-      metric: what it is compared by.
+      metric: the metric to compare by.
       by: "last" or "best" value.
-      format: how values are written.
-      fields: the settings that differ, by dotted path.
-      names: the same, as short as they can be told apart.
-      groups: of the finished runs, the best first.
-      others: runs that aren't finished or have no value.
-      effects: of the settings by name, the largest first; empty if not all combinations are there.
-      notes: what one has to know to trust the figures.
+      format: format of the values.
+      fields: dotted paths of the settings that differ.
+      names: the shortest unambiguous ends of `fields`.
+      groups: groups of the finished runs, the best first.
+      others: unfinished runs, and runs without a value.
+      effects: main effect of each setting by name, the largest first; empty unless every
+        combination of values is present.
+      notes: caveats about the figures.
     """
 
     metric: Metric
@@ -106,11 +106,11 @@ class Comparison(NamedTuple):
 
 
 def compare(runs: Sequence[Run], metric: Metric, by: str = "last") -> Comparison:
-    """Groups the runs and puts them in order.
+    """Group the runs and rank the groups.
 
     Args:
-      runs: all of them.
-      metric: what to compare by.
+      runs: all runs.
+      metric: the metric to compare by.
       by: "last" or "best" value of a run.
     """
     whole = [run.config for run in runs if run.is_configured]
@@ -160,8 +160,8 @@ def _rank(scores: Sequence[Score], names: Sequence[str], sign: int) -> list[Grou
     groups = [_group(settings, found, names, baseline) for settings, found in by_settings.items()]
     groups.sort(key=lambda group: (-sign * group.mean, group.label))
     behind = [welch(groups[0].values, group.values) for group in groups[1:]]
-    # Of samples of one distribution the first two lie close together, the more so the more there
-    # are: no correction. The first and the last lie far apart.
+    # Among many samples of one distribution the best two are close together, so the test of the
+    # second is conservative without a correction. The best and the worst are far apart by chance.
     corrected = [d.p for d in behind[:1]] + holm([difference.p for difference in behind[1:]])
     return groups[:1] + [
         group._replace(behind=difference._replace(p=p))
@@ -170,7 +170,7 @@ def _rank(scores: Sequence[Score], names: Sequence[str], sign: int) -> list[Grou
 
 
 def _baseline(settings: Sequence[tuple[str, ...]]) -> tuple[str, ...]:
-    """Returns the settings that have of each field what more than half have, or ()."""
+    """Return the settings with the majority value of every field, or () without such a group."""
     usual = tuple(
         collections.Counter(values).most_common(1)[0] for values in zip(*settings, strict=True)
     )

@@ -1,4 +1,4 @@
-"""Which metric runs are compared by, and how its values are written."""
+"""Choice of the metric to compare runs by, and the format of its values."""
 
 import difflib
 import math
@@ -8,7 +8,7 @@ from typing import NamedTuple
 from groupvit_jax.eval.results import COLUMNS
 from groupvit_jax.runs.reading import Run
 
-# Of the metrics whose names tell nothing else, more is better.
+# Endings of the names of metrics where less is better; all others are maximised.
 _LESS_IS_BETTER = ("loss", "_norm", "seconds", "seconds_per_step", "error", "perplexity")
 
 
@@ -16,9 +16,9 @@ class Metric(NamedTuple):
     """A metric.
 
     Attributes:
-      name: as recorded.
+      name: name in the metrics file.
       mode: "max" if more is better, else "min".
-      why: where both come from, for people.
+      why: the reason for this choice, to show to the user.
     """
 
     name: str
@@ -32,32 +32,32 @@ class Metric(NamedTuple):
 
     @property
     def is_share(self) -> bool:
-        """Whether it is recorded as a share of one, and shown in per cent."""
+        """Whether it is recorded as a fraction, and shown in per cent."""
         _, _, end = self.name.partition("/")
         return end in COLUMNS or end.startswith("iou/") or end.endswith("_accuracy")
 
 
 class Format(NamedTuple):
-    """How values are written: times a factor, with so many digits after the point."""
+    """Format of values: a factor, the number of decimals, and a unit."""
 
     factor: float
     digits: int
     unit: str
 
     def plain(self, value: float) -> str:
-        """Returns a value without its unit; "-" for NaN."""
+        """Return a value without its unit; "-" for NaN."""
         return "-" if math.isnan(value) else f"{value * self.factor:.{self.digits}f}"
 
     def spread(self, mean: float, std: float) -> str:
-        """Returns mean and standard deviation; the mean alone where that is NaN."""
+        """Return mean and standard deviation; the mean alone where that is NaN."""
         return self.plain(mean) + ("" if math.isnan(std) else f" ± {self.plain(std)}")
 
     def full(self, mean: float, std: float = math.nan) -> str:
-        """Returns the same with the unit."""
+        """Return mean and standard deviation with the unit."""
         return self.spread(mean, std) + (" %" if self.unit else "")
 
     def difference(self, value: float) -> str:
-        """Returns how far values are apart, in points where they are in per cent."""
+        """Return a difference without its sign, in points for values in per cent."""
         shown, least = self.plain(abs(value)), self.plain(10.0**-self.digits / self.factor)
         if value and float(shown) == 0:
             shown = f"less than {least}"
@@ -65,18 +65,18 @@ class Format(NamedTuple):
 
 
 def choose_metric(runs: Sequence[Run], name: str = "", mode: str = "") -> Metric:
-    """Returns the metric to compare by.
+    """Return the metric to compare by.
 
-    Without a name it is the one that the runs' sweep or their checkpoints name, else the first
-    evaluator's first in the order of `results.COLUMNS`, else the loss.
+    By default it is the metric of the sweep or of `config.checkpoint.best_metric`, else the first
+    evaluator's first metric in the order of `results.COLUMNS`, else the loss.
 
     Args:
-      runs: of which at least one has recorded it.
-      name: of the metric, "" to choose one.
-      mode: "max" or "min", "" to go by the name.
+      runs: the runs.
+      name: name of the metric, "" for the default.
+      mode: "max" or "min", "" to derive it from the name.
 
     Raises:
-      ValueError: no run has recorded it, or anything.
+      ValueError: no run has recorded this metric, or any.
     """
     recorded = {key: None for run in runs for record in run.records for key in record}
     recorded.pop("step", None)
@@ -124,11 +124,11 @@ def _mode(runs: Sequence[Run], name: str) -> str:
 
 
 def make_format(metric: Metric, values: Sequence[float]) -> Format:
-    """Returns a format whose digits show how the values differ.
+    """Return a format with enough decimals to tell the values apart.
 
     Args:
-      metric: of the values.
-      values: those to be told apart.
+      metric: metric of the values.
+      values: values to tell apart.
     """
     factor = 100.0 if metric.is_share else 1.0
     finite = [value * factor for value in values if math.isfinite(value)]

@@ -10,14 +10,14 @@ from typing import Any
 from groupvit_jax.compare.groups import Comparison, Group, Score
 from groupvit_jax.compare.settings import SEED
 from groupvit_jax.compare.verdict import judge, show_p
-from groupvit_jax.eval.results import markdown_table
+from groupvit_jax.report.markdown import escape, markdown_table
 from groupvit_jax.runs.reading import FINISHED
 
 Rows = list[list[str]]
 
 
 def group_table(comparison: Comparison) -> tuple[list[str], Rows]:
-    """Returns header and rows of the groups, the best first, and the unfinished runs after them."""
+    """Return header and rows of the groups, the best first, then the unfinished runs."""
     unit = f" {comparison.format.unit}" if comparison.format.unit else ""
     header = ["", *comparison.names, comparison.metric.name + unit, "n", "behind first", "p",
               "best", "at step"]  # fmt: skip
@@ -49,7 +49,7 @@ def _other_row(comparison: Comparison, score: Score) -> list[str]:
 
 
 def describe_state(comparison: Comparison, score: Score) -> str:
-    """Returns why a run isn't compared, or "finished" with what is to be known."""
+    """Return a run's state with remarks, such as the reason why it isn't compared."""
     run = score.run
     remarks = [run.remark] if run.remark else []
     if score in comparison.others and run.records:
@@ -61,7 +61,7 @@ def describe_state(comparison: Comparison, score: Score) -> str:
 
 
 def run_table(comparison: Comparison) -> tuple[list[str], Rows]:
-    """Returns header and rows of every run, in the order of the groups."""
+    """Return header and rows of every run, in the order of the groups."""
     header = ["run", *comparison.names, SEED, "last", "at step", "best", "at step", "state"]
     rows = []
     for score in all_scores(comparison):
@@ -74,12 +74,12 @@ def run_table(comparison: Comparison) -> tuple[list[str], Rows]:
 
 
 def all_scores(comparison: Comparison) -> list[Score]:
-    """Returns the runs of the groups, then the others."""
+    """Return the runs of the groups, then the others."""
     return [s for group in comparison.groups for s in group.scores] + list(comparison.others)
 
 
 def effects_table(comparison: Comparison) -> tuple[list[str], Rows]:
-    """Returns header and rows of the main effects, the largest first."""
+    """Return header and rows of the main effects, the largest first."""
     header = ["setting", "means over all else", "largest difference", "p"]
     return header, [
         [
@@ -95,7 +95,7 @@ def effects_table(comparison: Comparison) -> tuple[list[str], Rows]:
 
 
 def metric_line(comparison: Comparison) -> str:
-    """Returns a sentence on what is compared, and how."""
+    """Return a sentence about the metric and its summary statistics, in plain text."""
     metric = comparison.metric
     better = "more" if metric.mode == "max" else "less"
     return (
@@ -112,26 +112,18 @@ P_LINE = (
 
 
 def markdown(comparison: Comparison) -> str:
-    """Returns the page of tables."""
-    parts = [f"**{judge(comparison).text}**", metric_line(comparison), *comparison.notes]
-    parts += [markdown_table(*_escaped(group_table(comparison))), P_LINE]
-    header, rows = effects_table(comparison)
-    if rows:
-        parts += ["Main effects (± standard error):", markdown_table(*_escaped((header, rows)))]
-    parts += ["Every run:", markdown_table(*_escaped(run_table(comparison)))]
+    """Return the verdict and the tables as Markdown."""
+    parts = [f"**{judge(comparison).text}**", escape(metric_line(comparison))]
+    parts += map(escape, comparison.notes)
+    parts += [markdown_table(*group_table(comparison)), P_LINE]
+    if comparison.effects:
+        parts += ["Main effects (± standard error):", markdown_table(*effects_table(comparison))]
+    parts += ["Every run:", markdown_table(*run_table(comparison))]
     return "\n\n".join(parts) + "\n"
 
 
-def _escaped(table: tuple[Sequence[str], Rows]) -> tuple[list[str], Rows]:
-    header, rows = table
-    header, *rows = [
-        [cell.replace("|", "\\|").replace("\n", " ") for cell in row] for row in (header, *rows)
-    ]
-    return list(header), rows
-
-
 def csv_text(comparison: Comparison) -> str:
-    """Returns a row for each run with what its group came to; figures in full."""
+    """Return a CSV row for each run with its group's statistics, in full precision."""
     header = ["run", *comparison.fields, SEED, "state", "last", "last_step", "best", "best_step",
               "rank", "group_mean", "group_std", "group_n"]  # fmt: skip
     file = io.StringIO()
@@ -152,7 +144,7 @@ def csv_text(comparison: Comparison) -> str:
 
 
 def json_text(comparison: Comparison) -> str:
-    """Returns all of it; what is not known is null."""
+    """Return the whole comparison as JSON; missing values are null."""
     verdict = judge(comparison)
     content = {
         "metric": comparison.metric.name,

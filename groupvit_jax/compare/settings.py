@@ -1,4 +1,4 @@
-"""Which settings differ between configurations, and their values as text."""
+"""Settings that differ between configurations, and their values as text."""
 
 import json
 import math
@@ -15,14 +15,14 @@ _FREE = tuple(f"{field}." for field in FREE_FIELDS)
 def differing_fields(
     configs: Sequence[Mapping[str, Any]], overrides: Sequence[Mapping[str, Any]] = ()
 ) -> list[str]:
-    """Returns the paths of the settings that aren't the same in all, without the seed.
+    """Return the dotted paths of settings that differ between runs, without the seed.
 
-    A field that some lack differs only below those that users name (`FREE_FIELDS`): elsewhere it
-    came with a later version, and the runs before it had its default.
+    A missing field counts as a difference only below fields whose keys users choose
+    (`FREE_FIELDS`). Elsewhere it was added in a later version, and older runs had its default.
 
     Args:
-      configs: whole configurations, values by dotted path.
-      overrides: what is known of others.
+      configs: complete configurations, values by dotted path.
+      overrides: the known settings of runs without a configuration.
     """
     fields = dict.fromkeys(field for config in (*configs, *overrides) for field in config)
     return [
@@ -35,14 +35,14 @@ def differing_fields(
 
 
 def show(value: Any, digits: int = 15) -> str:
-    """Returns a setting's value as text; 1 and 1.0 are the same."""
+    """Return a setting's value as text, the same for 1 and 1.0."""
     if isinstance(value, float):
         return f"{value:.{digits}g}"
     return value if isinstance(value, str) and value else json.dumps(value)
 
 
 def short_texts(values: Sequence[Any]) -> dict[str, str]:
-    """Returns for each value in full what is shown of it: digits that tell it from the others."""
+    """Map each value's full text to the shortest that is still unique."""
     full = {show(value): value for value in values}
     for digits in range(3, 16):
         short = {text: show(value, digits) for text, value in full.items()}
@@ -52,7 +52,7 @@ def short_texts(values: Sequence[Any]) -> dict[str, str]:
 
 
 def numbers_of(values: Iterable[str]) -> dict[str, float]:
-    """Returns the finite numbers that texts stand for; nothing if one is none."""
+    """Parse texts as finite numbers; return {} if any is not a number."""
     try:
         numbers = {value: float(value) for value in values if value != ABSENT}
     except ValueError:
@@ -61,7 +61,7 @@ def numbers_of(values: Iterable[str]) -> dict[str, float]:
 
 
 def in_order(values: Iterable[str]) -> list[str]:
-    """Returns each value once: numbers by size, what is absent first, else by the alphabet."""
+    """Return the unique values in order: absent first, then by size, else alphabetically."""
     known = list(dict.fromkeys(values))
     numbers = numbers_of(known)
     return sorted(known, key=lambda value: (value != ABSENT, numbers.get(value, 0.0), value))

@@ -1,4 +1,8 @@
-"""Means over seeds, and whether they differ by more than seeds do."""
+"""Means over seeds, and tests of their differences.
+
+SciPy's `ttest_ind` gives the same p (a test compares them) but warns about seeds without any
+spread, and it has neither Holm's correction nor main effects.
+"""
 
 import itertools
 import math
@@ -7,22 +11,22 @@ from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Float
-from scipy import special, stats
+from scipy import special
 
 Values = Float[np.ndarray, " _"]  # samples may differ in size
-# Differences that seeds alone make less often than this are called more than noise.
+# Significance level: a difference with a smaller p is called "not noise".
 LEVEL = 0.05
 
 
 class Difference(NamedTuple):
-    """How far the means of two samples are apart.
+    """The difference between the means of two samples.
 
     Attributes:
-      value: of the first less that of the second.
-      error: the standard error of `value`; NaN where a sample has one value only.
-      t: value over error.
-      p: of Welch's test: how often samples of one distribution differ by as much or more.
-      needed: the difference from which on p is below `LEVEL`, the error being what it is.
+      value: the first mean minus the second.
+      error: standard error of `value`; NaN if a sample has a single value.
+      t: value / error.
+      p: two-sided p of Welch's t test.
+      needed: the smallest difference with p below `LEVEL` at this standard error.
     """
 
     value: float
@@ -33,16 +37,16 @@ class Difference(NamedTuple):
 
 
 def mean_and_std(values: Values) -> tuple[float, float]:
-    """Returns the mean and the standard deviation of a sample (N - 1); NaN for N of 1."""
+    """Return mean and sample standard deviation (N - 1); the latter is NaN for N = 1."""
     return float(values.mean()), float(values.std(ddof=1)) if len(values) > 1 else math.nan
 
 
 def welch(first: Values, second: Values) -> Difference:
-    """Compares two samples, maybe of different variances (Welch, Biometrika 1947).
+    """Compare two samples of possibly different variance (Welch, Biometrika 1947).
 
     Args:
-      first: one sample; each value is of a seed of its own.
-      second: the other.
+      first: one sample, a value for each seed.
+      second: the other sample.
     """
     value = float(first.mean() - second.mean())
     nothing = Difference(value, math.nan, math.nan, math.nan, math.nan)
@@ -50,7 +54,7 @@ def welch(first: Values, second: Values) -> Difference:
         return nothing
     parts = [float(sample.var(ddof=1)) / len(sample) for sample in (first, second)]
     error = math.sqrt(sum(parts))
-    if error == 0.0:  # seeds make no difference at all: their spread says nothing
+    if error == 0.0:  # deterministic runs: t would be infinite, and p = 0 would mean nothing
         return nothing._replace(error=0.0)
     sizes = len(first), len(second)
     freedom = error**4 / sum(part**2 / (size - 1) for part, size in zip(parts, sizes, strict=True))
@@ -60,17 +64,16 @@ def welch(first: Values, second: Values) -> Difference:
 
 
 def holm(p: Sequence[float]) -> list[float]:
-    """Returns p corrected for how many there are (Holm, 1979); NaN stays and isn't counted."""
-    order = sorted((i for i in range(len(p)) if not math.isnan(p[i])), key=lambda i: p[i])
-    corrected, highest = list(p), 0.0
-    for rank, i in enumerate(order):
-        highest = max(highest, min(1.0, p[i] * (len(order) - rank)))
-        corrected[i] = highest
-    return corrected
+    """Correct p-values for their number (Holm, 1979); NaN stays and is not counted."""
+    values = np.array(p, float)
+    order = np.argsort(values)  # NaN comes last
+    remaining = np.isfinite(values).sum() - np.arange(len(values))
+    values[order] = np.maximum.accumulate(np.minimum(values[order] * remaining, 1.0))
+    return values.tolist()
 
 
 class Level(NamedTuple):
-    """The mean over all else of the runs with one value of a setting, and its standard error."""
+    """The marginal mean of one value of a setting, and its standard error."""
 
     value: str
     mean: float
@@ -78,13 +81,13 @@ class Level(NamedTuple):
 
 
 class Effect(NamedTuple):
-    """What a setting does to the mean over the others.
+    """The main effect of a setting.
 
     Attributes:
-      levels: its values.
-      range: the highest mean less the lowest.
-      p: of that difference (Tukey's studentized range), the variance between seeds being that of
-        all samples together; NaN without any.
+      levels: its values with their marginal means.
+      range: the highest mean minus the lowest.
+      p: p of `range` (Tukey's studentized range) with the variance between seeds pooled over all
+        samples; NaN without repeated seeds.
     """
 
     levels: tuple[Level, ...]
@@ -95,16 +98,16 @@ class Effect(NamedTuple):
 def main_effects(
     samples: Mapping[tuple[str, ...], Values], settings: Sequence[Sequence[str]]
 ) -> list[Effect]:
-    """Returns the effect of each setting, if every combination of values is there.
+    """Return the main effect of each setting of a full factorial design.
 
-    A level's mean is that of the samples' means, each sample counting once.
+    A level's mean is the mean of its samples' means, so each combination counts once.
 
     Args:
-      samples: the values of the seeds by the values of the settings, as many for each.
+      samples: the seeds' values for each combination of settings.
       settings: the values of each setting, in order.
 
     Returns:
-      An effect for each setting; none for a single setting or where a combination is missing.
+      An effect for each setting; none for a single setting or if a combination is missing.
     """
     full = set(itertools.product(*settings)) == set(samples)
     if len(settings) < 2 or not full:
@@ -132,6 +135,8 @@ def _effect(
     error = math.hypot(low.error, high.error)
     p = math.nan
     if error > 0:
+        from scipy import stats  # half a second, only needed here
+
         q = (high.mean - low.mean) / error * math.sqrt(2)
         p = float(stats.studentized_range.sf(q, len(levels), freedom))
     return Effect(tuple(levels), high.mean - low.mean, p)

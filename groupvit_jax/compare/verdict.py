@@ -1,4 +1,4 @@
-"""Which settings won, by how much, and whether that is noise: in words."""
+"""The verdict in words: the best settings, their lead, and whether it may be noise."""
 
 import math
 from typing import NamedTuple
@@ -11,14 +11,14 @@ APART, NOISE, UNKNOWN = "apart", "maybe noise", "cannot tell"
 
 
 class Verdict(NamedTuple):
-    """`kind` is one of the three above; `text` are sentences."""
+    """One of the three kinds above, and sentences for people."""
 
     kind: str
     text: str
 
 
 def judge(comparison: Comparison) -> Verdict:
-    """Returns what can be said of the first group against the others."""
+    """Compare the first group with the others."""
     groups = comparison.groups
     if not groups:
         return Verdict(UNKNOWN, "Cannot tell: no run has finished with a value of the metric.")
@@ -36,7 +36,7 @@ def judge(comparison: Comparison) -> Verdict:
     direction = "ahead of" if comparison.metric.mode == "max" else "below"
     value = comparison.format.full(first.mean, first.std)
     lead = (
-        f"`{first.label}` is first: {value} (n={len(first.values)}), {gap} {direction} the second, "
+        f"{_code(first)} is first: {value} (n={len(first.values)}), {gap} {direction} the second, "
         f"{_described(comparison, second)}."
     )
     if math.isnan(difference.p):
@@ -46,16 +46,22 @@ def judge(comparison: Comparison) -> Verdict:
     return Verdict(kind, f"{lead} {_sure(comparison, difference)}{rest}")
 
 
+def _code(group: Group) -> str:
+    """The label between backticks, which settings from outside must not close."""
+    label = group.label.replace("`", "'")
+    return f"`{' '.join(label.split())}`"
+
+
 def _described(comparison: Comparison, group: Group) -> str:
     value = comparison.format.full(group.mean, group.std)
-    return f"`{group.label}` ({value}, n={len(group.values)})"
+    return f"{_code(group)} ({value}, n={len(group.values)})"
 
 
 def _why(first: Group, second: Group) -> str:
     if len(first.values) == len(second.values) == 1:
         return "one seed each"
     if min(len(first.values), len(second.values)) == 1:
-        return f"one seed of `{(first if len(first.values) == 1 else second).label}`"
+        return f"one seed of {_code(first if len(first.values) == 1 else second)}"
     return "the seeds of each make no difference at all"
 
 
@@ -69,7 +75,7 @@ def _sure(comparison: Comparison, difference: Difference) -> str:
 
 
 def _rest(comparison: Comparison) -> str:
-    """What of the third and all after it."""
+    """The sentence about the third and later groups."""
     others = comparison.groups[2:]
     alike = [group for group in others if not group.behind.p < LEVEL]
     if not alike:
@@ -82,7 +88,7 @@ def _rest(comparison: Comparison) -> str:
 
 
 def _largest_effect(comparison: Comparison) -> str:
-    """What of the setting that does most over all the others, if that is more than noise."""
+    """The sentence about the setting with the largest significant main effect."""
     for name, effect in comparison.effects.items():
         if effect.p < LEVEL:
             best, worst = best_and_worst(comparison, effect)
@@ -95,18 +101,18 @@ def _largest_effect(comparison: Comparison) -> str:
 
 
 def best_and_worst(comparison: Comparison, effect: Effect) -> tuple[Level, Level]:
-    """Returns a setting's values with the best and the worst mean."""
+    """Return the values of a setting with the best and the worst mean."""
     ordered = sorted(effect.levels, key=lambda level: comparison.metric.sign * level.mean)
     return ordered[-1], ordered[0]
 
 
 def p_equals(p: float) -> str:
-    """Returns "p = 0.012" or "p < 0.001"."""
+    """Return "p = 0.012" or "p < 0.001"."""
     return f"p < {_LEAST}" if p < _LEAST else f"p = {show_p(p)}"
 
 
 def show_p(p: float) -> str:
-    """Returns p with one digit that counts, two where it matters; "" for NaN."""
+    """Return p with two or three decimals, "" for NaN."""
     if math.isnan(p):
         return ""
     return f"<{_LEAST}" if p < _LEAST else f"{p:.3f}" if p < 0.1 else f"{p:.2f}"

@@ -3,13 +3,14 @@
 import hashlib
 import json
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
 
+from groupvit_jax.report.markdown import markdown_table
 from groupvit_jax.typing import Params
 
 # Metrics in the table, in per cent, with their column titles; a set has some of them.
@@ -64,12 +65,6 @@ def markdown(results: Mapping[str, Any]) -> str:
             "",
         ]
     )
-
-
-def markdown_table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """Returns a table whose columns but the first are aligned to the right."""
-    lines = [header, ["---", *["---:"] * (len(header) - 1)], *rows]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
 def _cell(value: object) -> str:

@@ -5,11 +5,11 @@ import itertools
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from groupvit_jax.eval.results import markdown_table
 from groupvit_jax.plan.chips import GB, GIB
 from groupvit_jax.plan.collectives import Collective
 from groupvit_jax.plan.needs import Needs
 from groupvit_jax.plan.plan import LargestBatch, Plan, Program
+from groupvit_jax.report.markdown import markdown_table
 
 Rows = Iterable[Sequence[str]]
 # Smaller parts of a step share the table's last row.

@@ -1,6 +1,7 @@
-"""Text in pictures: smooth, in any alphabet, readable on any background.
+"""Text in pictures: anti-aliased, in any alphabet, readable on any background.
 
-OpenCV brings the font (since version 5).
+Ours beside Pillow's text because of the font: OpenCV 5 brings one with Chinese and Japanese, which
+Matplotlib's DejaVu lacks, and Pillow brings none of its own.
 """
 
 import functools
@@ -19,17 +20,17 @@ _WHITE, _DARK = 255.0, 18.0
 
 
 def size_for(shape: tuple[int, ...]) -> int:
-    """Returns the size in pixels of letters for a picture of this shape."""
+    """Return the font size in pixels for a picture of this shape."""
     return int(np.clip(min(shape[:2]) / 20, _SMALLEST, _LARGEST))
 
 
 def fit(text: str, size: int, width: int) -> Letters:
-    """Returns how much of each pixel letters cover, 0 to 255, with room for a halo around.
+    """Render a line of text as coverage, 0 to 255 per pixel, with a margin for the halo.
 
     Args:
-      text: one line; the end is left out if even the smallest letters don't fit.
-      size: of the letters in pixels; smaller if they don't fit.
-      width: most columns of the result.
+      text: the line; truncated with an ellipsis if it doesn't fit even at the smallest size.
+      size: font size in pixels; reduced if the text doesn't fit.
+      width: maximum width of the result in pixels.
     """
     text = " ".join(text.split())
     letters = _letters(text, size)
@@ -44,12 +45,12 @@ def fit(text: str, size: int, width: int) -> Letters:
 
 
 def line_height(size: int) -> int:
-    """Returns the rows that letters of a size take, halo included."""
+    """Return the height in pixels of a line of this font size, halo included."""
     return _letters("Ág", size).shape[0]
 
 
 def stamp(image: RgbImage, letters: Letters, top: int, left: int) -> None:
-    """Writes white letters with a dark halo into a picture, in place."""
+    """Draw white letters with a dark halo into a picture, in place."""
     part = image[top : top + letters.shape[0], left : left + letters.shape[1]]
     letters = letters[: part.shape[0], : part.shape[1]]
     radius = 1 + letters.shape[0] // 14
@@ -60,7 +61,7 @@ def stamp(image: RgbImage, letters: Letters, top: int, left: int) -> None:
 
 
 def ink(image: RgbImage, letters: Letters) -> None:
-    """Writes dark letters into the lower left corner of a light picture, in place."""
+    """Draw dark letters into the lower left corner of a light picture, in place."""
     letters = letters[-image.shape[0] :, : image.shape[1]]
     _mix(image[-letters.shape[0] :, : letters.shape[1]], letters, _DARK)
 

@@ -1,4 +1,4 @@
-"""Pictures of segmentations and groups, to show to other people."""
+"""Pictures of segmentations and groups for reports, galleries and papers."""
 
 import functools
 import io
@@ -18,16 +18,16 @@ Labels = Integer[np.ndarray, "H W"]
 Colours = UInt8[np.ndarray, "N 3"]
 
 _PAPER = 255
-# In CIELAB: neither so dark nor so light that the photo below is lost, nor so grey that a colour
-# is taken for the unlabelled photo.
+# Bounds in CIELAB: very dark or light colours would hide the photo below, and greyish ones would
+# look like the unlabelled photo.
 _LIGHTNESS, _CHROMA, _GRID = (42, 86), (32, 80), 24
 _FIRST_COLOUR = (47, 126, 216)
 
 
 def palette(count: int) -> Colours:
-    """Returns `count` colours that the eye tells apart; a longer palette begins with a shorter one.
+    """Return `count` distinguishable colours; a longer palette extends a shorter one.
 
-    Each colour is the one furthest from those before it in CIELAB, of the colours that are neither
+    Each colour is the furthest in CIELAB from all earlier ones, among colours that are neither
     dark nor pale nor grey.
     """
     return _palette(count).copy()
@@ -55,7 +55,7 @@ def _lab(rgb: Colours) -> np.ndarray:
 
 
 def colour(labels: Labels, colours: Colours) -> RgbImage:
-    """Paints each label in its colour; labels without one are black."""
+    """Paint each label in its colour; labels without a colour are black."""
     table = np.concatenate([colours, np.zeros((1, 3), np.uint8)])
     return table.take(np.where(_has_colour(labels, colours), labels, len(colours)), axis=0)
 
@@ -67,19 +67,19 @@ def overlay(
     strength: float = 0.55,
     background: int | None = None,
 ) -> RgbImage:
-    """Paints the labels over the image, with a white line between regions.
+    """Paint the labels over the image, with a white line between regions.
 
     Args:
-      image: what was segmented.
-      labels: of its pixels; where one has no colour, the photo shows, grey and dimmed.
-      colours: of labels 0, 1, ...
-      strength: how much of a colour is mixed in, 0 to 1.
-      background: a label that is drawn as if it had no colour.
+      image: the segmented image.
+      labels: label of each pixel; labels without a colour show the photo, grey and dimmed.
+      colours: colours of labels 0, 1, ...
+      strength: opacity of the colours, 0 to 1.
+      background: label to draw as if it had no colour.
     """
     painted = _has_colour(labels, colours) & (labels != background)
     mixed = cv2.addWeighted(image, 1 - strength, colour(labels, colours), strength, 0)
     mixed = np.where(painted[..., None], mixed, _dimmed(image))
-    # Not quite white, so that ragged regions keep their colour.
+    # Not pure white: the borders of ragged regions would cover most of their colour.
     lines = cv2.addWeighted(mixed, 0.25, np.full_like(mixed, 255), 0.75, 0)
     return np.where(_borders(np.where(painted, labels, -1))[..., None], lines, mixed)
 
@@ -95,7 +95,7 @@ def _dimmed(image: RgbImage) -> RgbImage:
 
 
 def _borders(labels: Labels) -> np.ndarray:
-    """Which pixels differ from the one to the right or below; two pixels wide in large pictures."""
+    """Mask of pixels that differ from their right or lower neighbour, widened in large pictures."""
     borders = np.zeros(labels.shape, np.uint8)
     borders[:, :-1] |= labels[:, :-1] != labels[:, 1:]
     borders[:-1] |= labels[:-1] != labels[1:]
@@ -104,29 +104,30 @@ def _borders(labels: Labels) -> np.ndarray:
 
 
 def enlarge(image: UInt8[np.ndarray, "H W *C"], factor: int) -> UInt8[np.ndarray, "h w *C"]:
-    """Repeats every pixel `factor` times in both directions."""
+    """Repeat every pixel `factor` times in both directions."""
     return image.repeat(factor, axis=0).repeat(factor, axis=1)
 
 
 def write_names(
     image: RgbImage, labels: Labels, names: Sequence[str], min_share: float = 0.004
 ) -> RgbImage:
-    """Writes the names of the labels at their largest connected parts.
+    """Write the name of each label into its largest connected region.
 
-    A name stands where its part is widest, in letters that follow the picture's size, moved
-    into the picture, and away from the names of larger parts. What has no room stays unnamed.
+    A name is centred at the widest place of its region, in a font size that follows the picture's
+    size. It is moved inside the picture and away from the names of larger regions. A region
+    without room stays unnamed.
 
     Args:
       image: the picture to write on.
-      labels: of its pixels.
-      names: of labels 0, 1, ...; an empty one is not written.
-      min_share: of the picture, below which a part stays unnamed.
+      labels: label of each pixel.
+      names: names of labels 0, 1, ...; empty names are skipped.
+      min_share: regions with a smaller share of the picture stay unnamed.
 
     Returns:
       A new picture.
     """
     image, size = image.copy(), lettering.size_for(image.shape)
-    step = 1 + min(labels.shape) // 800  # of many megapixels, every second or third will do
+    step = 1 + min(labels.shape) // 800  # large pictures are searched at half or third resolution
     coarse = labels[::step, ::step]
     parts = [
         (*_largest_part(coarse == label), names[label])
@@ -154,7 +155,7 @@ class _Box(NamedTuple):
 
 
 def _largest_part(inside: np.ndarray) -> tuple[int, tuple[int, int], np.ndarray]:
-    """Returns the area, the corner (top, left) and the pixels of the largest connected part."""
+    """Return area, corner (top, left) and mask of the largest connected region."""
     _, ids, stats, _ = cv2.connectedComponentsWithStats(inside.astype(np.uint8), connectivity=4)
     best = 1 + int(stats[1:, cv2.CC_STAT_AREA].argmax())
     left, top, width, height, area = stats[best].tolist()
@@ -168,10 +169,10 @@ def _place(
     picture: tuple[int, ...],
     taken: Sequence[_Box],
 ) -> _Box | None:
-    """Returns where a text of some height and width stands: in the middle of the widest place."""
+    """Return the place of a text of some height and width: centred at the widest place."""
     height, width = text
     depth = cv2.distanceTransform(np.pad(part.astype(np.uint8), 1), cv2.DIST_L2, 5)[1:-1, 1:-1]
-    # Where the box would end up if its middle stood here: the picture's border pushes it inside.
+    # Top left corner of a box centred at each row and column, clipped to the picture.
     tops = np.arange(part.shape[0]) + corner[0] - height // 2
     lefts = np.arange(part.shape[1]) + corner[1] - width // 2
     tops = np.clip(tops, 0, max(picture[0] - height, 0))
@@ -182,13 +183,13 @@ def _place(
         depth[np.ix_(rows, columns)] = 0
     if depth.max() <= height / 8:
         return None
-    widest = np.argwhere(depth > 0.95 * depth.max())  # of a long strip, the middle
+    widest = np.argwhere(depth > 0.95 * depth.max())  # the middle, in a long strip
     y, x = widest[((widest - widest.mean(axis=0)) ** 2).sum(axis=1).argmin()]
     return _Box(int(tops[y]), int(lefts[x]), height, width)
 
 
 def grid(rows: Sequence[Sequence[RgbImage]], gap: int = 4) -> UInt8[np.ndarray, "h w 3"]:
-    """Lays pictures of one size out in rows, on white."""
+    """Arrange pictures of one size in rows, on white."""
     H, W = rows[0][0].shape[:2]
     height, width = len(rows) * (H + gap) - gap, max(map(len, rows)) * (W + gap) - gap
     canvas = np.full((height, width, 3), _PAPER, np.uint8)
@@ -200,7 +201,7 @@ def grid(rows: Sequence[Sequence[RgbImage]], gap: int = 4) -> UInt8[np.ndarray, 
 
 
 def side_by_side(pictures: Mapping[str, RgbImage]) -> UInt8[np.ndarray, "h w 3"]:
-    """Lays pictures of one size out beside each other, wide ones below, each under its caption."""
+    """Arrange captioned pictures of one size side by side, or wide ones below each other."""
     captioned = [caption(picture, text) for text, picture in pictures.items()]
     H, W = captioned[0].shape[:2]
     gap = max(4, min(H, W) // 60)
@@ -208,7 +209,7 @@ def side_by_side(pictures: Mapping[str, RgbImage]) -> UInt8[np.ndarray, "h w 3"]
 
 
 def caption(image: RgbImage, text: str) -> UInt8[np.ndarray, "h W 3"]:
-    """Puts a line of dark text on white above a picture."""
+    """Put a line of dark text on white above a picture."""
     H, W = image.shape[:2]
     size = lettering.size_for((max(H, W // 4), W))
     strip = np.full((lettering.line_height(size), W, 3), _PAPER, np.uint8)
@@ -217,20 +218,20 @@ def caption(image: RgbImage, text: str) -> UInt8[np.ndarray, "h W 3"]:
 
 
 def png(image: RgbImage) -> bytes:
-    """Encodes an RGB picture."""
+    """Encode an RGB picture as PNG."""
     return cv2.imencode(".png", np.ascontiguousarray(image[..., ::-1]))[1].tobytes()
 
 
 def jpeg(image: RgbImage, quality: int = 85) -> bytes:
-    """Encodes an RGB picture in far fewer bytes, nearly the same to the eye."""
+    """Encode an RGB picture as JPEG, in far fewer bytes than `png`."""
     options = [cv2.IMWRITE_JPEG_QUALITY, quality]
     return cv2.imencode(".jpg", np.ascontiguousarray(image[..., ::-1]), options)[1].tobytes()
 
 
 def mask_png(labels: Labels, colours: Colours) -> bytes:
-    """Encodes the labels themselves, in their colours where a PNG can hold them.
+    """Encode the labels losslessly as PNG.
 
-    Labels below 256 are the indices of a palette; with more colours, they are 16-bit greys.
+    With up to 256 colours the labels are indices of a palette, else 16-bit grey values.
 
     Raises:
       ValueError: a label is negative or above 65535.

@@ -13,11 +13,10 @@ _FIRST = "<script>window.found = []; window.onerror = text => {found.push(text)}
 # What is wider than the page, what of a chart lies outside of it, and a click on a column.
 _LAST = """<pre id="measured"></pre><script>
 for (const svg of document.querySelectorAll("figure > svg"))
-  for (const part of svg.querySelectorAll("text, rect, circle")) {
-    if (part.closest("mask")) continue;
-    const box = part.getBBox(), view = svg.viewBox.baseVal;
-    if (box.x < -1 || box.y < -1 || box.x + box.width > view.width + 1 ||
-        box.y + box.height > view.height + 1)
+  for (const part of svg.querySelectorAll("text, use")) {
+    const box = part.getBoundingClientRect(), view = svg.getBoundingClientRect();
+    if (box.left < view.left - 1 || box.top < view.top - 1 || box.right > view.right + 1 ||
+        box.bottom > view.bottom + 1)
       found.push("outside of its chart: " + (part.textContent || part.outerHTML));
   }
 const columns = [...document.querySelectorAll("table:last-of-type")].pop();
