@@ -29,7 +29,7 @@ _own_code = -1
 
 
 def work_in_a_child() -> None:
-    """Returns in a child process; this process waits for it and ends as it ends.
+    """Return in a child process; this process waits for it and ends as it ends.
 
     To be called before JAX starts threads. SIGTERM is passed on to the child, which ends soon
     after this process if that is killed.
@@ -53,7 +53,7 @@ def work_in_a_child() -> None:
 
 
 def end(code: int) -> NoReturn:
-    """Ends this process; one of several doesn't wait for those that wait for it."""
+    """End this process; one of several doesn't wait for those that wait for it."""
     if _own_code >= 0:
         sys.stdout.flush()
         sys.stderr.flush()
@@ -64,7 +64,7 @@ def end(code: int) -> NoReturn:
 
 
 def _code(status: int) -> int:
-    """Returns the exit code for the child's status, and says what a signal means."""
+    """Return the exit code for the child's status, and says what a signal means."""
     code = os.waitstatus_to_exitcode(status)
     if code >= 0:
         return code
@@ -79,7 +79,7 @@ def _code(status: int) -> int:
 def _end_at_once(
     kind: type[BaseException], error: BaseException, trace: TracebackType | None
 ) -> None:
-    """Ends the process with an error that nobody handled, in place of waiting for the others."""
+    """End the process with an error that nobody handled, in place of waiting for the others."""
     if isinstance(error, jax.errors.JaxRuntimeError) and "RESOURCE_EXHAUSTED" not in str(error):
         text = " ".join(str(error).split())
         print(f"error: lost the other processes of this run ({text}); {_GO_ON}", file=sys.stderr)

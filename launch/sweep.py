@@ -53,7 +53,7 @@ _WIDTH = 160
 
 
 def parse_flags(argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
-    """Parses the command line, `argv[0]` being the program.
+    """Parse the command line, `argv[0]` being the program.
 
     Returns:
       The flags, and the `--config.FIELD=VALUE` among the arguments.
@@ -93,7 +93,7 @@ def parse_flags(argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
 
 
 def main(argv: Sequence[str]) -> int:
-    """Runs the command; returns its exit code."""
+    """Run the command; returns its exit code."""
     try:
         flags, arguments = parse_flags(argv)
         root = Path(flags.output).absolute()
@@ -109,7 +109,7 @@ def main(argv: Sequence[str]) -> int:
 
 
 def _run(flags: argparse.Namespace, arguments: Sequence[str], root: Path) -> int:
-    """Checks everything, then starts the sweep or goes on with it."""
+    """Check everything, then starts the sweep or goes on with it."""
     slots, devices = _slots(flags)
     planned = _plan(flags, arguments, root)
     for note in planned.notes:
@@ -151,7 +151,7 @@ def _write(sweep: Sweep, root: Path) -> None:
 
 
 def _slots(flags: argparse.Namespace) -> tuple[list[Environment], int | None]:
-    """Returns for each trial at a time its variables, and the number of devices of each.
+    """Return for each trial at a time its variables, and the number of devices of each.
 
     The number is None where trials have the devices that this process has. Accelerators are
     counted by a process of its own: this one must not take their memory.
@@ -171,7 +171,7 @@ def _slots(flags: argparse.Namespace) -> tuple[list[Environment], int | None]:
 
 
 def _use_devices_of_cpu(devices: int) -> None:
-    """Makes this process check with as many devices of the CPU as a trial has of its kind."""
+    """Make this process check with as many devices of the CPU as a trial has of its kind."""
     jax.config.update("jax_platforms", "cpu")
     if "xla_force_host_platform_device_count" not in os.environ.get("XLA_FLAGS", ""):
         jax.config.update("jax_num_cpu_devices", devices)
@@ -224,7 +224,7 @@ def _view(sweep: Sweep, root: Path) -> tuple[Table, str]:
 
 
 def _conclude(sweep: Sweep, root: Path, was_stopped: bool, console: Console) -> int:
-    """Prints how the trials ended; returns the exit code."""
+    """Print how the trials ended; returns the exit code."""
     console.print(*_view(sweep, root), sep="\n")
     states = [read_record(root / trial.folder).state for trial in sweep.trials]
     if all(state == "finished" for state in states):
@@ -251,7 +251,7 @@ def _sbatch(
 
 
 def _submit(flags: argparse.Namespace, sweep: Sweep, root: Path) -> int:
-    """Submits what is neither finished nor in Slurm's queue already."""
+    """Submit what is neither finished nor in Slurm's queue already."""
     there = cluster.queued(root)
     due = cluster.unfinished(sweep, root, flags.retry)
     trials = [number for number in due if number not in there]
@@ -289,7 +289,7 @@ def _write_manifest(
 
 
 def _sweep_of_job(flags: argparse.Namespace, arguments: Sequence[str], root: Path) -> Sweep:
-    """Returns the sweep whose trial a job of a cluster is to run."""
+    """Return the sweep whose trial a job of a cluster is to run."""
     sweep = read_sweep(root)
     if sweep is None:
         if not flags.sweep:
@@ -306,7 +306,7 @@ def _sweep_of_job(flags: argparse.Namespace, arguments: Sequence[str], root: Pat
 
 
 def _run_trial(flags: argparse.Namespace, root: Path, sweep: Sweep) -> int:
-    """Runs one trial to its end; returns the exit code of launch.train."""
+    """Run one trial to its end; returns the exit code of launch.train."""
     trial, more = sweep.trials[flags.trial], _process_flags(flags)
     if int(flags.process_id or 0):
         # The first of several processes keeps the record.
@@ -314,7 +314,7 @@ def _run_trial(flags: argparse.Namespace, root: Path, sweep: Sweep) -> int:
             return 0
         command = command_of(sweep, trial, root, more)
         os.execv(command[0], command)
-    process = trial_process.start(sweep, trial, root, more=more, wait=True)
+    process = trial_process.start_trial(sweep, trial, root, more=more, wait=True)
     if process is None:
         print(f"{trial.folder}: finished already")
         return 0

@@ -33,7 +33,7 @@ common.define_process_flags()
 
 
 def main(argv: list[str]) -> int:
-    """Runs the command; returns its exit code."""
+    """Run the command; returns its exit code."""
     del argv
     if not WORKDIR.value:
         common.fail(exit_codes.BAD_INPUT, "--workdir: missing, expected a folder for the run")
@@ -63,7 +63,7 @@ def main(argv: list[str]) -> int:
 
 
 def evaluators_of(parts: Parts) -> list[tuple[Evaluator, int]]:
-    """Returns the evaluators of the run's configuration."""
+    """Return the evaluators of the run's configuration."""
     return make_evaluators(parts.config, parts.model, parts.tokenizer, parts.mesh)
 
 

@@ -66,7 +66,7 @@ def read_config(step: Path) -> ConfigDict:
     return config_from_dict(read_json(_json_file(step, CONFIG)))
 
 
-def read_vocabulary(step: Path) -> Vocabulary | None:
+def stored_vocabulary(step: Path) -> Vocabulary | None:
     """Return the vocabulary in a step; None where there is none, as in the oldest checkpoints.
 
     Raises:
@@ -83,7 +83,7 @@ def last_vocabulary(workdir: Path) -> Vocabulary | None:
       ValueError: it is damaged.
     """
     step = last_step(workdir / CHECKPOINTS)
-    return read_vocabulary(step) if step else None
+    return stored_vocabulary(step) if step else None
 
 
 def read_model(step: Path) -> PyTree:

@@ -12,7 +12,7 @@ from groupvit_jax.train import setup
 
 
 def find_error(config: ConfigDict, workdir: Path) -> str | None:
-    """Returns what training with this configuration would end with before its first step.
+    """Return what training with this configuration would end with before its first step.
 
     Builds what training builds, with shapes in place of arrays: settings, batch and devices, data,
     vocabulary, model, optimizer, evaluators. Nothing is computed, nor written into the workdir.
@@ -38,7 +38,7 @@ def _line(error: Exception) -> str:
 
 
 def _place(error: Exception) -> str:
-    """Returns the last place in this package that the error passed."""
+    """Return the last place in this package that the error passed."""
     frames = traceback.extract_tb(error.__traceback__)
     own = [frame for frame in frames if "groupvit_jax" in frame.filename]
     return f"{Path(own[-1].filename).name}, line {own[-1].lineno}"

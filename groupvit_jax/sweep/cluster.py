@@ -18,7 +18,7 @@ _KUBERNETES_NAME = 50  # a pod's name has 63 characters, with those of the index
 
 
 def unfinished(sweep: Sweep, root: Path, retry: int) -> list[int]:
-    """Returns the numbers of the trials that a new start is to run.
+    """Return the numbers of the trials that a new start is to run.
 
     Args:
       sweep: the sweep.
@@ -44,7 +44,7 @@ def sbatch_command(
     options: Sequence[str] = (),
     arguments: Sequence[str] = (),
 ) -> list[str]:
-    """Returns the command that submits trials as a job array.
+    """Return the command that submits trials as a job array.
 
     Args:
       sweep: the sweep.
@@ -71,7 +71,7 @@ def sbatch_command(
 
 
 def submit(command: Sequence[str], root: Path, trials: Sequence[int]) -> str:
-    """Submits a job array, notes it in the sweep's folder and returns the job's number.
+    """Submit a job array, notes it in the sweep's folder and returns the job's number.
 
     Raises:
       ValueError: sbatch isn't there or refuses the job.
@@ -83,7 +83,7 @@ def submit(command: Sequence[str], root: Path, trials: Sequence[int]) -> str:
 
 
 def queued(root: Path) -> dict[int, str]:
-    """Returns the trials that Slurm still has of earlier submissions, with their jobs.
+    """Return the trials that Slurm still has of earlier submissions, with their jobs.
 
     Raises:
       ValueError: squeue isn't there or fails.
@@ -110,7 +110,7 @@ def _output(command: Sequence[str]) -> str:
 def job_manifest(
     template: Mapping[str, Any], sweep: Sweep, *, jobs: int, arguments: Sequence[str]
 ) -> dict[str, Any]:
-    """Returns a Kubernetes Job with an index for each trial.
+    """Return a Kubernetes Job with an index for each trial.
 
     An index whose trial is finished ends at once, so the same manifest goes on with a sweep.
 
@@ -131,7 +131,7 @@ def job_manifest(
 
 
 def read_template(path: Path) -> dict[str, Any]:
-    """Returns the content of a manifest.
+    """Return the content of a manifest.
 
     Raises:
       ValueError: the file isn't there or holds no Job with a container and a volume.
@@ -151,5 +151,5 @@ def read_template(path: Path) -> dict[str, Any]:
 
 
 def write_manifest(path: Path, manifest: Mapping[str, Any]) -> None:
-    """Writes a manifest for kubectl."""
+    """Write a manifest for kubectl."""
     path.write_text(yaml.safe_dump(dict(manifest), sort_keys=False))

@@ -9,7 +9,7 @@ from groupvit_jax.runs.sweep_files import Trial
 
 
 def write_hparams(trial: Trial, workdir: Path) -> None:
-    """Writes a trial's settings beside its event files, where TensorBoard is installed."""
+    """Write a trial's settings beside its event files, where TensorBoard is installed."""
     path = workdir / TRIAL_SETTINGS_FILE
     if path.exists() or importlib.util.find_spec("tensorboard") is None:
         return

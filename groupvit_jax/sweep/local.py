@@ -16,7 +16,7 @@ Environment = Mapping[str, str]
 
 
 def divide(platform: str, count: int, jobs: int, visible: str = "") -> list[Environment]:
-    """Returns for each job the variables that show it its share of the accelerators.
+    """Return for each job the variables that show it its share of the accelerators.
 
     Args:
       platform: JAX's name of it; processors are shared by all jobs.
@@ -59,7 +59,7 @@ class LocalRunner:
         say: Callable[[str], None],
         more: Sequence[str] = (),
     ) -> None:
-        """Finds out which trials are to be run.
+        """Find out which trials are to be run.
 
         Args:
           sweep: the sweep.
@@ -78,7 +78,7 @@ class LocalRunner:
         self._waiting = collections.deque(filter(self._is_due, sweep.trials))
 
     def run(self, update: Callable[[], None] = lambda: None) -> None:
-        """Returns when no trial is left to run, or after `stop` when all have saved their state.
+        """Return when no trial is left to run, or after `stop` when all have saved their state.
 
         Args:
           update: called several times a second.
@@ -92,7 +92,7 @@ class LocalRunner:
             time.sleep(POLL_SECONDS)
 
     def stop(self) -> None:
-        """Lets the trials save their state and end; the second time it ends them at once."""
+        """Let the trials save their state and end; the second time it ends them at once."""
         self._stops += 1
 
     @property
@@ -115,7 +115,7 @@ class LocalRunner:
             if not self._free:
                 return
             trial = self._waiting.popleft()
-            process = trial_process.start(
+            process = trial_process.start_trial(
                 self._sweep, trial, self._root, environment=self._free[-1], more=self._more
             )
             if process is None:
@@ -125,7 +125,7 @@ class LocalRunner:
             self._say(f"{trial.folder}: started")
 
     def _put_back(self, trial: Trial) -> None:
-        """Waits for a trial whose folder another process uses; one that it has ended is done."""
+        """Wait for a trial whose folder another process uses; one that it has ended is done."""
         if read_record(self._root / trial.folder).state == "finished":
             return
         if trial.id not in self._in_use:

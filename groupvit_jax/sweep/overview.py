@@ -18,7 +18,7 @@ Row = dict[str, Any]
 
 
 def rows(sweep: Sweep, root: Path) -> list[Row]:
-    """Returns one mapping for each trial, all with the same names.
+    """Return one mapping for each trial, all with the same names.
 
     They are "trial", the settings that differ between trials by their short names, "state", "step"
     and "loss" of the last line of metrics, and the sweep's metric at its best. What there is not
@@ -45,7 +45,7 @@ def rows(sweep: Sweep, root: Path) -> list[Row]:
 
 
 def differing(settings: Iterable[dict[str, Any]]) -> list[str]:
-    """Returns the fields that not all have, or not with the same value, in order of appearance."""
+    """Return the fields that not all have, or not with the same value, in order of appearance."""
     every = list(settings)
     fields = list(dict.fromkeys(field for overrides in every for field in overrides))
     return [
@@ -58,13 +58,13 @@ def differing(settings: Iterable[dict[str, Any]]) -> list[str]:
 
 
 def best(values: Sequence[float | None], mode: str) -> float | None:
-    """Returns the largest value (mode "max") or the smallest ("min"); None without one."""
+    """Return the largest value (mode "max") or the smallest ("min"); None without one."""
     known = [value for value in values if value is not None]
     return (max if mode == "max" else min)(known) if known else None
 
 
 def render(found: Sequence[Row], title: str = "") -> Table:
-    """Returns the rows as rich shows them."""
+    """Return the rows as rich shows them."""
     table = Table(title=title or None, box=box.SIMPLE_HEAD, pad_edge=False)
     for name in found[0] if found else ():
         is_number = all(isinstance(row[name], int | float | None) for row in found)
@@ -75,7 +75,7 @@ def render(found: Sequence[Row], title: str = "") -> Table:
 
 
 def summary(found: Sequence[Row]) -> str:
-    """Returns how many trials there are in each state."""
+    """Return how many trials there are in each state."""
     counts = collections.Counter(row["state"] for row in found)
     parts = [f"{counts[state]} {state}" for state in _STATES if counts[state]]
     return f"{len(found)} trials: {', '.join(parts)}"

@@ -16,7 +16,7 @@ Draw = Callable[[random.Random], Any]
 
 
 def sweep(field: str, values: Iterable[Any]) -> list[Overrides]:
-    """Returns one trial for each value of a field.
+    """Return one trial for each value of a field.
 
     Args:
       field: dotted path in the configuration, such as "optimizer.learning_rate".
@@ -26,7 +26,7 @@ def sweep(field: str, values: Iterable[Any]) -> list[Overrides]:
 
 
 def product(sweeps: Iterable[Iterable[Overrides]]) -> list[Overrides]:
-    """Returns every combination of one trial of each sweep; the last varies fastest.
+    """Return every combination of one trial of each sweep; the last varies fastest.
 
     Raises:
       ValueError: two of the sweeps set the same field.
@@ -35,7 +35,7 @@ def product(sweeps: Iterable[Iterable[Overrides]]) -> list[Overrides]:
 
 
 def zip_(sweeps: Iterable[Iterable[Overrides]]) -> list[Overrides]:
-    """Returns the first trials of all sweeps as one trial, the second ones, and so on.
+    """Return the first trials of all sweeps as one trial, the second ones, and so on.
 
     Raises:
       ValueError: the sweeps differ in length, or two of them set the same field.
@@ -48,12 +48,12 @@ def zip_(sweeps: Iterable[Iterable[Overrides]]) -> list[Overrides]:
 
 
 def chain(sweeps: Iterable[Iterable[Overrides]]) -> list[Overrides]:
-    """Returns the trials of all sweeps, one sweep after another."""
+    """Return the trials of all sweeps, one sweep after another."""
     return list(itertools.chain.from_iterable(sweeps))
 
 
 def sample(distributions: Mapping[str, Draw], count: int, seed: int = 0) -> list[Overrides]:
-    """Returns trials with values drawn at random, each field independently of the others.
+    """Return trials with values drawn at random, each field independently of the others.
 
     A function of the arguments: with a larger count the first trials stay, and with another field
     the other fields' values stay, so a sweep can be extended.
@@ -72,7 +72,7 @@ def sample(distributions: Mapping[str, Draw], count: int, seed: int = 0) -> list
 
 
 def uniform(low: float, high: float, digits: int = 3) -> Draw:
-    """Returns a draw from `low` to `high`, rounded to so many significant digits.
+    """Return a draw from `low` to `high`, rounded to so many significant digits.
 
     Raises:
       ValueError: `low` is not below `high`.
@@ -83,7 +83,7 @@ def uniform(low: float, high: float, digits: int = 3) -> Draw:
 
 
 def log_uniform(low: float, high: float, digits: int = 3) -> Draw:
-    """Returns a draw whose logarithm is uniform, rounded to so many significant digits.
+    """Return a draw whose logarithm is uniform, rounded to so many significant digits.
 
     Raises:
       ValueError: not 0 < `low` < `high`.
@@ -97,7 +97,7 @@ def log_uniform(low: float, high: float, digits: int = 3) -> Draw:
 
 
 def choice(values: Sequence[Any]) -> Draw:
-    """Returns a draw of one of the values, each as likely as the others.
+    """Return a draw of one of the values, each as likely as the others.
 
     Raises:
       ValueError: there is no value.

@@ -35,33 +35,33 @@ os.execv(sys.argv[3], sys.argv[3:])
 
 
 class TrialProcess:
-    """A trial that runs. It is made by `start` and ends with `record_end`."""
+    """A trial that runs. `start_trial` makes it, and it ends with `record_end`."""
 
     def __init__(
         self, trial: Trial, workdir: Path, record: Record, process: subprocess.Popen, lock: int
     ) -> None:
-        """Takes over the process and the descriptor that holds the lock."""
+        """Take over the process and the descriptor that holds the lock."""
         self.trial, self.workdir, self._record = trial, workdir, record
         self._process, self._lock = process, lock
 
     def poll(self) -> int | None:
-        """Returns the exit status once there is one."""
+        """Return the exit status once there is one."""
         return self._process.poll()
 
     def wait(self) -> int:
-        """Waits for the end and returns the exit status."""
+        """Wait for the end and returns the exit status."""
         return self._process.wait()
 
     def stop(self) -> None:
-        """Asks the trial to save its state and end."""
+        """Ask the trial to save its state and end."""
         self._process.send_signal(signal.SIGTERM)
 
     def kill(self) -> None:
-        """Ends the trial without a last checkpoint."""
+        """End the trial without a last checkpoint."""
         self._process.kill()
 
     def record_end(self, was_asked: bool) -> Record:
-        """Records how the trial ended and lets others use its folder.
+        """Record how the trial ended and lets others use its folder.
 
         Args:
           was_asked: whether it was to stop; then ending early is no failure.
@@ -84,7 +84,7 @@ class TrialProcess:
         return record
 
 
-def start(
+def start_trial(
     sweep: Sweep,
     trial: Trial,
     root: Path,
@@ -93,7 +93,7 @@ def start(
     more: Sequence[str] = (),
     wait: bool = False,
 ) -> TrialProcess | None:
-    """Starts a trial, or goes on with it; None if it is finished or its folder is in use.
+    """Start a trial, or goes on with it; None if it is finished or its folder is in use.
 
     Args:
       sweep: the sweep.
@@ -126,7 +126,7 @@ def start(
 
 
 def is_in_use(workdir: Path) -> bool:
-    """Returns whether a process works in a trial's folder."""
+    """Return whether a process works in a trial's folder."""
     lock = _acquire(workdir / TRIAL_LOCK_FILE, wait=False)
     if lock is not None:
         os.close(lock)
@@ -155,7 +155,7 @@ def _spawn(
 
 
 def _acquire(path: Path, wait: bool) -> int | None:
-    """Returns a descriptor that holds the lock, or None if another process holds it."""
+    """Return a descriptor that holds the lock, or None if another process holds it."""
     lock = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
     with contextlib.ExitStack() as undo:
         undo.callback(os.close, lock)

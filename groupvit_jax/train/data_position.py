@@ -1,4 +1,8 @@
-"""How far a run has read its data."""
+"""How far a run has read its data, so that a resumed run repeats and skips no example.
+
+The order of the examples is a function of the seed and the number of examples alone: a position is
+a few integers, not the state of the readers.
+"""
 
 import dataclasses
 import logging
@@ -10,14 +14,14 @@ logger = logging.getLogger(__name__)
 
 @dataclasses.dataclass(frozen=True)
 class DataPosition:
-    """The data that a process reads: batches of one size, from one on.
+    """The part of the data that one start of a run reads.
 
     Attributes:
-      first_step: steps done when the process starts.
-      first_batch: number of its first batch, in batches of today's size; `first_step` as long as
-        nothing about the data has changed since the run began.
-      batch_size: global.
-      seed: of the order.
+      first_step: steps done before this start.
+      first_batch: number of the first batch to read, in batches of the current size; equal to
+        `first_step` unless the batch size has changed since the run began.
+      batch_size: global batch size.
+      seed: seed of the order.
       num_examples: samples in the sources; with the seed it decides the order.
     """
 
@@ -28,7 +32,7 @@ class DataPosition:
     num_examples: int
 
     def after(self, step: int) -> dict[str, int]:
-        """Returns what is saved with the state after `step` steps."""
+        """Return the position after `step` steps, as JSON for the checkpoint."""
         return dict(
             step=step,
             examples_seen=(self.first_batch + step - self.first_step) * self.batch_size,
@@ -41,17 +45,17 @@ class DataPosition:
 def continue_from(
     saved: Mapping[str, Any] | None, *, batch_size: int, seed: int, num_examples: int
 ) -> DataPosition:
-    """Returns the position to go on from; what has changed since it was saved is logged.
+    """Return the position to resume from; changes since it was saved are logged.
 
-    With another batch size the run goes on at the batch of the new size that holds the next
-    example, so at most one batch is seen in part twice. With another seed or other sources it goes
-    on at the same number of examples, in the new order.
+    With another batch size the run resumes at the batch of the new size that holds the next
+    example, so at most part of one batch is seen twice. With another seed or other sources it
+    resumes after the same number of examples, in the new order.
 
     Args:
-      saved: what `DataPosition.after` gave; None for a run that begins.
-      batch_size: today's.
-      seed: today's.
-      num_examples: today's.
+      saved: a position from `DataPosition.after`; None for a new run.
+      batch_size: current batch size.
+      seed: current seed.
+      num_examples: current number of samples in the sources.
     """
     if saved is None:
         return DataPosition(0, 0, batch_size, seed, num_examples)

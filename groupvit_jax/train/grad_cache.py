@@ -1,8 +1,9 @@
-"""Encodes a batch in micro-batches without keeping their activations (GradCache, 2101.06983).
+"""Encoding a batch in micro-batches without keeping activations (GradCache, arXiv 2101.06983).
 
-The losses and BatchNorm need the features of the whole batch at once, the encoders do not: only
-the features are kept, and backward, each micro-batch is encoded again, with the same noise, to
-carry the features' gradients on to the parameters.
+Losses and BatchNorm need the features of the whole batch at once, the encoders do not. So only the
+features are kept; in the backward pass each micro-batch is encoded again, with the same noise, to
+carry the gradients of its features on to the parameters. Memory is that of one micro-batch, at the
+price of a second forward pass.
 """
 
 from collections.abc import Callable
@@ -17,25 +18,28 @@ Encode = Callable[[PyTree, PyTree, PyTree], PyTree]
 
 
 def in_micro_batches(encode: Encode, micro_batch_size: int, mesh: Mesh) -> Encode:
-    """Returns `encode` of a batch, one micro-batch after the other.
+    """Return `encode` for a whole batch, computed one micro-batch after another.
 
-    A micro-batch takes the next rows of every device's share, so no row changes its device. What
-    axis `tensor` shards stays so; parameters sharded over `fsdp` are gathered once a step, not once
-    a micro-batch, and their gradients are summed over the devices once, behind the last one.
+    A micro-batch takes the next rows of every device's share, so no row moves between devices.
+    Parameters sharded over `tensor` stay sharded; those sharded over `fsdp` are gathered once a
+    step, not once a micro-batch, and their gradients are summed over the devices once, after the
+    last micro-batch.
 
     Args:
-      encode: a function of parameters, keys and rows `[B, ...]` whose features `[B, ...]` depend on
-        their own row only.
+      encode: a function of parameters, keys and rows `[B, ...]`; each row of its features
+        `[B, ...]` depends on its own input row only.
       micro_batch_size: rows at once, over all devices; see `check_micro_batch_size`.
       mesh: the device mesh.
     """
     rows_per_device = micro_batch_size // parallel.num_batch_shards(mesh)
 
     def on_device(params: PyTree, keys: PyTree, rows: PyTree) -> PyTree:
-        # Its transpose is the sum of gradients over the devices. Here it stands outside the loop;
-        # left out, JAX would insert it where a parameter is used.
+        # The transpose of `pcast` sums gradients over the devices. Outside the loop it does so once
+        # a step; without it, JAX inserts a cast, and a sum, in every micro-batch.
         params = jax.tree.map(lambda x: jax.lax.pcast(x, parallel.BATCH_AXES, to="varying"), params)
         micro_batches = jax.tree.map(lambda x: x.reshape(-1, rows_per_device, *x.shape[1:]), rows)
+        # The loop already keeps XLA from merging both forward passes, so the barriers of
+        # `prevent_cse` would only cost time.
         again = jax.checkpoint(lambda rows: encode(params, keys, rows), prevent_cse=False)
         features = jax.lax.map(again, micro_batches)
         return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), features)
@@ -51,7 +55,7 @@ def in_micro_batches(encode: Encode, micro_batch_size: int, mesh: Mesh) -> Encod
 
 
 def check_micro_batch_size(micro_batch_size: int | None, batch_size: int, mesh: Mesh) -> None:
-    """Raises ValueError unless micro-batches divide the batch and the devices divide them."""
+    """Raise ValueError unless micro-batches divide the batch and devices divide micro-batches."""
     if micro_batch_size is None:
         return
     num_shards = parallel.num_batch_shards(mesh)

@@ -1,4 +1,4 @@
-"""What happens around a training step: metrics, evaluation, checkpoints, progress, profiling."""
+"""Hooks around the training step: metrics, evaluation, checkpoints, progress, profiling."""
 
 import contextlib
 import dataclasses
@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from ml_collections import ConfigDict
 
 from groupvit_jax.runs.evaluator import Evaluator
-from groupvit_jax.train.checkpoint import Checkpointer
+from groupvit_jax.train.checkpointer import Checkpointer
 from groupvit_jax.train.state import TrainState
 from groupvit_jax.train.writers import MetricWriter
 from groupvit_jax.typing import Array, Bool, PyTree
@@ -23,18 +23,19 @@ logger = logging.getLogger(__name__)
 
 
 class NonFiniteError(ArithmeticError):
-    """A loss, a gradient or a parameter is not finite."""
+    """Raised when a loss, a gradient or a parameter is not finite."""
 
 
 @dataclasses.dataclass
 class StepContext:
-    """What the hooks of one step see and add to.
+    """State of the run after a step, as the hooks see it.
 
     Attributes:
-      step: the number of steps done.
-      num_steps: the number of steps of the whole run.
-      state: the state after the step; it is donated to the next step.
-      record: the metrics of this step, on the host, to be written.
+      step: number of steps done.
+      num_steps: number of steps of the whole run.
+      state: the state after the step. The next step donates it: a hook that needs it for longer
+        has to copy it.
+      record: metrics of this step, on the host; hooks add to it, `WriteMetrics` writes it.
     """
 
     step: int
@@ -44,55 +45,57 @@ class StepContext:
 
     @property
     def is_last(self) -> bool:
-        """Returns whether the run is complete."""
+        """Whether the run is complete."""
         return self.step == self.num_steps
 
 
 class Hook:
-    """Does nothing at all the moments; subclasses choose theirs."""
+    """Base hook; every callback is a no-op."""
 
     def before_step(self, step: int) -> None:
-        """Runs before the step that makes `step` steps done."""
+        """Run before step number `step`, counted from 1."""
 
     def after_step(self, context: StepContext) -> None:
-        """Runs after each step, in the order of the hooks."""
+        """Run after each step, in the order of the hooks."""
 
     def at_end(self, context: StepContext) -> None:
-        """Runs once, when the run is complete or was asked to stop; not after an error."""
+        """Run once when the run is complete or stops on request, not after an error."""
 
 
 class StepMetrics:
-    """The metrics of the steps, left on the devices until somebody looks, and the time they took.
+    """Metrics of the steps, left on the devices until they are fetched, and the time they took.
 
-    Evaluation and checkpoints don't count as time.
+    Fetching waits for the devices, so it is done every few steps only; the host then stays ahead of
+    them. Evaluation and checkpoints don't count as training time.
     """
 
     def __init__(self, clock: Callable[[], float] = time.perf_counter) -> None:
-        """Starts empty; `clock` gives seconds."""
+        """Start empty; `clock` returns seconds."""
         self._clock = clock
         self._pending: list[tuple[int, Mapping[str, Array]]] = []
         self.reset_time()
 
     def reset_time(self) -> None:
-        """Starts to measure anew."""
+        """Start a new measurement."""
         self.steps = 0
         self.seconds = 0.0
         self.input_seconds = 0.0
 
     def add(self, step: int, metrics: Mapping[str, Array]) -> None:
-        """Keeps the metrics of a step; nothing is transferred."""
+        """Keep the metrics of a step; nothing is transferred."""
         self._pending.append((step, metrics))
 
     def fetch(self) -> dict[str, float]:
-        """Returns the last step's metrics, if there are any since the last fetch.
+        """Return the metrics of the last step since the last fetch, {} without one.
 
         Raises:
-          NonFiniteError: a loss or a norm of a step since the last fetch is not finite.
+          NonFiniteError: a loss or a norm of any step since the last fetch is not finite.
         """
         with self.training(steps=0):
             fetched = jax.device_get(self._pending)
         self._pending.clear()
         for step, metrics in fetched:
+            # The total loss first: it is the name that people look for.
             for name in sorted(metrics, key=lambda name: name != "loss"):
                 if name.endswith(("loss", "_norm")) and not math.isfinite(metrics[name]):
                     raise NonFiniteError(f"step {step}: {name} is {metrics[name]}")
@@ -100,7 +103,7 @@ class StepMetrics:
 
     @contextlib.contextmanager
     def training(self, steps: int = 1) -> Iterator[None]:
-        """Counts the time inside, and the steps that it is for."""
+        """Count the time of the block, and its number of steps."""
         start = self._clock()
         yield
         self.seconds += self._clock() - start
@@ -108,7 +111,7 @@ class StepMetrics:
 
     @contextlib.contextmanager
     def waiting_for_input(self) -> Iterator[None]:
-        """Counts the time inside, and as lost by waiting for data."""
+        """Count the time of the block as training and as waiting for data."""
         start = self._clock()
         with self.training(steps=0):
             yield
@@ -116,15 +119,15 @@ class StepMetrics:
 
 
 class LogMetrics(Hook):
-    """Fetches the metrics every few steps and at the end, with the speed since the last time."""
+    """Records the metrics every few steps and at the end, with the speed since the last record."""
 
     def __init__(self, metrics: StepMetrics, every_steps: int, batch_size: int) -> None:
-        """Takes the metrics that the loop collects."""
+        """Take the metrics that the loop collects, the interval and the global batch size."""
         self._metrics = metrics
         self._every_steps, self._batch_size = every_steps, batch_size
 
     def after_step(self, context: StepContext) -> None:
-        """Adds metrics and speed to the record."""
+        """Add metrics and speed to the record."""
         if context.step % self._every_steps and not context.is_last:
             return
         metrics = self._metrics
@@ -137,14 +140,14 @@ class LogMetrics(Hook):
 
 
 class Evaluate(Hook):
-    """Runs each evaluator every so many steps (0: only then) and when the run is complete."""
+    """Runs each evaluator at its interval and when the run is complete."""
 
     def __init__(self, evaluators: Sequence[tuple[Evaluator, int]]) -> None:
-        """Takes pairs of an evaluator and its interval in steps."""
+        """Take pairs of an evaluator and its interval in steps (0: only at the end)."""
         self._evaluators = evaluators
 
     def after_step(self, context: StepContext) -> None:
-        """Adds the metrics of the evaluators that are due to the record."""
+        """Add the metrics of the evaluators that are due to the record."""
         for evaluator, every_steps in self._evaluators:
             if context.is_last or (every_steps and context.step % every_steps == 0):
                 start = time.perf_counter()
@@ -164,20 +167,27 @@ class Evaluate(Hook):
 
 
 class WriteMetrics(Hook):
-    """Writes the record of a step, once, before the checkpoint that may follow."""
+    """Writes the record of each step.
+
+    It comes before `SaveCheckpoint`: a kill between the two leaves a line without a checkpoint,
+    which a resumed run drops. The other order could lose the line for good.
+    """
 
     def __init__(self, writer: MetricWriter) -> None:
-        """Uses the run's writer."""
+        """Take the run's writer."""
         self._writer = writer
 
     def after_step(self, context: StepContext) -> None:
-        """Writes what the hooks before this one have recorded."""
+        """Write the metrics that the hooks before this one have recorded."""
         if context.record:
             self._writer.write(context.step, context.record)
 
 
 class SaveCheckpoint(Hook):
-    """Saves finite states only: every few steps, after a look at the best metric, at the end."""
+    """Saves every few steps, after an evaluation of the best metric, and at the end.
+
+    Only finite states are saved: a run that diverges keeps the checkpoints from before.
+    """
 
     def __init__(
         self,
@@ -186,25 +196,25 @@ class SaveCheckpoint(Hook):
         position: Callable[[int], Mapping[str, Any]],
         config: ConfigDict,
     ) -> None:
-        """Takes what to save with.
+        """Take the parts.
 
         Args:
-          checkpointer: where to.
-          metrics: of the steps; those that nobody has looked at are checked before a save.
-          position: gives the data position after a step.
+          checkpointer: the workdir's checkpoints.
+          metrics: metrics of the steps; those not fetched yet are checked before a save.
+          position: returns the data position after a step.
           config: `config.checkpoint`.
         """
         self._checkpointer, self._metrics, self._position = checkpointer, metrics, position
         self._config = config
 
     def after_step(self, context: StepContext) -> None:
-        """Saves where it is due."""
+        """Save if it is due."""
         regular = context.step % self._config.every_steps == 0
         if regular or self._config.best_metric in context.record:
             self._save(context)
 
     def at_end(self, context: StepContext) -> None:
-        """Saves the last state, also that of a run which was asked to stop."""
+        """Save the last state, also that of a run that stops on request."""
         if context.step != self._checkpointer.latest_step():
             self._save(context)
 
@@ -217,40 +227,40 @@ class SaveCheckpoint(Hook):
 
 
 class ShowProgress(Hook):
-    """Shows loss, speed and the time left, with each record that has a speed."""
+    """Shows loss, speed and the time left, with each record."""
 
     def __init__(self, show: Callable[[int, int, str], None]) -> None:
-        """Takes a function of step, number of steps and text."""
+        """Take a function of step, number of steps and text."""
         self._show = show
 
     def after_step(self, context: StepContext) -> None:
-        """Shows a line."""
+        """Show a line."""
         if "loss" in context.record:
             self._show(context.step, context.num_steps, progress_text(context))
 
 
 class Profile(Hook):
-    """Traces the steps from the first to the last of a range, for TensorBoard or Perfetto."""
+    """Traces a range of steps, for TensorBoard or Perfetto."""
 
     def __init__(self, steps: tuple[int, int], directory: Path) -> None:
-        """Takes the range (both ends included; (0, 0) for none) and where to write."""
+        """Take the range (both ends included; (0, 0) for none) and the folder for the trace."""
         self._first, self._last = steps
         self._directory = directory
         self._tracing = False
 
     def before_step(self, step: int) -> None:
-        """Starts the trace."""
+        """Start the trace."""
         if step == self._first:
             jax.profiler.start_trace(str(self._directory))
             self._tracing = True
 
     def after_step(self, context: StepContext) -> None:
-        """Ends the trace, once the devices have done the step."""
+        """End the trace, once the devices have done the last step."""
         if context.step == self._last:
             self._stop(context)
 
     def at_end(self, context: StepContext) -> None:
-        """Ends a trace that the run was too short for."""
+        """End a trace that the run was too short for."""
         self._stop(context)
 
     def _stop(self, context: StepContext) -> None:
@@ -262,7 +272,7 @@ class Profile(Hook):
 
 
 def progress_text(context: StepContext) -> str:
-    """Returns the line for people: loss, speed, share of time without data, time left."""
+    """Return loss, speed, share of time spent waiting for input and time left, on one line."""
     record = context.record
     text = f"loss {record['loss']:.4f}"
     if "seconds_per_step" in record:
@@ -274,7 +284,7 @@ def progress_text(context: StepContext) -> str:
 
 
 def check_finite(state: TrainState, step: int) -> None:
-    """Raises NonFiniteError that names the first array of the state that is not finite."""
+    """Raise NonFiniteError that names the first array of the state that is not finite."""
     finite = jax.device_get(_finite_arrays((state.params, state.batch_stats, state.opt_state)))
     for path, value in jax.tree_util.tree_leaves_with_path(finite):
         if not value:

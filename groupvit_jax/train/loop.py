@@ -1,4 +1,4 @@
-"""Training: start or resume a run, step after step with its hooks, end it well."""
+"""Training: start or resume a run, run the steps with their hooks, end in a saved state."""
 
 import collections
 import contextlib
@@ -19,11 +19,12 @@ from groupvit_jax.runs import layout
 from groupvit_jax.runs.configuration import check_same_run
 from groupvit_jax.runs.evaluator import Evaluator
 from groupvit_jax.runs.starts import write_start
-from groupvit_jax.train import checkpoint, setup
 from groupvit_jax.train import hooks as hooks_lib
+from groupvit_jax.train import setup
+from groupvit_jax.train.checkpointer import Checkpointer
 from groupvit_jax.train.data_position import DataPosition, continue_from
+from groupvit_jax.train.initial_state import Initialisers, initial_state
 from groupvit_jax.train.prefetch import DeviceBatch, DevicePrefetcher
-from groupvit_jax.train.start import Initialisers, start
 from groupvit_jax.train.state import TrainState
 from groupvit_jax.train.step import make_train_step
 from groupvit_jax.train.stopping import StopRequest
@@ -32,24 +33,25 @@ from groupvit_jax.typing import Array
 
 logger = logging.getLogger(__name__)
 
-# Steps given to the devices but not done: enough to hide the host's work, few batches in memory.
+# Steps dispatched but not done. Two hide the host's work between steps; each one more would hold
+# another batch in the devices' memory.
 STEPS_IN_FLIGHT = 2
 
 MakeEvaluators = Callable[[setup.Parts], Sequence[tuple[Evaluator, int]]]
-ShowProgress = Callable[[int, int, str], None]
+ProgressDisplay = Callable[[int, int, str], None]
 TrainStep = Callable[[TrainState, Mapping[str, Array]], tuple[TrainState, Mapping[str, Array]]]
 
 
 @dataclasses.dataclass(frozen=True)
 class Result:
-    """How a run ended: the number of steps done, and whether they are all there are."""
+    """End of a run: the number of steps done, and whether the run is complete."""
 
     step: int
     complete: bool
 
 
 def log_progress(step: int, num_steps: int, text: str) -> None:
-    """Shows progress as a line of the log."""
+    """Show progress as a line of the log."""
     logger.info("step %d/%d (%.1f %%)  %s", step, num_steps, 100 * step / num_steps, text)
 
 
@@ -59,33 +61,35 @@ def train(
     *,
     make_evaluators: MakeEvaluators = lambda parts: (),
     initialisers: Initialisers = MappingProxyType({}),
-    show: ShowProgress = log_progress,
+    show: ProgressDisplay = log_progress,
 ) -> Result:
-    """Trains as configured, or goes on where the workdir's run stopped.
+    """Train as configured, or resume where the workdir's run stopped.
 
     Args:
       config: the whole configuration.
-      workdir: the run's folder; created where missing.
-      make_evaluators: makes evaluators and their intervals in steps of the run's parts.
-      initialisers: read what the fields name that a run may start from (`interop.INITIALISERS`).
+      workdir: the run's folder; created if missing.
+      make_evaluators: makes pairs of an evaluator and its interval in steps from the run's parts.
+        Passed in, as are the initialisers, because `eval` and `interop` are on the same floor.
+      initialisers: readers of weights by configuration field (`interop.INITIALISERS`).
       show: shows step, number of steps and a text.
 
     Raises:
-      ValueError, FileNotFoundError: something is wrong with the configuration, the workdir or the
-        data; raised before anything is compiled.
-      NonFiniteError: training has diverged; the checkpoints before are kept.
-      TooManyBrokenSamplesError: more than `config.data.max_broken_fraction` are broken.
+      ValueError, FileNotFoundError: something is wrong with configuration, workdir or data; raised
+        before anything is compiled.
+      NonFiniteError: training has diverged; earlier checkpoints are kept.
+      TooManyBrokenSamplesError: more than `config.data.max_broken_fraction` of the samples are
+        broken.
     """
     workdir = Path(workdir).absolute()
     parts = setup.build(config, workdir)
     evaluators = make_evaluators(parts)
     with contextlib.ExitStack() as stack:
         stop = stack.enter_context(StopRequest())
-        checkpoints = checkpoint.Checkpointer(
+        checkpoints = Checkpointer(
             workdir / layout.CHECKPOINTS, config.checkpoint, config.to_dict(), parts.vocabulary
         )
         stack.callback(checkpoints.close)
-        state, saved = start(
+        state, saved = initial_state(
             config, checkpoints, parts.abstract_state, parts.fresh_state, initialisers
         )
         check_same_run(config, workdir, resuming=saved is not None)
@@ -123,16 +127,14 @@ def run_steps(
     step_metrics: hooks_lib.StepMetrics,
     stop: StopRequest,
 ) -> hooks_lib.StepContext:
-    """Trains to the last step, or until it is asked to stop.
-
-    Nothing crosses between host and devices in a step but what is sent or fetched explicitly.
+    """Train to the last step, or until a stop is requested.
 
     Args:
-      context: the number of steps done, of the whole run, and the state; the state is donated.
+      context: where to start; its state is donated.
       train_step: `(state, batch) -> (state, metrics)`, asynchronous.
       batches: the batches of the steps to come.
-      hooks: run after each step in this order.
-      step_metrics: takes the metrics and the time of each step.
+      hooks: run after each step, in this order.
+      step_metrics: collects the metrics and the time of each step.
       stop: asked after each step and while there is no batch.
 
     Returns:
@@ -147,6 +149,8 @@ def run_steps(
             batch = batches.next_batch(give_up=stop.received)
         if batch is None:
             break
+        # An implicit transfer, such as a NumPy array or `float(metric)` that slips into a step,
+        # makes host and devices wait for each other without any other sign.
         with step_metrics.training(), jax.transfer_guard("disallow"):
             state, metrics = train_step(context.state, batch)
             in_flight.append(metrics)
@@ -159,7 +163,7 @@ def run_steps(
         for hook in hooks:
             hook.after_step(context)
     if not context.is_last:
-        logger.warning("asked to stop: this is all after step %d", context.step)
+        logger.warning("stop requested: ending after step %d", context.step)
     for hook in hooks:
         hook.at_end(context)
     return context
@@ -167,7 +171,7 @@ def run_steps(
 
 @contextlib.contextmanager
 def open_batches(parts: setup.Parts, position: DataPosition) -> Iterator[DevicePrefetcher]:
-    """Yields the run's batches from `position` on, broken samples counted."""
+    """Yield the run's batches from `position` on; too many broken samples raise an error."""
     config = parts.config
     monitor = BrokenSampleMonitor(config.data.max_broken_fraction)
 
@@ -209,9 +213,10 @@ def _make_step(parts: setup.Parts) -> TrainStep:
 
 
 def _compile_together(train_step: Any) -> TrainStep:
-    """Makes processes that compile faster, or find the program in a cache, wait for the others.
+    """Compile the step at its first call, and wait there for all processes.
 
-    The collectives of a step give up where another process comes half a minute later.
+    One process may find the program in its cache and another compile for minutes, but collectives
+    of the first step give up when a process arrives half a minute late.
     """
     compiled: list[TrainStep] = []
 
@@ -227,7 +232,7 @@ def _compile_together(train_step: Any) -> TrainStep:
 
 
 def _finish_first_step(step_metrics: hooks_lib.StepMetrics, metrics: Mapping[str, Array]) -> None:
-    """Waits for the first step, so that compiling it doesn't count as slow training."""
+    """Wait for the first step, so that its compilation doesn't count as slow training."""
     with step_metrics.training(steps=0):
         jax.block_until_ready(metrics)
     logger.info("the first step took %.1f s, compiling it included", step_metrics.seconds)
@@ -235,4 +240,4 @@ def _finish_first_step(step_metrics: hooks_lib.StepMetrics, metrics: Mapping[str
 
 
 def _show_nothing(step: int, num_steps: int, text: str) -> None:
-    """Shows nothing: one process shows the progress of all."""
+    """No-op; only process 0 reports progress."""

@@ -1,4 +1,8 @@
-"""Reads batches and sends them to the devices in a thread, a few ahead of the training step."""
+"""Reading batches and sending them to the devices in a thread, some ahead of the training step.
+
+The transfer of a batch then overlaps with the steps before it, and the loop itself transfers
+nothing.
+"""
 
 import queue
 import threading
@@ -9,13 +13,13 @@ import numpy as np
 
 DeviceBatch = dict[str, jax.Array]
 _POLL_SECONDS = 0.5
-_PATIENCE_SECONDS = 10.0
+_PATIENCE_SECONDS = 10.0  # a remote read may hang until its own timeout
 
 
 class DevicePrefetcher:
     """Keeps `size` batches ready on the devices.
 
-    An error of the reading thread is raised by the `next_batch` that would have returned its batch.
+    An error in the reading thread is raised by the `next_batch` that would have returned its batch.
     """
 
     def __init__(
@@ -24,12 +28,12 @@ class DevicePrefetcher:
         to_device: Callable[[Mapping[str, np.ndarray]], DeviceBatch],
         size: int,
     ) -> None:
-        """Starts to read.
+        """Start the reading thread.
 
         Args:
           host_batches: this host's rows of each batch.
-          to_device: makes the global batch of them; runs in the reading thread.
-          size: how many batches to keep ready, at least 1.
+          to_device: makes a global batch of them; runs in the reading thread.
+          size: number of batches to keep ready, at least 1.
         """
         self._queue: queue.Queue[DeviceBatch | Exception | None] = queue.Queue(max(size, 1))
         self._closed = threading.Event()
@@ -39,7 +43,7 @@ class DevicePrefetcher:
         self._thread.start()
 
     def next_batch(self, give_up: Callable[[], bool]) -> DeviceBatch | None:
-        """Returns the next batch, or None once `give_up` says so while none is ready.
+        """Return the next batch, or None if `give_up` returns True while none is ready.
 
         Raises:
           ValueError: there are no more batches.
@@ -54,15 +58,17 @@ class DevicePrefetcher:
             if item is None:
                 raise ValueError("the training data have ended, expected batches without end")
             if isinstance(item, Exception):
-                if give_up():  # the reading processes were stopped together with this one
+                # A scheduler signals all processes of a job: readers that it has stopped are no
+                # error of the run.
+                if give_up():
                     return None
                 raise item
             return item
 
     def close(self) -> None:
-        """Ends the reading; a read that is under way is waited for, but not for ever.
+        """End the reading; wait for a read under way, but not for ever.
 
-        A thread that is still inside a library when the program ends makes it abort.
+        A thread that is still inside a C++ library when the interpreter ends makes it abort.
         """
         self._closed.set()
         while not self._queue.empty():

@@ -1,4 +1,4 @@
-"""A request to stop (SIGTERM, as schedulers send it before they take a machine away)."""
+"""Stopping on SIGTERM, which schedulers send some seconds before they take a machine away."""
 
 import logging
 import signal
@@ -12,10 +12,11 @@ logger = logging.getLogger(__name__)
 
 
 class StopRequest:
-    """Catches SIGTERM while it is entered as a context.
+    """Context that catches SIGTERM and answers whether to stop.
 
-    With several processes JAX's preemption service catches the signal instead, and makes all of
-    them stop after the same step.
+    With several processes JAX's preemption service catches the signal instead. It makes all of them
+    stop after the same step: a process that stopped one step earlier would leave the others waiting
+    in a collective.
     """
 
     def __init__(self) -> None:
@@ -24,7 +25,7 @@ class StopRequest:
         self._installed = False
 
     def __enter__(self) -> "StopRequest":
-        """Installs the handler; Python allows it in the main thread only."""
+        """Install the handler, in the main thread only, as Python demands."""
         main = threading.current_thread() is threading.main_thread()
         if main and jax.process_count() == 1:
             self._previous = signal.signal(signal.SIGTERM, self._receive)
@@ -37,16 +38,19 @@ class StopRequest:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        """Restores the handler that was there before."""
+        """Restore the previous handler."""
         if self._installed:
             signal.signal(signal.SIGTERM, self._previous)
 
     def received(self) -> bool:
-        """Returns whether this process got the signal."""
+        """Return whether this process has received the signal."""
         return self._received.is_set()
 
     def agreed(self, step: int) -> bool:
-        """Returns whether all processes are to stop after `step`; each asks at every step."""
+        """Return whether all processes are to stop after `step`.
+
+        Every process has to ask after every step, because the answer is a collective.
+        """
         if jax.process_count() == 1:
             return self.received()
         return multihost_utils.reached_preemption_sync_point(step)

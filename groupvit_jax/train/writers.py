@@ -1,4 +1,4 @@
-"""Where metrics go: always `metrics.jsonl`; TensorBoard and Weights & Biases where wanted."""
+"""Metric writers: `metrics.jsonl` always, TensorBoard and Weights & Biases on request."""
 
 import importlib.util
 import logging
@@ -18,44 +18,45 @@ logger = logging.getLogger(__name__)
 
 @runtime_checkable
 class MetricWriter(Protocol):
-    """Takes the metrics of a step; a step is written once."""
+    """Destination of metrics; each step is written once."""
 
     def write(self, step: int, metrics: Mapping[str, float]) -> None:
-        """Writes the metrics of `step`."""
+        """Write the metrics of `step`."""
 
     def close(self) -> None:
-        """Writes what is buffered and releases the files."""
+        """Write what is buffered and release the files."""
 
 
 class CluWriter:
-    """clu's writers: a log line per step (with --verbosity=0) and TensorBoard event files."""
+    """clu's writers: a log line a step (with --verbosity=0) and TensorBoard event files."""
 
     def __init__(self, directory: Path) -> None:
-        """Opens the event file; imports TensorFlow."""
+        """Open the event file; imports TensorFlow."""
         os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
         import tensorflow as tf
         from clu import metric_writers
 
-        tf.config.set_visible_devices([], "GPU")  # the accelerators are JAX's
+        # TensorFlow would otherwise reserve most of the memory of every GPU.
+        tf.config.set_visible_devices([], "GPU")
         self._writer = metric_writers.create_default_writer(str(directory))
 
     def write(self, step: int, metrics: Mapping[str, float]) -> None:
-        """Hands the scalars to clu's writing thread."""
+        """Hand the scalars to clu's writing thread."""
         self._writer.write_scalars(step, dict(metrics))
 
     def close(self) -> None:
-        """Flushes the event file."""
+        """Flush the event file."""
         self._writer.flush()
         self._writer.close()
 
 
 class WandbWriter:
-    """Weights & Biases; a resumed run continues under the id kept in the workdir."""
+    """Weights & Biases; a resumed run continues under the id in its workdir."""
 
     def __init__(
         self, project: str, workdir: Path, config: Mapping[str, Any], group: str = ""
     ) -> None:
-        """Starts the run, or resumes it."""
+        """Start the run at the service, or resume it."""
         check_wandb(project)
         import wandb
 
@@ -73,34 +74,34 @@ class WandbWriter:
         )
 
     def write(self, step: int, metrics: Mapping[str, float]) -> None:
-        """Logs the scalars; a step that the service already has is ignored there."""
+        """Log the scalars; the service ignores a step that it already has."""
         self._run.log(dict(metrics), step=step)
 
     def close(self) -> None:
-        """Finishes the upload."""
+        """Finish the upload."""
         self._run.finish()
 
 
 class MultiWriter:
-    """Passes everything on to several writers."""
+    """Writes to several writers, in order."""
 
     def __init__(self, writers: Sequence[MetricWriter]) -> None:
-        """Holds the writers in order."""
+        """Take the writers."""
         self._writers = writers
 
     def write(self, step: int, metrics: Mapping[str, float]) -> None:
-        """Writes to each writer."""
+        """Write to each writer."""
         for writer in self._writers:
             writer.write(step, metrics)
 
     def close(self) -> None:
-        """Closes each writer."""
+        """Close each writer."""
         for writer in self._writers:
             writer.close()
 
 
 def check_wandb(project: str) -> None:
-    """Raises ValueError if a project is named and wandb is not installed."""
+    """Raise ValueError if a project is configured but wandb is not installed."""
     if project and importlib.util.find_spec("wandb") is None:
         raise ValueError(
             f"config.wandb_project: {project!r} found but wandb is not installed, expected '' or "
@@ -109,13 +110,13 @@ def check_wandb(project: str) -> None:
 
 
 def make_writer(config: ConfigDict, workdir: Path, resume_step: int, primary: bool) -> MetricWriter:
-    """Returns the writers that the configuration and the machine allow.
+    """Return the configured writers, as far as their libraries are installed.
 
     Args:
-      config: the run's configuration.
+      config: the whole configuration.
       workdir: the run's folder.
-      resume_step: the step that the run continues from, 0 for a new one.
-      primary: whether this process is the one that writes.
+      resume_step: the step that the run resumes from, 0 for a new one.
+      primary: whether this process writes: one of several does, because metrics are global.
     """
     if not primary:
         return MultiWriter([])

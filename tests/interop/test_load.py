@@ -15,7 +15,7 @@ from groupvit_jax.interop.pretrained import with_image_size
 from groupvit_jax.interop.save import save_pretrained
 from groupvit_jax.runs.configuration import config_from_dict, write_config
 from groupvit_jax.runs.layout import CHECKPOINTS
-from groupvit_jax.train.checkpoint import Checkpointer
+from groupvit_jax.train.checkpointer import Checkpointer
 from groupvit_jax.train.state import TrainState
 from tests.interop import weights
 

@@ -47,7 +47,7 @@ def test_a_requeued_job_goes_on_where_it_stopped(slurm, shards, tmp_path):
 
     cluster.wait_for((workdir / "checkpoints" / "4").exists, 300, tmp_path)
     cluster.run(slurm, "scontrol", "requeue", job)
-    cluster.wait_for(lambda: said("asked to stop: this is all after step"), 90, tmp_path)
+    cluster.wait_for(lambda: said("stop requested: ending after step"), 90, tmp_path)
     cluster.wait_for(lambda: said("resuming after step"), 180, tmp_path)
     cluster.wait_for(lambda: state() == "COMPLETED", 300, tmp_path)
     assert said("slurm.sbatch: all steps are done")

@@ -165,7 +165,7 @@ def test_a_stopped_sweep_has_saved_and_says_how_to_go_on(base, tmp_path, number)
     first, second = records(root).items()
     assert (first[1].state, first[1].exit_status) == ("pending", exit_codes.STOPPED)
     assert second[1].attempts == 0
-    assert "asked to stop: this is all after step" in (first[0] / "log.txt").read_text()
+    assert "stop requested: ending after step" in (first[0] / "log.txt").read_text()
 
 
 def test_a_job_of_a_cluster_makes_the_sweep_itself(base, tmp_path):

@@ -17,10 +17,9 @@ from groupvit_jax.data.storage.retries import StorageError
 from groupvit_jax.interop import INITIALISERS
 from groupvit_jax.interop.load import load_pretrained
 from groupvit_jax.train import setup
-from groupvit_jax.train.checkpoint import Checkpointer
+from groupvit_jax.train.checkpointer import Checkpointer
 from groupvit_jax.train.hooks import NonFiniteError
 from groupvit_jax.train.loop import Result, train
-from groupvit_jax.train.start import start
 from launch import train as launch_train
 from tests.devices import xla_flags
 from tests.train import toy

@@ -4,9 +4,9 @@ import pytest
 
 from groupvit_jax.data.text.vocabulary import CLIP, Vocabulary, to_json
 from groupvit_jax.runs import checkpoints
-from groupvit_jax.train.checkpoint import Checkpointer
+from groupvit_jax.train.checkpointer import Checkpointer
 from tests.train import toy
-from tests.train.test_checkpoint import POSITION, settings
+from tests.train.test_checkpointer import POSITION, settings
 
 
 def make_step(directory, name, vocabulary=None):
@@ -62,6 +62,6 @@ def test_the_trainers_steps_hold_what_the_layout_says(tmp_path):
     items = {*checkpoints.ARRAY_ITEMS, *checkpoints.JSON_ITEMS, "metrics"}
     assert {path.name for path in step.iterdir() if path.is_dir()} == items
     assert checkpoints.read_config(step).to_dict() == {"model": {"depths": (1, 2)}, "seed": 5}
-    assert checkpoints.read_vocabulary(step) == CLIP
+    assert checkpoints.stored_vocabulary(step) == CLIP
     model = {"params": state.params, "batch_stats": state.batch_stats}
     toy.assert_same(checkpoints.read_model(step), model)

@@ -144,12 +144,12 @@ def test_trials_of_a_killed_sweep_save_and_end_before_they_run_again(tmp_path):
 def test_a_folder_is_one_process_at_a_time_and_a_second_start_waits(tmp_path):
     sweep = fake.make_sweep(tmp_path, [(10, 0)])
     trial = sweep.trials[0]
-    first = trial_process.start(sweep, trial, tmp_path)
-    assert trial_process.start(sweep, trial, tmp_path) is None
+    first = trial_process.start_trial(sweep, trial, tmp_path)
+    assert trial_process.start_trial(sweep, trial, tmp_path) is None
     assert trial_process.is_in_use(tmp_path / trial.folder)
     second = []
     waiting = threading.Thread(
-        target=lambda: second.append(trial_process.start(sweep, trial, tmp_path, wait=True))
+        target=lambda: second.append(trial_process.start_trial(sweep, trial, tmp_path, wait=True))
     )
     waiting.start()
     first.wait()

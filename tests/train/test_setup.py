@@ -7,7 +7,7 @@ from groupvit_jax.data.text.vocabulary import CLIP, read_vocabulary
 from groupvit_jax.models import fused_attention
 from groupvit_jax.models.layers import attend
 from groupvit_jax.runs.checkpoints import last_vocabulary
-from groupvit_jax.train.checkpoint import Checkpointer
+from groupvit_jax.train.checkpointer import Checkpointer
 from groupvit_jax.train.setup import (
     check_fused_attention,
     check_local_words,

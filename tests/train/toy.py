@@ -13,7 +13,7 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 from ml_collections import ConfigDict
 
 from groupvit_jax.train import data_position, hooks, writers
-from groupvit_jax.train.checkpoint import Checkpointer
+from groupvit_jax.train.checkpointer import Checkpointer
 from groupvit_jax.train.loop import run_steps
 from groupvit_jax.train.prefetch import DevicePrefetcher
 from groupvit_jax.train.state import TrainState

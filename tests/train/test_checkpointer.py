@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from ml_collections import ConfigDict
 
-from groupvit_jax.train.checkpoint import Checkpointer
+from groupvit_jax.train.checkpointer import Checkpointer
 from tests.train import toy
 
 POSITION = {"step": 3, "examples_seen": 24, "seed": 0, "batch_size": 8, "num_examples": 100}
@@ -117,7 +117,7 @@ def test_saving_a_step_twice_keeps_the_first(tmp_path):
 SAVE_AND_BE_KILLED = """
 import os, sys
 from tests.train import toy
-from groupvit_jax.train.checkpoint import Checkpointer
+from groupvit_jax.train.checkpointer import Checkpointer
 from ml_collections import ConfigDict
 state = toy.on_mesh(toy.make_mesh(1, 1), toy.init_state(width=1 << 21))
 settings = ConfigDict(dict(keep_last=9, best_metric="", best_mode="max"))

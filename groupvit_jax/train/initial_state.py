@@ -1,4 +1,4 @@
-"""Where the state of a run comes from."""
+"""Where the state of a run comes from: resumed, initialised from other weights, or fresh."""
 
 import dataclasses
 import logging
@@ -8,7 +8,7 @@ from typing import Any, Protocol, runtime_checkable
 import jax
 from ml_collections import ConfigDict
 
-from groupvit_jax.train.checkpoint import Checkpointer
+from groupvit_jax.train.checkpointer import Checkpointer
 from groupvit_jax.train.state import TrainState
 from groupvit_jax.typing import Params, PyTree
 
@@ -17,10 +17,10 @@ logger = logging.getLogger(__name__)
 
 @runtime_checkable
 class Report(Protocol):
-    """Says what was loaded and what was left."""
+    """Account of an initialisation: what was loaded, resized, left or unused."""
 
     def lines(self) -> list[str]:
-        """Returns one line for each thing to say."""
+        """Return the account, one fact a line."""
 
 
 # (path, fresh parameters, fresh batch statistics, config.model) -> those with the path's values.
@@ -30,33 +30,33 @@ Initialisers = Mapping[str, InitialiseFrom]
 INIT_FIELDS = ("init_from", "text_init_from")  # in the order in which they are read
 
 
-def start(
+def initial_state(
     config: ConfigDict,
     checkpointer: Checkpointer,
     abstract_state: TrainState,
     fresh_state: Callable[[], TrainState],
     initialisers: Initialisers,
 ) -> tuple[TrainState, Mapping[str, Any] | None]:
-    """Returns the state to go on from and its data position (None: the beginning).
+    """Return the state to start from and its data position (None: the beginning).
 
-    1. The workdir holds a checkpoint: resume from the last one, state and data position. What
-       `config.init_from` and `config.text_init_from` say is ignored, for the run has been
-       initialised from them already.
-    2. `config.init_from` names a checkpoint of any kind: a fresh state with its parameters and
-       batch statistics; optimizer, step and data start from the beginning. Then, or with it alone,
-       the text tower of `config.text_init_from`.
+    1. The workdir holds a checkpoint: resume from the last one, state and data position.
+       `config.init_from` and `config.text_init_from` are ignored, because the run was initialised
+       from them when it began.
+    2. `config.init_from` names weights of any kind: a fresh state with their parameters and batch
+       statistics; optimizer, step and data start from the beginning. After that, or without it,
+       the text tower is read from `config.text_init_from`.
     3. Neither: a fresh state from the seed.
 
     Args:
       config: the whole configuration.
-      checkpointer: of the workdir.
+      checkpointer: the workdir's checkpoints.
       abstract_state: shapes, dtypes and shardings of the state.
       fresh_state: makes the state of case 3.
-      initialisers: readers of case 2.
+      initialisers: readers for case 2.
 
     Raises:
-      ValueError: the checkpoint is of another architecture, or nothing of `init_from` fits, or the
-        text tower isn't that of `text_init_from`.
+      ValueError: the checkpoint has another architecture, nothing in `init_from` fits, or
+        `text_init_from` is of another text tower.
       FileNotFoundError: one of them doesn't exist.
     """
     restored = checkpointer.restore_latest(abstract_state)

@@ -3,9 +3,9 @@ import numpy as np
 import pytest
 from ml_collections import ConfigDict
 
-from groupvit_jax.train.checkpoint import Checkpointer
+from groupvit_jax.train.checkpointer import Checkpointer
 from groupvit_jax.train.data_position import continue_from
-from groupvit_jax.train.start import start
+from groupvit_jax.train.initial_state import initial_state
 from tests.train import toy
 
 MESH = (4, 2)
@@ -29,7 +29,7 @@ def start_from(workdir, init_from="", readers=READERS):
     mesh = toy.make_mesh(*MESH)
     settings = ConfigDict({"keep_last": 2, "best_metric": "", "best_mode": "max"})
     config = ConfigDict({"init_from": init_from, "seed": 5, "model": {"width": 8}})
-    return start(
+    return initial_state(
         config,
         Checkpointer(workdir, settings),
         toy.abstract(mesh, toy.init_state()),
@@ -77,14 +77,14 @@ def test_2_the_text_tower_is_taken_after_all_else(tmp_path, init_from):
     )
     checkpointer, fresh = Checkpointer(tmp_path, settings), toy.on_mesh(mesh, toy.init_state(5))
     abstract = toy.abstract(mesh, fresh)
-    state, _ = start(
+    state, _ = initial_state(
         config, checkpointer, abstract, lambda: fresh, READERS | {"text_init_from": two_from}
     )
     assert state.params["logit_scale"] == 2
     is_one = np.all(np.asarray(state.params["tower"]["kernel"]) == 1)
     assert is_one == bool(init_from)
     with pytest.raises(ValueError, match=r"config.text_init_from='bert': nothing here can read"):
-        start(config, checkpointer, abstract, lambda: fresh, READERS)
+        initial_state(config, checkpointer, abstract, lambda: fresh, READERS)
 
 
 def test_2_without_a_reader_is_an_error(tmp_path):
