@@ -1,7 +1,8 @@
-"""How one process of several ends: soon after the others, with a line that says what to do.
+"""How one of several processes ends: soon after the others, with a line that says what to do.
 
-JAX ends a process whose peer has died by SIGABRT, from a thread that Python doesn't see. So the
-process that a user starts only waits for a child which does the work, and says how that ended.
+When a peer has died, JAX aborts the process (SIGABRT) from a C++ thread, where Python can neither
+catch it nor print a reason. So the process that a user starts only waits for a child that does the
+work, and reports how the child ended.
 """
 
 import contextlib
@@ -18,21 +19,23 @@ import jax
 from groupvit_jax.processes import end_with_parent
 from groupvit_jax.runs.exit_codes import FAILED, LOST, STOPPED
 
-# A process that says nothing for so long is dead to the others.
+# Silence after which the others take a process for dead, and until which the whole pod idles. JAX's
+# default is 100.
 HEARTBEAT_SECONDS = 30
-# An error of all processes shows in each a little earlier or later, and the end of the first would
-# end the others before they can say what it was.
+# An error that all processes have, such as a wrong flag, appears in each at a slightly different
+# time. The end of the first would abort the others before they could report it.
 _LINGER_SECONDS = 5
-_GO_ON = "start the same command again on all hosts: it goes on from the last checkpoint"
-# Where a child that works says its exit code before it ends.
+_RESUME = "start the same command again on all hosts: it resumes from the last checkpoint"
+# Pipe by which the child reports its exit code before it ends: an abort while it waits for the
+# others would replace the code.
 _own_code = -1
 
 
 def work_in_a_child() -> None:
-    """Return in a child process; this process waits for it and ends as it ends.
+    """Fork; return in the child, wait for it in the parent and end with its exit code.
 
-    To be called before JAX starts threads. SIGTERM is passed on to the child, which ends soon
-    after this process if that is killed.
+    Call it before JAX starts threads, which a fork doesn't copy. The parent passes SIGTERM on to
+    the child; the child ends soon after the parent if that is killed.
     """
     global _own_code
     codes, _own_code = os.pipe()
@@ -42,18 +45,19 @@ def work_in_a_child() -> None:
         end_with_parent()
         sys.excepthook = _end_at_once
         return
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal sends it to the child too
+    # A terminal sends SIGINT to the child as well, whose exit decides.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, lambda signum, frame: os.kill(child, signum))
     os.close(_own_code)
     status = os.waitpid(child, 0)[1]
-    with contextlib.suppress(BlockingIOError):  # nothing said
+    with contextlib.suppress(BlockingIOError):  # nothing reported
         if said := os.read(codes, 1):
             os._exit(said[0])
     os._exit(_code(status))
 
 
 def end(code: int) -> NoReturn:
-    """End this process; one of several doesn't wait for those that wait for it."""
+    """End this process; one of several does so without JAX's shutdown, which waits for all."""
     if _own_code >= 0:
         sys.stdout.flush()
         sys.stderr.flush()
@@ -64,7 +68,7 @@ def end(code: int) -> NoReturn:
 
 
 def _code(status: int) -> int:
-    """Return the exit code for the child's status, and says what a signal means."""
+    """Return the exit code for the child's status; print a line if a signal ended it."""
     code = os.waitstatus_to_exitcode(status)
     if code >= 0:
         return code
@@ -72,17 +76,17 @@ def _code(status: int) -> int:
         return STOPPED
     name = signal.Signals(-code).name
     why = "another process of this run has died" if name == "SIGABRT" else "see the log above"
-    print(f"error: ended by {name} ({why}); {_GO_ON}", file=sys.stderr, flush=True)
+    print(f"error: ended by {name} ({why}); {_RESUME}", file=sys.stderr, flush=True)
     return LOST
 
 
 def _end_at_once(
     kind: type[BaseException], error: BaseException, trace: TracebackType | None
 ) -> None:
-    """End the process with an error that nobody handled, in place of waiting for the others."""
+    """Print an unhandled error and end, instead of waiting for the others at exit."""
     if isinstance(error, jax.errors.JaxRuntimeError) and "RESOURCE_EXHAUSTED" not in str(error):
         text = " ".join(str(error).split())
-        print(f"error: lost the other processes of this run ({text}); {_GO_ON}", file=sys.stderr)
+        print(f"error: lost the other processes of this run ({text}); {_RESUME}", file=sys.stderr)
         end(LOST)
     traceback.print_exception(kind, error, trace)
     end(FAILED)

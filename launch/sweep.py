@@ -1,16 +1,16 @@
-r"""Runs a sweep: many trainings that differ in some settings. The same command goes on with it.
+r"""Run or resume a sweep: many trainings that differ in some settings.
 
 python -m launch.sweep --sweep=configs/sweeps/losses.py --output=sweeps/losses --jobs=2
 python -m launch.sweep --sweep=configs/sweeps/groups.py --output=/shared/groups --backend=slurm \
         --sbatch='--gpus-per-node=8 --time=24:00:00' \
         --config.data.sources.gcc3m.pattern='/shared/gcc3m/{00000..00331}.tar'
 
---config=FILE takes another base configuration than the sweep file's, --config.FIELD=VALUE changes
-all trials. Before any trial starts all are checked. docs/sweeps.md says more.
+--config=FILE replaces the sweep file's base configuration, --config.FIELD=VALUE changes all trials.
+All trials are checked before any starts. See docs/sweeps.md.
 
 Exit codes: 0 all trials are finished (or submitted); 1 some failed, the others are finished; 2
-something is wrong with flags or trials, nothing was started; 143 stopped, the same command goes on.
-With --trial those of launch.train.
+something is wrong with flags or trials, nothing was started; 143 stopped, the same command resumes
+the sweep. With --trial they are those of launch.train.
 """
 
 import argparse
@@ -43,12 +43,12 @@ from groupvit_jax.sweep.trials import command_of
 from launch import common, sweep_plan
 
 _HERE = Path(__file__).parent
-# Flags of launch.train that a trial gets from this command.
+# Flags of launch.train that this command passes on to its trials.
 _PROCESS_FLAGS = ("distributed", "coordinator", "num_processes", "process_id", "compilation_cache")
 _COUNT_DEVICES = (
     "import jax, json; d = jax.local_devices(); print(json.dumps([d[0].platform, len(d)]))"
 )
-# Their width is that of a wide terminal where there is none.
+# Width of tables where the output is no terminal: as of a wide one.
 _WIDTH = 160
 
 
@@ -93,7 +93,7 @@ def parse_flags(argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
 
 
 def main(argv: Sequence[str]) -> int:
-    """Run the command; returns its exit code."""
+    """Run the command and return its exit code."""
     try:
         flags, arguments = parse_flags(argv)
         root = Path(flags.output).absolute()
@@ -109,7 +109,7 @@ def main(argv: Sequence[str]) -> int:
 
 
 def _run(flags: argparse.Namespace, arguments: Sequence[str], root: Path) -> int:
-    """Check everything, then starts the sweep or goes on with it."""
+    """Check everything, then start or resume the sweep."""
     slots, devices = _slots(flags)
     planned = _plan(flags, arguments, root)
     for note in planned.notes:
@@ -133,7 +133,7 @@ def _run(flags: argparse.Namespace, arguments: Sequence[str], root: Path) -> int
     if flags.backend == "kubernetes":
         return _write_manifest(flags, arguments, sweep, root)
     if not flags.compilation_cache and "JAX_COMPILATION_CACHE_DIR" not in os.environ:
-        # Trials that differ in numbers only run the same program.
+        # Trials that differ in numbers only, such as rates and seeds, compile to the same program.
         os.environ["JAX_COMPILATION_CACHE_DIR"] = str(root / ".compilation_cache")
     return _run_here(sweep, root, slots, flags)
 
@@ -151,7 +151,7 @@ def _write(sweep: Sweep, root: Path) -> None:
 
 
 def _slots(flags: argparse.Namespace) -> tuple[list[Environment], int | None]:
-    """Return for each trial at a time its variables, and the number of devices of each.
+    """Return the environment variables of each slot, and the number of devices of a trial.
 
     The number is None where trials have the devices that this process has. Accelerators are
     counted by a process of its own: this one must not take their memory.
@@ -224,7 +224,7 @@ def _view(sweep: Sweep, root: Path) -> tuple[Table, str]:
 
 
 def _conclude(sweep: Sweep, root: Path, was_stopped: bool, console: Console) -> int:
-    """Print how the trials ended; returns the exit code."""
+    """Print how the trials ended and return the exit code."""
     console.print(*_view(sweep, root), sep="\n")
     states = [read_record(root / trial.folder).state for trial in sweep.trials]
     if all(state == "finished" for state in states):
@@ -251,7 +251,7 @@ def _sbatch(
 
 
 def _submit(flags: argparse.Namespace, sweep: Sweep, root: Path) -> int:
-    """Submit what is neither finished nor in Slurm's queue already."""
+    """Submit the trials that are neither finished nor in Slurm's queue."""
     there = cluster.queued(root)
     due = cluster.unfinished(sweep, root, flags.retry)
     trials = [number for number in due if number not in there]
@@ -265,7 +265,7 @@ def _submit(flags: argparse.Namespace, sweep: Sweep, root: Path) -> int:
     command = _sbatch(flags, sweep, root, trials)
     print(shlex.join(command))
     job = cluster.submit(command, root, trials)
-    print(f"submitted {len(trials)} trials as job array {job}; the same command goes on with it")
+    print(f"submitted {len(trials)} trials as job array {job}; the same command resumes it")
     return 0
 
 
@@ -306,10 +306,10 @@ def _sweep_of_job(flags: argparse.Namespace, arguments: Sequence[str], root: Pat
 
 
 def _run_trial(flags: argparse.Namespace, root: Path, sweep: Sweep) -> int:
-    """Run one trial to its end; returns the exit code of launch.train."""
+    """Run one trial to its end and return the exit code of launch.train."""
     trial, more = sweep.trials[flags.trial], _process_flags(flags)
     if int(flags.process_id or 0):
-        # The first of several processes keeps the record.
+        # Only process 0 keeps the record: the others become the trial at once.
         if read_record(root / trial.folder).state == "finished":
             return 0
         command = command_of(sweep, trial, root, more)
@@ -329,7 +329,7 @@ def _run_trial(flags: argparse.Namespace, root: Path, sweep: Sweep) -> int:
     print(f"{trial.folder}: started, its log is {process.workdir / TRIAL_LOG_FILE}")
     sys.stdout.flush()
     code = process.wait()
-    # The scheduler may have asked the trial itself.
+    # Schedulers may signal every process of a job, the trial too.
     record = process.record_end(was_asked=asked.is_set() or code == exit_codes.STOPPED)
     print(f"{trial.folder}: {record.state} (exit status {code})")
     if record.state != "finished":
@@ -350,6 +350,6 @@ def _positive(text: str) -> int:
 
 if __name__ == "__main__":
     logging.basicConfig(format="%(message)s", level=logging.WARNING, force=True)
-    for name in ("train", "data"):  # each trial says it itself
+    for name in ("train", "data"):  # trials log it themselves
         logging.getLogger(f"groupvit_jax.{name}").setLevel(logging.ERROR)
     sys.exit(main(sys.argv))

@@ -1,15 +1,16 @@
-r"""Trains, or goes on where the run of the workdir stopped.
+r"""Train, or resume where the run of the workdir stopped.
 
 python -m launch.train --config=configs/groupvit_gcc_yfcc_30e.py --workdir=runs/first \
         --config.data.sources.gcc3m.pattern='/data/cc3m/{00000..00331}.tar'
 
 python -m launch.train --config=runs/first/config.json --workdir=runs/again
 
-The second command repeats a run with the configuration that it recorded.
+The second command repeats a run with its recorded configuration.
 
 Exit codes: 0 all steps are done; 1 training failed (the last line says why; the checkpoints are
 good); 2 something is wrong with flags, configuration, workdir or data; 75 another process of the
-run has died, 143 SIGTERM came and the state is saved: after both the same command goes on.
+run has died; 143 the run was stopped by SIGTERM and its state is saved. After 75 and 143 the same
+command resumes.
 """
 
 from pathlib import Path
@@ -33,7 +34,7 @@ common.define_process_flags()
 
 
 def main(argv: list[str]) -> int:
-    """Run the command; returns its exit code."""
+    """Run the command and return its exit code."""
     del argv
     if not WORKDIR.value:
         common.fail(exit_codes.BAD_INPUT, "--workdir: missing, expected a folder for the run")

@@ -1,4 +1,4 @@
-"""Finds what is wrong with a trial before any trial starts."""
+"""Finding errors in a trial before any trial starts."""
 
 import tempfile
 import traceback
@@ -12,14 +12,14 @@ from groupvit_jax.train import setup
 
 
 def find_error(config: ConfigDict, workdir: Path) -> str | None:
-    """Return what training with this configuration would end with before its first step.
+    """Return the error that training would raise before its first step, None without one.
 
-    Builds what training builds, with shapes in place of arrays: settings, batch and devices, data,
-    vocabulary, model, optimizer, evaluators. Nothing is computed, nor written into the workdir.
+    Builds the parts of a training run with shapes in place of arrays: settings, batch and devices,
+    data, vocabulary, model, optimizer, evaluators. Nothing is computed or written into the workdir.
 
     Args:
       config: the whole configuration.
-      workdir: the trial's, for what its checkpoints hold; it need not be there.
+      workdir: the trial's folder, whose checkpoints fix the vocabulary; it need not exist.
     """
     with tempfile.TemporaryDirectory() as elsewhere:
         try:
@@ -27,7 +27,8 @@ def find_error(config: ConfigDict, workdir: Path) -> str | None:
             make_evaluators(config, parts.model, parts.tokenizer, parts.mesh)
         except (ValueError, FileNotFoundError) as error:
             return _line(error)
-        # Whatever a wrong setting makes a library raise, it is this trial's error.
+        # A wrong setting may surface as any error of any library. It is this trial's error, and
+        # must not end the check of the others.
         except Exception as error:
             return f"{type(error).__name__}: {_line(error)} ({_place(error)})"
     return None
@@ -38,7 +39,7 @@ def _line(error: Exception) -> str:
 
 
 def _place(error: Exception) -> str:
-    """Return the last place in this package that the error passed."""
+    """Return the innermost frame of this package in the error's traceback."""
     frames = traceback.extract_tb(error.__traceback__)
     own = [frame for frame in frames if "groupvit_jax" in frame.filename]
     return f"{Path(own[-1].filename).name}, line {own[-1].lineno}"

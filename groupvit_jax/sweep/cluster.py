@@ -1,4 +1,4 @@
-"""A sweep as a job of a cluster: a job array of Slurm, an indexed job of Kubernetes."""
+"""Sweeps on clusters: as a Slurm job array or as an indexed Kubernetes Job."""
 
 import json
 import re
@@ -14,16 +14,17 @@ from groupvit_jax.sweep.folder import now
 
 SUBMISSIONS_FILE = "slurm.jsonl"
 MANIFEST_FILE = "job.yaml"
-_KUBERNETES_NAME = 50  # a pod's name has 63 characters, with those of the index
+# A pod's name has at most 63 characters, and Kubernetes appends the index and a random suffix.
+_KUBERNETES_NAME = 50
 
 
 def unfinished(sweep: Sweep, root: Path, retry: int) -> list[int]:
-    """Return the numbers of the trials that a new start is to run.
+    """Return the numbers of the trials that a new start has to run.
 
     Args:
       sweep: the sweep.
       root: its folder.
-      retry: how often a trial that failed is tried again.
+      retry: how often a failed trial is tried again.
     """
     records = [read_record(root / trial.folder) for trial in sweep.trials]
     return [
@@ -48,12 +49,12 @@ def sbatch_command(
 
     Args:
       sweep: the sweep.
-      root: its folder, where all nodes see it.
-      trials: their numbers.
+      root: its folder, on a file system that all nodes share.
+      trials: numbers of the trials.
       script: launch/slurm.sbatch.
-      jobs: trials at a time; None: as many as Slurm starts.
-      options: of sbatch, such as --gpus-per-node=8.
-      arguments: of launch.sweep beside the folder.
+      jobs: trials at a time; None leaves it to Slurm.
+      options: options of sbatch, such as --gpus-per-node=8.
+      arguments: flags of launch.sweep besides --output.
     """
     at_once = f"%{jobs}" if jobs else ""
     return [
@@ -71,10 +72,10 @@ def sbatch_command(
 
 
 def submit(command: Sequence[str], root: Path, trials: Sequence[int]) -> str:
-    """Submit a job array, notes it in the sweep's folder and returns the job's number.
+    """Submit a job array, record it in the sweep's folder and return the job's number.
 
     Raises:
-      ValueError: sbatch isn't there or refuses the job.
+      ValueError: sbatch is not installed or refuses the job.
     """
     job = _output(command).partition(";")[0]
     with (root / SUBMISSIONS_FILE).open("a") as file:
@@ -83,10 +84,12 @@ def submit(command: Sequence[str], root: Path, trials: Sequence[int]) -> str:
 
 
 def queued(root: Path) -> dict[int, str]:
-    """Return the trials that Slurm still has of earlier submissions, with their jobs.
+    """Return the jobs of earlier submissions that are still in the queue, by trial.
+
+    A second submission leaves these trials out: two jobs of one trial would only wait for its lock.
 
     Raises:
-      ValueError: squeue isn't there or fails.
+      ValueError: squeue is not installed or fails.
     """
     path = root / SUBMISSIONS_FILE
     if not path.exists():
@@ -110,15 +113,15 @@ def _output(command: Sequence[str]) -> str:
 def job_manifest(
     template: Mapping[str, Any], sweep: Sweep, *, jobs: int, arguments: Sequence[str]
 ) -> dict[str, Any]:
-    """Return a Kubernetes Job with an index for each trial.
+    """Return a Kubernetes Job with one index a trial.
 
-    An index whose trial is finished ends at once, so the same manifest goes on with a sweep.
+    An index whose trial is finished ends at once, so the same manifest resumes a sweep.
 
     Args:
       template: the content of launch/gke_sweep.yaml.
       sweep: the sweep.
       jobs: trials at a time.
-      arguments: of launch.sweep in a pod, without folder and trial.
+      arguments: flags of launch.sweep in a pod, without --output and --trial.
     """
     manifest = json.loads(json.dumps(template))
     name = re.sub(r"[^a-z0-9]+", "-", f"{manifest['metadata']['name']}-{sweep.name}".lower())
@@ -134,7 +137,7 @@ def read_template(path: Path) -> dict[str, Any]:
     """Return the content of a manifest.
 
     Raises:
-      ValueError: the file isn't there or holds no Job with a container and a volume.
+      ValueError: there is no such file, or it holds no Job with a container and a volume.
     """
     try:
         content = yaml.safe_load(path.read_text())

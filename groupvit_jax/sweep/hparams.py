@@ -1,4 +1,4 @@
-"""The settings of trials for TensorBoard's HPARAMS page."""
+"""Settings of trials for TensorBoard's HPARAMS page."""
 
 import importlib.util
 import time
@@ -9,11 +9,11 @@ from groupvit_jax.runs.sweep_files import Trial
 
 
 def write_hparams(trial: Trial, workdir: Path) -> None:
-    """Write a trial's settings beside its event files, where TensorBoard is installed."""
+    """Write a trial's settings beside its event files, if TensorBoard is installed."""
     path = workdir / TRIAL_SETTINGS_FILE
     if path.exists() or importlib.util.find_spec("tensorboard") is None:
         return
-    # Neither of them imports TensorFlow.
+    # TensorBoard's own modules: unlike `tf.summary`, they don't import TensorFlow.
     from tensorboard.compat.proto.event_pb2 import Event
     from tensorboard.plugins.hparams.summary_v2 import hparams_pb
     from tensorboard.summary.writer.record_writer import RecordWriter

@@ -1,4 +1,4 @@
-"""Runs trials on this machine, some at a time."""
+"""Running trials on this machine, some at a time."""
 
 import collections
 import time
@@ -16,16 +16,16 @@ Environment = Mapping[str, str]
 
 
 def divide(platform: str, count: int, jobs: int, visible: str = "") -> list[Environment]:
-    """Return for each job the variables that show it its share of the accelerators.
+    """Return, for each job, the environment variables that give it its share of accelerators.
 
     Args:
-      platform: JAX's name of it; processors are shared by all jobs.
-      count: accelerators of this machine.
+      platform: JAX's name of the platform; on "cpu" all jobs share the cores.
+      count: number of accelerators in this machine.
       jobs: trials at a time.
-      visible: their names, where CUDA_VISIBLE_DEVICES gives them.
+      visible: value of CUDA_VISIBLE_DEVICES; empty if all are visible.
 
     Raises:
-      ValueError: they can't be divided.
+      ValueError: the accelerators can't be divided by the jobs.
     """
     if platform == "cpu":
         return [{} for _ in range(jobs)]
@@ -42,12 +42,12 @@ def divide(platform: str, count: int, jobs: int, visible: str = "") -> list[Envi
     return [{} if jobs == 1 else {"TPU_VISIBLE_DEVICES": part, **alone} for part in parts]
 
 
-# How libtpu wants the chips of a process to lie on a machine, by their number.
+# Shape of a process's chips for libtpu, by their number: neighbours on the machine's mesh.
 _TPU_BOUNDS = {1: "1,1,1", 2: "1,2,1", 4: "2,2,1", 8: "2,4,1"}
 
 
 class LocalRunner:
-    """Runs the trials that are not finished; `stop` may be called from a signal handler."""
+    """Runs the trials that are not finished; `stop` is safe in a signal handler."""
 
     def __init__(
         self,
@@ -59,15 +59,15 @@ class LocalRunner:
         say: Callable[[str], None],
         more: Sequence[str] = (),
     ) -> None:
-        """Find out which trials are to be run.
+        """Queue the trials that have to run.
 
         Args:
           sweep: the sweep.
           root: its folder.
-          slots: for each trial at a time, the variables that it gets.
-          retry: how often a trial that failed is tried again.
+          slots: environment variables of each trial that runs at a time.
+          retry: how often a failed trial is tried again.
           say: shows a line.
-          more: flags that every trial gets in this start.
+          more: flags of every trial in this start.
         """
         self._sweep, self._root, self._retry, self._say = sweep, root, retry, say
         self._more = more
@@ -78,7 +78,7 @@ class LocalRunner:
         self._waiting = collections.deque(filter(self._is_due, sweep.trials))
 
     def run(self, update: Callable[[], None] = lambda: None) -> None:
-        """Return when no trial is left to run, or after `stop` when all have saved their state.
+        """Run until no trial is left, or after `stop` until all have saved their state.
 
         Args:
           update: called several times a second.
@@ -92,7 +92,7 @@ class LocalRunner:
             time.sleep(POLL_SECONDS)
 
     def stop(self) -> None:
-        """Let the trials save their state and end; the second time it ends them at once."""
+        """Ask the trials to save their state and end; a second call kills them."""
         self._stops += 1
 
     @property
@@ -125,7 +125,7 @@ class LocalRunner:
             self._say(f"{trial.folder}: started")
 
     def _put_back(self, trial: Trial) -> None:
-        """Wait for a trial whose folder another process uses; one that it has ended is done."""
+        """Queue a trial again whose folder another process uses, unless that has finished it."""
         if read_record(self._root / trial.folder).state == "finished":
             return
         if trial.id not in self._in_use:

@@ -1,4 +1,4 @@
-"""A sweep as a table: what differs between its trials, and how far each one is."""
+"""A sweep as a table: the settings that differ between trials, their state and their metrics."""
 
 import collections
 import functools
@@ -18,11 +18,11 @@ Row = dict[str, Any]
 
 
 def rows(sweep: Sweep, root: Path) -> list[Row]:
-    """Return one mapping for each trial, all with the same names.
+    """Return one row for each trial, all with the same columns.
 
-    They are "trial", the settings that differ between trials by their short names, "state", "step"
-    and "loss" of the last line of metrics, and the sweep's metric at its best. What there is not
-    is None, as is a setting that a trial leaves as the base configuration has it.
+    The columns are "trial", the settings that differ between trials by their short names, "state",
+    "step" and "loss" of the last line of metrics, and the best value of the sweep's metric. A
+    missing value is None, and so is a setting that a trial doesn't override.
 
     Args:
       sweep: the sweep.
@@ -45,7 +45,7 @@ def rows(sweep: Sweep, root: Path) -> list[Row]:
 
 
 def differing(settings: Iterable[dict[str, Any]]) -> list[str]:
-    """Return the fields that not all have, or not with the same value, in order of appearance."""
+    """Return the fields whose value differs or that some lack, in order of appearance."""
     every = list(settings)
     fields = list(dict.fromkeys(field for overrides in every for field in overrides))
     return [
@@ -64,7 +64,7 @@ def best(values: Sequence[float | None], mode: str) -> float | None:
 
 
 def render(found: Sequence[Row], title: str = "") -> Table:
-    """Return the rows as rich shows them."""
+    """Return the rows as a table of rich."""
     table = Table(title=title or None, box=box.SIMPLE_HEAD, pad_edge=False)
     for name in found[0] if found else ():
         is_number = all(isinstance(row[name], int | float | None) for row in found)
@@ -75,7 +75,7 @@ def render(found: Sequence[Row], title: str = "") -> Table:
 
 
 def summary(found: Sequence[Row]) -> str:
-    """Return how many trials there are in each state."""
+    """Return the number of trials in each state, on one line."""
     counts = collections.Counter(row["state"] for row in found)
     parts = [f"{counts[state]} {state}" for state in _STATES if counts[state]]
     return f"{len(found)} trials: {', '.join(parts)}"

@@ -1,8 +1,8 @@
-"""Which settings to try: lists of overrides, built and combined by pure functions.
+"""Search spaces: lists of overrides, built and combined by pure functions.
 
-A sweep file's `get_sweep()` returns one mapping for each trial, from the configuration's fields to
-values. The names are those of the `hyper` argument that launchers of ml_collections configurations
-pass: `sweep`, `product`, `zip_` (zipit), `chain` (chainit).
+A sweep file's `get_sweep()` returns one mapping a trial, from configuration fields to values. The
+functions are named after those of the `hyper` argument that other launchers of ml_collections
+configurations pass: `sweep`, `product`, `zip_` (zipit), `chain` (chainit).
 """
 
 import itertools
@@ -20,7 +20,7 @@ def sweep(field: str, values: Iterable[Any]) -> list[Overrides]:
 
     Args:
       field: dotted path in the configuration, such as "optimizer.learning_rate".
-      values: what the field is to hold.
+      values: values of the field.
     """
     return [{field: value} for value in values]
 
@@ -55,13 +55,14 @@ def chain(sweeps: Iterable[Iterable[Overrides]]) -> list[Overrides]:
 def sample(distributions: Mapping[str, Draw], count: int, seed: int = 0) -> list[Overrides]:
     """Return trials with values drawn at random, each field independently of the others.
 
-    A function of the arguments: with a larger count the first trials stay, and with another field
-    the other fields' values stay, so a sweep can be extended.
+    The draws are a function of the arguments, each field with a generator of its own: a larger
+    count keeps the first trials, another field keeps the values of the others. A sweep can so be
+    extended without repeating its trials.
 
     Args:
-      distributions: for each field how it is drawn: `uniform`, `log_uniform`, `choice`.
+      distributions: distribution of each field: `uniform`, `log_uniform` or `choice`.
       count: number of trials.
-      seed: of the draws.
+      seed: seed of the draws.
     """
     columns = [
         [{field: draw(generator)} for _ in range(count)]
@@ -72,7 +73,7 @@ def sample(distributions: Mapping[str, Draw], count: int, seed: int = 0) -> list
 
 
 def uniform(low: float, high: float, digits: int = 3) -> Draw:
-    """Return a draw from `low` to `high`, rounded to so many significant digits.
+    """Return a uniform draw from `low` to `high`, rounded to `digits` significant digits.
 
     Raises:
       ValueError: `low` is not below `high`.
@@ -83,7 +84,7 @@ def uniform(low: float, high: float, digits: int = 3) -> Draw:
 
 
 def log_uniform(low: float, high: float, digits: int = 3) -> Draw:
-    """Return a draw whose logarithm is uniform, rounded to so many significant digits.
+    """Return a draw whose logarithm is uniform, rounded to `digits` significant digits.
 
     Raises:
       ValueError: not 0 < `low` < `high`.
@@ -97,7 +98,7 @@ def log_uniform(low: float, high: float, digits: int = 3) -> Draw:
 
 
 def choice(values: Sequence[Any]) -> Draw:
-    """Return a draw of one of the values, each as likely as the others.
+    """Return a draw of one of the values, all equally likely.
 
     Raises:
       ValueError: there is no value.

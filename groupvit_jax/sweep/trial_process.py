@@ -1,4 +1,4 @@
-"""Runs one trial: one process at a time in a folder, and a record of how each ended."""
+"""Running one trial: one process at a time in its folder, each start and end recorded."""
 
 import contextlib
 import dataclasses
@@ -22,8 +22,10 @@ from groupvit_jax.sweep.trials import command_of
 logger = logging.getLogger(__name__)
 
 _NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
-# Becomes the trial, which then gets SIGTERM when the sweep's process dies, even by SIGKILL: it
-# saves its state and ends. Outside Linux it trains on; the lock makes a new start wait for it.
+# A small program that turns into the trial (exec). On Linux it first asks the kernel for a SIGTERM
+# when the sweep's process dies, even by SIGKILL, so that the trial saves its state and ends. It is
+# a program, not `preexec_fn`, because code between fork and exec may deadlock in a process with
+# threads. Elsewhere a trial trains on, and its lock makes a new start of the sweep wait for it.
 _BECOME = """
 import ctypes, os, sys
 if sys.platform.startswith("linux"):
@@ -35,21 +37,21 @@ os.execv(sys.argv[3], sys.argv[3:])
 
 
 class TrialProcess:
-    """A trial that runs. `start_trial` makes it, and it ends with `record_end`."""
+    """A running trial, made by `start_trial`; after its end `record_end` has to be called."""
 
     def __init__(
         self, trial: Trial, workdir: Path, record: Record, process: subprocess.Popen, lock: int
     ) -> None:
-        """Take over the process and the descriptor that holds the lock."""
+        """Take over the process and the file descriptor that holds the lock."""
         self.trial, self.workdir, self._record = trial, workdir, record
         self._process, self._lock = process, lock
 
     def poll(self) -> int | None:
-        """Return the exit status once there is one."""
+        """Return the exit status, None while the trial runs."""
         return self._process.poll()
 
     def wait(self) -> int:
-        """Wait for the end and returns the exit status."""
+        """Wait for the end and return the exit status."""
         return self._process.wait()
 
     def stop(self) -> None:
@@ -57,14 +59,14 @@ class TrialProcess:
         self._process.send_signal(signal.SIGTERM)
 
     def kill(self) -> None:
-        """End the trial without a last checkpoint."""
+        """Kill the trial, without a last checkpoint."""
         self._process.kill()
 
     def record_end(self, was_asked: bool) -> Record:
-        """Record how the trial ended and lets others use its folder.
+        """Record how the trial ended, and unlock its folder.
 
         Args:
-          was_asked: whether it was to stop; then ending early is no failure.
+          was_asked: whether the trial was asked to stop: ending early is then no failure.
         """
         code = self._process.returncode
         goes_on = code == LOST or (
@@ -93,21 +95,22 @@ def start_trial(
     more: Sequence[str] = (),
     wait: bool = False,
 ) -> TrialProcess | None:
-    """Start a trial, or goes on with it; None if it is finished or its folder is in use.
+    """Start or resume a trial; return None if it is finished or its folder is in use.
 
     Args:
       sweep: the sweep.
       trial: one of its trials.
       root: the sweep's folder.
-      environment: variables that the trial gets beside those of this process.
+      environment: environment variables besides those of this process.
       more: flags for this start only.
-      wait: for a process that still uses the folder, instead of returning None.
+      wait: wait for a process that uses the folder instead of returning None.
     """
     workdir = root / trial.folder
     lock = _acquire(workdir / TRIAL_LOCK_FILE, wait)
     if lock is None:
         return None
-    record = read_record(workdir)  # another process may have written it until now
+    # Read under the lock: the process that held it before may have finished the trial.
+    record = read_record(workdir)
     if record.state == "finished":
         os.close(lock)
         return None
@@ -126,7 +129,7 @@ def start_trial(
 
 
 def is_in_use(workdir: Path) -> bool:
-    """Return whether a process works in a trial's folder."""
+    """Return whether a process uses a trial's folder."""
     lock = _acquire(workdir / TRIAL_LOCK_FILE, wait=False)
     if lock is not None:
         os.close(lock)
@@ -147,9 +150,11 @@ def _spawn(
             stdout=log,
             stderr=subprocess.STDOUT,
             env=dict(environment),
-            # Held as long as this process or the trial lives.
+            # A lock belongs to the open file: inherited, it is held until both this process and
+            # the trial have ended.
             pass_fds=(lock,),
-            # Ctrl-C in a terminal reaches this process only, which then asks the trials to stop.
+            # A session of its own: Ctrl-C in a terminal reaches this process only, which then asks
+            # the trials to stop.
             start_new_session=True,
         )
 
