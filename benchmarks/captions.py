@@ -8,7 +8,8 @@ import numpy as np
 from groupvit_jax.data.sources.captions_table import read_texts
 from groupvit_jax.data.sources.pairs import WebDatasetSource
 from groupvit_jax.data.text import nouns
-from groupvit_jax.data.text.tokenizers import ClipTokenizer, pack_texts
+from groupvit_jax.data.text.packing import pack_texts
+from groupvit_jax.data.text.tokenizers import ClipTokenizer
 
 TOKENIZER = ClipTokenizer()
 

@@ -14,7 +14,8 @@ from groupvit_jax.data.images.augment import rand_augment
 from groupvit_jax.data.pipeline.contrastive import TrainExamples, TrainLoader
 from groupvit_jax.data.sources.pairs import Sample, WebDatasetSource
 from groupvit_jax.data.text import caption_tokens, nouns
-from groupvit_jax.data.text.tokenizers import Tokenizer, pack_texts
+from groupvit_jax.data.text.packing import pack_texts
+from groupvit_jax.data.text.tokenizers import Tokenizer
 
 __all__ = ["table"]
 

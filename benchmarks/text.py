@@ -21,7 +21,7 @@ from absl import app, flags
 
 from benchmarks.captions import TOKENIZER, pack, read, texts_of
 from configs.base import get_config
-from groupvit_jax.data.text.tokenizers import trim
+from groupvit_jax.data.text.packing import trim
 from groupvit_jax.models.blocks import Execution
 from groupvit_jax.models.two_tower import build_text_encoder
 

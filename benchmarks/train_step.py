@@ -31,7 +31,7 @@ from benchmarks.captions import pack, read, texts_of
 from benchmarks.tagger import GOLD, read_gold
 from configs.base import get_config
 from groupvit_jax import optim, parallel
-from groupvit_jax.data.text.tokenizers import trim
+from groupvit_jax.data.text.packing import trim
 from groupvit_jax.interop.pretrained import Pretrained
 from groupvit_jax.models import build_model
 from groupvit_jax.models.preprocess import normalize

@@ -23,8 +23,8 @@ from nltk.tokenize import NLTKWordTokenizer
 from textblob.taggers import PatternTagger
 
 from benchmarks import pil_pipeline
+from groupvit_jax.data.text.byte_pairs import END, START, read_merges, read_tokens
 from groupvit_jax.data.text.nouns import clip_templates
-from groupvit_jax.interop.clip_vocabulary import END, START, read_vocabulary
 from groupvit_jax.models.preprocess import IMAGENET_MEAN, IMAGENET_STD
 
 __all__ = ["BytePairEncoder", "batches"]
@@ -45,7 +45,7 @@ class BytePairEncoder:
     )
 
     def __init__(self, context_length: int) -> None:
-        tokens, merges = read_vocabulary()
+        tokens, merges = read_tokens(), read_merges()
         self._ids = {token: number for number, token in enumerate(tokens)}
         self._ranks = {pair: rank for rank, pair in enumerate(merges)}
         printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]

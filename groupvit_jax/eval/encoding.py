@@ -10,7 +10,8 @@ import numpy as np
 from jax.sharding import Mesh
 
 from groupvit_jax import parallel
-from groupvit_jax.data.text.tokenizers import Tokenizer, trim
+from groupvit_jax.data.text.packing import trim
+from groupvit_jax.data.text.tokenizers import Tokenizer
 from groupvit_jax.losses import l2_normalize
 from groupvit_jax.models.preprocess import normalize
 from groupvit_jax.models.two_tower import TwoTower

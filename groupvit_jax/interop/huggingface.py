@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from groupvit_jax.interop.clip_vocabulary import write_tokenizer
+from groupvit_jax.data.text import byte_pairs
 from groupvit_jax.interop.huggingface_config import (
     from_model_config,
     processor_config,
@@ -142,4 +142,16 @@ def write_huggingface(directory: Path, pretrained: Pretrained) -> None:
     processor = processor_config(pretrained.model_config.image.image_size)
     write_json(directory / "preprocessor_config.json", processor)
     if pretrained.tokenizer.name == "clip":
-        write_tokenizer(directory, pretrained.model_config.text.context_length)
+        write_clip_tokenizer(directory, pretrained.model_config.text.context_length)
+
+
+def write_clip_tokenizer(directory: Path, context_length: int) -> None:
+    """Writes `vocab.json`, `merges.txt` and `tokenizer_config.json` of `CLIPTokenizer`."""
+    ids = {token: i for i, token in enumerate(byte_pairs.read_tokens())}
+    write_json(directory / "vocab.json", ids)
+    (directory / "merges.txt").write_bytes(byte_pairs.MERGES_FILE.read_bytes())
+    special = {"bos_token": byte_pairs.START} | dict.fromkeys(
+        ("eos_token", "unk_token", "pad_token"), byte_pairs.END
+    )
+    config = {"tokenizer_class": "CLIPTokenizer", "model_max_length": context_length, **special}
+    write_json(directory / "tokenizer_config.json", config)

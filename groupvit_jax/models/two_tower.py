@@ -95,7 +95,7 @@ class TwoTower(nn.Module):
 
         Args:
           images: normalised with ImageNet's statistics.
-          text: token ids of each image's texts, packed into one row (`data.text.pack_texts`).
+          text: token ids of each image's texts, packed into one row (`data.text.packing`).
           text_ends: where in the row its caption and then its prompts end; a prompt that is the
             caption names the same place.
           train: takes BatchNorm's statistics from the batch and updates the running ones (mutable

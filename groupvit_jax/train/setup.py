@@ -88,7 +88,13 @@ def build(config: ConfigDict, workdir: Path) -> Parts:
     check_fused_attention(config, mesh)
     vocabulary = find_vocabulary(config, workdir)
     tokenizer = tokenizers.make_tokenizer(vocabulary, config.model.text.context_length)
-    tokenizers.check_text_config(config.model.text, tokenizer)
+    text = config.model.text
+    tokenizers.check_text_tower(
+        tokenizer,
+        vocab_size=text.vocab_size,
+        end_of_text_id=text.end_of_text_id,
+        context_length=text.context_length,
+    )
     check_local_words(config.loss, tokenizer)
     model = task.build_model(config)
     examples = task.make_examples(config, tokenizer)

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from configs import tiny
-from groupvit_jax.data.text.tokenizers import make_tokenizer, pack_texts
+from groupvit_jax.data.text.packing import pack_texts
+from groupvit_jax.data.text.tokenizers import make_tokenizer
 from groupvit_jax.data.text.vocabulary import read_vocabulary
 from groupvit_jax.interop import initialise_from, initialise_text_from
 from groupvit_jax.interop.bert_weights import read_text_config

@@ -3,11 +3,25 @@ import json
 import numpy as np
 import pytest
 
+from groupvit_jax.data.text.tokenizers import ClipTokenizer
 from groupvit_jax.interop import load_pretrained, verify
-from groupvit_jax.interop.huggingface import read_huggingface, write_huggingface
+from groupvit_jax.interop.huggingface import (
+    read_huggingface,
+    write_clip_tokenizer,
+    write_huggingface,
+)
 from groupvit_jax.interop.huggingface_config import from_model_config, to_model_config
 from groupvit_jax.interop.tensor_file import read_safetensors, write_safetensors
 from tests.interop import weights
+
+CAPTIONS = [
+    "a photo of a cat",
+    "Don't stop me now, it's 1234.5 km!!!",
+    "naïve café — Würfel, smörgåsbord",
+    "日本語 中文 русский العربية हिन्दी ทดสอบ",
+    "😀👍🏽 #tag @user $5.00 <b>bold</b>",
+    "<start_of_text> a\tb  c \N{REPLACEMENT CHARACTER}",
+]
 
 
 @pytest.fixture
@@ -222,3 +236,14 @@ def test_a_missing_file_is_named(directory, name):
     (directory / name).unlink()
     with pytest.raises(FileNotFoundError, match=r"config\.json: no|none of model\.safetensors"):
         read_huggingface(directory)
+
+
+def test_transformers_tokenizes_alike_from_the_files_written(tmp_path):
+    pytest.importorskip("torch")
+    transformers = pytest.importorskip("transformers")
+    write_clip_tokenizer(tmp_path, 77)
+    assert len(json.loads((tmp_path / "vocab.json").read_text())) == 49408
+    theirs = transformers.CLIPTokenizer.from_pretrained(tmp_path)
+    for caption, row in zip(CAPTIONS, ClipTokenizer(77)(CAPTIONS), strict=True):
+        expected = theirs(caption, truncation=True)["input_ids"]
+        assert row[row > 0].tolist() == expected, caption

@@ -9,7 +9,7 @@ import pytest
 
 from configs import tiny
 from groupvit_jax import optim, parallel
-from groupvit_jax.data.text.tokenizers import pack_texts
+from groupvit_jax.data.text.packing import pack_texts
 from groupvit_jax.models.layers import example_keys
 from groupvit_jax.models.two_tower import build_model
 from groupvit_jax.train import contrastive_task, forward

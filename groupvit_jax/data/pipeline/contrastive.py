@@ -28,12 +28,8 @@ from groupvit_jax.data.sources.mixture import ExampleOrder, MixedSource, open_mi
 from groupvit_jax.data.sources.pairs import BrokenSampleError, Sample, Source, make_source
 from groupvit_jax.data.storage.cache import make_cache
 from groupvit_jax.data.text import caption_tokens, nouns
-from groupvit_jax.data.text.tokenizers import (
-    Tokenizer,
-    check_packed_length,
-    pack_texts,
-    text_id,
-)
+from groupvit_jax.data.text.packing import check_packed_length, pack_texts
+from groupvit_jax.data.text.tokenizers import Tokenizer, text_id
 from groupvit_jax.processes import end_with_parent
 
 logger = logging.getLogger(__name__)
@@ -238,7 +234,7 @@ def make_train_examples(
       ValueError: a setting of `config.data` is wrong.
     """
     data, size = config.data, config.model.image.image_size
-    check_packed_length(data.packed_length, tokenizer)
+    check_packed_length(data.packed_length, tokenizer.context_length)
     settings = SimpleNamespace(**data.augment)  # a look-up in a ConfigDict takes 2 us
     augment = functools.partial(transforms.train_transform, size=size, augment=settings)
     transform = functools.partial(

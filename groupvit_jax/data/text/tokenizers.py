@@ -4,32 +4,28 @@ import functools
 import html
 import io
 import itertools
-import re
 import zlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
 import ftfy
-import instant_clip_tokenizer
 import numpy as np
 import sentencepiece
 from jaxtyping import Int32
-from ml_collections import ConfigDict
 
-from groupvit_jax.data.text.vocabulary import Vocabulary, read_vocabulary
+from groupvit_jax.data.text.byte_pairs import BytePairs
+from groupvit_jax.data.text.vocabulary import Vocabulary
 from groupvit_jax.data.text.wordpiece import WordPiece
 
 __all__ = ["ClipTokenizer", "SentencePieceTokenizer", "Tokenizer", "WordPieceTokenizer"]
-__all__ += ["check_packed_length", "check_text_config", "clean_text", "make_tokenizer"]
-__all__ += ["has_start_token", "pack_texts", "text_id", "train_sentencepiece", "trim"]
-
-_CLIP_MARKER = re.compile(r"<(start|end)_of_text>", re.IGNORECASE)
+__all__ += ["check_text_tower", "clean_text", "has_start_token", "make_tokenizer", "text_id"]
+__all__ += ["train_sentencepiece"]
 
 
 @runtime_checkable
 class Tokenizer(Protocol):
-    """Texts to padded token ids. Picklable, and safe to call from several threads."""
+    """Encodes texts as padded rows of token ids. Picklable and thread-safe."""
 
     @property
     def vocab_size(self) -> int:
@@ -41,18 +37,18 @@ class Tokenizer(Protocol):
 
     @property
     def end_of_text_id(self) -> int:
-        """The id that ends every text, also a truncated one, and occurs nowhere else in it."""
+        """The id that ends every text, a truncated one too, and occurs nowhere else in it."""
 
     def __call__(self, texts: Sequence[str]) -> Int32[np.ndarray, "N T"]:
-        """Returns start, text, end and zeros; what does not fit is cut off before the end token."""
+        """Returns rows of start, text, end and zeros; a long text is cut before its end token."""
 
 
 @dataclass(frozen=True)
 class ClipTokenizer:
-    """CLIP's lower-casing byte-pair encoding, whose vocabulary is inside the wheel it comes from.
+    """CLIP's lower-casing byte-pair encoding, with the published vocabulary of the package.
 
-    Gives the ids of OpenAI's `clip.tokenize`, except that the marker tokens are plain text where a
-    caption spells them, so that it holds one end of text.
+    Gives the ids of OpenAI's `clip.tokenize`, except that a caption that spells a marker token
+    (`<|endoftext|>`) gets it as plain text, so that every row has one end of text.
 
     Raises:
       ValueError: the context has no room for a token between start and end.
@@ -65,19 +61,17 @@ class ClipTokenizer:
 
     @property
     def vocab_size(self) -> int:
-        """49,408: 256 bytes and the same ending a word, 48,894 merges, start and end."""
-        return _clip_encoder().end_of_text() + 1
+        """49,408: 256 bytes, the same at the end of a word, 48,894 merges, start and end."""
+        return _load_byte_pairs().size
 
     @property
     def end_of_text_id(self) -> int:
         """49,407, the largest id."""
-        return _clip_encoder().end_of_text()
+        return _load_byte_pairs().end_id
 
     def __call__(self, texts: Sequence[str]) -> Int32[np.ndarray, "N T"]:
-        """Returns start, text, end and zeros; what does not fit is cut off before the end token."""
-        texts = [_CLIP_MARKER.sub(r"< \1_of_text >", clean_text(text)) for text in texts]
-        rows = _clip_encoder().tokenize_batch(texts, context_length=self.context_length)
-        return rows.astype(np.int32)
+        """Returns rows of start, text, end and zeros; a long text is cut before its end token."""
+        return _encode_rows(_load_byte_pairs(), texts, self.context_length)
 
 
 @dataclass(frozen=True)
@@ -119,7 +113,7 @@ class SentencePieceTokenizer:
         return _load_sentencepiece(self.vocabulary).eos_id()
 
     def __call__(self, texts: Sequence[str]) -> Int32[np.ndarray, "N T"]:
-        """Returns start, text, end and zeros; what does not fit is cut off before the end token."""
+        """Returns rows of start, text, end and zeros; a long text is cut before its end token."""
         model = _load_sentencepiece(self.vocabulary)
         encoded = model.encode([clean_text(text) for text in texts], out_type=int, num_threads=1)
         start = [model.bos_id()] if model.bos_id() > 0 else []
@@ -128,13 +122,13 @@ class SentencePieceTokenizer:
 
 @dataclass(frozen=True)
 class WordPieceTokenizer:
-    """A BERT's pieces: [CLS], text, [SEP], with a vocab.txt such as that of bert-base-uncased.
+    """BERT's WordPiece: [CLS], text, [SEP], with a vocab.txt such as bert-base-uncased's.
 
-    Gives the ids of Hugging Face's `BertTokenizer` for text that is cleaned already, except that
-    special pieces are plain text where a caption spells them.
+    Gives the ids of Hugging Face's `BertTokenizer` for cleaned text, except that a caption that
+    spells a special piece gets it as plain text.
 
     Raises:
-      ValueError: the vocabulary is none of a BERT.
+      ValueError: the vocabulary's content is no vocab.txt of a BERT.
     """
 
     vocabulary: Vocabulary
@@ -155,10 +149,16 @@ class WordPieceTokenizer:
         return _load_wordpiece(self.vocabulary).end_id
 
     def __call__(self, texts: Sequence[str]) -> Int32[np.ndarray, "N T"]:
-        """Returns start, text, end and zeros; what does not fit is cut off before the end token."""
-        model = _load_wordpiece(self.vocabulary)
-        encoded = [[model.start_id, *model.encode(clean_text(text))] for text in texts]
-        return _padded(encoded, model.end_id, self.context_length)
+        """Returns rows of start, text, end and zeros; a long text is cut before its end token."""
+        return _encode_rows(_load_wordpiece(self.vocabulary), texts, self.context_length)
+
+
+def _encode_rows(
+    model: BytePairs | WordPiece, texts: Sequence[str], context_length: int
+) -> Int32[np.ndarray, "N T"]:
+    start, room = [model.start_id], context_length - 2
+    encoded = [start + model.encode(clean_text(text), room) for text in texts]
+    return _padded(encoded, model.end_id, context_length)
 
 
 def _padded(
@@ -172,105 +172,60 @@ def _padded(
 
 
 def clean_text(text: str) -> str:
-    """Repairs wrongly decoded characters and resolves HTML entities (twice escaped ones too).
+    """Repairs wrongly decoded characters and resolves HTML entities, also doubly escaped ones.
 
-    The same cleaning as CLIP's; its tokenizer does the rest (lower case, runs of white space).
+    This is CLIP's cleaning; lower case and white space are left to the tokenizers.
     """
     if not (text.isascii() and text.isprintable()):  # ftfy is slow and changes nothing otherwise
         text = ftfy.fix_text(text)
     return html.unescape(html.unescape(text)) if "&" in text else text
 
 
-def make_tokenizer(source: ConfigDict | Vocabulary, context_length: int) -> Tokenizer:
-    """Returns the tokenizer that `config.data.tokenizer` names, or that of a vocabulary.
+def make_tokenizer(vocabulary: Vocabulary, context_length: int) -> Tokenizer:
+    """Returns the tokenizer of a vocabulary, whose rows have `context_length` ids.
 
     Raises:
-      ValueError: the name is unknown, or the path is missing or no model.
-      FileNotFoundError: there is no file at the path.
+      ValueError: the vocabulary's content is damaged or of another kind.
     """
-    if isinstance(source, ConfigDict):
-        source = read_vocabulary(source.name, str(source.path))
-    if source.name == "clip":
+    if vocabulary.name == "clip":
         return ClipTokenizer(context_length)
-    if source.name == "sentencepiece":
-        return SentencePieceTokenizer(source, context_length)
-    return WordPieceTokenizer(source, context_length)
+    if vocabulary.name == "sentencepiece":
+        return SentencePieceTokenizer(vocabulary, context_length)
+    return WordPieceTokenizer(vocabulary, context_length)
 
 
-def check_text_config(text_config: ConfigDict, tokenizer: Tokenizer) -> None:
-    """Checks that `config.model.text` fits the tokenizer.
+def check_text_tower(
+    tokenizer: Tokenizer, *, vocab_size: int, end_of_text_id: int, context_length: int
+) -> None:
+    """Checks that the sizes of the text tower are the tokenizer's.
 
     Raises:
-      ValueError: vocabulary size, end-of-text id or context length differ.
+      ValueError: naming each field of `config.model.text` that differs.
     """
+    fields = dict(
+        vocab_size=vocab_size, end_of_text_id=end_of_text_id, context_length=context_length
+    )
     wrong = [
-        f"config.model.text.{field} is {text_config[field]}, the tokenizer's is {expected}"
-        for field in ("vocab_size", "end_of_text_id", "context_length")
-        if text_config[field] != (expected := getattr(tokenizer, field))
+        f"config.model.text.{field} is {found}, the tokenizer's is {expected}"
+        for field, found in fields.items()
+        if found != (expected := getattr(tokenizer, field))
     ]
     if wrong:
         raise ValueError("; ".join(wrong) + ": set them to the tokenizer's")
 
 
-def check_packed_length(packed_length: int, tokenizer: Tokenizer) -> None:
-    """Raises ValueError unless a row has room for the longest text."""
-    if packed_length < tokenizer.context_length:
-        raise ValueError(
-            f"config.data.packed_length: {packed_length} found, expected at least "
-            f"config.model.text.context_length = {tokenizer.context_length}, the longest caption"
-        )
-
-
-def pack_texts(
-    texts: Sequence[Int32[np.ndarray, " _"]], packed_length: int, end_of_text_id: int
-) -> tuple[Int32[np.ndarray, " L"], Int32[np.ndarray, " N"], int]:
-    """Puts the texts of an image behind each other into one row.
-
-    A text that is the same as one before it is stored once. A prompt that does not fit into what
-    the row has left becomes the caption, as if the caption had one noun less.
-
-    Args:
-      texts: token ids of the caption and then of each prompt; what follows an end token is dropped.
-      packed_length: L, at least the caption's length.
-      end_of_text_id: the token that ends each text.
-
-    Returns:
-      The row, zeros behind its texts; the position of each text's end token in it; the number of
-      prompts that did not fit.
-    """
-    row, ends = np.zeros(packed_length, np.int32), np.zeros(len(texts), np.int32)
-    stored: dict[bytes, int] = {}
-    used = overflow = 0
-    for i, text in enumerate(texts):
-        text = text[: (text == end_of_text_id).argmax() + 1]
-        key = text.tobytes()
-        if key not in stored and used + len(text) <= packed_length:
-            row[used : used + len(text)] = text
-            used += len(text)
-            stored[key] = used - 1
-        overflow += key not in stored
-        ends[i] = stored.get(key, ends[0])
-    return row, ends, overflow
-
-
 def text_id(text: str) -> int:
-    """Returns a number below 2^31, the same for texts that differ in case and white space only.
+    """Returns a hash below 2^31 that ignores case and runs of white space.
 
-    Two of 16,000 different texts share one in 6 of 100 batches.
+    In 6 of 100 batches of 16,000 different texts, two share a hash.
     """
     folded = " ".join(text.casefold().split())
     return zlib.crc32(folded.encode("utf-8", "surrogatepass")) & 0x7FFFFFFF
 
 
 def has_start_token(tokenizer: Tokenizer) -> bool:
-    """Returns whether texts begin with a token that is no part of them."""
+    """Returns whether rows begin with a start token."""
     return bool(tokenizer([""])[0, 0] != tokenizer.end_of_text_id)
-
-
-def trim(tokens: Int32[np.ndarray, "N T"]) -> Int32[np.ndarray, "N L"]:
-    """Cuts off the columns of padding, but keeps a multiple of 8, so that few lengths occur."""
-    longest = int(np.flatnonzero(tokens.any(axis=0)).max(initial=0)) + 1
-    return tokens[:, : -(-longest // 8) * 8]
 
 
 def train_sentencepiece(captions: Iterable[str], vocab_size: int, max_captions: int = 0) -> bytes:
@@ -324,10 +279,11 @@ def _check_context_length(context_length: int) -> None:
         )
 
 
-# Encoders aren't pickled: every process makes its own on first use.
+# Encoders are not fields of a tokenizer: pickles stay small, each worker process reads its own on
+# first use, and equal tokenizers share one.
 @functools.cache
-def _clip_encoder() -> instant_clip_tokenizer.Tokenizer:
-    return instant_clip_tokenizer.Tokenizer()
+def _load_byte_pairs() -> BytePairs:
+    return BytePairs()
 
 
 @functools.cache

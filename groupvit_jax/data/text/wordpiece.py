@@ -1,32 +1,26 @@
-"""WordPiece as BERT has it: words by white space and punctuation, each the longest pieces."""
+"""BERT's WordPiece: the vocabulary of a vocab.txt and the encoder."""
 
-import functools
 import re
-import unicodedata
 
-# Blocks of ideographs, each of which is a word (not Hangul, Hiragana or Katakana).
-_IDEOGRAPHS = (
-    (0x4E00, 0x9FFF),
-    (0x3400, 0x4DBF),
-    (0x20000, 0x2A6DF),
-    (0x2A700, 0x2B73F),
-    (0x2B740, 0x2B81F),
-    (0x2B920, 0x2CEAF),
-    (0xF900, 0xFAFF),
-    (0x2F800, 0x2FA1F),
-)
-# All ASCII that is neither letter, digit nor white space counts as punctuation.
-_WORD = re.compile(r"[!-/:-@\[-`{-~]|[^\s!-/:-@\[-`{-~]+")
-_ASCII_CONTROLS = dict.fromkeys([*range(9), 11, 12, *range(14, 32), 127])
-_LONGEST_WORD = 100  # characters; a longer one is unknown
+import tokenizers
+from tokenizers import models, normalizers, pre_tokenizers
+
+from groupvit_jax.data.text.subwords import SubwordEncoder
+
+__all__ = ["WordPiece"]
+
 _SPECIAL = re.compile(r"\[[A-Za-z]+\d*\]")
-_WORDS_KEPT = 2**16
 
 
 class WordPiece:
-    """The vocabulary of a BERT.
+    """The encoder of a BERT.
 
     Text is lower-cased and loses its accents unless the vocabulary has pieces with capitals.
+
+    Attributes:
+      size: number of ids.
+      start_id: the id of [CLS].
+      end_id: the id of [SEP].
     """
 
     def __init__(self, content: bytes) -> None:
@@ -39,67 +33,25 @@ class WordPiece:
             lines = content.decode().removesuffix("\n").split("\n")
         except UnicodeDecodeError as error:
             raise ValueError(f"no UTF-8 text ({error.reason})") from error
-        self._ids = {line.removesuffix("\r"): i for i, line in enumerate(lines)}
+        ids = {line.removesuffix("\r"): i for i, line in enumerate(lines)}
         for piece in ("[PAD]", "[UNK]", "[CLS]", "[SEP]"):
-            if piece not in self._ids:
+            if piece not in ids:
                 raise ValueError(f"no line is {piece}, expected one piece on each line")
-        if self._ids["[PAD]"] != 0:
-            raise ValueError(f"[PAD] has id {self._ids['[PAD]']}, expected 0, the padding's")
-        self.size = len(lines)
-        self.start_id, self.end_id = self._ids["[CLS]"], self._ids["[SEP]"]
-        ordinary = (piece for piece in self._ids if not _SPECIAL.fullmatch(piece))
-        self.lowercase = all(piece == piece.lower() for piece in ordinary)
-        self._pieces = functools.lru_cache(_WORDS_KEPT)(self._split)
+        if ids["[PAD]"] != 0:
+            raise ValueError(f"[PAD] has id {ids['[PAD]']}, expected 0, the padding's")
+        self.size, self.start_id, self.end_id = len(lines), ids["[CLS]"], ids["[SEP]"]
+        ordinary = (piece for piece in ids if not _SPECIAL.fullmatch(piece))
+        uncased = all(piece == piece.lower() for piece in ordinary)
+        # Words of more than 100 characters are unknown, as in BERT's own tokenizer.
+        model = models.WordPiece(vocab=ids, unk_token="[UNK]", max_input_chars_per_word=100)
+        pipeline = tokenizers.Tokenizer(model)
+        pipeline.normalizer = normalizers.BertNormalizer(lowercase=uncased)
+        pipeline.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+        self._encoder = SubwordEncoder(pipeline)
 
-    def encode(self, text: str) -> list[int]:
-        """Returns the ids of a text, without start and end; special pieces in it are plain text."""
-        return [i for word in split_words(text, self.lowercase) for i in self._pieces(word)]
+    def encode(self, text: str, max_tokens: int) -> list[int]:
+        """Returns the first `max_tokens` ids of a text, without start and end.
 
-    def _split(self, word: str) -> tuple[int, ...]:
-        """Takes the longest piece from the left again and again; unknown if none fits."""
-        unknown = (self._ids["[UNK]"],)
-        if len(word) > _LONGEST_WORD:
-            return unknown
-        found, start = [], 0
-        while start < len(word):
-            prefix = "##" if start else ""
-            ends = range(len(word), start, -1)
-            end = next((e for e in ends if prefix + word[start:e] in self._ids), None)
-            if end is None:
-                return unknown
-            found.append(self._ids[prefix + word[start:end]])
-            start = end
-        return tuple(found)
-
-
-def split_words(text: str, lowercase: bool) -> list[str]:
-    """Returns words, punctuation marks and ideographs in order.
-
-    Args:
-      text: any text; control characters are dropped.
-      lowercase: whether capitals and accents go, too.
-    """
-    if text.isascii():
-        text = text.translate(_ASCII_CONTROLS)
-        return _WORD.findall(text.lower() if lowercase else text)
-    if lowercase:
-        text = unicodedata.normalize("NFD", text)
-    return _WORD.findall("".join(_normalise(c, lowercase) for c in text))
-
-
-@functools.cache
-def _normalise(character: str, lowercase: bool) -> str:
-    category = unicodedata.category(character)
-    if category.startswith("Z") or character in "\t\n\r":
-        return " "
-    if category in ("Cc", "Cf", "Co", "Cs") or character == "\N{REPLACEMENT CHARACTER}":
-        return ""
-    if lowercase and category == "Mn":
-        return ""
-    if category.startswith("P") or _is_ideograph(character):
-        return f" {character} "
-    return character.lower() if lowercase else character
-
-
-def _is_ideograph(character: str) -> bool:
-    return any(first <= ord(character) <= last for first, last in _IDEOGRAPHS)
+        Special pieces that the text spells are plain text.
+        """
+        return self._encoder.encode(text, max_tokens)

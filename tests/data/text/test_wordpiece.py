@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from groupvit_jax.data.text import tokenizers
+from groupvit_jax.data.text.packing import pack_texts
 from groupvit_jax.data.text.vocabulary import Vocabulary, read_vocabulary
-from groupvit_jax.data.text.wordpiece import split_words
 
 SPECIAL = ["[PAD]", "[unused0]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
 GOLD = Path(__file__).with_name("tagger_gold.tsv")
@@ -76,11 +76,16 @@ def test_ids_are_those_of_transformers(pieces, cased):
     assert known > 500
 
 
-def test_words_punctuation_and_ideographs_are_apart():
-    assert split_words("A dog's café, 北京!", lowercase=True) == [
-        *("a", "dog", "'", "s", "cafe", ",", "北", "京", "!")
-    ]
-    assert split_words("A Café", lowercase=False) == ["A", "Café"]
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (["a", "dog", "'", "s", "cafe", ",", "北", "京", "!"], list(range(6, 15))),
+        (["A", "dog", "'", "s", "Café", ",", "北", "京", "!"], list(range(6, 15))),
+    ],
+)
+def test_words_punctuation_and_ideographs_are_apart(words, expected):
+    tokenizer = open_pieces([*SPECIAL, *words], 12)
+    assert ids_of(tokenizer(["A dog's Café, 北京!"])[0], 4)[1:-1] == expected
 
 
 def test_the_longest_pieces_are_taken_from_the_left():
@@ -109,7 +114,7 @@ def test_a_caption_cannot_hold_special_pieces(pieces, spelt):
 def test_packed_rows_hold_what_the_tokenizer_gives(pieces):
     tokenizer = open_pieces(pieces, 24)
     texts = tokenizer(["a red dog", "a photo of a dog", "", "a red dog"])
-    row, ends, overflow = tokenizers.pack_texts(list(texts), 64, tokenizer.end_of_text_id)
+    row, ends, overflow = pack_texts(list(texts), 64, tokenizer.end_of_text_id)
     assert overflow == 0
     for expected, end in zip(texts, ends, strict=True):
         ids = ids_of(expected, tokenizer.end_of_text_id)
@@ -150,3 +155,12 @@ def test_bytes_that_are_no_text_are_refused(tmp_path):
     (tmp_path / "vocab.txt").write_bytes(b"[PAD]\n\xff\xfe")
     with pytest.raises(ValueError, match=r"vocab.txt is no vocabulary of a BERT: no UTF-8 text"):
         tokenizers.make_tokenizer(read_vocabulary("wordpiece", str(tmp_path / "vocab.txt")), 16)
+
+
+def test_long_texts_without_spaces_are_encoded(pieces):
+    # An encoder that is quadratic in the length of a word would not end.
+    tokenizer = open_pieces(pieces, 8)
+    unknown = pieces.index("[UNK]")
+    row = tokenizer(["x" * 2**18 + " a"])[0]
+    assert row[1:4].tolist() == [unknown, pieces.index("a"), tokenizer.end_of_text_id]
+    assert tokenizer(["dog-" * 2**16])[0, -1] == tokenizer.end_of_text_id
