@@ -1,4 +1,4 @@
-"""What can be known of a caption before training: its nouns and its token ids."""
+"""Nouns and token ids of captions, computed before training and stored beside them."""
 
 import dataclasses
 import functools
@@ -16,7 +16,7 @@ from groupvit_jax.data.text.vocabulary import CLIP, read_vocabulary
 
 __all__ = ["annotate", "fingerprint", "open_tokenizer", "tokenize"]
 
-_LONGEST = 512  # tokens kept of a caption; a shorter context cuts them when they are used
+_LONGEST = 512  # tokens stored of a caption; a shorter context cuts them at use
 _PROBE = ["A dog's “photo”, two naïve cafés &amp; 北京!", "THE   quick brown fox; jumped... 3.14"]
 
 
@@ -35,9 +35,9 @@ def open_tokenizer(name: str) -> Tokenizer | None:
 
 
 def fingerprint(tokenizer: Tokenizer) -> str:
-    """Returns what tells a tokenizer of `data.text` from another, at any length of context.
+    """Returns an identifier of a tokenizer's ids, independent of its context length.
 
-    It hangs on the vocabulary and on what becomes of a few texts, their cleaning included.
+    It covers the vocabulary and the ids of a few texts, so that a change of the cleaning shows.
     """
     return _fingerprint(cast(Hashable, tokenizer))
 
@@ -72,12 +72,12 @@ def annotate(captions: Sequence[str], tokenizer: Tokenizer | None) -> dict[str, 
 def tokenize(
     sample: Mapping[str, Any], index: int, prompts: Sequence[str], tokenizer: Tokenizer
 ) -> Int32[np.ndarray, "N T"]:
-    """Tokenizes caption `index` of a sample and prompts, with the caption's stored ids if possible.
+    """Tokenizes caption `index` of a sample and its prompts, reusing the caption's stored ids.
 
-    Ids that another tokenizer made, by its fingerprint, are not used: the caption is tokenized.
+    Stored ids with another tokenizer's fingerprint are ignored and the caption is tokenized.
 
     Returns:
-      The same rows as `tokenizer` gives, the caption first.
+      The rows of `tokenizer`, the caption's first.
     """
     ids = _stored_ids(sample, index, tokenizer)
     if ids is None:

@@ -1,4 +1,4 @@
-"""The words of a caption that become prompts: the positives of the multi-label loss.
+"""Nouns of a caption and the prompts made of them, the positives of the multi-label loss.
 
 The tagger is TextBlob's: a lexicon of 94,000 words and suffix rules, all inside its wheel, so
 nothing is downloaded. docs/text.md has its accuracy and speed.
@@ -26,7 +26,7 @@ __all__ = [
     "tag",
 ]
 
-# The published choice: verbs name what is seen, too. (NNPS is not in it.)
+# The published choice. It includes verbs, which describe the image too, and lacks NNPS.
 _TAGS = frozenset(["NN", "NNS", "NNP", "VB", "VBD", "VBG", "VBN", "VBP", "VBZ"])
 
 # A word with its inner hyphens and apostrophes but without its clitic; a clitic; any other
@@ -53,13 +53,13 @@ def nouns(caption: str) -> list[str]:
 
 
 def noun_phrases(caption: str) -> list[str]:
-    """Returns adjectives and nouns that stand together, without the article, each phrase once."""
+    """Returns runs of adjectives and nouns without the article, each phrase once."""
     words = split_words(caption)
     return _noun_phrases(words, tag(words))
 
 
 def both_kinds(caption: str) -> dict[str, list[str]]:
-    """Returns "words", as `nouns` finds them, and "phrases", as `noun_phrases`; tags but once."""
+    """Returns `nouns` as "words" and `noun_phrases` as "phrases", tagging the caption once."""
     words = split_words(caption)
     tags = tag(words)
     return {"words": _nouns(words, tags), "phrases": _noun_phrases(words, tags)}
@@ -94,17 +94,17 @@ def draw_prompts(
     kind: str = "words",
     found: Sequence[str] | None = None,
 ) -> tuple[list[str], list[str]]:
-    """Puts words of the caption, drawn without replacement, into templates drawn at random.
+    """Draws words of the caption without replacement and puts each into a random template.
 
     Args:
-      caption: the text as it is in the data.
+      caption: the text, not cleaned.
       num_nouns: K, the number of prompts.
-      rng: what the draws are taken from; the same state gives the same prompts.
+      rng: source of the draws; the same state gives the same prompts.
       kind: "words" (nouns and verbs) or "phrases" (noun phrases).
-      found: what tagging the caption would find, if that is known already.
+      found: the nouns or phrases of the caption, if known; saves the tagging.
 
     Returns:
-      K texts, and the word in each; the caption itself stands in for words that it does not have.
+      K texts, and the word in each. The caption fills up where it has fewer than K words.
 
     Raises:
       ValueError: the kind is unknown.
@@ -131,8 +131,8 @@ def split_words(caption: str) -> list[str]:
 def tag(words: Sequence[str]) -> list[str]:
     """Returns the Penn Treebank tag of each word (none of which contains white space).
 
-    What the lexicon calls a proper noun is looked up again in lower case: alt texts capitalise
-    "Gorgeous Black Bag", and its adjectives are no names.
+    Proper nouns of the lexicon are looked up again in lower case, because alt texts capitalise
+    every word ("Gorgeous Black Bag"), adjectives too.
     """
     tags = _lexicon_tags(words)
     if not any(t.startswith("NNP") for t in tags):
@@ -168,7 +168,7 @@ def _distinct(words: Sequence[str]) -> list[str]:
 def _lexicon_tags(words: Sequence[str]) -> list[str]:
     if not words:
         return []
-    with _loading:  # a lexicon that another thread is still reading gives wrong tags
+    with _loading:  # a half-loaded lexicon gives wrong tags
         tagger = _load_tagger()
     return [t for _, t in tagger.tag(" ".join(words), tokenize=False)]
 

@@ -1,4 +1,4 @@
-"""Texts to token ids: CLIP's byte-pair encoding, SentencePiece, or a BERT's WordPiece."""
+"""Tokenizers: CLIP's byte-pair encoding, SentencePiece and BERT's WordPiece."""
 
 import functools
 import html
@@ -76,13 +76,13 @@ class ClipTokenizer:
 
 @dataclass(frozen=True)
 class SentencePieceTokenizer:
-    """A SentencePiece model, e.g. one that `launch.train_tokenizer` wrote.
+    """A SentencePiece model, e.g. of `launch.train_tokenizer`.
 
-    Padding is 0, so id 0 must be no piece of text: the padding or the unknown piece. A model
-    without a start piece gives rows without one.
+    Rows are padded with 0, so id 0 must be the padding or the unknown piece. Models without a start
+    piece give rows without one.
 
     Raises:
-      ValueError: the vocabulary is no SentencePiece model, or has no end piece, or id 0 is taken.
+      ValueError: the content is no SentencePiece model, lacks an end piece, or uses id 0 for text.
     """
 
     vocabulary: Vocabulary
@@ -229,19 +229,19 @@ def has_start_token(tokenizer: Tokenizer) -> bool:
 
 
 def train_sentencepiece(captions: Iterable[str], vocab_size: int, max_captions: int = 0) -> bytes:
-    """Trains a unigram vocabulary: case-folded, bytes for rare characters, ids 0 to 3 special.
+    """Trains a case-folded unigram model with byte fallback and the special ids 0 to 3.
 
     Args:
-      captions: texts as they are in the data.
+      captions: texts, not cleaned.
       vocab_size: number of pieces, the 4 special ones (padding, unknown, start, end) and the 256
         bytes among them.
-      max_captions: train on a random sample of so many (over 100); 0 means all.
+      max_captions: size of the random sample to train on (over 100); 0 for all.
 
     Returns:
       The model file's content.
 
     Raises:
-      ValueError: no caption, or a vocabulary size that they can't fill or that is too small.
+      ValueError: there is no caption, or the vocabulary size is too large for them or too small.
     """
     texts = filter(None, (" ".join(clean_text(caption).split()) for caption in captions))
     first = next(texts, None)

@@ -1,4 +1,4 @@
-"""What a tokenizer's ids depend on: its kind and the content of its file."""
+"""Vocabularies: the kind of a tokenizer and the content of its file."""
 
 import base64
 import binascii
@@ -10,18 +10,18 @@ from typing import Any
 
 __all__ = ["CLIP", "FILE_NAMES", "Vocabulary", "from_json", "read_vocabulary", "to_json"]
 
-# Kinds of tokenizers with the names of the files that they are exported as; CLIP's has none.
+# File name in exports by kind of tokenizer; CLIP's vocabulary is part of the package.
 FILE_NAMES = {"clip": "", "sentencepiece": "tokenizer.model", "wordpiece": "vocab.txt"}
 
 
 @dataclass(frozen=True)
 class Vocabulary:
-    """A tokenizer without its context length, equal to every other that gives the same ids.
+    """A tokenizer without its context length; equal vocabularies give the same ids.
 
     Attributes:
-      name: the kind, of `FILE_NAMES`.
-      content: of a SentencePiece model or a BERT's vocab.txt; nothing for CLIP.
-      origin: where it was read, for error messages.
+      name: the kind, a key of `FILE_NAMES`.
+      content: a SentencePiece model or a BERT's vocab.txt; empty for CLIP.
+      origin: its file or configuration field, for error messages.
     """
 
     name: str
@@ -30,7 +30,7 @@ class Vocabulary:
 
     @property
     def fingerprint(self) -> str:
-        """Tells a vocabulary from another."""
+        """16 hexadecimal digits of SHA-256 over kind and content."""
         return hashlib.sha256(self.name.encode() + b"\0" + self.content).hexdigest()[:16]
 
 
@@ -38,11 +38,11 @@ CLIP = Vocabulary("clip")
 
 
 def read_vocabulary(name: str, path: str, origin: str = "") -> Vocabulary:
-    """Reads what `config.data.tokenizer` names.
+    """Reads a vocabulary file.
 
     Args:
       name: the kind.
-      path: of the file, without influence for CLIP.
+      path: the file; ignored for CLIP.
       origin: for error messages; the configuration's field by default.
 
     Raises:
@@ -69,7 +69,7 @@ def read_vocabulary(name: str, path: str, origin: str = "") -> Vocabulary:
 
 
 def to_json(vocabulary: Vocabulary) -> dict[str, Any]:
-    """The whole vocabulary as plain values, for checkpoints that are moved without other files."""
+    """Returns the whole vocabulary as JSON values, so that a checkpoint needs no other file."""
     if not vocabulary.content:
         return {"name": vocabulary.name}
     content = base64.b64encode(vocabulary.content).decode()
@@ -81,15 +81,15 @@ def to_json(vocabulary: Vocabulary) -> dict[str, Any]:
 
 
 def from_json(values: Mapping[str, Any], origin: Path) -> Vocabulary:
-    """Undoes `to_json`, or reads the file that a description names with "path".
+    """Reverses `to_json`, or reads the file given by the key "path".
 
     Args:
-      values: the description.
-      origin: the file that holds it; a relative path is one beside it.
+      values: a description from `to_json`, or a name and a path.
+      origin: the file of the description; relative paths start from its folder.
 
     Raises:
-      FileNotFoundError: the file that it names is not there.
-      ValueError: it is damaged, or not the vocabulary that its fingerprint is of.
+      FileNotFoundError: there is no file at the path.
+      ValueError: the content is damaged or doesn't match the fingerprint.
     """
     name = values.get("name")
     if "content" not in values:
