@@ -24,7 +24,7 @@ from groupvit_jax.scenes import dataset
 from groupvit_jax.train import setup
 from groupvit_jax.train.loop import train
 from launch import common, demo_report
-from launch.demo_report import Run
+from launch.demo_report import DemoRun
 
 WORKDIR = common.define_workdir_flag()
 STEPS = flags.DEFINE_integer("steps", None, "Training steps of each run.", lower_bound=1)
@@ -73,7 +73,9 @@ def main(argv: list[str]) -> int:
     return 0
 
 
-def make_runs(builder: dataset.Scenes, workdir: Path, steps: int | None, seed: int) -> list[Run]:
+def make_runs(
+    builder: dataset.Scenes, workdir: Path, steps: int | None, seed: int
+) -> list[DemoRun]:
     """Return the run trained on captions, then the controls."""
 
     def adapted(config: ConfigDict, most_steps: int | None = steps) -> ConfigDict:
@@ -98,10 +100,10 @@ def make_runs(builder: dataset.Scenes, workdir: Path, steps: int | None, seed: i
     )
     masks.init_from = str(workdir / "run")
     return [
-        Run("captions", workdir / "run", captions),
-        Run("captions, with soft groups", workdir / "soft", soft),
-        Run("captions of other scenes", workdir / "exchanged", exchanged),
-        Run("captions, then masks", workdir / "masks", masks),
+        DemoRun("captions", workdir / "run", captions),
+        DemoRun("captions, with soft groups", workdir / "soft", soft),
+        DemoRun("captions of other scenes", workdir / "exchanged", exchanged),
+        DemoRun("captions, then masks", workdir / "masks", masks),
     ]
 
 

@@ -38,7 +38,7 @@ Rows = list[tuple[list[str], str]]  # data URLs of pictures and the text below
 
 
 @dataclasses.dataclass(frozen=True)
-class Run:
+class DemoRun:
     """A training run of the demo: its source of supervision, folder and configuration."""
 
     name: str
@@ -77,7 +77,7 @@ class Scene(NamedTuple):
         return float((self.truth == self.first.mask).mean())
 
 
-def write(runs: Sequence[Run], workdir: Path) -> str:
+def write(runs: Sequence[DemoRun], workdir: Path) -> str:
     """Write report.html and scenes.png into the demo's folder; return a summary.
 
     Args:
@@ -100,7 +100,7 @@ def write(runs: Sequence[Run], workdir: Path) -> str:
     return "\n".join((head, *lines, tail))
 
 
-def _scores_of(run: Run, variables: Params) -> dict[str, float]:
+def _scores_of(run: DemoRun, variables: Params) -> dict[str, float]:
     """Evaluate variables with the evaluators of a run."""
     parts = setup.build(run.config, run.workdir)
     evaluators = make_evaluators(run.config, parts.model, parts.tokenizer, parts.mesh)
@@ -132,7 +132,7 @@ def _test_scenes(config: ConfigDict, models: dict[str, Pretrained]) -> list[Scen
 
 def _write_page(
     path: Path,
-    runs: Sequence[Run],
+    runs: Sequence[DemoRun],
     scores: dict[str, dict[str, float]],
     segmented: Sequence[Scene],
 ) -> None:
@@ -172,7 +172,7 @@ def _write_page(
     )
 
 
-def _curve(run: Run, name: str, factor: float = 1.0) -> list[tuple[float, float]]:
+def _curve(run: DemoRun, name: str, factor: float = 1.0) -> list[tuple[float, float]]:
     found = ((line["step"], line.get(name)) for line in run.history)
     return [(float(step), factor * value) for step, value in found if value is not None]
 

@@ -73,6 +73,7 @@ def find_runs(patterns: Sequence[str]) -> list[Path]:
                 "folder of such or a glob"
             )
         for run in runs:
+            # Resolved: a run and a link to it, as in "the latest", are one run.
             found.setdefault(run.resolve(), run)
     return list(found.values())
 

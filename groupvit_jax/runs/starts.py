@@ -25,9 +25,6 @@ def write_start(
 ) -> None:
     """Write the resolved configuration and how to repeat the run, and record this start.
 
-    `config.json` holds the latest configuration only; `starts.jsonl` keeps that of every start, so
-    that a curve can be explained by what changed at which step.
-
     Args:
       config: the resolved configuration.
       workdir: the run's folder.
@@ -38,6 +35,7 @@ def write_start(
     repeat = f"python -m launch.train --config={workdir / CONFIG_FILE} --workdir=ANOTHER_FOLDER\n"
     replace_text(workdir / REPEAT_FILE, repeat)
     start = dict(step=step, argv=list(argv or sys.argv), config=config.to_dict(), **environment())
+    # Appended, unlike the files above: earlier starts explain earlier parts of the curves.
     with (workdir / STARTS_FILE).open("a") as file:
         file.write(json.dumps(start) + "\n")
 

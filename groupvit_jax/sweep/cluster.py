@@ -63,6 +63,7 @@ def sbatch_command(
         f"--array={','.join(map(str, trials))}{at_once}",
         f"--job-name={sweep.name}",
         f"--output={root / 'slurm-%a.log'}",
+        # slurm.sbatch runs launch.train unless this says otherwise.
         "--export=ALL,PROGRAM=launch.sweep",
         *options,
         str(script),
@@ -94,6 +95,7 @@ def queued(root: Path) -> dict[int, str]:
     path = root / SUBMISSIONS_FILE
     if not path.exists():
         return {}
+    # The queue also holds other jobs of this user.
     jobs = {json.loads(line)["job"] for line in path.read_text().splitlines()}
     tasks = _output(["squeue", "--array", "--noheader", "--format=%F %K"]).splitlines()
     pairs = [task.split() for task in tasks if len(task.split()) == 2]
@@ -123,7 +125,7 @@ def job_manifest(
       jobs: trials at a time.
       arguments: flags of launch.sweep in a pod, without --output and --trial.
     """
-    manifest = json.loads(json.dumps(template))
+    manifest = json.loads(json.dumps(template))  # a deep copy
     name = re.sub(r"[^a-z0-9]+", "-", f"{manifest['metadata']['name']}-{sweep.name}".lower())
     manifest["metadata"]["name"] = name[:_KUBERNETES_NAME].strip("-")
     manifest["spec"].update(completions=len(sweep.trials), parallelism=jobs)

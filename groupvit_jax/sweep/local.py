@@ -74,6 +74,7 @@ class LocalRunner:
         self._free = list(slots)
         self._running: dict[TrialProcess, Environment] = {}
         self._in_use: set[int] = set()
+        # A signal handler only counts: it may interrupt the loop that changes `_running`.
         self._stops = self._stops_done = 0
         self._waiting = collections.deque(filter(self._is_due, sweep.trials))
 
@@ -141,6 +142,7 @@ class LocalRunner:
 
     def _collect(self) -> None:
         for process in [process for process in self._running if process.poll() is not None]:
+            # The slot, and with it the accelerators, is free only now that the process has ended.
             self._free.append(self._running.pop(process))
             record = process.record_end(was_asked=self.was_stopped)
             if record.state != "failed":

@@ -94,6 +94,8 @@ class StepMetrics:
         with self.training(steps=0):
             fetched = jax.device_get(self._pending)
         self._pending.clear()
+        # Every step is checked, not the last one only, so that the message names the first that
+        # failed.
         for step, metrics in fetched:
             # The total loss first: it is the name that people look for.
             for name in sorted(metrics, key=lambda name: name != "loss"):
@@ -132,6 +134,7 @@ class LogMetrics(Hook):
             return
         metrics = self._metrics
         context.record.update(metrics.fetch())
+        # 0 steps after the first one of a start, whose time is mostly compilation.
         if metrics.steps:
             context.record["images_per_second"] = self._batch_size * metrics.steps / metrics.seconds
             context.record["seconds_per_step"] = metrics.seconds / metrics.steps
@@ -151,6 +154,7 @@ class Evaluate(Hook):
         for evaluator, every_steps in self._evaluators:
             if context.is_last or (every_steps and context.step % every_steps == 0):
                 start = time.perf_counter()
+                # Passed as they are, in their shards: a copy may not fit beside the optimizer.
                 variables = dict(params=context.state.params, batch_stats=context.state.batch_stats)
                 metrics = evaluator(variables)
                 context.record.update(
@@ -209,6 +213,8 @@ class SaveCheckpoint(Hook):
 
     def after_step(self, context: StepContext) -> None:
         """Save if it is due."""
+        # The best step is known as such only if it is saved when its metric is measured, which may
+        # fall between the regular saves.
         regular = context.step % self._config.every_steps == 0
         if regular or self._config.best_metric in context.record:
             self._save(context)
@@ -220,10 +226,11 @@ class SaveCheckpoint(Hook):
 
     def _save(self, context: StepContext) -> None:
         self._metrics.fetch()
+        # Moments of the optimizer can overflow while loss and parameters are still finite.
         check_finite(context.state, context.step)
         position = self._position(context.step)
         self._checkpointer.save(context.step, context.state, position, context.record)
-        logger.info("the state after step %d is being saved", context.step)
+        logger.info("the state after step %d is being saved in the background", context.step)
 
 
 class ShowProgress(Hook):
@@ -265,6 +272,7 @@ class Profile(Hook):
 
     def _stop(self, context: StepContext) -> None:
         if self._tracing:
+            # Steps are asynchronous: the trace would end before the devices reach the last one.
             jax.block_until_ready(context.state)
             jax.profiler.stop_trace()
             self._tracing = False
@@ -285,6 +293,7 @@ def progress_text(context: StepContext) -> str:
 
 def check_finite(state: TrainState, step: int) -> None:
     """Raise NonFiniteError that names the first array of the state that is not finite."""
+    # Reduced on the devices to one flag an array; fetching the arrays would copy the whole state.
     finite = jax.device_get(_finite_arrays((state.params, state.batch_stats, state.opt_state)))
     for path, value in jax.tree_util.tree_leaves_with_path(finite):
         if not value:

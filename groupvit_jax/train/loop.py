@@ -82,7 +82,9 @@ def train(
     """
     workdir = Path(workdir).absolute()
     parts = setup.build(config, workdir)
+    # Before anything is restored: wrong evaluation data should be found in seconds.
     evaluators = make_evaluators(parts)
+    # Closed in reverse order: first the readers, last the checkpoints, which wait for their write.
     with contextlib.ExitStack() as stack:
         stop = stack.enter_context(StopRequest())
         checkpoints = Checkpointer(
@@ -105,6 +107,8 @@ def train(
         writer = _start_writing(config, workdir, position.first_step)
         stack.callback(writer.close)
         metrics = hooks_lib.StepMetrics()
+        # The order matters: metrics and evaluations enter the record before it is shown, written
+        # and, last, saved with the checkpoint.
         hooks = [
             hooks_lib.Profile(config.profile_steps, workdir / layout.PROFILE),
             hooks_lib.LogMetrics(metrics, config.log_every_steps, config.train.batch_size),
@@ -153,6 +157,8 @@ def run_steps(
         # makes host and devices wait for each other without any other sign.
         with step_metrics.training(), jax.transfer_guard("disallow"):
             state, metrics = train_step(context.state, batch)
+            # Waiting for an older step keeps the host ahead of the devices, but not so far that
+            # batches pile up in their memory.
             in_flight.append(metrics)
             if len(in_flight) > STEPS_IN_FLIGHT:
                 jax.block_until_ready(in_flight.popleft())
@@ -177,9 +183,10 @@ def open_batches(parts: setup.Parts, position: DataPosition) -> Iterator[DeviceP
 
     def send(host_batch: Mapping[str, np.ndarray]) -> DeviceBatch:
         batch = dict(host_batch)
-        monitor.update(batch.pop("broken"))
+        monitor.update(batch.pop("broken"))  # a count for the host, no input of the step
         return parallel.to_global_batch(parts.mesh, batch)
 
+    # Not the process index: processes that only `tensor` tells apart read the same rows.
     part, num_parts = parallel.batch_part(parts.mesh)
     loader = TrainLoader(
         parts.examples,

@@ -67,7 +67,7 @@ class WandbWriter:
             project=project,
             group=group or None,
             id=id_file.read_text(),
-            resume="allow",
+            resume="allow",  # the id is new in a first start and known in every later one
             name=workdir.name,
             dir=str(workdir),
             config=dict(config),
