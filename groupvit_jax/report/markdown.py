@@ -3,8 +3,8 @@
 import re
 from collections.abc import Iterable, Sequence
 
-# All that begins markup inside a line; an underscore within a word doesn't.
-_MARKUP = re.compile(r"[\\`*\[\]<>&|~$]|\b_|_\b")
+# Markup inside a line. "<0.001", "a & b" and an underscore within a word are not, and stay legible.
+_MARKUP = re.compile(r"[\\`*\[\]|~$]|<(?=[a-zA-Z/!?])|&(?=#?\w+;)|\b_|_\b")
 
 
 def markdown_table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:

@@ -38,3 +38,8 @@ def test_cells_from_outside_stay_in_their_cells():
 
 def test_columns_but_the_first_are_aligned_to_the_right():
     assert markdown_table(["a", "b"], [("x", "1")]).splitlines()[1] == "| --- | ---: |"
+
+
+@pytest.mark.parametrize("text", ["<0.001", "a & b", "local_weight", "x > y"])
+def test_text_without_markup_is_left_alone(text):
+    assert escape(text) == text
