@@ -47,7 +47,7 @@ def logits_bytes(program: Program, embedding_dim: int) -> int:
         (
             run.instruction.outputs[0].num_bytes
             for run in executions(program)
-            if run.instruction.opcode in ("dot", "convolution")
+            if flops(run)
             if program.stems_from(run.instruction, "groupvit_jax/losses/")
             # A sigmoid's bias is one more dimension of the product.
             if _contracted(run) in (embedding_dim, embedding_dim + 1)

@@ -4,112 +4,112 @@ Only matrix products count, two FLOPs for a multiplication and an addition. Ever
 softmax, activations, the optimizer) is a few percent of them.
 """
 
-from ml_collections import ConfigDict
+from collections.abc import Sequence
+
+from groupvit_jax.models.bert_encoder import BertEncoder
+from groupvit_jax.models.image_encoder import ImageEncoder
+from groupvit_jax.models.segmentation import SegmentationModel
+from groupvit_jax.models.text_encoder import TextEncoder
+from groupvit_jax.models.two_tower import Projector, TwoTower
 
 # Mean number of tokens, start and end included (docs/text.md).
 CAPTION_TOKENS = 14
 PROMPT_TOKENS = 10
 
 
-def useful_flops(config: ConfigDict) -> float:
-    """Returns the FLOPs an image that the model needs: no padding, nothing computed twice."""
-    texts = [CAPTION_TOKENS] + [PROMPT_TOKENS] * config.data.num_nouns
-    return _training_flops(config, sum(texts), sum(T * T for T in texts))
+def useful_rows(num_texts: int) -> list[int]:
+    """Returns the tokens of an image's caption and of its prompts, without padding."""
+    return [CAPTION_TOKENS] + [PROMPT_TOKENS] * (num_texts - 1)
 
 
-def step_flops(config: ConfigDict) -> float:
-    """Returns the FLOPs an image of a step over whole rows of text, nothing computed twice."""
-    L = config.data.packed_length
-    return _training_flops(config, L, L * L)
+def training_flops(
+    model: TwoTower | SegmentationModel, *, rows: Sequence[int], num_texts: int, batch_size: int
+) -> float:
+    """Returns the FLOPs an image of a training step in which nothing is computed twice.
 
-
-def _training_flops(config: ConfigDict, num_tokens: int, num_pairs: int) -> float:
-    image = config.model.image
-    if config.task == "segmentation":
-        rest = segment_head_flops(image, len(config.segmentation.class_names))
+    Args:
+      model: contrastive, or a segment head trained with masks, for which no text counts.
+      rows: number of tokens of each row of an image's text; every token attends to its row.
+      num_texts: caption and prompts of an image.
+      batch_size: global, with all of whose texts an image is compared.
+    """
+    image = model.image_encoder
+    if isinstance(model, SegmentationModel):
+        rest = segment_head_flops(image, model.segment_head.num_classes)
     else:
-        rest = _text_and_logits_flops(config, num_tokens, num_pairs)
+        projector = model.text_projector
+        rest = (
+            text_encoder_flops(model.text_encoder, rows)
+            + projector_flops(model.image_projector, _stage_widths(image)[-1])
+            + projector_flops(projector, model.text_encoder.width) * num_texts
+            + 2.0 * projector.out_dim * num_texts * batch_size
+        )
     # Backward takes two products for each product forward, but pixels need no gradient.
     return 3 * (image_encoder_flops(image) + rest) - _patch_flops(image)
 
 
-def _text_and_logits_flops(config: ConfigDict, num_tokens: int, num_pairs: int) -> float:
-    model, num_texts = config.model, 1 + config.data.num_nouns
-    return (
-        text_encoder_flops(model.text, num_tokens, num_pairs)
-        + projector_flops(model.projector, _stage_widths(model.image)[-1])
-        + projector_flops(model.projector, model.text.width) * num_texts
-        + 2.0 * model.projector.output_dim * num_texts * config.train.batch_size
-    )
-
-
-def image_encoder_flops(config: ConfigDict) -> float:
-    """Returns the FLOPs of the encoder's forward pass of one image.
-
-    Args:
-      config: `config.model.image`.
-    """
-    flops = _patch_flops(config)
-    S, tokens, widths = _num_patches(config), 0, _stage_widths(config)
-    hidden = config.width // 2
-    for stage, depth in enumerate(config.depths):
-        T, C, out = config.num_group_tokens[stage], widths[stage], widths[stage + 1]
+def image_encoder_flops(encoder: ImageEncoder) -> float:
+    """Returns the FLOPs of the encoder's forward pass of one image."""
+    flops = _patch_flops(encoder)
+    S, tokens, widths = _num_patches(encoder), 0, _stage_widths(encoder)
+    hidden = encoder.width // 2
+    for stage, depth in enumerate(encoder.depths):
+        T, C, out = encoder.num_group_tokens[stage], widths[stage], widths[stage + 1]
         if stage and T:  # the group tokens of the stage before are carried over
             previous = widths[stage - 1]
             flops += 2 * previous * hidden * (tokens + T) + _residual_flops(T, previous, C)
-        flops += depth * _block_flops(S + T, C, config.mlp_ratio)
+        flops += depth * _block_flops(S + T, C, encoder.mlp_ratio)
         if T:
-            G = config.num_output_groups[stage]
+            G = encoder.num_output_groups[stage]
             flops += 2 * C * hidden * (T + G)
-            flops += _grouping_flops(S, G, C, out, config.mlp_ratio)
+            flops += _grouping_flops(S, G, C, out, encoder.mlp_ratio)
             S, tokens = G, T
     return flops
 
 
-def text_encoder_flops(config: ConfigDict, num_tokens: int, num_pairs: int) -> float:
+def text_encoder_flops(encoder: TextEncoder | BertEncoder, rows: Sequence[int]) -> float:
     """Returns the FLOPs of the encoder's forward pass of one image's texts.
 
     Args:
-      config: `config.model.text`.
-      num_tokens: of all texts.
-      num_pairs: of query and key, including those that the causal mask hides.
+      encoder: whose MLPs are four times as wide as its blocks.
+      rows: number of tokens of each row. Pairs that the causal mask hides count.
     """
-    W = config.width
-    return config.num_layers * (24.0 * num_tokens * W * W + 4 * num_pairs * W)
+    W, num_tokens, num_pairs = encoder.width, sum(rows), sum(T * T for T in rows)
+    return encoder.num_layers * (24.0 * num_tokens * W * W + 4 * num_pairs * W)
 
 
-def projector_flops(config: ConfigDict, width: int) -> float:
+def projector_flops(projector: Projector, width: int) -> float:
     """Returns the FLOPs of a projector for one vector of `width` channels."""
-    return 2.0 * config.hidden_dim * (width + config.output_dim)
+    return 2.0 * projector.hidden_dim * (width + projector.out_dim)
 
 
-def segment_head_flops(config: ConfigDict, num_classes: int) -> float:
+def segment_head_flops(encoder: ImageEncoder, num_classes: int) -> float:
     """Returns the FLOPs of the segment head and of its full-size maps for one image.
 
     Args:
-      config: `config.model.image`.
+      encoder: that the head is on.
       num_classes: of the head.
     """
-    groups, side = config.num_output_groups, config.image_size // config.patch_size
-    head = 2.0 * groups[-1] * _stage_widths(config)[-1] * num_classes
+    groups, side = encoder.num_output_groups, encoder.image_size // encoder.patch_size
+    head = 2.0 * groups[-1] * _stage_widths(encoder)[-1] * num_classes
     pairs = zip(groups[1:], groups[:-1], strict=True)
-    maps = sum(2.0 * new * old * _num_patches(config) for new, old in pairs)
-    resized = 2.0 * groups[-1] * side * config.image_size * (side + config.image_size)
+    maps = sum(2.0 * new * old * _num_patches(encoder) for new, old in pairs)
+    resized = 2.0 * groups[-1] * side * encoder.image_size * (side + encoder.image_size)
     return head + maps + resized
 
 
-def _num_patches(config: ConfigDict) -> int:
-    return (config.image_size // config.patch_size) ** 2
+def _num_patches(encoder: ImageEncoder) -> int:
+    return (encoder.image_size // encoder.patch_size) ** 2
 
 
-def _patch_flops(config: ConfigDict) -> float:
-    return 2.0 * _num_patches(config) * config.patch_size**2 * 3 * config.width
+def _patch_flops(encoder: ImageEncoder) -> float:
+    return 2.0 * _num_patches(encoder) * encoder.patch_size**2 * 3 * encoder.width
 
 
-def _stage_widths(config: ConfigDict) -> list[int]:
+def _stage_widths(encoder: ImageEncoder) -> list[int]:
     """Returns the width of each stage's input, and again the last, which is the output's."""
-    factors = [1, *(config.width_factors or [1] * len(config.depths))[1:]]
-    return [config.width * factor for factor in [*factors, factors[-1]]]
+    factors = [1, *(encoder.width_factors or [1] * len(encoder.depths))[1:]]
+    return [encoder.width * factor for factor in [*factors, factors[-1]]]
 
 
 def _block_flops(num_tokens: int, width: int, mlp_ratio: float) -> float:

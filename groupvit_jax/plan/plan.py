@@ -6,6 +6,8 @@ from collections.abc import Sequence
 
 from ml_collections import ConfigDict
 
+from groupvit_jax.models.segmentation import SegmentationModel
+from groupvit_jax.models.two_tower import TwoTower
 from groupvit_jax.plan import costs, flops
 from groupvit_jax.plan.collectives import Collective, find_collectives
 from groupvit_jax.plan.compiling import CompiledStep, Memory, compile_step
@@ -15,6 +17,7 @@ from groupvit_jax.plan.kernel_schedule import kernel_cycles
 from groupvit_jax.plan.needs import Needs, needs
 from groupvit_jax.plan.prediction import Prediction, exposed_seconds, predict
 from groupvit_jax.plan.program import parse_program
+from groupvit_jax.train.tasks import task_of
 
 logger = logging.getLogger(__name__)
 
@@ -176,6 +179,7 @@ def make_plan(
     """
     num_steps = run_length(config, num_examples)
     step = compile_step(config, topology)
+    hand_flops, useful_flops = count_flops(config)
     plan = Plan(
         topology=str(topology),
         num_chips=topology.num_chips,
@@ -183,8 +187,8 @@ def make_plan(
         batch_size=config.train.batch_size,
         num_steps=num_steps,
         memory=step.memory,
-        hand_flops=flops.step_flops(config),
-        useful_flops=flops.useful_flops(config),
+        hand_flops=hand_flops,
+        useful_flops=useful_flops,
         peak_flops=topology.chip.peak_flops * topology.num_chips,
         program=_analyse(step, config, topology) if step.text else None,
         compile_seconds=step.seconds,
@@ -204,6 +208,19 @@ def make_plan(
             price_per_chip_hour=price_per_chip_hour,
         ),
     )
+
+
+def count_flops(config: ConfigDict) -> tuple[float, float]:
+    """Returns the FLOPs an image over whole rows of text, and without padding, by hand."""
+    model, num_texts = task_of(config).build_model(config), 1 + config.data.num_nouns
+    assert isinstance(model, TwoTower | SegmentationModel)  # all that tasks build
+    padded, useful = (
+        flops.training_flops(
+            model, rows=rows, num_texts=num_texts, batch_size=config.train.batch_size
+        )
+        for rows in ([config.data.packed_length], flops.useful_rows(num_texts))
+    )
+    return padded, useful
 
 
 def with_batch_size(config: ConfigDict, batch_size: int) -> ConfigDict:

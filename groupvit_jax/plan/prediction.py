@@ -47,6 +47,11 @@ class Prediction:
     parts: tuple[Part, ...]
 
     @property
+    def is_by_cycles(self) -> bool:
+        """Whether the compiler's estimates give most of the time; else it is a lower bound."""
+        return self.estimated > 0.5
+
+    @property
     def matrix_seconds(self) -> float:
         """Of all matrix products at the chip's peak."""
         return math.fsum(part.matrix_seconds for part in self.parts)

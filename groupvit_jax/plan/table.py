@@ -58,8 +58,8 @@ def details(plan: Plan, largest: LargestBatch | None = None) -> str:
 
 def comparison(plans: Sequence[Plan]) -> str:
     """Returns a Markdown table with a row for each plan."""
-    header = ("topology", "chips", "batch", "fits", "GiB a chip", "of", "ms a step, predicted",
-              "roofline", "at least", "limited by", "images/s, predicted", "useful MFU", "days",
+    header = ("topology", "chips", "batch", "fits", "GiB a chip", "of", "ms a step", "by",
+              "roofline", "at least", "limited by", "images/s", "useful MFU", "days",
               "chip-hours", "cost", "hosts", "cores a host: raw", "prepared", "GB/s: raw",
               "prepared", "checkpoint GB", "every min", "CPU s to compile")  # fmt: skip
     return markdown_table(header, map(_comparison_row, plans))
@@ -86,14 +86,13 @@ def to_json(plan: Plan, largest: LargestBatch | None = None) -> dict[str, Any]:
 
 def _speed_line(plan: Plan, program: Program) -> str:
     prediction = program.prediction
-    method = (
-        "the compiler's cycles"
-        if prediction.estimated > 0.5
-        else "the roofline of each instruction; the compiler gives no cycles"
-    )
+    if prediction.is_by_cycles:
+        title, method = "Predicted", "by the compiler's cycles"
+    else:
+        title, method = "At best", "by the roofline of each instruction: no cycles are known"
     return (
-        f"**Predicted: {1000 * program.seconds:.2f} ms a step, {plan.images_per_second:,.0f} "
-        f"images/s, {plan.useful_mfu:.1%} useful MFU** (by {method}); the run {plan.days:.2f} "
+        f"**{title}: {1000 * program.seconds:.2f} ms a step, {plan.images_per_second:,.0f} "
+        f"images/s, {plan.useful_mfu:.1%} useful MFU** ({method}); the run {plan.days:.2f} "
         f"days, {plan.chip_hours:,.0f} chip-hours. Instruction by instruction, the roofline is "
         f"{1000 * prediction.roofline_seconds:.2f} ms; the bound allows "
         f"{plan.most_images_per_second:,.0f} images/s, limited by {program.bound.limit}."
@@ -199,10 +198,12 @@ def _comparison_row(plan: Plan) -> Sequence[str]:
         f"{memory.available / GIB:.2f}",
     ]  # fmt: skip
     if program is None or needs is None:
-        return [*row, *[""] * 16, f"{plan.compile_cpu_seconds:.0f}"]
+        return [*row, *[""] * 17, f"{plan.compile_cpu_seconds:.0f}"]
     raw, prepared = needs.inputs[:2]
     return [
-        *row, f"{1000 * program.seconds:.2f}", f"{1000 * program.prediction.roofline_seconds:.2f}",
+        *row, f"{1000 * program.seconds:.2f}",
+        "cycles" if program.prediction.is_by_cycles else "roofline",
+        f"{1000 * program.prediction.roofline_seconds:.2f}",
         f"{1000 * program.bound.seconds:.2f}", program.bound.limit,
         f"{plan.images_per_second:,.0f}", f"{plan.useful_mfu:.1%}", f"{plan.days:.2f}",
         f"{plan.chip_hours:,.0f}", "" if needs.cost is None else f"{needs.cost:,.0f}",

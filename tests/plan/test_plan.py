@@ -111,7 +111,8 @@ def test_page(plan):
     assert "of the compiled program" in page
     assert "chip-hours" in page
     # A CPU's compiler gives no cycles.
-    assert "(by the roofline of each instruction; the compiler gives no cycles)" in page
+    assert "**At best: " in page
+    assert "(by the roofline of each instruction: no cycles are known)" in page
     for part in ("optimizer and norms", "image: grouping", "losses"):
         assert f"| {part} |" in page
     assert "| hosts | 1 |" in page
