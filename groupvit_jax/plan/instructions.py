@@ -49,6 +49,11 @@ class InstructionCost:
     num_bytes: int
     takes_no_time: bool
 
+    @property
+    def launches(self) -> int:
+        """Operations that it starts in a step, on a GPU kernels or copies; an end starts none."""
+        return 0 if self.opcode.endswith(("-update", "-done")) else self.count
+
 
 def instruction_costs(
     program: Program, kernel_cycles: Mapping[str, int] | None = None

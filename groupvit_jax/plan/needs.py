@@ -5,7 +5,7 @@ import dataclasses
 # Images a second and core, and bytes an image, by the kind of shards: measured with
 # `python -m benchmarks.input` on a busy virtual machine of two cores (docs/input.md).
 SHARDS = {
-    "raw, as img2dataset leaves them": (323.0, 91_000),
+    "raw, from img2dataset": (323.0, 91_000),
     "prepared, JPEG": (762.0, 29_000),
     "prepared, pixels": (1246.0, 276_000),
 }

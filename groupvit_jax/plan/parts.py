@@ -8,7 +8,7 @@ _STAGE = re.compile(r"stages_(\d+)")
 _NOISE = re.compile(r"threefry|random_bits|gumbel|bernoulli|random_")
 # Parts of a transformer block, in the order in which they are looked for.
 _BLOCK = (
-    (re.compile(r"pallas_call"), "fused blocks"),
+    (re.compile(r"pallas_call"), "Pallas kernels"),
     (re.compile(r"/attn/(qkv|query|key|value|proj)"), "attention, linear layers"),
     (re.compile(r"attn|attention"), "attention, core"),
     (re.compile(r"/mlp"), "MLP"),

@@ -62,7 +62,7 @@ class Program:
       flops_per_image: of the matrix products that the chips compute, recomputation included.
       traffic: bytes that one chip reads from and writes to its HBM in a step.
       logits: bytes of the largest logits that one chip holds at once.
-      instructions: number that one device executes in a step; on a GPU, about one kernel each.
+      launches: operations that one device starts in a step, on a GPU about a kernel each.
       collectives: in the program's order.
       bound: on a step.
       prediction: of one chip's own work.
@@ -72,7 +72,7 @@ class Program:
     flops_per_image: float
     traffic: float
     logits: int
-    instructions: int
+    launches: int
     collectives: tuple[Collective, ...]
     bound: Bound
     prediction: Prediction
@@ -306,7 +306,7 @@ def _analyse(step: CompiledStep, config: ConfigDict, topology: Topology) -> Prog
         flops_per_image=device_flops * num_devices / config.train.batch_size,
         traffic=float(traffic * chip.devices),
         logits=costs.logits_bytes(program, config.model.projector.output_dim),
-        instructions=sum(cost.count for cost in found),
+        launches=sum(cost.launches for cost in found),
         collectives=tuple(collectives),
         bound=bound(topology, device_flops, traffic, collectives),
         prediction=predict(found, chip),

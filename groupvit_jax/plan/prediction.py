@@ -20,7 +20,7 @@ class Part:
       matrix_seconds: of its matrix products at the chip's peak.
       memory_seconds: of its traffic at the bandwidth of HBM, asynchronous copies included.
       roofline_seconds: sum over its instructions of the longer of the two.
-      instructions: number of instructions a step executes.
+      launches: number of operations that a step starts, on a GPU about a kernel each.
     """
 
     name: str
@@ -28,7 +28,7 @@ class Part:
     matrix_seconds: float
     memory_seconds: float
     roofline_seconds: float
-    instructions: int
+    launches: int
 
 
 @dataclasses.dataclass(frozen=True)
@@ -119,7 +119,7 @@ def _part(name: str, costs: Sequence[InstructionCost], chip: Chip) -> Part:
         matrix_seconds=math.fsum(cost.count * _matrix_seconds(cost, chip) for cost in costs),
         memory_seconds=math.fsum(cost.count * _memory_seconds(cost, chip) for cost in costs),
         roofline_seconds=math.fsum(cost.count * _roofline_seconds(cost, chip) for cost in costs),
-        instructions=sum(cost.count for cost in costs),
+        launches=sum(cost.launches for cost in costs),
     )
 
 

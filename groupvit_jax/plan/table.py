@@ -38,17 +38,24 @@ def details(plan: Plan, largest: LargestBatch | None = None) -> str:
         parts += [
             _speed_line(plan, plan.program),
             markdown_table(
-                ("part of the step", "ms", "share", "matrix ms", "memory ms", "instructions"),
+                ("part of the step", "ms", "share", "matrix ms", "memory ms", "launches"),
                 _part_rows(plan.program),
             ),
             markdown_table(("a step takes at least", "ms"), _bound_rows(plan)),
             markdown_table(header, _collective_rows(plan.program.collectives)),
-            f"{plan.program.instructions:,} instructions a step. Logits: "
+            f"{plan.program.launches:,} launches a step. Logits: "
             f"{_bytes(plan.program.logits)} a chip.",
         ]
     if plan.needs:
         parts += [
-            markdown_table(("the run needs", ""), _need_rows(plan, plan.needs)),
+            markdown_table(("the run needs", ""), _need_rows(plan.needs)),
+            markdown_table(
+                ("from shards that are", "cores a host", "GB/s from storage"),
+                [
+                    (i.shards, f"{i.cores:,.1f}", f"{i.bytes_per_second / GB:.2f}")
+                    for i in plan.needs.inputs
+                ],
+            ),
             *_input_warning(plan.needs),
         ]
     if largest:
@@ -104,7 +111,7 @@ def _part_rows(program: Program) -> Rows:
     total = program.seconds
     small = [part for part in program.prediction.parts if part.seconds < _SMALLEST_PART * total]
     rows = [
-        (part.name, part.seconds, part.matrix_seconds, part.memory_seconds, part.instructions)
+        (part.name, part.seconds, part.matrix_seconds, part.memory_seconds, part.launches)
         for part in program.prediction.parts
         if part not in small
     ]
@@ -113,20 +120,17 @@ def _part_rows(program: Program) -> Rows:
     if small:
         sums = [sum(getattr(part, name) for part in small)
                 for name in ("seconds", "matrix_seconds", "memory_seconds")]  # fmt: skip
-        rows.append((f"{len(small)} smaller parts", *sums, sum(p.instructions for p in small)))
-    for name, seconds, matrix, memory, instructions in rows:
+        rows.append((f"{len(small)} smaller parts", *sums, sum(p.launches for p in small)))
+    for name, seconds, matrix, memory, launches in rows:
         milliseconds = [f"{1000 * value:.2f}" for value in (matrix, memory)]
         yield (name, f"{1000 * seconds:.2f}", f"{seconds / total:.1%}", *milliseconds,
-               f"{instructions:,}")  # fmt: skip
+               f"{launches:,}")  # fmt: skip
 
 
-def _need_rows(plan: Plan, needs: Needs) -> Rows:
-    cores = f" of {needs.host_cores:,.0f} virtual" if needs.host_cores else ""
+def _need_rows(needs: Needs) -> Rows:
     yield ("hosts", f"{needs.hosts:,}")
+    yield ("virtual cores that each has", f"{needs.host_cores:,.0f}" if needs.host_cores else "?")
     yield ("images/s a host", f"{needs.images_per_second:,.0f}")
-    for each in needs.inputs:
-        yield (f"cores a host{cores}, GB/s from storage: {each.shards}",
-               f"{each.cores:,.1f}, {each.bytes_per_second / GB:.2f}")  # fmt: skip
     yield ("a checkpoint, GB", f"{needs.checkpoint_bytes / GB:.2f}")
     yield ("a checkpoint every, minutes", f"{needs.checkpoint_seconds / 60:.1f}")
     if needs.cost is not None:

@@ -126,7 +126,7 @@ def test_price(plan):
 
 def test_an_input_that_is_too_slow(plan):
     weak = dataclasses.replace(plan.needs, host_cores=plan.needs.inputs[1].cores + 1)
-    assert weak.too_slow == ("raw, as img2dataset leaves them",)
+    assert weak.too_slow == ("raw, from img2dataset",)
     assert "can't keep up" in table.details(dataclasses.replace(plan, needs=weak))
     unknown = dataclasses.replace(weak, host_cores=0.0)
     assert unknown.too_slow == ()

@@ -72,14 +72,14 @@ def test_predicted_seconds_by_part(costs):
     prediction = predict(costs, CHIP)
     cycles = {part.name: part.seconds * CHIP.clock_rate for part in prediction.parts}
     assert cycles == {
-        "image, stage 1: fused blocks": pytest.approx(30_000),
+        "image, stage 1: Pallas kernels": pytest.approx(30_000),
         # The copy has no name and belongs to the product whose result it copies.
         "text: MLP": pytest.approx(12 * 1050),
         "unnamed": pytest.approx(12),
     }
     assert prediction.seconds == pytest.approx(42_612 / CHIP.clock_rate)
     assert prediction.estimated == pytest.approx(1.0)
-    assert [part.instructions for part in prediction.parts] == [1, 24, 12]
+    assert [part.launches for part in prediction.parts] == [1, 24, 12]
     assert prediction.matrix_seconds == pytest.approx((12 * 262_144 + 640) / 197e12)
 
 

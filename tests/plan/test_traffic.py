@@ -79,6 +79,7 @@ def test_bytes_of_each_instruction(name, expected):
 
 def test_nothing_else_counts():
     costs = instruction_costs(parse_program(TEXT))
+    assert sum(cost.launches for cost in costs) == len(costs) - 3  # but for the ends of copies
     assert sum(cost.num_bytes for cost in costs) == (2 + 1 + 2 + 2 + 1 + 2 + 1 + 24) * TILE + 8
     assert {cost.name for cost in costs if cost.takes_no_time} == {
         "copy-start", "copy-done", "copy-start.1", "copy-done.1", "slice-start", "slice-done",
