@@ -1,5 +1,6 @@
 import importlib.util
 
+import jax
 import numpy as np
 import pytest
 
@@ -7,7 +8,10 @@ from configs import tiny
 from groupvit_jax import parallel
 from groupvit_jax.plan.compiling import compile_step, lower_step, needed_bytes
 from groupvit_jax.plan.hardware import describe
+from groupvit_jax.plan.instructions import instruction_costs
 from groupvit_jax.plan.plan import make_plan
+from groupvit_jax.plan.prediction import predict
+from groupvit_jax.plan.program import parse_program
 from groupvit_jax.train import state as state_lib
 from tests.devices import first_devices
 from tests.plan.machines import host
@@ -76,6 +80,26 @@ def test_a_step_for_tpus():
     # Nearly all of the time comes from the cycles of the compiler.
     assert plan.program.prediction.estimated > 0.9
     assert plan.program.seconds > plan.program.bound.seconds
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(
+    importlib.util.find_spec("libtpu") is None, reason="libtpu (the extra 'tpu') is not installed"
+)
+def test_a_product_for_tpus():
+    """Counted by hand: a large product reads two matrices, writes one and keeps the units busy."""
+    topology = describe("v5e:1x1")
+    mesh = jax.sharding.Mesh(np.array(topology.devices), ("chip",))
+    sharding = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
+    n = 4096
+    matrix = jax.ShapeDtypeStruct((n, n), "bfloat16", sharding=sharding)
+    text = jax.jit(lambda x, y: x @ y).lower(matrix, matrix).compile().as_text()
+    costs = instruction_costs(parse_program(text))
+    assert sum(cost.flops for cost in costs) == 2 * n**3
+    assert sum(cost.num_bytes for cost in costs) == pytest.approx(3 * 2 * n * n, rel=0.01)
+    prediction = predict(costs, topology.chip)
+    assert prediction.estimated == pytest.approx(1.0)
+    assert prediction.matrix_seconds < prediction.seconds < 1.3 * prediction.matrix_seconds
 
 
 @pytest.mark.slow
