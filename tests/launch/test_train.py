@@ -19,6 +19,7 @@ from groupvit_jax.interop.load import load_pretrained
 from groupvit_jax.train import setup
 from groupvit_jax.train.checkpointer import Checkpointer
 from groupvit_jax.train.hooks import NonFiniteError
+from groupvit_jax.train.initial_state import initial_state
 from groupvit_jax.train.loop import Result, train
 from launch import train as launch_train
 from tests.devices import xla_flags
@@ -179,7 +180,7 @@ def test_starts_from_the_parameters_of_another_run(trained, config, tmp_path, ca
     parts = setup.build(config, tmp_path)
     checkpoints = Checkpointer(tmp_path / "checkpoints", config.checkpoint)
     with caplog.at_level("INFO"):
-        state, position = start(
+        state, position = initial_state(
             config, checkpoints, parts.abstract_state, parts.fresh_state, INITIALISERS
         )
     assert (int(state.step), position) == (0, None)
