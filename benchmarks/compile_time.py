@@ -61,7 +61,7 @@ def make_step(config: ConfigDict) -> tuple[Any, Any, Any]:
     """Returns the jitted step for one of this machine's devices, a state, and a batch's shapes."""
     mesh = parallel.make_mesh({"data": 1, "fsdp": 1, "tensor": 1}, jax.devices()[:1])
     model, shapes = build_model(config.model), state_lib.batch_shapes(config)
-    schedule = optim.make_schedule(config.optimizer, config.train.batch_size, 1000, 10)
+    schedule = optim.make_schedule(config.optimizer.learning_rate, 1000, 10)
     params = state_lib.abstract_params(model, shapes)
     optimizer = optim.make_optimizer(config.optimizer, schedule, params)
     state, shardings = state_lib.create_sharded_state(

@@ -18,7 +18,6 @@ import simplejpeg
 from absl import app, flags
 
 from benchmarks import pil_pipeline
-from configs.base import get_config
 from groupvit_jax.data.images import decode
 from groupvit_jax.data.images import transforms as image_ops
 
@@ -46,9 +45,7 @@ def _opencv(data: bytes, rng: np.random.Generator) -> object:
 
 def _transforms(size: int) -> dict[str, Transform]:
     """Name of what is timed -> function."""
-    augment = get_config().data.augment
-    plain = get_config().data.augment
-    plain.num_ops = 0
+    augment, plain = image_ops.Augmentation(), image_ops.Augmentation(num_ops=0)
     return {
         "decode, PIL": lambda data, rng: np.asarray(pil_pipeline.decode(data)),
         "decode, OpenCV": _opencv,

@@ -148,7 +148,9 @@ def main(argv: list[str]) -> None:
         tokenizer = ClipTokenizer(config.model.text.context_length)
         print(f"{pattern}: {_describe(source)}", flush=True)
         _check_token_ids(source, tokenizer, config.model.text.context_length)
-        examples = make_train_examples(config, tokenizer)
+        examples = make_train_examples(
+            config.data, tokenizer, image_size=config.model.image.image_size, seed=config.seed
+        )
         usual_shards = tar_index.expand_pattern(usual_pattern, "--usual_shards")
         num_usual = len(WebDatasetSource(usual_shards))
         assert num_usual == len(source), f"{usual_pattern}: {num_usual} images"

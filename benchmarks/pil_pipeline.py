@@ -8,11 +8,10 @@ import io
 from collections.abc import Callable
 
 import numpy as np
-from ml_collections import ConfigDict
 from PIL import Image, ImageEnhance, ImageOps
 
 from groupvit_jax.data.images.augment import FILL
-from groupvit_jax.data.images.transforms import sample_crop
+from groupvit_jax.data.images.transforms import Augmentation, sample_crop
 
 __all__ = ["OPERATIONS", "decode", "decode_and_crop", "rand_augment", "train_transform"]
 
@@ -22,7 +21,7 @@ def decode(data: bytes) -> Image.Image:
 
 
 def decode_and_crop(
-    data: bytes, size: int, augment: ConfigDict, rng: np.random.Generator
+    data: bytes, size: int, augment: Augmentation, rng: np.random.Generator
 ) -> Image.Image:
     image = decode(data)
     area, ratio = (augment.min_area, augment.max_area), (augment.min_ratio, augment.max_ratio)
@@ -31,7 +30,9 @@ def decode_and_crop(
     return image.crop(box).resize((size, size), Image.Resampling.BILINEAR)
 
 
-def rand_augment(image: Image.Image, augment: ConfigDict, rng: np.random.Generator) -> Image.Image:
+def rand_augment(
+    image: Image.Image, augment: Augmentation, rng: np.random.Generator
+) -> Image.Image:
     names = tuple(OPERATIONS)
     for _ in range(augment.num_ops):
         operation = OPERATIONS[names[rng.integers(len(names))]]
@@ -43,7 +44,7 @@ def rand_augment(image: Image.Image, augment: ConfigDict, rng: np.random.Generat
 
 
 def train_transform(
-    data: bytes, size: int, augment: ConfigDict, rng: np.random.Generator
+    data: bytes, size: int, augment: Augmentation, rng: np.random.Generator
 ) -> np.ndarray:
     image = decode_and_crop(data, size, augment, rng)
     if rng.random() < augment.flip:

@@ -18,7 +18,6 @@ import cv2
 import numpy as np
 from absl import app, flags
 
-from configs.base import get_config
 from groupvit_jax.data.images import transforms
 from groupvit_jax.data.images.decode import read_header
 from groupvit_jax.data.text import nouns
@@ -74,7 +73,7 @@ def _small_crops(images: Sequence[bytes]) -> float:
 
 
 def _print_limits(raw: Sequence[bytes]) -> None:
-    augment, rng = get_config().data.augment, np.random.default_rng(0)
+    augment, rng = transforms.Augmentation(), np.random.default_rng(0)
     print(f"{len(raw)} images\n\nmax_side short_side quality     kB  small crops", end="")
     print("  encode/s  OpenCV/s  ratio  train/s")
     for limits in _LIMITS:

@@ -22,8 +22,7 @@ from absl import app, flags
 from benchmarks.captions import TOKENIZER, pack, read, texts_of
 from configs.base import get_config
 from groupvit_jax.data.text.packing import trim
-from groupvit_jax.models.blocks import Execution
-from groupvit_jax.models.two_tower import build_text_encoder
+from groupvit_jax.models import build_model
 
 _CAPTIONS = flags.DEFINE_multi_string("captions", None, "CSV, TSV, JSON or tar", required=True)
 _BATCH_SIZE = flags.DEFINE_integer("batch_size", 32, "images a batch")
@@ -33,7 +32,7 @@ _MAX_CAPTIONS = flags.DEFINE_integer("max_captions", 5000, "captions a set")
 _REPEATS = flags.DEFINE_integer("repeats", 5, "runs of each form")
 
 LENGTHS = (48, 56, 64, 80, 96, 112)
-ENCODER = build_text_encoder(get_config().model.text, Execution())
+ENCODER = build_model(get_config().model).text_encoder.clone(dtype=jnp.float32)
 TOLERANCE = 1e-5
 
 

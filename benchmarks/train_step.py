@@ -103,7 +103,7 @@ def our_step(pretrained: Pretrained, config: ConfigDict, batch: Batch) -> tuple[
     """Returns the training step and its FLOPs as XLA counts them."""
     mesh = parallel.make_mesh({"data": 1, "fsdp": 1, "tensor": 1}, jax.devices()[:1])
     model, shapes = build_model(config.model), state_lib.batch_shapes(config)
-    schedule = optim.make_schedule(config.optimizer, config.train.batch_size, 1000, 10)
+    schedule = optim.make_schedule(config.optimizer.learning_rate, 1000, 10)
     optimizer = optim.make_optimizer(config.optimizer, schedule, pretrained.variables["params"])
     state, shardings = state_lib.create_sharded_state(
         model, optimizer, jax.random.key(0), shapes, mesh, config.parallel.rules

@@ -21,13 +21,14 @@ def get_config() -> ConfigDict:
     config.segmentation.class_names = ("background", *class_names("voc"))
     config.data.sources.voc = dict(kind="benchmark", split="train", data_dir="data")
     config.train.update(batch_size=16, num_steps=4000)
+    image = config.model.image
     config.optimizer.update(
         learning_rate=1e-4,
         reference_batch_size=16,
         warmup_learning_rate=1e-6,
         final_learning_rate=1e-6,
         warmup_steps=200,
-        groups=layer_decay_groups(config.model, 0.75),
+        groups=layer_decay_groups(image.depths, image.num_group_tokens, decay=0.75),
         # To train the head alone: groups=(("^image_encoder/", 0.0),)
     )
     config.checkpoint.best_metric = "voc/miou"

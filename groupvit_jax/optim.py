@@ -14,19 +14,28 @@ from groupvit_jax.typing import Params, PyTree
 
 
 def make_schedule(
-    config: ConfigDict, batch_size: int, num_steps: int, warmup_steps: int
+    learning_rate: float,
+    num_steps: int,
+    warmup_steps: int,
+    *,
+    start: float = 0.0,
+    end: float = 0.0,
+    batch_size_ratio: float = 1.0,
 ) -> optax.Schedule:
-    """Returns the learning rate as a function of the step.
+    """Return the learning rate as a function of the step: linear warm-up, then a cosine.
 
-    Linear from `warmup_learning_rate` to the peak, then the cosine from the peak at step 0 to
-    `final_learning_rate` at `num_steps`: the warm-up covers the cosine's beginning and does not
-    shift it (as timm's scheduler has it). Only the peak is scaled with the batch size.
+    The cosine runs from the peak at step 0 to `end` at `num_steps`. The warm-up replaces its
+    beginning and does not shift it, as in timm's scheduler: optax's own warm-up cosine starts at
+    the end of the warm-up, which is another curve.
 
     Args:
-      config: `config.optimizer`.
-      batch_size: global batch size.
+      learning_rate: peak, for the reference batch size.
       num_steps: length of the run.
       warmup_steps: length of the warm-up; may be 0.
+      start: rate at step 0 of a warm-up.
+      end: rate at the end of the run.
+      batch_size_ratio: batch size over the reference batch size; only the peak is scaled by it
+        (linear scaling rule, arXiv 1706.02677), the rates at both ends stay.
 
     Raises:
       ValueError: the warm-up is not shorter than the run.
@@ -36,8 +45,7 @@ def make_schedule(
             f"config.optimizer: a warm-up of {warmup_steps} steps found, expected at least 0 and "
             f"less than the run's {num_steps} steps (set warmup_steps or warmup_epochs)"
         )
-    peak = config.learning_rate * batch_size / config.reference_batch_size
-    start, end = config.warmup_learning_rate, config.final_learning_rate
+    peak = learning_rate * batch_size_ratio
 
     def schedule(step: Any) -> Any:
         step = jnp.asarray(step, jnp.float32)
@@ -93,16 +101,19 @@ def learning_rate_factors(params: Params, groups: Sequence[tuple[str, float]]) -
     return jax.tree_util.tree_map_with_path(factor_of, params)
 
 
-def layer_decay_groups(model_config: ConfigDict, decay: float) -> tuple[tuple[str, float], ...]:
-    """Returns `config.optimizer.groups` by which lower layers of the image tower learn slower.
+def layer_decay_groups(
+    depths: Sequence[int], num_group_tokens: Sequence[int], decay: float
+) -> tuple[tuple[str, float], ...]:
+    """Return `config.optimizer.groups` that slow down the lower layers of the image tower.
 
-    Layer l of L has the factor `decay ** (L - l)` (as BEiT, arXiv 2106.08254, fine-tunes): 0 are
-    patch and position embedding; each transformer block and each grouping block is one; L are the
-    last normalisation and what follows the tower. A stage's group tokens belong to the layer
-    before its first block.
+    Layer l of L has the factor `decay ** (L - l)`, as in BEiT's fine-tuning (arXiv 2106.08254).
+    Layer 0 are patch and position embedding, each transformer block and each grouping block is one
+    layer, and layer L are the last normalisation and everything behind the tower. A stage's group
+    tokens belong to the layer before its first block.
 
     Args:
-      model_config: `config.model`.
+      depths: `config.model.image.depths`.
+      num_group_tokens: `config.model.image.num_group_tokens`.
       decay: over 0, up to 1.
 
     Raises:
@@ -111,8 +122,7 @@ def layer_decay_groups(model_config: ConfigDict, decay: float) -> tuple[tuple[st
     if not 0 < decay <= 1:
         raise ValueError(f"layer decay: {decay} found, expected over 0, at most 1")
     layers = [r"patch_embed/|^image_encoder/position_embedding"]
-    image = model_config.image
-    for stage, (depth, tokens) in enumerate(zip(image.depths, image.num_group_tokens, strict=True)):
+    for stage, (depth, tokens) in enumerate(zip(depths, num_group_tokens, strict=True)):
         prefix = rf"stages_{stage}/"
         if tokens:
             layers[-1] += rf"|^image_encoder/{prefix}group_(token|projector)\b"

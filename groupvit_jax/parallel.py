@@ -11,7 +11,6 @@ import numpy as np
 from jax.experimental import mesh_utils
 from jax.experimental.multihost_utils import process_allgather
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
-from ml_collections import ConfigDict
 from orbax.checkpoint import multihost
 
 from groupvit_jax.typing import Int, PyTree
@@ -24,9 +23,7 @@ BATCH_AXES = ("data", "fsdp")
 Rules = Iterable[tuple[str, tuple[Any, ...]]]
 
 
-def make_mesh(
-    sizes: ConfigDict | Mapping[str, int], devices: Sequence[jax.Device] | None = None
-) -> Mesh:
+def make_mesh(sizes: Mapping[str, int], devices: Sequence[jax.Device] | None = None) -> Mesh:
     """Returns the mesh with axes `data`, `fsdp` and `tensor`.
 
     Devices of several slices (TPU slices, GPU machines), whose network is slower than the one

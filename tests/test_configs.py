@@ -30,7 +30,7 @@ def test_config_builds_its_model_and_shards_it(name):
     shapes = jax.eval_shape(model.init, jax.random.key(0), images, text, ends)
     assert config.data.packed_length >= context
     config.parallel.mesh.update(data=1, fsdp=4, tensor=2)
-    mesh = make_mesh(config.parallel.mesh)
+    mesh = make_mesh(config.parallel.mesh.to_dict())
     params = shapes["params"]
     placed = shardings(mesh, partition_specs(params, config.parallel.rules), params)
     assert sum(not s.is_fully_replicated for s in jax.tree.leaves(placed)) > 10

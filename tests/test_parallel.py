@@ -7,7 +7,6 @@ import optax
 import pytest
 from jax.sharding import AxisType
 from jax.sharding import PartitionSpec as P
-from ml_collections import ConfigDict
 
 from configs import base
 from groupvit_jax import optim, parallel
@@ -25,16 +24,14 @@ def shapes(**leaves):
 
 class TestMesh:
     def test_rest_of_the_devices(self):
-        config = ConfigDict({"data": -1, "fsdp": 2, "tensor": 2})
-        mesh = parallel.make_mesh(config, first_devices(8))
+        mesh = parallel.make_mesh({"data": -1, "fsdp": 2, "tensor": 2}, first_devices(8))
         assert dict(mesh.shape) == {"data": 2, "fsdp": 2, "tensor": 2}
         assert mesh.axis_names == ("data", "fsdp", "tensor")
         assert mesh.axis_types == (AxisType.Auto,) * 3
 
     def test_shipped_config(self):
-        assert (
-            parallel.make_mesh(base.get_config().parallel.mesh).shape["data"] == jax.device_count()
-        )
+        sizes = base.get_config().parallel.mesh.to_dict()
+        assert parallel.make_mesh(sizes).shape["data"] == jax.device_count()
 
     @pytest.mark.parametrize(
         "sizes",

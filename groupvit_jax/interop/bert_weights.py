@@ -17,8 +17,9 @@ from groupvit_jax.interop.layout import (
     renamer,
     unflatten,
 )
-from groupvit_jax.models.bert_encoder import BERT_NORM_EPS
-from groupvit_jax.models.two_tower import text_tower
+from groupvit_jax.models.bert_encoder import BERT_NORM_EPS, BertEncoder
+from groupvit_jax.models.text_encoder import TextEncoder
+from groupvit_jax.models.two_tower import TwoTower, build_model, text_tower
 from groupvit_jax.runs.files import read_json
 from groupvit_jax.typing import Params, PyTree
 
@@ -95,15 +96,14 @@ def read_text_config(directory: Path, context_length: int, end_of_text_id: int) 
     }
 
 
-def read_bert(directory: Path, model_config: ConfigDict) -> tuple[FlatVariables, tuple[str, ...]]:
-    """Reads the text tower of a model from a Hugging Face directory.
+def read_bert(directory: Path, model: TwoTower) -> tuple[FlatVariables, tuple[str, ...]]:
+    """Read the text tower of a model from a Hugging Face directory.
 
     Args:
       directory: contains `config.json` and `model.safetensors` (a single file, shards with
         `model.safetensors.index.json`, or `pytorch_model.bin`) of a `BertModel`, or of a BERT with
         heads, which are ignored.
-      model_config: configuration of the model, whose text tower must have the BERT's sizes; it uses
-        the first of the BERT's positions.
+      model: its text tower must have the BERT's sizes; it uses the first of the BERT's positions.
 
     Returns:
       The tower's variables by path, and the names of unused tensors.
@@ -112,10 +112,10 @@ def read_bert(directory: Path, model_config: ConfigDict) -> tuple[FlatVariables,
       FileNotFoundError: a file is missing.
       ValueError: fields differ or a tensor doesn't fit; the message names them.
     """
-    _check_sizes(directory, model_config.text)
+    _check_sizes(directory, model.text_encoder)
     path, tensors = read_tensors(directory)
     source = {_modern_name(name): array for name, array in tensors.items()}
-    length = model_config.text.context_length
+    length = model.text_encoder.context_length
     for name, rows in ((_POSITIONS, slice(length)), (_TOKEN_TYPES, 0)):
         if name in source:
             source[name] = source[name][rows]
@@ -124,7 +124,7 @@ def read_bert(directory: Path, model_config: ConfigDict) -> tuple[FlatVariables,
             f"{path}: {len(source[_POSITIONS])} positions found, expected at least "
             f"config.model.text.context_length = {length}"
         )
-    shapes = {n: s for n, s in expected_shapes(model_config).items() if n.startswith(_PREFIX)}
+    shapes = {n: s for n, s in expected_shapes(model).items() if n.startswith(_PREFIX)}
     flat = gather_arrays(source, shapes, names, path)
     used = {part for name in shapes for part in names(name)}
     return flat, tuple(sorted(set(source) - used))
@@ -148,7 +148,7 @@ def initialise_text_from(
       FileNotFoundError: a file is missing.
       ValueError: fields differ or a tensor doesn't fit; the message names them.
     """
-    flat, unused = read_bert(Path(path), model_config)
+    flat, unused = read_bert(Path(path), build_model(model_config))
     arrays = unflatten({name.removeprefix(_PREFIX): array for name, array in flat.items()})
     tower = jax.tree.map(placed_like, dict(params["text_encoder"]), arrays)
     loaded = tuple(f"{_PREFIX}{name}" for name in flatten(tower))
@@ -156,7 +156,7 @@ def initialise_text_from(
     return {**params, "text_encoder": tower}, batch_stats, report
 
 
-def _check_sizes(directory: Path, text: ConfigDict) -> None:
+def _check_sizes(directory: Path, text: TextEncoder | BertEncoder) -> None:
     if text_tower(text) != "bert":
         raise ValueError(f"config.model.text.kind is 'clip', expected 'bert' to take {directory}")
     expected = read_text_config(directory, text.context_length, text.end_of_text_id)
@@ -165,9 +165,9 @@ def _check_sizes(directory: Path, text: ConfigDict) -> None:
     if round(text.width * text.mlp_ratio) != round(expected["width"] * expected["mlp_ratio"]):
         fields.append("mlp_ratio")
     wrong = [
-        f"config.model.text.{field} is {text[field]}, expected {expected[field]}"
+        f"config.model.text.{field} is {getattr(text, field)}, expected {expected[field]}"
         for field in fields
-        if text[field] != expected[field]
+        if getattr(text, field) != expected[field]
     ]
     if wrong:
         raise ValueError(f"{directory}: {'; '.join(wrong)}")

@@ -34,8 +34,7 @@ from groupvit_jax.interop.tensor_file import (
     write_safetensors,
 )
 from groupvit_jax.interop.torch_file import read_torch_file
-from groupvit_jax.runs.configuration import config_from_dict
-from groupvit_jax.runs.files import read_json, write_json
+from groupvit_jax.models import build_model
 
 # Holds our configuration inside Hugging Face's, whose readers keep but ignore it.
 _OUR_SECTION = "groupvit_jax"
@@ -100,7 +99,7 @@ def read_huggingface(directory: Path) -> Pretrained:
     path, tensors = read_tensors(directory)
     own = ours.get("tensors", {})
     tensors |= {name: np.array(value, np.float32) for name, value in own.items()}
-    flat, notes = import_arrays(tensors, model_config, names, path)
+    flat, notes = import_arrays(tensors, build_model(model_config), names, path)
     tokenizer = described_tokenizer(ours, directory / "config.json")
     return Pretrained(model_config, unflatten(flat), tokenizer, tuple(notes))
 

@@ -1,5 +1,6 @@
 """Translates between our model configuration and `GroupViTModel`'s `config.json`."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -8,7 +9,7 @@ from ml_collections import ConfigDict
 from groupvit_jax.interop.model_config import make_model_config
 from groupvit_jax.models.layers import LAYER_NORM_EPS
 from groupvit_jax.models.preprocess import IMAGENET_MEAN, IMAGENET_STD
-from groupvit_jax.models.two_tower import text_tower
+from groupvit_jax.models.two_tower import TwoTower, build_model, text_tower
 
 # (our field, Hugging Face's, its default there)
 _IMAGE_FIELDS = (
@@ -77,8 +78,8 @@ def from_model_config(model: ConfigDict) -> dict[str, Any]:
       ValueError: it doesn't support a field; the message names it.
     """
     image, text = model.image, model.text
-    check_text_tower(text, "transformers' GroupViT")
-    _check_exportable(image)
+    check_text_tower(build_model(model), "transformers' GroupViT")
+    _check_exportable(image.to_dict())
     vision_config = {name: _json(image[ours]) for ours, name, _ in _IMAGE_FIELDS}
     text_config = {name: text[ours] for ours, name, _ in _TEXT_FIELDS}
     # One entry per stage; unused for stages without grouping.
@@ -111,9 +112,9 @@ def from_model_config(model: ConfigDict) -> dict[str, Any]:
     }
 
 
-def check_text_tower(text: ConfigDict, target: str) -> None:
-    """Raises ValueError unless the text tower is CLIP's, the only one that the target supports."""
-    if (kind := text_tower(text)) != "clip":
+def check_text_tower(model: TwoTower, target: str) -> None:
+    """Raise ValueError unless the text tower is CLIP's, the only one that the target has."""
+    if (kind := text_tower(model.text_encoder)) != "clip":
         raise ValueError(
             f"model.text.kind: {kind!r}, but {target} has CLIP's text tower only; export as "
             "safetensors or stablehlo"
@@ -182,11 +183,11 @@ def _check_group_tokens(image: dict[str, Any], where: str) -> None:
             )
 
 
-def _check_exportable(image: ConfigDict) -> None:
+def _check_exportable(image: Mapping[str, Any]) -> None:
     only: dict[str, tuple] = {
         "temperature": (1.0,),
         "assignment": ("gumbel", "hard"),
-        "width_factors": ((), (1,) * len(image.depths)),
+        "width_factors": ((), (1,) * len(image["depths"])),
         "position_embedding": ("learned",),
     }
     for field, values in only.items():

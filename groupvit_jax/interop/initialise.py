@@ -11,13 +11,11 @@ from ml_collections import ConfigDict
 from groupvit_jax.interop.layout import flatten, unflatten
 from groupvit_jax.interop.load import load_pretrained
 from groupvit_jax.interop.pretrained import resize_grid
-from groupvit_jax.models.two_tower import text_tower
+from groupvit_jax.models.two_tower import TwoTower, build_model, text_tower
 from groupvit_jax.typing import Array, Params, PyTree
 
 _IMAGE_POSITIONS = "params/image_encoder/position_embedding"
 _TEXT_POSITIONS = "params/text_encoder/position_embedding"
-# Fields that change the meaning of weights without changing their shapes.
-_SAME_FIELDS = ("image.num_heads", "text.num_heads")
 _TEXT_TOWER = "params/text_encoder/"
 
 
@@ -69,11 +67,12 @@ def initialise_from(
     """
     source = load_pretrained(path, model_config)
     found = flatten(source.variables)
-    fitted, resized = _fit_positions(found, source.model_config, model_config)
+    models = build_model(source.model_config), build_model(model_config)
+    fitted, resized = _fit_positions(found, *models)
     own = flatten({"params": params, "batch_stats": batch_stats})
     has_text = any(name.startswith(_TEXT_TOWER) for name in own)
-    _check_same_meaning(path, source.model_config, model_config, has_text)
-    towers = [text_tower(config.text) for config in (source.model_config, model_config)]
+    towers = [text_tower(model.text_encoder) for model in models]
+    _check_same_meaning(path, *models, has_text and towers[0] == towers[1])
     merged, loaded, initialised = {}, [], {}
     for name, leaf in own.items():
         if name.startswith(_TEXT_TOWER) and towers[0] != towers[1]:
@@ -96,22 +95,22 @@ def initialise_from(
 
 
 def _fit_positions(
-    found: dict[str, np.ndarray], source: ConfigDict, target: ConfigDict
+    found: dict[str, np.ndarray], source: TwoTower, target: TwoTower
 ) -> tuple[dict[str, np.ndarray], dict[str, str]]:
     """Resizes image positions to the model's grid and truncates text positions to its context."""
     fitted, resized = dict(found), {}
-    side = target.image.image_size // target.image.patch_size
+    side = target.image_encoder.image_size // target.image_encoder.patch_size
     table = found.get(_IMAGE_POSITIONS)
     if table is not None and table.shape[1] != side * side:
         old = math.isqrt(table.shape[1])
         fitted[_IMAGE_POSITIONS] = resize_grid(table, side)
         resized[_IMAGE_POSITIONS] = f"{old}x{old} to {side}x{side} patches, bicubic"
-    length = target.text.context_length
-    same_tower = text_tower(source.text) == text_tower(target.text)
-    if same_tower and length < source.text.context_length and _TEXT_POSITIONS in found:
+    text, length = source.text_encoder, target.text_encoder.context_length
+    same_tower = text_tower(text) == text_tower(target.text_encoder)
+    if same_tower and length < text.context_length and _TEXT_POSITIONS in found:
         # Texts never have tokens at the truncated positions.
         fitted[_TEXT_POSITIONS] = found[_TEXT_POSITIONS][:length]
-        resized[_TEXT_POSITIONS] = f"{source.text.context_length} cut to {length} tokens"
+        resized[_TEXT_POSITIONS] = f"{text.context_length} cut to {length} tokens"
     return fitted, resized
 
 
@@ -122,13 +121,13 @@ def placed_like(leaf: Array, value: np.ndarray) -> Array:
 
 
 def _check_same_meaning(
-    path: str | Path, source: ConfigDict, target: ConfigDict, has_text: bool
+    path: str | Path, source: TwoTower, target: TwoTower, with_text: bool
 ) -> None:
-    same_tower = has_text and text_tower(source.text) == text_tower(target.text)
-    for field in _SAME_FIELDS:
-        section, name = field.split(".")
-        if section == "text" and not same_tower:
-            continue
-        theirs, ours = source[section][name], target[section][name]
+    """Raise ValueError where the same arrays would compute something else in the target."""
+    for tower in ("image", "text") if with_text else ("image",):
+        # The shape of a fused projection doesn't tell into how many heads it is divided.
+        theirs, ours = (getattr(model, f"{tower}_encoder").num_heads for model in (source, target))
         if theirs != ours:
-            raise ValueError(f"{path}: model.{field} is {theirs}, but {ours} in this configuration")
+            raise ValueError(
+                f"{path}: model.{tower}.num_heads is {theirs}, but {ours} in this configuration"
+            )

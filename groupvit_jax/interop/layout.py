@@ -10,10 +10,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
-from ml_collections import ConfigDict
 
-from groupvit_jax.models import TwoTower, build_model
-from groupvit_jax.models.segmentation import SegmentationModel, build_segmentation_model
+from groupvit_jax.models import TwoTower
+from groupvit_jax.models.segmentation import SegmentationModel
 from groupvit_jax.typing import PyTree
 
 # Variables by path, e.g. "params/image_encoder/norm/scale".
@@ -44,20 +43,9 @@ def unflatten(flat: Mapping[str, Any]) -> dict[str, Any]:
     return unflatten_dict(dict(flat), sep="/")
 
 
-def build_task_model(
-    model_config: ConfigDict, num_head_classes: int = 0
-) -> TwoTower | SegmentationModel:
-    """Builds both towers, or with `num_classes` the image tower with a segment head."""
-    if num_head_classes:
-        return build_segmentation_model(model_config, num_head_classes)
-    return build_model(model_config)
-
-
-def expected_shapes(
-    model_config: ConfigDict, num_head_classes: int = 0
-) -> dict[str, tuple[int, ...]]:
-    """Returns the variable shapes of `build_task_model` by path, without computing values."""
-    return dict(_shapes(build_task_model(model_config, num_head_classes)))
+def expected_shapes(model: TwoTower | SegmentationModel) -> dict[str, tuple[int, ...]]:
+    """Return the shapes of the model's variables by path, without computing the variables."""
+    return dict(_shapes(model))
 
 
 @functools.cache  # tracing takes a second or two
@@ -115,7 +103,7 @@ def export_arrays(flat: Mapping[str, np.ndarray], names: Names) -> FlatVariables
 
 def import_arrays(
     source: Mapping[str, np.ndarray],
-    model_config: ConfigDict,
+    model: TwoTower,
     names: Names,
     path: Path | str,
     *,
@@ -125,7 +113,7 @@ def import_arrays(
 
     Args:
       source: arrays by foreign name.
-      model_config: configuration of the model.
+      model: both towers.
       names: maps our path to foreign names.
       path: path of the file, for error messages.
       allow_extra: report superfluous tensors as notes instead of raising.
@@ -136,7 +124,7 @@ def import_arrays(
     Raises:
       ValueError: a tensor, named in the message, is missing, superfluous or has another shape.
     """
-    shapes, notes = expected_shapes(model_config), []
+    shapes, notes = expected_shapes(model), []
     # Hugging Face's models, and those trained without the multi-label loss, lack this parameter.
     lacks_scale = MULTI_LABEL_SCALE in shapes and names(MULTI_LABEL_SCALE)[0] not in source
     if lacks_scale:
@@ -202,13 +190,10 @@ def _extra_names(found: Iterable[str], expected: set[str]) -> list[str]:
 
 
 def check_variables(
-    flat: Mapping[str, np.ndarray],
-    model_config: ConfigDict,
-    path: Path | str,
-    num_head_classes: int = 0,
+    flat: Mapping[str, np.ndarray], model: TwoTower | SegmentationModel, path: Path | str
 ) -> None:
-    """Raises a ValueError that names the first variable that isn't the model's."""
-    shapes = expected_shapes(model_config, num_head_classes)
+    """Raise a ValueError that names the first variable that isn't the model's."""
+    shapes = expected_shapes(model)
     check_names(flat, shapes, path)
     for name, shape in shapes.items():
         if flat[name].shape != shape:

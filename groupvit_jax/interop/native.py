@@ -30,6 +30,7 @@ def read_native(directory: Path) -> Pretrained:
     path = directory / "model.safetensors"
     tensors = read_safetensors(path)
     class_names = tuple(config.get("class_names", ()))
-    check_variables(tensors, model_config, path, len(class_names))
     tokenizer = described_tokenizer(config, directory / "config.json")
-    return Pretrained(model_config, unflatten(tensors), tokenizer, class_names=class_names)
+    found = Pretrained(model_config, unflatten(tensors), tokenizer, class_names=class_names)
+    check_variables(tensors, found.build_model(), path)
+    return found

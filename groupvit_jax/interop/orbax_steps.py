@@ -28,9 +28,10 @@ def read_orbax(step: Path) -> Pretrained:
             "segment head's"
         )
     flat = flatten(checkpoints.read_model(step))
-    check_variables(flat, run.model, step / checkpoints.MODEL, len(class_names))
     # The oldest checkpoints hold no vocabulary, but name the file that training read.
     tokenizer = checkpoints.stored_vocabulary(step) or read_vocabulary(
         run.data.tokenizer.name, run.data.tokenizer.path
     )
-    return Pretrained(run.model, unflatten(flat), tokenizer, class_names=class_names)
+    found = Pretrained(run.model, unflatten(flat), tokenizer, class_names=class_names)
+    check_variables(flat, found.build_model(), step / checkpoints.MODEL)
+    return found

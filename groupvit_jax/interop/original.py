@@ -26,6 +26,7 @@ from groupvit_jax.interop.pretrained import (
 )
 from groupvit_jax.interop.torch_file import read_torch_file
 from groupvit_jax.interop.torch_writer import write_torch_file
+from groupvit_jax.models import build_model
 from groupvit_jax.runs.configuration import config_from_dict
 
 # Entry with our configuration as JSON, beside the state dict.
@@ -80,7 +81,7 @@ def read_original(path: Path, model_config: ConfigDict | None = None) -> Pretrai
     else:
         model_config = _infer_config(tensors, path, model_config)
     # Not all published files were available for testing, so superfluous tensors are not an error.
-    flat, notes = import_arrays(tensors, model_config, names, path, allow_extra=True)
+    flat, notes = import_arrays(tensors, build_model(model_config), names, path, allow_extra=True)
     tokenizer = described_tokenizer(stored, path)
     return Pretrained(model_config, unflatten(flat), tokenizer, tuple(notes))
 
@@ -92,7 +93,7 @@ def write_original(path: Path, pretrained: Pretrained) -> None:
       ValueError: the original format doesn't support the model; the message names the field.
     """
     pretrained.check_two_towers("a .pth of the original")
-    check_text_tower(pretrained.model_config.text, "a .pth of the original")
+    check_text_tower(build_model(pretrained.model_config), "a .pth of the original")
     pretrained = with_learned_positions(pretrained)
     factors = pretrained.model_config.image.width_factors
     if set(factors) - {1}:

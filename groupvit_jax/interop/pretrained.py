@@ -11,14 +11,14 @@ from ml_collections import ConfigDict
 
 from groupvit_jax.data.text import vocabulary
 from groupvit_jax.data.text.vocabulary import Vocabulary
-from groupvit_jax.interop.layout import FlatVariables, build_task_model, flatten
+from groupvit_jax.interop.layout import FlatVariables, flatten
 from groupvit_jax.interop.model_config import config_to_dict
 from groupvit_jax.models import TwoTower, build_model
 from groupvit_jax.models.position_embedding import (
     resize_position_embedding,
     sincos_position_embedding,
 )
-from groupvit_jax.models.segmentation import SegmentationModel
+from groupvit_jax.models.segmentation import SegmentationModel, with_segment_head
 from groupvit_jax.runs.configuration import config_from_dict
 from groupvit_jax.typing import Float, PyTree
 
@@ -42,7 +42,8 @@ class Pretrained(NamedTuple):
 
     def build_model(self) -> TwoTower | SegmentationModel:
         """Builds both towers, or the image tower with its segment head."""
-        return build_task_model(self.model_config, len(self.class_names))
+        model = build_model(self.model_config)
+        return with_segment_head(model, len(self.class_names)) if self.class_names else model
 
     def check_two_towers(self, wanted_by: str) -> None:
         """Raises ValueError if there is a segment head instead of a text tower."""

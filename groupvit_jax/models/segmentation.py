@@ -4,12 +4,11 @@ from typing import NamedTuple
 
 import flax.linen as nn
 import jax.numpy as jnp
-from ml_collections import ConfigDict
 
 from groupvit_jax.models.grouping import group_maps
 from groupvit_jax.models.image_encoder import ImageEncoder
 from groupvit_jax.models.layers import vit_init
-from groupvit_jax.models.two_tower import execution_of
+from groupvit_jax.models.two_tower import TwoTower
 from groupvit_jax.typing import Array, Float, ImageFeatures, Int
 
 
@@ -60,23 +59,19 @@ class SegmentationModel(nn.Module):
         return SegmentOutput(self.segment_head(features.segments), maps, features)
 
 
-def build_segmentation_model(model_config: ConfigDict, num_classes: int) -> SegmentationModel:
-    """Builds the image tower of `config.model` with a head for so many classes.
+def with_segment_head(model: TwoTower, num_classes: int) -> SegmentationModel:
+    """Return the model's image tower with a segment head for `num_classes` classes.
 
     Raises:
-      ValueError: naming the field, if the configuration contradicts itself.
+      ValueError: there are too few or too many classes, or the tower never groups.
     """
     if not 1 <= num_classes <= 255:
         raise ValueError(
-            f"config.segmentation.class_names: {num_classes} names found, expected 1 to 255: those "
-            "of the masks' values from 0 on, the background included"
+            f"config.segmentation.class_names: {num_classes} names found, expected 1 to 255, one "
+            "for each mask value from 0, the background included"
         )
-    if not model_config.image.num_output_groups:
+    if not model.image_encoder.num_output_groups:
         raise ValueError(
             "config.model.image.num_output_groups: () found, expected a stage that groups"
         )
-    dtype = jnp.dtype(model_config.dtype)
-    return SegmentationModel(
-        ImageEncoder(**model_config.image, execution=execution_of(model_config), dtype=dtype),
-        SegmentHead(num_classes),
-    )
+    return SegmentationModel(model.image_encoder, SegmentHead(num_classes))

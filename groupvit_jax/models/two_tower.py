@@ -193,17 +193,22 @@ class TwoTower(nn.Module):
 
 
 def build_model(config: ConfigDict) -> TwoTower:
-    """Builds the model that `config.model` describes.
+    """Build the model that `config.model` describes; all that follows takes modules, not fields.
 
     Raises:
       ValueError: naming the field, if the configuration contradicts itself.
     """
     dtype = jnp.dtype(config.dtype)
-    execution = execution_of(config)
+    # Absent in recorded configurations that are older than the field, as are other `get`s below.
+    execution = Execution(config.get("scan_layers", False), config.get("remat", "none"))
+    if execution.remat not in REMAT:
+        raise ValueError(
+            f"config.model.remat: {execution.remat!r} found, expected one of {', '.join(REMAT)}"
+        )
     projector = {"hidden_dim": config.projector.hidden_dim, "out_dim": config.projector.output_dim}
     return TwoTower(
         image_encoder=ImageEncoder(**config.image, execution=execution, dtype=dtype),
-        text_encoder=build_text_encoder(config.text, execution, dtype),
+        text_encoder=_build_text_encoder(config.text.to_dict(), execution, dtype),
         image_projector=Projector(**projector, dtype=dtype),
         text_projector=Projector(**projector, dtype=dtype),
         initial_temperature=config.initial_temperature,
@@ -213,44 +218,22 @@ def build_model(config: ConfigDict) -> TwoTower:
     )
 
 
-def execution_of(config: ConfigDict) -> Execution:
-    """Returns how `config.model` wants the blocks to be computed; weights are described without.
-
-    Raises:
-      ValueError: there is no such rematerialisation.
-    """
-    execution = Execution(config.get("scan_layers", False), config.get("remat", "none"))
-    if execution.remat not in REMAT:
-        raise ValueError(f"model.remat: {execution.remat!r}, expected one of {tuple(REMAT)}")
-    return execution
+def text_tower(encoder: TextEncoder | BertEncoder) -> str:
+    """Return the encoder's name in `TEXT_TOWERS`, the value of `config.model.text.kind`."""
+    return next(kind for kind, tower in TEXT_TOWERS.items() if type(encoder) is tower)
 
 
-def text_tower(text_config: ConfigDict) -> str:
-    """Returns which of `TEXT_TOWERS` a `config.model.text` describes; older ones don't say.
-
-    Raises:
-      ValueError: there is no such tower.
-    """
-    kind = text_config.get("kind", "clip")
+def _build_text_encoder(
+    fields: dict[str, Any], execution: Execution, dtype: Dtype
+) -> TextEncoder | BertEncoder:
+    kind = fields.pop("kind", "clip")
     if kind not in TEXT_TOWERS:
         raise ValueError(
             f"config.model.text.kind: {kind!r} found, expected one of {', '.join(TEXT_TOWERS)}"
         )
-    return kind
-
-
-def build_text_encoder(
-    text_config: ConfigDict, execution: Execution, dtype: Dtype = jnp.float32
-) -> TextEncoder | BertEncoder:
-    """Builds the tower that a `config.model.text` describes.
-
-    Raises:
-      ValueError: there is no such tower, or the heads don't divide the width.
-    """
-    fields = {name: value for name, value in text_config.items() if name != "kind"}
     if fields["width"] % fields["num_heads"]:
         raise ValueError(
             f"config.model.text.num_heads: {fields['num_heads']} found, expected a divisor of the "
             f"width {fields['width']}"
         )
-    return TEXT_TOWERS[text_tower(text_config)](**fields, execution=execution, dtype=dtype)
+    return TEXT_TOWERS[kind](**fields, execution=execution, dtype=dtype)

@@ -82,7 +82,7 @@ def build(config: ConfigDict, workdir: Path) -> Parts:
     check_writable(workdir)
     check_settings(config)
     task = task_of(config)
-    mesh = parallel.make_mesh(config.parallel.mesh)
+    mesh = parallel.make_mesh(config.parallel.mesh.to_dict())
     parallel.check_batch_size(config.train.batch_size, mesh)
     check_micro_batch_size(config.train.micro_batch_size, config.train.batch_size, mesh)
     check_fused_attention(config, mesh)
@@ -100,7 +100,12 @@ def build(config: ConfigDict, workdir: Path) -> Parts:
     examples = task.make_examples(config, tokenizer)
     num_steps, warmup_steps = run_length(config, examples.num_samples)
     schedule = optim.make_schedule(
-        config.optimizer, config.train.batch_size, num_steps, warmup_steps
+        config.optimizer.learning_rate,
+        num_steps,
+        warmup_steps,
+        start=config.optimizer.warmup_learning_rate,
+        end=config.optimizer.final_learning_rate,
+        batch_size_ratio=config.train.batch_size / config.optimizer.reference_batch_size,
     )
     shapes = task.batch_shapes(config)
     params = state.abstract_params(model, shapes)

@@ -9,10 +9,10 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from groupvit_jax.data.pipeline.contrastive import TrainExamples, make_train_examples
-from groupvit_jax.data.pipeline.segmentation import make_masked_examples
+from groupvit_jax.data.pipeline.segmentation import MaskedAugmentation, make_masked_examples
 from groupvit_jax.data.text.tokenizers import Tokenizer
 from groupvit_jax.models import build_model
-from groupvit_jax.models.segmentation import build_segmentation_model
+from groupvit_jax.models.segmentation import with_segment_head
 from groupvit_jax.train import contrastive_task, segmentation_task, state
 from groupvit_jax.train.step import LossFn
 
@@ -37,18 +37,32 @@ class Task:
     unused: Mapping[str, object] = dataclasses.field(default_factory=dict)
 
 
+def _masked_examples(config: ConfigDict, tokenizer: Tokenizer) -> TrainExamples:
+    del tokenizer  # masks come without texts
+    fields = config.segmentation.to_dict()
+    return make_masked_examples(
+        config.data.sources.to_dict(),
+        fields.pop("class_names"),
+        augment=MaskedAugmentation(**fields),
+        image_size=config.model.image.image_size,
+        seed=config.seed,
+    )
+
+
 TASKS = {
     "contrastive": Task(
         build_model=lambda config: build_model(config.model),
-        make_examples=make_train_examples,
+        make_examples=lambda config, tokenizer: make_train_examples(
+            config.data, tokenizer, image_size=config.model.image.image_size, seed=config.seed
+        ),
         batch_shapes=state.batch_shapes,
         make_loss=contrastive_task.make_contrastive_loss,
     ),
     "segmentation": Task(
-        build_model=lambda config: build_segmentation_model(
-            config.model, len(config.segmentation.class_names)
+        build_model=lambda config: with_segment_head(
+            build_model(config.model), len(config.segmentation.class_names)
         ),
-        make_examples=lambda config, tokenizer: make_masked_examples(config),
+        make_examples=_masked_examples,
         batch_shapes=state.masked_batch_shapes,
         make_loss=segmentation_task.make_segmentation_loss,
         unused={"text_init_from": "", "train.micro_batch_size": None},

@@ -8,8 +8,9 @@ from groupvit_jax.data.text.tokenizers import ClipTokenizer
 from groupvit_jax.eval.evaluators import benchmark_evaluator, make_evaluators
 from groupvit_jax.eval.head_segmentation import HeadSegmentation, HeadTower
 from groupvit_jax.eval.protocol import Protocol
+from groupvit_jax.models import build_model
 from groupvit_jax.models.preprocess import normalize
-from groupvit_jax.models.segmentation import build_segmentation_model
+from groupvit_jax.models.segmentation import with_segment_head
 from tests.data.eval_sets import miniatures
 from tests.eval import protocol as slow
 from tests.eval.conftest import make_mesh
@@ -21,7 +22,7 @@ SIZES = [(32, 32), (40, 32), (20, 50)]
 
 @pytest.fixture(scope="module")
 def model():
-    return build_segmentation_model(tiny.get_config().model, len(NAMES))
+    return with_segment_head(build_model(tiny.get_config().model), len(NAMES))
 
 
 @pytest.fixture(scope="module")
@@ -102,7 +103,7 @@ def make(model, names=NAMES, **entry):
 
 def test_a_benchmark_is_evaluated_with_its_background(variables, tmp_path):
     miniatures.folder(tmp_path)
-    model = build_segmentation_model(tiny.get_config().model, 3)
+    model = with_segment_head(build_model(tiny.get_config().model), 3)
     entry = dict(kind="benchmark", benchmark="folder", data_dir=str(tmp_path), every_steps=2)
     names = ("background", "red panda", "sky")
     ((evaluator, every_steps),) = make(model, names, **entry)

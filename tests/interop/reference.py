@@ -49,12 +49,12 @@ def training_step(pretrained, images, tokens):
         return_loss=True,
     )
     output.loss.backward()
-    config = pretrained.model_config
+    ours = pretrained.build_model()
     state = {name: value.numpy() for name, value in model.state_dict().items()}
-    after, _ = import_arrays(state, config, huggingface.names, "state after the step")
+    after, _ = import_arrays(state, ours, huggingface.names, "state after the step")
     gradients = {name: value.grad.numpy() for name, value in model.named_parameters()}
     statistics = {name: array for name, array in state.items() if "running_" in name}
-    gradients, _ = import_arrays(gradients | statistics, config, huggingface.names, "gradients")
+    gradients, _ = import_arrays(gradients | statistics, ours, huggingface.names, "gradients")
     return (
         output.loss.item(),
         {name: array for name, array in after.items() if name.startswith("batch_stats")},

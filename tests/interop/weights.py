@@ -10,6 +10,7 @@ from configs import base, tiny
 from groupvit_jax.data.text.vocabulary import CLIP
 from groupvit_jax.interop.layout import expected_shapes, unflatten
 from groupvit_jax.interop.pretrained import Pretrained, to_host
+from groupvit_jax.models import build_model
 
 # What a case changes of the published model, and the size of its images.
 CASES = {
@@ -60,7 +61,10 @@ def small_config(case: str = "gcc_yfcc") -> ConfigDict:
 
 def random_pretrained(config: ConfigDict, seed: int = 0) -> Pretrained:
     """A model whose every weight, bias and statistic is random and of the trained size."""
-    flat = {name: _random(seed, name, shape) for name, shape in expected_shapes(config).items()}
+    flat = {
+        name: _random(seed, name, shape)
+        for name, shape in expected_shapes(build_model(config)).items()
+    }
     return Pretrained(config, unflatten(flat), CLIP)
 
 

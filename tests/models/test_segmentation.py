@@ -5,12 +5,12 @@ import pytest
 
 from configs import tiny
 from groupvit_jax.models import build_model
-from groupvit_jax.models.segmentation import build_segmentation_model
+from groupvit_jax.models.segmentation import with_segment_head
 
 
 @pytest.fixture(scope="module")
 def made():
-    model = build_segmentation_model(tiny.get_config().model, 5)
+    model = with_segment_head(build_model(tiny.get_config().model), 5)
     images = jax.random.normal(jax.random.key(1), (2, 20, 24, 3))
     variables = jax.jit(model.init)(jax.random.key(0), images)
     return variables, jax.jit(model.apply)(variables, images)
@@ -45,11 +45,11 @@ def test_the_tower_has_the_names_and_shapes_of_the_two_towers(made):
 @pytest.mark.parametrize("num_classes", [0, 256])
 def test_number_of_classes_is_checked(num_classes):
     with pytest.raises(ValueError, match=rf"class_names: {num_classes} names found"):
-        build_segmentation_model(tiny.get_config().model, num_classes)
+        with_segment_head(build_model(tiny.get_config().model), num_classes)
 
 
 def test_a_tower_without_groups_is_refused():
     config = tiny.get_config().model
     config.image.update(depths=(1,), num_group_tokens=(0,), num_output_groups=())
     with pytest.raises(ValueError, match=r"num_output_groups: \(\) found"):
-        build_segmentation_model(config, 5)
+        with_segment_head(build_model(config), 5)

@@ -42,7 +42,7 @@ def test_what_a_chip_holds_is_what_a_run_allocates():
     config = tiny.get_config()
     config.parallel.mesh.update(data=2, fsdp=2)
     memory = compile_step(config, host(4)).memory
-    mesh = parallel.make_mesh(config.parallel.mesh, first_devices(4))
+    mesh = parallel.make_mesh(config.parallel.mesh.to_dict(), first_devices(4))
     shapes = state_lib.batch_shapes(config)
     batch = parallel.to_global_batch(
         mesh, {name: np.zeros(leaf.shape, leaf.dtype) for name, leaf in shapes.items()}

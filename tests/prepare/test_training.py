@@ -14,20 +14,23 @@ from tests.data.image_files import photo
 from tests.data.shard_files import encode, write_tar
 
 
+def examples_of(config):
+    return make_train_examples(config.data, ClipTokenizer(), image_size=16, seed=0)
+
+
 def test_training_takes_what_is_stored_in_place_of_tagging(tmp_path, monkeypatch):
     sample = {"jpg": encode(), "json": json.dumps({"captions": ["a dog runs", "two"]}).encode()}
     raw = write_tar(tmp_path / "raw.tar", [(str(i), sample) for i in range(4)])
     options = Options(raw, str(tmp_path / "out"), duplicates="keep", tokenizer="clip")
     prepare(options, local_runner(1))
     config = base.get_config()
-    config.model.image.image_size = 16
     for kind in ("words", "phrases"):
         config.data.noun_kind = kind
         config.data.sources.pairs = dict(kind="webdataset", pattern=raw)
-        tagged = make_train_examples(config, ClipTokenizer())
+        tagged = examples_of(config)
         expected = list(tagged.read(range(8)))
         config.data.sources.pairs.pattern = f"{options.output}/*.tar"
-        stored = make_train_examples(config, ClipTokenizer())
+        stored = examples_of(config)
         with monkeypatch.context() as patch:
             patch.setattr(nouns, "tag", None)
             for i in range(8):
@@ -49,14 +52,13 @@ def test_training_on_pixels_is_training_on_the_decoded_files(tmp_path, kind):
     options = Options(raw, str(tmp_path / "out"), format=kind, encoding="pixels")
     prepare(options, local_runner(1))
     config = base.get_config()
-    config.model.image.image_size = 16
     config.data.sources.pairs = dict(kind="webdataset", pattern=raw)
-    expected = list(make_train_examples(config, ClipTokenizer()).read(range(12)))
+    expected = list(examples_of(config).read(range(12)))
     stored = dict(kind="tfds", data_dir=options.output)
     if kind == "webdataset":
         stored = dict(kind="webdataset", pattern=f"{options.output}/*.tar")
     config.data.sources.pairs = stored
-    found = list(make_train_examples(config, ClipTokenizer()).read(range(12)))
+    found = list(examples_of(config).read(range(12)))
     for example, same in zip(found, expected, strict=True):
         np.testing.assert_array_equal(example["image"], same["image"])
         assert example["index"] == same["index"]

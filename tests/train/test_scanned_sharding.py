@@ -36,7 +36,7 @@ def compiled_gradients(sizes, scan_layers):
     mesh = parallel.make_mesh(sizes, first_devices(np.prod(list(sizes.values()))))
     model, shapes = build_model(config.model), state_lib.batch_shapes(config)
     params = state_lib.abstract_params(model, shapes)
-    schedule = optim.make_schedule(config.optimizer, BATCH_SIZE, 10, 2)
+    schedule = optim.make_schedule(config.optimizer.learning_rate, 10, 2)
     state, shardings = state_lib.create_sharded_state(
         model,
         optim.make_optimizer(config.optimizer, schedule, params),

@@ -26,7 +26,7 @@ def setup():
     config.model.text.update(vocab_size=64, end_of_text_id=63, num_layers=1)
     model = build_model(config.model)
     shapes = state_lib.batch_shapes(config)
-    schedule = optim.make_schedule(config.optimizer, 16, 20, 2)
+    schedule = optim.make_schedule(config.optimizer.learning_rate, 20, 2)
     params = state_lib.abstract_params(model, shapes)
     optimizer = optim.make_optimizer(config.optimizer, schedule, params)
     return config, model, optimizer, shapes

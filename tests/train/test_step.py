@@ -69,7 +69,7 @@ class Run:
         self.mesh = parallel.make_mesh(sizes, first_devices(np.prod(list(sizes.values()))))
         shapes = state_lib.batch_shapes(config)
         params = state_lib.abstract_params(model, shapes)
-        self.schedule = optim.make_schedule(config.optimizer, config.train.batch_size, NUM_STEPS, 2)
+        self.schedule = optim.make_schedule(config.optimizer.learning_rate, NUM_STEPS, 2)
         optimizer = optim.make_optimizer(config.optimizer, self.schedule, params)
         self.state, self.shardings = state_lib.create_sharded_state(
             model, optimizer, jax.random.key(1), shapes, self.mesh, config.parallel.rules

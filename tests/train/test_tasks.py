@@ -10,7 +10,7 @@ from groupvit_jax import losses, optim, parallel
 from groupvit_jax.interop import initialise_from, load_pretrained
 from groupvit_jax.models.grouping import resize_maps
 from groupvit_jax.models.preprocess import normalize
-from groupvit_jax.models.segmentation import build_segmentation_model
+from groupvit_jax.models.segmentation import with_segment_head
 from groupvit_jax.scenes import dataset
 from groupvit_jax.train import state as state_lib
 from groupvit_jax.train.loop import train
@@ -52,7 +52,7 @@ class Run:
         self.model = task.build_model(config)
         shapes = task.batch_shapes(config)
         params = state_lib.abstract_params(self.model, shapes)
-        schedule = optim.make_schedule(config.optimizer, 16, 20, 2)
+        schedule = optim.make_schedule(config.optimizer.learning_rate, 20, 2)
         optimizer = optim.make_optimizer(config.optimizer, schedule, params)
         self.state, shardings = state_lib.create_sharded_state(
             self.model, optimizer, jax.random.key(1), shapes, self.mesh, config.parallel.rules
@@ -160,7 +160,7 @@ def test_the_tower_starts_from_a_checkpoint_and_the_head_fresh(data_dir, tmp_pat
     config = scenes_config(data_dir, 2)
     train(config, tmp_path)
     assert load_pretrained(tmp_path).class_names == dataset.CLASS_NAMES
-    model = build_segmentation_model(config.model, 7)
+    model = with_segment_head(build_model(config.model), 7)
     fresh = jax.jit(model.init)(jax.random.key(5), np.zeros((1, 32, 32, 3), np.float32))["params"]
     config.model.text.num_heads = 4  # of no tower here
     params, batch_stats, report = initialise_from(tmp_path, fresh, {}, config.model)

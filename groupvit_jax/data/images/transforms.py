@@ -3,19 +3,18 @@
 All randomness comes from the generator argument, in a fixed order. No function modifies its input.
 """
 
+import dataclasses
 import math
-from types import SimpleNamespace
 
 import cv2
 import numpy as np
 from jaxtyping import UInt8
-from ml_collections import ConfigDict
 
 from groupvit_jax.data.images.augment import rand_augment
 from groupvit_jax.data.images.decode import Box, BrokenImageError, decode_box, orient, read_header
 
-__all__ = ["MIN_SIDE", "init_worker", "random_resized_crop", "resize", "resize_and_center_crop"]
-__all__ += ["resize_like_pil", "sample_crop", "train_transform"]
+__all__ = ["MIN_SIDE", "Augmentation", "init_worker", "random_resized_crop", "resize"]
+__all__ += ["resize_and_center_crop", "resize_like_pil", "sample_crop", "train_transform"]
 
 Image = UInt8[np.ndarray, "H W 3"]
 Resized = UInt8[np.ndarray, "h w 3"]
@@ -37,10 +36,37 @@ def init_worker() -> None:
     cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
 
 
+@dataclasses.dataclass(frozen=True)
+class Augmentation:
+    """Augmentation of training images on the host; the fields of `config.data.augment`.
+
+    Random erasing is missing: the device does it (`models.preprocess`).
+
+    Attributes:
+      min_area: smallest crop, as a share of the image's area.
+      max_area: largest crop.
+      min_ratio: smallest width / height of a crop.
+      max_ratio: largest.
+      flip: probability of a horizontal flip.
+      num_ops: operations of RandAugment an image.
+      magnitude: mean strength of an operation, 0 to 10.
+      magnitude_std: standard deviation of the strength.
+    """
+
+    min_area: float = 0.08
+    max_area: float = 1.0
+    min_ratio: float = 3 / 4
+    max_ratio: float = 4 / 3
+    flip: float = 0.5
+    num_ops: int = 2
+    magnitude: float = 9.0
+    magnitude_std: float = 0.5
+
+
 def train_transform(
-    data: bytes, size: int, augment: ConfigDict | SimpleNamespace, rng: np.random.Generator
+    data: bytes, size: int, augment: Augmentation, rng: np.random.Generator
 ) -> Square:
-    """Decodes, crops, flips and augments one training image.
+    """Decode, crop, flip and augment one training image.
 
     Rows below the crop are not decoded. A crop of at least three times the output size is decoded
     at half scale or less; at a ratio of two, libjpeg's sharper reduction would deviate from the
@@ -49,7 +75,7 @@ def train_transform(
     Args:
       data: an encoded image.
       size: side of the result, S.
-      augment: `config.data.augment`.
+      augment: how strongly.
       rng: source of all randomness.
 
     Returns:

@@ -3,14 +3,13 @@
 Order and randomness follow `data.pipeline.contrastive`: example p is a pure function of (seed, p).
 """
 
+import dataclasses
 import functools
 from collections.abc import Mapping, Sequence
-from types import SimpleNamespace
 from typing import Any
 
 import cv2
 import numpy as np
-from ml_collections import ConfigDict
 
 from groupvit_jax.data.eval_sets import SegmentationSet, open_benchmark
 from groupvit_jax.data.images.augment import FILL, OPERATIONS
@@ -56,7 +55,7 @@ class MaskedSamples:
 
 
 def open_masked_source(
-    name: str, fields: ConfigDict | Mapping[str, Any], class_names: Sequence[str]
+    name: str, fields: Mapping[str, Any], class_names: Sequence[str]
 ) -> MaskedSource:
     """Opens the set `config.data.sources.NAME` of the segmentation task.
 
@@ -92,30 +91,54 @@ def open_masked_source(
     return opened.source
 
 
-def make_masked_examples(config: ConfigDict) -> TrainExamples:
-    """Opens the sources and builds the sequence of training examples.
+@dataclasses.dataclass(frozen=True)
+class MaskedAugmentation:
+    """Augmentation of images with masks; the fields of `config.segmentation`.
+
+    Attributes:
+      min_scale: smallest length of the image's shorter side, as a multiple of the crop's.
+      max_scale: largest.
+      flip: probability of a horizontal flip.
+      jitter: brightness, contrast and saturation change by up to this share of 90 %.
+    """
+
+    min_scale: float = 0.5
+    max_scale: float = 2.0
+    flip: float = 0.5
+    jitter: float = 0.4
+
+
+def make_masked_examples(
+    sources: Mapping[str, Mapping[str, Any]],
+    class_names: Sequence[str],
+    *,
+    augment: MaskedAugmentation,
+    image_size: int,
+    seed: int,
+) -> TrainExamples:
+    """Open the sources and return the sequence of training examples with masks.
 
     Args:
-      config: the whole configuration; `seed`, `data.sources`, `segmentation` and
-        `model.image.image_size` matter here.
+      sources: `config.data.sources`, the fields of each source by its name.
+      class_names: the classes of the masks' values from 0 on.
+      augment: how strongly images are augmented.
+      image_size: side of the training images, in pixels.
+      seed: of the examples' order and randomness.
 
     Raises:
       ValueError, FileNotFoundError: see `open_masked_source`.
     """
-    settings = SimpleNamespace(**config.segmentation)
-    transform = functools.partial(
-        transform_masked, size=config.model.image.image_size, settings=settings
-    )
+    transform = functools.partial(transform_masked, size=image_size, augment=augment)
 
-    def open_source(name: str, fields: ConfigDict) -> MaskedSamples:
-        return MaskedSamples(open_masked_source(name, fields, settings.class_names))
+    def open_source(name: str, fields: Mapping[str, Any]) -> MaskedSamples:
+        return MaskedSamples(open_masked_source(name, fields, class_names))
 
-    source, order = open_mixture(config, open_source)
-    return TrainExamples(source, order, config.seed, transform)
+    source, order = open_mixture(sources, seed, open_source)
+    return TrainExamples(source, order, seed, transform)
 
 
 def transform_masked(
-    sample: MaskedImage, rng: np.random.Generator, *, size: int, settings: SimpleNamespace
+    sample: MaskedImage, rng: np.random.Generator, *, size: int, augment: MaskedAugmentation
 ) -> dict[str, np.ndarray]:
     """Scales, crops and flips an image together with its mask, and jitters the image's colours.
 
@@ -127,23 +150,23 @@ def transform_masked(
       sample: image and mask.
       rng: source of all randomness.
       size: side of the result, S.
-      settings: `config.segmentation`.
+      augment: how strongly.
 
     Returns:
       {"image": UInt8 "S S 3", "mask": UInt8 "S S"}.
     """
     H, W = sample.mask.shape
-    scale = rng.uniform(settings.min_scale, settings.max_scale) * size / min(H, W)
+    scale = rng.uniform(augment.min_scale, augment.max_scale) * size / min(H, W)
     h, w = max(1, round(H * scale)), max(1, round(W * scale))
     top, left = (int(rng.integers(max(length - size, 0) + 1)) for length in (h, w))
     part = np.s_[top : top + size, left : left + size]
     image = resize(sample.image, h, w)[part]
     mask = cv2.resize(sample.mask, (w, h), interpolation=cv2.INTER_NEAREST_EXACT)[part]
-    if rng.random() < settings.flip:
+    if rng.random() < augment.flip:
         image, mask = image[:, ::-1], mask[:, ::-1]
     image = np.ascontiguousarray(image)
     for name in _COLOURS:
-        image = OPERATIONS[name](image, rng.uniform(-settings.jitter, settings.jitter))
+        image = OPERATIONS[name](image, rng.uniform(-augment.jitter, augment.jitter))
     rows, columns = size - image.shape[0], size - image.shape[1]
     border = (0, rows, 0, columns, cv2.BORDER_CONSTANT)
     mask = np.ascontiguousarray(mask)

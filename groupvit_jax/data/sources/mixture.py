@@ -3,13 +3,14 @@
 import bisect
 import functools
 import itertools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
 
 import numpy as np
-from ml_collections import ConfigDict
 
 from groupvit_jax.data.sources.pairs import BatchSource, BrokenSampleError, Sample, Source
 
+Fields = Mapping[str, Any]
 _NUM_ROUNDS = 6
 _UINT64 = 2**64 - 1
 
@@ -107,37 +108,35 @@ class ExampleOrder:
 
 
 def open_mixture(
-    config: ConfigDict, open_source: Callable[[str, ConfigDict], Source]
+    sources: Mapping[str, Fields], seed: int, open_source: Callable[[str, Fields], Source]
 ) -> tuple[MixedSource, ExampleOrder]:
-    """Opens `config.data.sources` as one, with the order in which `config.seed` visits it.
+    """Open several sources as one, with the order in which the seed visits its samples.
 
     Args:
-      config: the whole configuration.
+      sources: `config.data.sources`, the fields of each source by its name; `weight` is used here.
+      seed: of the order.
       open_source: opens a source by its name and its fields.
 
     Raises:
       ValueError: there is no source, or some have no weight or one that isn't positive.
     """
-    source = MixedSource([open_source(*named) for named in _named_sources(config.data)])
-    return source, ExampleOrder(source.sizes, _weights(config.data), config.seed)
+    if not sources:
+        raise ValueError("config.data.sources: empty, expected at least one set")
+    # Sorted, so that the order of the examples doesn't depend on how the configuration was built.
+    sources = dict(sorted(sources.items()))
+    source = MixedSource([open_source(*named) for named in sources.items()])
+    return source, ExampleOrder(source.sizes, _weights(sources), seed)
 
 
-def _named_sources(data_config: ConfigDict) -> list[tuple[str, ConfigDict]]:
-    if not data_config.sources:
-        raise ValueError("config.data.sources is empty: name at least one set")
-    # Sorted, so that the order of examples doesn't depend on how the configuration was built.
-    return sorted(data_config.sources.items())
-
-
-def _weights(data_config: ConfigDict) -> list[float] | None:
-    weights = {name: fields.get("weight") for name, fields in _named_sources(data_config)}
+def _weights(sources: Mapping[str, Fields]) -> list[float] | None:
+    weights = {name: fields.get("weight") for name, fields in sources.items()}
     given = {name: weight for name, weight in weights.items() if weight is not None}
     if not given:
         return None
     for name, weight in weights.items():
         if not (given.get(name, 0.0) > 0):
             raise ValueError(
-                f"config.data.sources.{name}.weight={weight}: expected a positive number, "
+                f"config.data.sources.{name}.weight: {weight} found, expected a positive number, "
                 "in all sources or in none"
             )
     return [float(weight) for weight in given.values()]

@@ -15,7 +15,6 @@ from typing import Any, NotRequired, Protocol, TypedDict, runtime_checkable
 import cv2
 import numpy as np
 from jaxtyping import Int
-from ml_collections import ConfigDict
 
 from groupvit_jax.data.sources import tar_index, tfds_copy
 from groupvit_jax.data.sources.shard_reader import Members, read_members, read_samples
@@ -78,7 +77,7 @@ class BatchSource(Source, Protocol):
 
 def make_source(
     name: str,
-    source_config: ConfigDict | Mapping[str, Any],
+    fields: Mapping[str, Any],
     index_dir: str = "",
     cache: ObjectCache | None = None,
 ) -> Source:
@@ -86,7 +85,7 @@ def make_source(
 
     Args:
       name: NAME, for messages.
-      source_config: `kind` and the fields of that kind: "webdataset" has `pattern`; "tfds" has
+      fields: `kind` and the fields of that kind: "webdataset" has `pattern`; "tfds" has
         `name`, `split` and `data_dir`. `weight` and `exchange_captions` are ignored here.
       index_dir: cache folder for indices of tar shards; by default beside the shards.
       cache: for objects on stores; required for a TFDS set on a store.
@@ -96,20 +95,20 @@ def make_source(
       FileNotFoundError: a pattern that matches nothing.
     """
     field = f"config.data.sources.{name}"
-    kind = source_config.get("kind")
+    kind = fields.get("kind")
     if kind not in _FIELDS:
         raise ValueError(f"{field}.kind={kind!r}: expected one of {sorted(_FIELDS)}")
-    unknown = sorted(set(source_config) - _FIELDS[kind])
+    unknown = sorted(set(fields) - _FIELDS[kind])
     if unknown:
         raise ValueError(f"{field}.{unknown[0]}: unknown; {kind} has {sorted(_FIELDS[kind])}")
     if kind == "webdataset":
         field += ".pattern"
-        shards = tar_index.expand_pattern(source_config.get("pattern", ""), field)
+        shards = tar_index.expand_pattern(fields.get("pattern", ""), field)
         return WebDatasetSource(shards, index_dir, field, cache)
     return TfdsSource(
-        source_config.get("name", ""),
-        source_config.get("split", "train"),
-        source_config.get("data_dir", ""),
+        fields.get("name", ""),
+        fields.get("split", "train"),
+        fields.get("data_dir", ""),
         field,
         cache,
     )

@@ -6,9 +6,9 @@ import pytest
 from scipy import stats
 
 from benchmarks import pil_pipeline
-from configs.base import get_config
 from groupvit_jax.data.images.decode import BrokenImageError
 from groupvit_jax.data.images.transforms import (
+    Augmentation,
     random_resized_crop,
     resize,
     resize_and_center_crop,
@@ -23,9 +23,7 @@ JPEG = encode(PHOTO, "JPEG", quality=90)
 
 
 def _augment(**changes):
-    augment = get_config().data.augment
-    augment.update(changes)
-    return augment
+    return Augmentation(**changes)
 
 
 def _pil_resize(image: np.ndarray, height: int, width: int) -> np.ndarray:

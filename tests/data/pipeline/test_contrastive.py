@@ -60,7 +60,9 @@ def make_config(tmp_path, num_pairs=50, batch_size=8, num_workers=0, seed=0) -> 
 def take(config, num_batches, **options) -> list[dict[str, np.ndarray]]:
     transform = options.pop("image_transform", small_transform)
     tokenizer = options.pop("tokenizer", NumberTokenizer())
-    examples = make_train_examples(config, tokenizer, transform)
+    examples = make_train_examples(
+        config.data, tokenizer, image_size=8, seed=config.seed, image_transform=transform
+    )
     workers = config.data.num_workers
     loader = TrainLoader(examples, config.train.batch_size, num_workers=workers, **options)
     batches = [next(loader) for _ in range(num_batches)]

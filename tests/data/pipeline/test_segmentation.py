@@ -1,17 +1,17 @@
-from types import SimpleNamespace
-
 import cv2
 import numpy as np
 import pytest
 
 from configs import tiny
 from groupvit_jax.data.pipeline.segmentation import (
-    make_masked_examples,
+    MaskedAugmentation,
     open_masked_source,
     transform_masked,
 )
 from groupvit_jax.data.sources.masks import MaskedImage
+from groupvit_jax.data.text.tokenizers import ClipTokenizer
 from groupvit_jax.scenes import dataset
+from groupvit_jax.train.tasks import task_of
 from tests.data.eval_sets import miniatures
 
 NAMES = ("background", "red panda", "sky")
@@ -27,8 +27,12 @@ def drawn(height, width, seed=0):
 
 def transformed(sample, seed=0, size=32, **settings):
     rng = np.random.default_rng(seed)
-    options = SimpleNamespace(**PLAIN | settings)
-    return transform_masked(sample, rng, size=size, settings=options)
+    augment = MaskedAugmentation(**PLAIN | settings)
+    return transform_masked(sample, rng, size=size, augment=augment)
+
+
+def examples_of(config):
+    return task_of(config).make_examples(config, ClipTokenizer())
 
 
 def config_of(tmp_path, **source):
@@ -82,14 +86,14 @@ def test_colours_change_and_the_mask_does_not():
 def test_an_example_is_a_function_of_seed_and_position(tmp_path):
     config = config_of(tmp_path)
     config.model.image.image_size = 8
-    first, again = (list(make_masked_examples(config).read(range(6))) for _ in range(2))
-    (fourth,) = make_masked_examples(config).read([3])
+    first, again = (list(examples_of(config).read(range(6))) for _ in range(2))
+    (fourth,) = examples_of(config).read([3])
     for name in ("image", "mask", "index", "broken"):
         for a, b in zip(first, again, strict=True):
             np.testing.assert_array_equal(a[name], b[name])
         np.testing.assert_array_equal(first[3][name], fourth[name])
     config.seed = 1
-    (other,) = make_masked_examples(config).read([3])
+    (other,) = examples_of(config).read([3])
     assert any((other[name] != fourth[name]).any() for name in ("image", "mask"))
     assert sorted(int(e["index"]) for e in first[:2]) == [0, 1]
 
@@ -97,7 +101,7 @@ def test_an_example_is_a_function_of_seed_and_position(tmp_path):
 def test_a_mask_that_cannot_be_read_is_replaced(tmp_path):
     config = config_of(tmp_path)
     (tmp_path / "folder/masks/a.png").write_bytes(b"no png")
-    examples = list(make_masked_examples(config).read(range(4)))
+    examples = list(examples_of(config).read(range(4)))
     assert [int(e["broken"]) for e in examples].count(1) == 2
     assert {int(e["index"]) for e in examples} == {1}
 
@@ -123,7 +127,7 @@ def test_scenes_are_read_with_their_masks(tmp_path):
 def test_wrong_source_is_named(tmp_path, fields, message):
     miniatures.image_folder(tmp_path)
     with pytest.raises(ValueError, match=message):
-        make_masked_examples(config_of(tmp_path, **fields))
+        examples_of(config_of(tmp_path, **fields))
 
 
 @pytest.mark.parametrize(
@@ -138,4 +142,4 @@ def test_classes_are_compared_with_the_sets(tmp_path, names, message):
     config = config_of(tmp_path)
     config.segmentation.class_names = names
     with pytest.raises(ValueError, match=rf"sources.folder: 3 classes found, {message}"):
-        make_masked_examples(config)
+        examples_of(config)

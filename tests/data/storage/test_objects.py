@@ -250,7 +250,9 @@ def make_config(pattern, num_workers=0):
 
 
 def take(config, num_batches):
-    examples = make_train_examples(config, NumberTokenizer(), small_transform)
+    examples = make_train_examples(
+        config.data, NumberTokenizer(), image_size=8, seed=0, image_transform=small_transform
+    )
     loader = TrainLoader(examples, 8, num_workers=config.data.num_workers)
     batches = [next(loader) for _ in range(num_batches)]
     loader.close()
@@ -272,7 +274,9 @@ def test_batches_are_those_of_local_files(store, tmp_path, num_workers):
 def test_an_error_in_a_worker_is_the_same_line(store, tmp_path):
     put_shards(store, tmp_path)
     config = make_config("s3://pairs/sets/*.tar", num_workers=1)
-    examples = make_train_examples(config, NumberTokenizer(), small_transform)
+    examples = make_train_examples(
+        config.data, NumberTokenizer(), image_size=8, seed=0, image_transform=small_transform
+    )
     store.fault = lambda method, path: "403"
     loader = TrainLoader(examples, 8, num_workers=1)
     with pytest.raises(
