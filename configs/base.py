@@ -32,7 +32,6 @@ def get_config() -> ConfigDict:
         # Images that are encoded at once over all devices, for batches that do not fit their
         # memory (docs/scale.md); the same step, a third slower. None: the whole batch.
         micro_batch_size=placeholder(int),
-        fused_attention=False,  # True: of many tokens in one kernel, docs/scale.md
         num_epochs=30.0,
         num_steps=placeholder(int),  # takes precedence over num_epochs
     )
@@ -88,8 +87,10 @@ def _model() -> ConfigDict:
     model.initial_temperature = 0.07
     model.share_logit_scale = False
     model.initial_logit_bias = placeholder(float)  # -10 for the sigmoid loss
-    model.scan_layers = False  # True: one compiled block a stage, docs/scale.md
+    # How blocks are computed, with the same values (docs/scale.md).
+    model.scan_layers = False  # True: one compiled block a stage
     model.remat = "none"  # or "dots", "blocks": less memory for more computation
+    model.fused_attention = False  # True: attention of many tokens in one kernel
     model.dtype = "bfloat16"  # of the computation; parameters and statistics are float32
     return model
 

@@ -11,6 +11,7 @@ from ml_collections import ConfigDict
 
 from configs import base
 from groupvit_jax.runs.configuration import config_from_json
+from groupvit_jax.runs.fields import MOVED
 
 
 def get_config(path: str) -> ConfigDict:
@@ -20,5 +21,11 @@ def get_config(path: str) -> ConfigDict:
       path: a run's `config.json`.
     """
     config = base.get_config()
-    config.update(config_from_json(Path(path)))
+    recorded = config_from_json(Path(path))
+    for old, new in MOVED.items():
+        (old_section, old_name), (new_section, new_name) = old.split("."), new.split(".")
+        if old_name in recorded.get(old_section, ()):
+            recorded[new_section][new_name] = recorded[old_section][old_name]
+            del recorded[old_section][old_name]
+    config.update(recorded)
     return config

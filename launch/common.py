@@ -4,24 +4,19 @@ import contextlib
 import ctypes
 import logging
 import os
-import re
 import sys
 import traceback
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NoReturn
 
 import absl.logging
 import jax
 from absl import flags
-from ml_collections import ConfigDict, config_flags
 from rich.console import Console
 from rich.logging import RichHandler
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
-import configs
-from configs import base
-from groupvit_jax.runs import config_check
 from groupvit_jax.runs.exit_codes import BAD_INPUT
 from launch import supervision
 
@@ -31,14 +26,11 @@ _M_TRIM_THRESHOLD, _M_MMAP_MAX, _M_ARENA_MAX = -1, -4, -8
 # Flags defined by the functions below belong to the command that calls them, for its --help.
 flags.disclaim_key_flags()
 
-_OVERRIDE = re.compile(r"--?(?:no)?config\.([^=\[]+)")
-_JSON_CONFIG = re.compile(r"(--?config=)([^:]+\.json)$")
 
-
-def define_config_flag() -> flags.FlagHolder[ConfigDict]:
-    """Defines `--config`, with an override `--config.FIELD=VALUE` for every field."""
-    return config_flags.DEFINE_config_file(
-        "config", help_string="A file with get_config(), or the config.json of a recorded run."
+def define_config_flag() -> flags.FlagHolder[str]:
+    """Define `--config`; `launch.configuration` reads it and `--config.FIELD=VALUE`."""
+    return flags.DEFINE_string(
+        "config", "", "A file with get_config(), or the config.json of a recorded run."
     )
 
 
@@ -103,17 +95,28 @@ def _join(**arguments: Any) -> None:
 
 
 def parse_flags(argv: list[str]) -> list[str]:
-    """Parses all flags (for `absl.app.run`); wrong ones end the process with one line."""
-    sys.argv[:] = argv = _normalised(argv)
+    """Parse all flags (for `absl.app.run`); what is wrong ends the process, a line for each."""
     if any(argument in ("--help", "-h", "-help", "-?") for argument in argv[1:]):
         print(_help(argv[0]))
         sys.exit(0)
+    has_config = "config" in flags.FLAGS and "--helpfull" not in argv
     try:
-        if "config" in flags.FLAGS and "--helpfull" not in argv:
-            parse_config(argv)
-        rest = flags.FLAGS(argv)
+        if has_config:
+            # Heavy, and needed by commands with a configuration only.
+            from launch import overrides
+
+            argv = overrides.normalised(argv)
+            own = [x for x in argv if x not in overrides.overrides_in(argv)]
+            rest = flags.FLAGS(own)
+            workdir = flags.FLAGS["workdir"].value if "workdir" in flags.FLAGS else ""
+            _, errors = overrides.read_valid(argv, Path(workdir) if workdir else None)
+            if errors:
+                fail(BAD_INPUT, *errors)
+        else:
+            rest = flags.FLAGS(argv)
     except (flags.Error, ValueError, TypeError, OSError) as error:
         fail(BAD_INPUT, error)
+    sys.argv[:] = argv
     if rest[1:]:
         fail(
             BAD_INPUT,
@@ -136,59 +139,10 @@ def _help(program: str) -> str:
     return "\n".join(lines)
 
 
-def parse_config(argv: Sequence[str]) -> ConfigDict:
-    """Returns the configuration that a command line describes; its other flags are ignored.
-
-    Args:
-      argv: the command line, the program's name first.
-
-    Raises:
-      ValueError, absl.flags.Error, OSError: no or an unreadable `--config`, an override of a field
-        that doesn't exist or with a value of another type.
-    """
-    argv = _normalised(argv)
-    paths = [argument for argument in argv if re.match("--?config=.", argument)]
-    if not paths:
-        raise ValueError("--config: missing, expected --config=FILE")
-    file = paths[-1].partition("=")[2].partition(":")[0]
-    if not Path(file).is_file():
-        raise ValueError(f"--config={file}: no such file")
-    known = config_check.flatten(_parse([argv[0], paths[-1]]), free=())
-    unknown = [
-        config_check.unknown_field(field, known)
-        for field in (match[1] for match in map(_OVERRIDE.match, argv) if match)
-        if field not in known and not any(name.startswith(f"{field}.") for name in known)
-        if field not in config_check.FREE_FIELDS
-    ]
-    if unknown:
-        raise ValueError("; ".join(f"--{error}" for error in unknown))
-    config = _parse(argv)
-    if errors := config_check.find_errors(config, base.get_config()):
-        raise ValueError("; ".join(errors))
-    return config
-
-
-def _parse(argv: Sequence[str]) -> ConfigDict:
-    values = flags.FlagValues()
-    holder = config_flags.DEFINE_config_file("config", flag_values=values, sys_argv=list(argv))
-    values.set_gnu_getopt(True)
-    values(list(argv), known_only=True)
-    config = holder.value
-    config.lock()  # a file that could not be read raises OSError here
-    return config
-
-
-def _normalised(argv: Sequence[str]) -> list[str]:
-    """Makes --config FILE one argument, and a recorded config.json a configuration file."""
-    text = "\0".join(argv)
-    text = re.sub(r"(?<=\0)(--?config)\0(?!-)", r"\1=", text)
-    reader = Path(configs.__path__[0]) / "from_json.py"
-    return [_JSON_CONFIG.sub(rf"\1{reader}:\2", argument) for argument in text.split("\0")]
-
-
-def fail(code: int, error: Exception | str) -> NoReturn:
-    """Ends the process with one line on stderr."""
-    print(f"error: {' '.join(str(error).split())}", file=sys.stderr, flush=True)
+def fail(code: int, *errors: Exception | str) -> NoReturn:
+    """End the process with a line on stderr for each error."""
+    for error in errors:
+        print(f"error: {' '.join(str(error).split())}", file=sys.stderr, flush=True)
     supervision.end(code)
 
 

@@ -23,7 +23,7 @@ from groupvit_jax.interop.load import KINDS, find_kind
 from groupvit_jax.interop.pretrained import with_image_size
 from groupvit_jax.interop.save import save_pretrained
 from groupvit_jax.runs import exit_codes
-from launch import common
+from launch import common, overrides
 
 TARGETS = ("safetensors", "huggingface", "original")
 
@@ -92,7 +92,7 @@ def _load(flags: argparse.Namespace) -> Pretrained:
         raise ValueError(f"--from={flags.source}, but {path} is {kind}")
     model_config = None
     if flags.config:
-        model_config = common.parse_config(["", f"--config={flags.config}"]).model
+        model_config = overrides.read(["", f"--config={flags.config}"])[0].model
     source = load_pretrained(path, model_config)
     for note in source.notes:
         print(f"note: {note}")

@@ -22,7 +22,6 @@ from pathlib import Path
 # The chips are described, not used; with a plugin for them installed, JAX would look for them.
 os.environ["JAX_PLATFORMS"] = "cpu"
 
-from absl import flags as absl_flags
 from ml_collections import ConfigDict
 
 from groupvit_jax.plan import hardware, table
@@ -33,14 +32,14 @@ from groupvit_jax.plan.plan import (
     with_batch_size,
 )
 from groupvit_jax.runs import exit_codes
-from launch import common
+from launch import common, overrides
 
 
 def parse_flags(argv: Sequence[str]) -> tuple[argparse.Namespace, ConfigDict]:
     """Parses the command line, `argv[0]` being the program.
 
     Raises:
-      ValueError and others of `common.parse_config`: a flag is wrong.
+      ValueError: a flag is wrong; errors of the configuration end the process.
     """
     parser = argparse.ArgumentParser(
         description=__doc__,
@@ -82,14 +81,17 @@ def parse_flags(argv: Sequence[str]) -> tuple[argparse.Namespace, ConfigDict]:
     for argument in rest:
         if not re.match(r"--?(no)?config\.", argument):
             raise ValueError(f"{argument}: unexpected argument, expected flags (--NAME=VALUE)")
-    return flags, common.parse_config(argv)
+    config, errors = overrides.read_valid(argv)
+    if errors:
+        common.fail(exit_codes.BAD_INPUT, *errors)
+    return flags, config
 
 
 def main(argv: Sequence[str]) -> None:
     """Runs the command."""
     try:
         flags, config = parse_flags(argv)
-    except (absl_flags.Error, ValueError, TypeError, OSError) as error:
+    except (ValueError, OSError) as error:
         common.fail(exit_codes.BAD_INPUT, error)
     logging.basicConfig(format="%(message)s", level=logging.WARNING, force=True)
     logging.getLogger("groupvit_jax").setLevel(logging.INFO)

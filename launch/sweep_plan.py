@@ -6,14 +6,14 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, NamedTuple
 
-from absl import flags as absl_flags
 from ml_collections import ConfigDict
 
-from groupvit_jax.runs import config_check
+from groupvit_jax.runs.fields import FIELDS
 from groupvit_jax.runs.sweep_files import Sweep, Trial
+from groupvit_jax.runs.validation import line
 from groupvit_jax.sweep import checks
 from groupvit_jax.sweep.trials import describe, flag_of, make_trial, plain
-from launch import common
+from launch import overrides as overrides_lib
 
 
 class Planned(NamedTuple):
@@ -52,17 +52,21 @@ def plan(
     if not path:
         raise ValueError(f"{file}: no BASE found, expected BASE = 'configs/X.py' or --config=FILE")
     command = ["launch.train", f"--config={path}", *arguments]
-    base = _parse(command)
+    base, wrong = overrides_lib.read(command)
+    if wrong:
+        raise ValueError("; ".join(wrong.values()))
     if base.wandb_project and not base.wandb_group:
         arguments = [*arguments, flag_of("wandb_group", name)]
         command.append(arguments[-1])
-    resolved = _Resolver(command)
     trials: list[Trial] = []
-    configs, errors, notes = {}, {}, []
+    configs: dict[int, ConfigDict] = {}
+    errors: dict[int, str] = {}
+    notes = []
     for i, overrides in enumerate(_trials(module, file)):
-        found, error = resolved(overrides)
-        if found is None:
-            errors[i] = f"trial {i} ({describe(overrides)}): {error}"
+        found, wrong = _resolve(command, overrides)
+        if wrong:
+            lines = [*wrong.values(), *overrides_lib.find_errors(found, reported=wrong)]
+            errors[i] = _error(i, overrides, lines)
             continue
         trial = make_trial(len(trials), overrides, found)
         same = [t for t in trials if t.config_sha256 == trial.config_sha256]
@@ -82,55 +86,41 @@ def check(planned: Planned, root: Path) -> list[str]:
     """Returns a line for each trial that could not train, also those that could not be read."""
     errors = dict(planned.errors)
     for trial, (i, config) in zip(planned.sweep.trials, planned.configs.items(), strict=True):
-        if error := checks.find_error(config, root / trial.folder):
-            errors[i] = f"trial {i} ({describe(trial.overrides)}): {error}"
+        workdir = root / trial.folder
+        lines = overrides_lib.find_errors(config, workdir)
+        if not lines and (error := checks.find_error(config, workdir)):
+            lines = [error]
+        if lines:
+            errors[i] = _error(i, trial.overrides, lines)
     return [errors[i] for i in sorted(errors)]
 
 
-class _Resolver:
-    """Applies overrides to the base as the command of a trial does, finding all that are wrong."""
-
-    def __init__(self, command: Sequence[str]) -> None:
-        self._command = list(command)
-        self._errors: dict[str, str] = {}  # of each override alone, which many trials share
-
-    def __call__(self, overrides: Mapping[str, Any]) -> tuple[ConfigDict | None, str]:
-        flags = {field: flag_of(field, value) for field, value in overrides.items()}
-        alone = [self._error(field, flag, overrides[field]) for field, flag in flags.items()]
-        if wrong := [error for error in alone if error]:
-            return None, "; ".join(wrong)
-        try:
-            return _parse([*self._command, *flags.values()]), ""
-        except ValueError as error:
-            return None, str(error)
-
-    def _error(self, field: str, flag: str, value: Any) -> str:
-        if flag not in self._errors:
-            self._errors[flag] = self._find_error(field, flag, value)
-        return self._errors[flag]
-
-    def _find_error(self, field: str, flag: str, value: Any) -> str:
-        try:
-            config = _parse([*self._command, flag])
-        except ValueError as error:
-            return " ".join(str(error).split())
-        found: Any = config
-        for name in field.split("."):
-            found = found[name]
-        found = plain(found.to_dict() if isinstance(found, ConfigDict) else found)
-        if found != plain(value) or isinstance(found, bool) != isinstance(value, bool):
-            return f"config.{field}: {value!r} found, expected a value like {self._base(field)!r}"
-        return ""
-
-    def _base(self, field: str) -> Any:
-        return config_check.flatten(_parse(self._command), free=()).get(field)
+def _error(number: int, overrides: Mapping[str, Any], lines: Sequence[str]) -> str:
+    return f"trial {number} ({describe(overrides)}): {'; '.join(lines)}"
 
 
-def _parse(command: Sequence[str]) -> ConfigDict:
-    try:
-        return common.parse_config(command)
-    except (absl_flags.Error, TypeError, OSError) as error:
-        raise ValueError(str(error)) from error
+def _resolve(
+    command: Sequence[str], overrides: Mapping[str, Any]
+) -> tuple[ConfigDict, dict[str, str]]:
+    """Apply a trial's overrides as its command does; return a line by field that is wrong."""
+    flags = {field: flag_of(field, value) for field, value in overrides.items()}
+    config, errors = overrides_lib.read([*command, *flags.values()])
+    named = overrides_lib.find_errors(config, reported=errors)
+    for field, value in overrides.items():
+        is_named = field in errors or any(text.startswith(f"config.{field}:") for text in named)
+        if not is_named and not _is_kept(config, field, value):
+            expected = FIELDS[field].expected if field in FIELDS else "a value that a flag can hold"
+            errors[field] = line(field, value, expected)
+    return config, errors
+
+
+def _is_kept(config: ConfigDict, field: str, value: Any) -> bool:
+    """Whether the field holds the sweep file's value after it has passed through a flag."""
+    found: Any = config
+    for name in field.split("."):
+        found = found[name]
+    found = plain(found.to_dict() if isinstance(found, ConfigDict) else found)
+    return found == plain(value) and isinstance(found, bool) == isinstance(value, bool)
 
 
 def _load(file: str) -> ModuleType:

@@ -13,6 +13,7 @@ run has died; 143 the run was stopped by SIGTERM and its state is saved. After 7
 command resumes.
 """
 
+import sys
 from pathlib import Path
 
 from absl import app
@@ -26,7 +27,7 @@ from groupvit_jax.runs.evaluator import Evaluator
 from groupvit_jax.train.hooks import NonFiniteError
 from groupvit_jax.train.loop import train
 from groupvit_jax.train.setup import Parts
-from launch import common
+from launch import common, overrides
 
 CONFIG = common.define_config_flag()
 WORKDIR = common.define_workdir_flag()
@@ -43,12 +44,14 @@ def main(argv: list[str]) -> int:
             exit_codes.BAD_INPUT,
             f"--workdir={WORKDIR.value}: a URL found, expected a folder (mount the bucket)",
         )
+    changes = overrides.overrides_in(sys.argv)  # validated by `common.parse_flags`
+    config, _ = overrides.read(["", f"--config={CONFIG.value}", *changes])
     common.keep_freed_memory()
     common.start_jax()
     try:
         with common.progress_display() as show:
             result = train(
-                CONFIG.value,
+                config,
                 Path(WORKDIR.value),
                 make_evaluators=evaluators_of,
                 initialisers=INITIALISERS,

@@ -1,5 +1,8 @@
 """Builds the evaluators of a configuration."""
 
+import dataclasses
+import inspect
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
@@ -22,14 +25,20 @@ from groupvit_jax.data.text.tokenizers import Tokenizer
 from groupvit_jax.eval.encoding import Encoder, ImageTower
 from groupvit_jax.eval.head_segmentation import HeadSegmentation, HeadTower, head_protocol
 from groupvit_jax.eval.probe import LinearProbe, NearestNeighbours, Probe
-from groupvit_jax.eval.protocol import make_protocol
+from groupvit_jax.eval.protocol import BACKGROUND_RULES, PROTOCOLS, Protocol, make_protocol
 from groupvit_jax.eval.segmentation_evaluator import Segmentation
 from groupvit_jax.eval.zero_shot import Classification, Retrieval
 from groupvit_jax.models.segmentation import SegmentationModel
 from groupvit_jax.models.two_tower import TwoTower
 from groupvit_jax.runs.evaluator import Evaluator
+from groupvit_jax.runs.rules import Rule, each, number, one_of, optional, text, whole
+from groupvit_jax.runs.validation import check_named
+
+logger = logging.getLogger(__name__)
 
 Model = TwoTower | SegmentationModel
+# The kind of an evaluator that is left out.
+OFF = "off"
 
 
 def make_encoder(
@@ -65,7 +74,8 @@ def make_evaluators(
       and its settings (`Protocol`), `windows_at_once` and `background_name`; with a segment head
       `source`, the settings and `windows_at_once`;
     - "linear_probe" and "knn": `benchmark` ("imagenet" or "image_folder") and
-      `data_dir`, and the options of `LinearProbe` or `NearestNeighbours`.
+      `data_dir`, and the options of `LinearProbe` or `NearestNeighbours`;
+    - "off": it is left out, whatever other fields it has.
 
     Raises:
       ValueError: a kind or field is unknown or a set can't be read; the message names the field.
@@ -78,6 +88,9 @@ def make_evaluators(
     for name, entry in config.evaluators.items():
         options = entry.to_dict()
         kind, every_steps = options.pop("kind", None), options.pop("every_steps", 0)
+        if kind == OFF:
+            logger.info("config.evaluators.%s is left out", name)
+            continue
         if kind not in kinds:
             raise ValueError(
                 f"config.evaluators.{name}.kind: {kind!r} found, expected one of {list(kinds)}"
@@ -88,6 +101,11 @@ def make_evaluators(
             )
         try:
             evaluators.append((kinds[kind](encoder, name, options), every_steps))
+        except FileNotFoundError as error:
+            raise FileNotFoundError(
+                f"config.evaluators.{name}: {error}; leave it out with "
+                f"--config.evaluators.{name}.kind={OFF}"
+            ) from error
         except (TypeError, ValueError) as error:  # or an unknown or missing argument
             raise ValueError(f"config.evaluators.{name}: {error}") from error
     return evaluators
@@ -227,3 +245,65 @@ _HEAD_KINDS: Mapping[str, Callable[[Any, str, dict[str, Any]], Evaluator]] = {
     "segmentation": _head_segmentation,
     **_PROBE_KINDS,
 }
+
+
+def _options_of(*functions: Callable[..., Any]) -> tuple[str, ...]:
+    """Return the names of keyword-only arguments, without `name`, which the entry's key gives."""
+    return tuple(
+        name
+        for function in functions
+        for name, parameter in inspect.signature(function).parameters.items()
+        if parameter.kind is parameter.KEYWORD_ONLY and name != "name"
+    )
+
+
+_KNOBS = tuple(field.name for field in dataclasses.fields(Protocol))
+_SET = ("every_steps", "benchmark", "data_dir")
+# Fields of `config.evaluators.NAME` by its kind, as the evaluators themselves name their options.
+FIELDS: Mapping[str, tuple[str, ...]] = {
+    OFF: ("every_steps",),
+    "benchmark": (*_SET, *_options_of(benchmark_evaluator), *_KNOBS),
+    "retrieval": ("every_steps", "source", *_options_of(Retrieval)),
+    "classification": ("every_steps", "folder", *_options_of(Classification)),
+    "segmentation": (
+        *("every_steps", "source", "classes", "protocol"), *_SEGMENTATION_OPTIONS, *_KNOBS
+    ),
+    **{kind: (*_SET, *_options_of(Probe, probe)) for kind, probe in _PROBES.items()},
+}  # fmt: skip
+_TEXTS = each("texts", text())
+_RULES: Mapping[str, Rule] = {
+    "every_steps": whole(0),
+    "benchmark": text(),
+    "data_dir": text(),
+    "folder": text(),
+    "classes": _TEXTS,
+    "prompts": _TEXTS,
+    "protocol": one_of(PROTOCOLS),
+    "background_rule": one_of(BACKGROUND_RULES),
+    "background_threshold": optional(number()),
+    "background_name": text(),
+    "batch_size": whole(1),
+    "windows_at_once": optional(whole(1)),
+    "window": whole(1),
+    "stride": whole(1),
+    "num_kept": whole(1),
+    "pamr_iterations": whole(0),
+    "captions_per_image": whole(1),
+    "k": whole(1),
+    "max_iterations": whole(1),
+    "strengths": each("numbers over 0", number(over=0.0)),
+}
+
+
+def find_evaluator_errors(config: ConfigDict) -> list[str]:
+    """Return a line for every error of `config.evaluators`; the sets are not opened."""
+    kinds = FIELDS
+    if config.get("task") == "segmentation":
+        kinds = {kind: names for kind, names in FIELDS.items() if kind in (OFF, *_HEAD_KINDS)}
+    errors: list[str] = []
+    for name, entry in config.evaluators.items():
+        field = f"evaluators.{name}"
+        if isinstance(entry, ConfigDict) and entry.get("kind") == OFF:
+            continue  # whatever it had before it was switched off
+        errors += check_named(field, entry, kinds, _RULES)
+    return errors

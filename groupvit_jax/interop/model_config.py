@@ -39,6 +39,7 @@ def make_model_config(image: dict, text: dict, projector: dict) -> ConfigDict:
         "initial_logit_bias": towers["initial_logit_bias"],
         "scan_layers": Execution().scan_layers,
         "remat": Execution().remat,
+        "fused_attention": False,
         "dtype": "float32",
     }
     return ConfigDict(config)

@@ -19,6 +19,8 @@ from groupvit_jax.losses.pairwise import Both, Comparison, Metrics, Side, produc
 from groupvit_jax.typing import Array, Bool, Float, Int, UInt
 
 MAX_LOSSES_WITH_IDS = 2
+# How an image is compared with a text of another image that says the same as its own.
+IDENTICAL_TEXTS = ("negatives", "positives")
 
 
 def contrastive_losses(

@@ -16,6 +16,8 @@ from groupvit_jax.losses import pairwise
 from groupvit_jax.losses.pairwise import Both, Comparison, Metrics, Side, product
 from groupvit_jax.typing import Array, Bool, Float, Int
 
+# Which texts of an image give its words: all tokens of the caption, or a prompt for each noun.
+LOCAL_WORDS = ("tokens", "prompts")
 # In place of minus infinity, of which two have no difference.
 NEVER = -1e30
 

@@ -1,6 +1,8 @@
 """The GroupViT image encoder: patches, then stages of transformer blocks and grouping."""
 
-from collections.abc import Sequence
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import flax.linen as nn
 import jax.numpy as jnp
@@ -23,6 +25,8 @@ from groupvit_jax.models.position_embedding import (
     sincos_position_embedding,
 )
 from groupvit_jax.typing import Array, Float, ImageFeatures, Int
+
+POSITION_EMBEDDINGS = ("learned", "sincos")
 
 
 class PatchEmbed(nn.Module):
@@ -172,6 +176,47 @@ class GroupProjector(nn.Module):
         )(x)
 
 
+def find_contradictions(fields: Mapping[str, Any]) -> list[str]:
+    """Return a line for every contradiction between the fields of an `ImageEncoder`.
+
+    Args:
+      fields: fields of `config.model.image`, each of its own right.
+    """
+    depths, tokens = fields["depths"], fields["num_group_tokens"]
+    groups, factors = fields["num_output_groups"], fields["width_factors"]
+    width, heads = fields["width"], fields["num_heads"]
+    size, patch = fields["image_size"], fields["patch_size"]
+    checks = (
+        ("num_group_tokens", f"one entry a stage of depths {depths}", len(tokens) == len(depths)),
+        ("num_group_tokens", "0 in the last stage only", 0 not in tokens[:-1]),
+        (
+            "num_output_groups",
+            f"one entry a grouping stage of num_group_tokens {tokens}",
+            len(groups) == sum(n > 0 for n in tokens),
+        ),
+        ("width_factors", "() or one entry a stage", len(factors) in (0, len(depths))),
+        # Every width is a multiple of the first, so the heads divide all of them.
+        ("width", f"a multiple of num_heads {heads}", heads > 0 and width % heads == 0),
+        (
+            "width",
+            "a multiple of 4 for sin-cos positions",
+            fields["position_embedding"] != "sincos" or width % 4 == 0,
+        ),
+        ("image_size", f"a multiple of patch_size {patch}", size % patch == 0),
+        ("assignment", " or ".join(map(repr, ASSIGNMENTS)), fields["assignment"] in ASSIGNMENTS),
+        (
+            "position_embedding",
+            " or ".join(map(repr, POSITION_EMBEDDINGS)),
+            fields["position_embedding"] in POSITION_EMBEDDINGS,
+        ),
+    )
+    return [
+        f"config.model.image.{name}: {fields[name]!r} found, expected {expected}"
+        for name, expected, holds in checks
+        if not holds
+    ]
+
+
 class ImageEncoder(nn.Module):
     """GroupViT (arXiv 2202.11094, section 3.1); the defaults are the published model.
 
@@ -219,34 +264,9 @@ class ImageEncoder(nn.Module):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        depths, tokens, groups = self.depths, self.num_group_tokens, self.num_output_groups
-        checks = {
-            f"num_group_tokens: {tokens}, expected one entry a stage of depths {depths}": (
-                len(tokens) == len(depths)
-            ),
-            f"num_group_tokens: {tokens}, expected 0 in the last stage only": 0 not in tokens[:-1],
-            f"num_output_groups: {groups}, expected one entry a grouping stage of {tokens}": (
-                len(groups) == sum(n > 0 for n in tokens)
-            ),
-            f"width_factors: {self.width_factors}, expected () or one entry a stage": (
-                len(self.width_factors) in (0, len(depths))
-            ),
-            f"width: {self.width}, expected a multiple of num_heads {self.num_heads}": (
-                self.width % self.num_heads == 0
-            ),
-            f"image_size: {self.image_size}, expected a multiple of patch_size {self.patch_size}": (
-                self.image_size % self.patch_size == 0
-            ),
-            f"assignment: {self.assignment!r}, expected one of {ASSIGNMENTS}": (
-                self.assignment in ASSIGNMENTS
-            ),
-            f"position_embedding: {self.position_embedding!r}, expected 'learned' or 'sincos'": (
-                self.position_embedding in ("learned", "sincos")
-            ),
-        }
-        for message, holds in checks.items():
-            if not holds:
-                raise ValueError(f"model.image.{message}")
+        fields = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        if errors := find_contradictions(fields):
+            raise ValueError("; ".join(errors))
 
     @nn.compact
     def __call__(

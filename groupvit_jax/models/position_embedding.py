@@ -17,7 +17,7 @@ def sincos_position_embedding(grid: tuple[int, int], dim: int) -> Float[np.ndarr
       ValueError: if `dim` isn't divisible by 4.
     """
     if dim % 4:
-        raise ValueError(f"model.image.width: {dim}, but sin-cos positions need a multiple of 4")
+        raise ValueError(f"{dim} channels found, expected a multiple of 4 for sin-cos positions")
     frequencies = 10000.0 ** -(np.arange(dim // 4) / (dim // 4))
     rows, columns = np.mgrid[: grid[0], : grid[1]].reshape(2, -1, 1)
     x, y = columns * frequencies, rows * frequencies

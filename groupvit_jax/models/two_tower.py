@@ -1,5 +1,6 @@
 """Both towers, their projectors into the joint space, and the temperatures of the losses."""
 
+from collections.abc import Mapping
 from typing import Any
 
 import flax.linen as nn
@@ -8,6 +9,7 @@ import numpy as np
 from flax.typing import Dtype
 from ml_collections import ConfigDict
 
+from groupvit_jax.models import image_encoder
 from groupvit_jax.models.bert_encoder import BertEncoder
 from groupvit_jax.models.blocks import REMAT, Execution
 from groupvit_jax.models.image_encoder import ImageEncoder
@@ -15,6 +17,8 @@ from groupvit_jax.models.layers import BatchNorm, fan_in_uniform
 from groupvit_jax.models.text_encoder import TextEncoder
 from groupvit_jax.typing import Array, Float, ImageFeatures, Int, TwoTowerOutput
 
+# Of the computation. Parameters, statistics, softmax and losses are float32 in any case.
+DTYPES = ("bfloat16", "float32")
 TEXT_TOWERS: dict[str, type[TextEncoder | BertEncoder]] = {"clip": TextEncoder, "bert": BertEncoder}
 
 
@@ -198,13 +202,11 @@ def build_model(config: ConfigDict) -> TwoTower:
     Raises:
       ValueError: naming the field, if the configuration contradicts itself.
     """
+    if errors := find_contradictions(config.to_dict()):
+        raise ValueError("; ".join(errors))
     dtype = jnp.dtype(config.dtype)
     # Absent in recorded configurations that are older than the field, as are other `get`s below.
     execution = Execution(config.get("scan_layers", False), config.get("remat", "none"))
-    if execution.remat not in REMAT:
-        raise ValueError(
-            f"config.model.remat: {execution.remat!r} found, expected one of {', '.join(REMAT)}"
-        )
     projector = {"hidden_dim": config.projector.hidden_dim, "out_dim": config.projector.output_dim}
     return TwoTower(
         image_encoder=ImageEncoder(**config.image, execution=execution, dtype=dtype),
@@ -218,6 +220,25 @@ def build_model(config: ConfigDict) -> TwoTower:
     )
 
 
+def find_contradictions(model: Mapping[str, Any]) -> list[str]:
+    """Return a line for every contradiction between the fields of `config.model`."""
+    errors = image_encoder.find_contradictions(model["image"])
+    text = model["text"]
+    for name, value, choices in (
+        ("remat", model.get("remat", "none"), REMAT),
+        ("text.kind", text.get("kind", "clip"), TEXT_TOWERS),
+    ):
+        if value not in choices:
+            expected = " or ".join(map(repr, choices))
+            errors.append(f"config.model.{name}: {value!r} found, expected {expected}")
+    if text["width"] % text["num_heads"]:
+        errors.append(
+            f"config.model.text.num_heads: {text['num_heads']} found, expected a divisor of the "
+            f"width {text['width']}"
+        )
+    return errors
+
+
 def text_tower(encoder: TextEncoder | BertEncoder) -> str:
     """Return the encoder's name in `TEXT_TOWERS`, the value of `config.model.text.kind`."""
     return next(kind for kind, tower in TEXT_TOWERS.items() if type(encoder) is tower)
@@ -227,13 +248,4 @@ def _build_text_encoder(
     fields: dict[str, Any], execution: Execution, dtype: Dtype
 ) -> TextEncoder | BertEncoder:
     kind = fields.pop("kind", "clip")
-    if kind not in TEXT_TOWERS:
-        raise ValueError(
-            f"config.model.text.kind: {kind!r} found, expected one of {', '.join(TEXT_TOWERS)}"
-        )
-    if fields["width"] % fields["num_heads"]:
-        raise ValueError(
-            f"config.model.text.num_heads: {fields['num_heads']} found, expected a divisor of the "
-            f"width {fields['width']}"
-        )
     return TEXT_TOWERS[kind](**fields, execution=execution, dtype=dtype)

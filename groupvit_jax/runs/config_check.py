@@ -1,7 +1,7 @@
-"""Finds what is wrong with a configuration before any work is done for it."""
+"""Configurations as flat mappings: by path, compared, and the field nearest to a misspelt one."""
 
 import difflib
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator
 from typing import Any
 
 from ml_collections import ConfigDict
@@ -10,28 +10,8 @@ from ml_collections import ConfigDict
 FREE_FIELDS = ("data.sources", "evaluators")
 
 
-def find_errors(config: ConfigDict, reference: ConfigDict) -> list[str]:
-    """Returns one line for each field that `reference` lacks or holds with another type.
-
-    Args:
-      config: the configuration to check.
-      reference: one that has every field there is, each with a value of the right type.
-    """
-    known = flatten(reference)
-    errors = []
-    for field, value in flatten(config).items():
-        if field not in known:
-            errors.append(unknown_field(field, known))
-        elif not _same_kind(value, known[field]):
-            errors.append(
-                f"config.{field}: {value!r} found, expected a value like {known[field]!r}"
-            )
-    missing = [field for field in known if field not in flatten(config)]
-    return errors + [f"config.{field}: missing, expected a value" for field in missing]
-
-
-def unknown_field(field: str, known: Mapping[str, Any]) -> str:
-    """Returns the line that names the field nearest to a misspelt one."""
+def unknown_field(field: str, known: Collection[str]) -> str:
+    """Return the line that names the field nearest to a misspelt one."""
     nearest = max(known, key=lambda name: _similarity(name, field))
     return f"config.{field}: no such field, the nearest is config.{nearest}"
 
@@ -62,14 +42,6 @@ def _leaves(config: ConfigDict, prefix: str, free: tuple[str, ...]) -> Iterator[
 
 def _lists_as_tuples(value: Any) -> Any:
     return tuple(map(_lists_as_tuples, value)) if isinstance(value, list | tuple) else value
-
-
-def _same_kind(value: Any, example: Any) -> bool:
-    if example is None or value is None:  # a placeholder checks its type itself
-        return example is None
-    if isinstance(example, float):
-        return isinstance(value, int | float) and not isinstance(value, bool)
-    return type(value) is type(example)
 
 
 def _similarity(name: str, field: str) -> float:

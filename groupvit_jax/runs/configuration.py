@@ -16,6 +16,8 @@ logger = logging.getLogger(__name__)
 # Parameters of one model can't continue as another model's. Another vocabulary is found by its
 # content, not by the path in `data.tokenizer`, which may move.
 FIXED_FIELDS = ("model.", "data.tokenizer.name", "task", "segmentation.class_names")
+# These change how the model is computed, not what it computes.
+EXECUTION_FIELDS = ("model.scan_layers", "model.remat", "model.fused_attention")
 
 
 def write_config(config: ConfigDict, workdir: Path) -> None:
@@ -67,7 +69,7 @@ def check_same_run(config: ConfigDict, workdir: Path, resuming: bool) -> None:
     fixed = [
         line
         for (field, (old, _)), line in zip(changed.items(), lines, strict=True)
-        if old is not None and field.startswith(FIXED_FIELDS)
+        if old is not None and field.startswith(FIXED_FIELDS) and field not in EXECUTION_FIELDS
     ]
     if fixed and resuming:
         raise ValueError(

@@ -19,8 +19,6 @@ from groupvit_jax.train.step import LossFn, Metrics
 from groupvit_jax.typing import Array, Batch, Float, Int, PyTree, TwoTowerOutput
 
 LOSSES = ("global", "multi_label")
-LOCAL_WORDS = ("tokens", "prompts")
-IDENTICAL_TEXTS = ("negatives", "positives")
 
 
 def make_contrastive_loss(model: nn.Module, config: ConfigDict, mesh: Mesh) -> LossFn:

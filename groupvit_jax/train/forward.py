@@ -23,14 +23,14 @@ def on_mesh(model: Any, config: ConfigDict, mesh: Mesh) -> Any:
 
     Args:
       model: with the towers of `TwoTower`, or one of them.
-      config: the whole configuration; `train.fused_attention` is used.
+      config: the whole configuration; `model.fused_attention` is used.
       mesh: the device mesh.
     """
     sharding = parallel.batch_sharding(mesh)
     # Without the constraint, XLA may move activations to sharded parameters, instead of gathering
     # the parameters where the examples are.
     changes: dict[str, Any] = {"constrain": lambda x: jax.lax.with_sharding_constraint(x, sharding)}
-    if config.train.fused_attention:
+    if config.model.fused_attention:
         kernel = fused_attention.KERNELS[mesh.devices.flat[0].platform]
         # XLA can't partition a custom kernel: each device gets its examples and its heads.
         spec = PartitionSpec(parallel.BATCH_AXES, "tensor")

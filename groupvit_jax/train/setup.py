@@ -11,17 +11,17 @@ import optax
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from groupvit_jax import losses, optim, parallel
+from groupvit_jax import optim, parallel
 from groupvit_jax.data.pipeline import contrastive
 from groupvit_jax.data.text import tokenizers
 from groupvit_jax.data.text.vocabulary import Vocabulary, read_vocabulary
 from groupvit_jax.models import fused_attention
 from groupvit_jax.runs import checkpoints
+from groupvit_jax.runs.validation import validate
 from groupvit_jax.runs.workdir import check_writable
-from groupvit_jax.train import contrastive_task, state
+from groupvit_jax.train import state
 from groupvit_jax.train.grad_cache import check_micro_batch_size
-from groupvit_jax.train.tasks import Task, task_of
-from groupvit_jax.train.writers import check_wandb
+from groupvit_jax.train.tasks import Task, find_task_errors, task_of
 
 logger = logging.getLogger(__name__)
 
@@ -80,7 +80,9 @@ def build(config: ConfigDict, workdir: Path) -> Parts:
       FileNotFoundError: a source matches no file.
     """
     check_writable(workdir)
-    check_settings(config)
+    resumes = checkpoints.has_checkpoints(workdir)
+    if errors := validate(config, find_task_errors, resumes=resumes):
+        raise ValueError("; ".join(errors))
     task = task_of(config)
     mesh = parallel.make_mesh(config.parallel.mesh.to_dict())
     parallel.check_batch_size(config.train.batch_size, mesh)
@@ -143,52 +145,9 @@ def find_vocabulary(config: ConfigDict, workdir: Path) -> Vocabulary:
     return found
 
 
-def check_settings(config: ConfigDict) -> None:
-    """Raises ValueError for settings that would only show during the run."""
-    check_wandb(config.wandb_project)
-    for field, value, least in (
-        ("checkpoint.every_steps", config.checkpoint.every_steps, 1),
-        ("checkpoint.keep_last", config.checkpoint.keep_last, 1),
-        ("log_every_steps", config.log_every_steps, 1),
-        ("loss.block_size", config.loss.block_size, 1),
-        ("loss.local_weight", config.loss.local_weight, 0),
-    ):
-        if value < least:
-            raise ValueError(f"config.{field}: {value} found, expected at least {least}")
-    for field, choice, choices in (
-        ("checkpoint.best_mode", config.checkpoint.best_mode, ("max", "min")),
-        ("loss.kind", config.loss.kind, losses.KINDS),
-        ("loss.exchange", config.loss.exchange, losses.EXCHANGES),
-        ("loss.local_words", config.loss.local_words, contrastive_task.LOCAL_WORDS),
-        ("loss.identical_texts", config.loss.identical_texts, contrastive_task.IDENTICAL_TEXTS),
-    ):
-        if choice not in choices:
-            expected = " or ".join(map(repr, choices))
-            raise ValueError(f"config.{field}: {choice!r} found, expected {expected}")
-    bias = config.model.initial_logit_bias
-    if (config.loss.kind == "sigmoid") != (bias is not None):
-        raise ValueError(
-            f"config.model.initial_logit_bias: {bias} found with config.loss.kind "
-            f"{config.loss.kind!r}, expected a number (such as -10, with "
-            "config.model.initial_temperature 0.1) for 'sigmoid' and None for 'softmax'"
-        )
-    with_prompts = config.loss.local_weight and config.loss.local_words == "prompts"
-    if with_prompts and not config.data.num_nouns:
-        raise ValueError(
-            "config.loss.local_words: 'prompts' found with config.data.num_nouns 0, expected "
-            "'tokens' or prompts"
-        )
-    best = config.checkpoint.best_metric
-    if best and best.partition("/")[0] not in config.evaluators:
-        raise ValueError(
-            f"config.checkpoint.best_metric: {best!r} found, expected EVALUATOR/METRIC with one of "
-            f"config.evaluators ({', '.join(config.evaluators) or 'none'})"
-        )
-
-
 def check_fused_attention(config: ConfigDict, mesh: Mesh) -> None:
-    """Raises ValueError where `config.train.fused_attention` can't be had."""
-    if not config.train.fused_attention:
+    """Raises ValueError where `config.model.fused_attention` can't be had."""
+    if not config.model.fused_attention:
         return
     platform, heads = mesh.devices.flat[0].platform, config.model.image.num_heads
     found = None
@@ -204,7 +163,7 @@ def check_fused_attention(config: ConfigDict, mesh: Mesh) -> None:
     elif platform == "gpu" and config.model.dtype == "float32":
         found = "True found with config.model.dtype 'float32', expected 'bfloat16' on a GPU"
     if found:
-        raise ValueError(f"config.train.fused_attention: {found}")
+        raise ValueError(f"config.model.fused_attention: {found}")
 
 
 def check_local_words(loss_config: ConfigDict, tokenizer: tokenizers.Tokenizer) -> None:

@@ -13,6 +13,8 @@ from groupvit_jax.data.pipeline.segmentation import MaskedAugmentation, make_mas
 from groupvit_jax.data.text.tokenizers import Tokenizer
 from groupvit_jax.models import build_model
 from groupvit_jax.models.segmentation import with_segment_head
+from groupvit_jax.runs.config_check import flatten
+from groupvit_jax.runs.validation import line
 from groupvit_jax.train import contrastive_task, segmentation_task, state
 from groupvit_jax.train.step import LossFn
 
@@ -70,6 +72,19 @@ TASKS = {
 }
 
 
+def find_task_errors(config: ConfigDict) -> list[str]:
+    """Return a line if there is no such task, and for each field that it would ignore."""
+    name = config.get("task", "contrastive")
+    if name not in TASKS:
+        return [line("task", name, " or ".join(map(repr, TASKS)))]
+    found = flatten(config)
+    return [
+        line(field, found.get(field), f"{value!r} with config.task {name!r}")
+        for field, value in TASKS[name].unused.items()
+        if found.get(field) != value
+    ]
+
+
 def task_of(config: ConfigDict) -> Task:
     """Return the task of a configuration.
 
@@ -78,16 +93,6 @@ def task_of(config: ConfigDict) -> Task:
     Raises:
       ValueError: there is no such task, or a field is set that has no meaning in it.
     """
-    name = config.get("task", "contrastive")
-    if name not in TASKS:
-        expected = " or ".join(map(repr, TASKS))
-        raise ValueError(f"config.task: {name!r} found, expected {expected}")
-    task = TASKS[name]
-    for field, value in task.unused.items():
-        section, _, leaf = field.rpartition(".")
-        found = (config[section] if section else config).get(leaf)
-        if found != value:
-            raise ValueError(
-                f"config.{field}: {found!r} found, expected {value!r} with config.task {name!r}"
-            )
-    return task
+    if errors := find_task_errors(config):
+        raise ValueError("; ".join(errors))
+    return TASKS[config.get("task", "contrastive")]

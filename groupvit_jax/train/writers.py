@@ -57,7 +57,6 @@ class WandbWriter:
         self, project: str, workdir: Path, config: Mapping[str, Any], group: str = ""
     ) -> None:
         """Start the run at the service, or resume it."""
-        check_wandb(project)
         import wandb
 
         id_file = workdir / WANDB_ID_FILE
@@ -98,15 +97,6 @@ class MultiWriter:
         """Close each writer."""
         for writer in self._writers:
             writer.close()
-
-
-def check_wandb(project: str) -> None:
-    """Raise ValueError if a project is configured but wandb is not installed."""
-    if project and importlib.util.find_spec("wandb") is None:
-        raise ValueError(
-            f"config.wandb_project: {project!r} found but wandb is not installed, expected '' or "
-            "`pip install wandb`"
-        )
 
 
 def make_writer(config: ConfigDict, workdir: Path, resume_step: int, primary: bool) -> MetricWriter:

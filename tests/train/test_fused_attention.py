@@ -23,7 +23,7 @@ def test_every_device_attends_for_its_own_images_and_heads(monkeypatch):
         return attend(query, key, value)
 
     def embed(fused):
-        config.train.fused_attention = fused
+        config.model.fused_attention = fused
         placed = on_mesh(model, config, mesh)
 
         def loss(params):

@@ -127,6 +127,6 @@ def test_attention_that_can_not_be_fused(platforms, changes, message, monkeypatc
     config.model.image.num_heads = 3
     config.train.update(changes)
     check_fused_attention(config, mesh)
-    config.train.fused_attention = True
+    config.model.fused_attention = True
     with pytest.raises(ValueError, match=rf"^config\.train\.fused_attention: {message}"):
         check_fused_attention(config, mesh)

@@ -25,9 +25,10 @@ from groupvit_jax.data.sources.masks import (
 from groupvit_jax.data.sources.mixture import open_mixture
 from groupvit_jax.data.sources.pairs import BrokenSampleError
 
-_FIELDS = {
-    "benchmark": {"kind", "benchmark", "split", "data_dir", "weight"},
-    "tfds": {"kind", "name", "split", "data_dir", "image", "mask", "weight"},
+# Fields of `config.data.sources.NAME` by its kind.
+FIELDS = {
+    "benchmark": ("benchmark", "split", "data_dir", "weight"),
+    "tfds": ("name", "split", "data_dir", "image", "mask", "weight"),
 }
 _COLOURS = ("BrightnessIncreasing", "ContrastIncreasing", "ColorIncreasing")
 
@@ -72,10 +73,10 @@ def open_masked_source(
     """
     field = f"config.data.sources.{name}"
     kind = fields.get("kind")
-    if kind not in _FIELDS:
-        raise ValueError(f"{field}.kind={kind!r}: expected one of {sorted(_FIELDS)}")
-    if unknown := sorted(set(fields) - _FIELDS[kind]):
-        raise ValueError(f"{field}.{unknown[0]}: unknown; {kind} has {sorted(_FIELDS[kind])}")
+    if kind not in FIELDS:
+        raise ValueError(f"{field}.kind={kind!r}: expected one of {sorted(FIELDS)}")
+    if unknown := sorted(set(fields) - {"kind", *FIELDS[kind]}):
+        raise ValueError(f"{field}.{unknown[0]}: unknown; {kind} has {sorted(FIELDS[kind])}")
     options = {key: value for key, value in fields.items() if key not in ("kind", "weight")}
     split, data_dir = options.pop("split", "train"), options.pop("data_dir", ".")
     if kind == "tfds":

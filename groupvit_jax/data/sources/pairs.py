@@ -28,9 +28,10 @@ logger = logging.getLogger(__name__)
 # More than a 16-bit RGB image of 40 megapixels needs, far less than would exhaust a worker.
 MAX_SAMPLE_BYTES = 2**28
 _NOTHING = Members([0] * len(tar_index.PARTS), [-1] * len(tar_index.PARTS))
-_FIELDS = {
-    "webdataset": {"kind", "pattern", "weight", "exchange_captions"},
-    "tfds": {"kind", "name", "split", "data_dir", "weight", "exchange_captions"},
+# Fields of `config.data.sources.NAME` by its kind.
+FIELDS = {
+    "webdataset": ("pattern", "weight", "exchange_captions"),
+    "tfds": ("name", "split", "data_dir", "weight", "exchange_captions"),
 }
 
 
@@ -96,11 +97,10 @@ def make_source(
     """
     field = f"config.data.sources.{name}"
     kind = fields.get("kind")
-    if kind not in _FIELDS:
-        raise ValueError(f"{field}.kind={kind!r}: expected one of {sorted(_FIELDS)}")
-    unknown = sorted(set(fields) - _FIELDS[kind])
-    if unknown:
-        raise ValueError(f"{field}.{unknown[0]}: unknown; {kind} has {sorted(_FIELDS[kind])}")
+    if kind not in FIELDS:
+        raise ValueError(f"{field}.kind={kind!r}: expected one of {sorted(FIELDS)}")
+    if unknown := sorted(set(fields) - {"kind", *FIELDS[kind]}):
+        raise ValueError(f"{field}.{unknown[0]}: unknown; {kind} has {sorted(FIELDS[kind])}")
     if kind == "webdataset":
         field += ".pattern"
         shards = tar_index.expand_pattern(fields.get("pattern", ""), field)

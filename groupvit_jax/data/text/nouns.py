@@ -16,6 +16,7 @@ import numpy as np
 from groupvit_jax.data.text.tokenizers import clean_text
 
 __all__ = [
+    "KINDS",
     "both_kinds",
     "clip_templates",
     "draw_prompts",
@@ -26,6 +27,7 @@ __all__ = [
     "tag",
 ]
 
+KINDS = ("words", "phrases")
 # The published choice. It includes verbs, which describe the image too, and lacks NNPS.
 _TAGS = frozenset(["NN", "NNS", "NNP", "VB", "VBD", "VBG", "VBN", "VBP", "VBZ"])
 
@@ -109,8 +111,9 @@ def draw_prompts(
     Raises:
       ValueError: the kind is unknown.
     """
-    if kind not in ("words", "phrases"):
-        raise ValueError(f"config.data.noun_kind is {kind!r}; expected 'words' or 'phrases'")
+    if kind not in KINDS:
+        expected = " or ".join(map(repr, KINDS))
+        raise ValueError(f"config.data.noun_kind: {kind!r} found, expected {expected}")
     if num_nouns == 0:
         return [], []
     if found is None:

@@ -1,0 +1,250 @@
+"""Finds all errors of a configuration at once, before any work is done for it.
+
+A line names the field, what was found and what was expected. The fields one by one are checked by
+the table of `runs.fields`, then the fields that have to fit each other. Errors that show only with
+the data open, or that depend on the devices, are found by `train.setup`.
+"""
+
+import importlib.util
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from groupvit_jax.data.pipeline import segmentation
+from groupvit_jax.data.sources import pairs
+from groupvit_jax.models import two_tower
+from groupvit_jax.runs import fields as fields_lib
+from groupvit_jax.runs.config_check import flatten, unknown_field
+from groupvit_jax.runs.rules import Rule, number, text, truth
+
+# Of the whole configuration; the errors of a part that is checked on a floor above.
+FindErrors = Callable[[ConfigDict], Iterable[str]]
+
+# Fields of sources by task and kind.
+SOURCES = {"contrastive": pairs.FIELDS, "segmentation": segmentation.FIELDS}
+_SOURCE_RULES: Mapping[str, Rule] = {
+    "weight": number(over=0.0),
+    "exchange_captions": truth(),
+    "pattern": Rule(
+        "one text; a comma or braces name several: 'a/{00..31}.tar,b/*.tar'",
+        lambda value: isinstance(value, str) and not _is_written_list(value),
+    ),
+}
+
+
+def validate(
+    config: ConfigDict, *more: FindErrors, resumes: bool = False, reported: Iterable[str] = ()
+) -> list[str]:
+    """Return a line for every error of a configuration.
+
+    Args:
+      config: the whole configuration.
+      *more: checks that need what stands above this package (tasks, evaluators).
+      resumes: the run goes on from a checkpoint, which replaces `init_from` and `text_init_from`,
+        and the tokenizer's file where it is gone: none of these paths has to exist.
+      reported: fields whose errors are known; neither they nor what depends on them is checked.
+    """
+    found = flatten(config)
+    wrong = set(reported)
+    errors = []
+    for field, value in found.items():
+        rule = fields_lib.FIELDS.get(field)
+        if field in wrong:
+            continue
+        if rule is None:
+            errors.append(unknown(field))
+        elif not rule.holds(value):
+            wrong.add(field)
+            errors.append(line(field, value, rule.expected))
+    for field in fields_lib.FIELDS.keys() - found.keys() - wrong:
+        wrong.add(field)
+        errors.append(f"config.{field}: missing, expected {fields_lib.FIELDS[field].expected}")
+    checks = [*_CHECKS, *([] if resumes else _PATHS)]
+    for needed, check in checks:
+        if not any(field.startswith(needed) for field in wrong):
+            errors += check(config)
+    for find_errors in more:
+        errors += find_errors(config)
+    return errors
+
+
+def unknown(field: str, known: Iterable[str] = ()) -> str:
+    """Return the line about a field that there is not.
+
+    Args:
+      field: its path.
+      known: paths of fields beside those of `runs.fields`.
+    """
+    if field in fields_lib.MOVED:
+        return f"config.{field}: moved, expected config.{fields_lib.MOVED[field]}"
+    return unknown_field(field, [*fields_lib.FIELDS, *known])
+
+
+def line(field: str, found: Any, expected: str) -> str:
+    """Return the line that describes an error."""
+    return f"config.{field}: {found!r} found, expected {expected}"
+
+
+def check_named(
+    field: str, entry: Any, kinds: Mapping[str, Iterable[str]], rules: Mapping[str, Rule]
+) -> Iterator[str]:
+    """Yield the errors of a source or an evaluator, whose `kind` says which fields it has.
+
+    Args:
+      field: path of the entry.
+      entry: its fields.
+      kinds: names of the fields by kind.
+      rules: of fields by name; a field without one may be anything.
+    """
+    if not isinstance(entry, Mapping | ConfigDict):
+        yield line(field, entry, f"fields, among them kind: {' or '.join(map(repr, kinds))}")
+        return
+    kind = entry.get("kind")
+    if not isinstance(kind, str) or kind not in kinds:
+        yield line(f"{field}.kind", kind, " or ".join(map(repr, kinds)))
+        return
+    known = ("kind", *kinds[kind])
+    for name, value in entry.items():
+        if name not in known:
+            yield f"config.{field}.{name}: no such field, {kind!r} has {', '.join(known)}"
+        elif name in rules and not rules[name].holds(value):
+            yield line(f"{field}.{name}", value, rules[name].expected)
+
+
+def _model(config: ConfigDict) -> Iterable[str]:
+    return two_tower.find_contradictions(config.model.to_dict())
+
+
+def _loss(config: ConfigDict) -> Iterator[str]:
+    loss, bias = config.loss, config.model.initial_logit_bias
+    if (loss.kind == "sigmoid") != (bias is not None):
+        yield (
+            f"config.model.initial_logit_bias: {bias} found with config.loss.kind {loss.kind!r}, "
+            "expected a number (such as -10, with config.model.initial_temperature 0.1) for "
+            "'sigmoid' and None for 'softmax'"
+        )
+    if loss.local_weight and loss.local_words == "prompts" and not config.data.num_nouns:
+        yield (
+            "config.loss.local_words: 'prompts' found with config.data.num_nouns 0, expected "
+            "'tokens' or prompts"
+        )
+
+
+def _texts(config: ConfigDict) -> Iterator[str]:
+    length, longest = config.data.packed_length, config.model.text.context_length
+    if length < longest:
+        yield line(
+            "data.packed_length",
+            length,
+            f"at least config.model.text.context_length = {longest}, the longest caption",
+        )
+
+
+def _ranges(config: ConfigDict) -> Iterator[str]:
+    for section, name, most in (
+        ("data.augment", "area", 1.0),
+        ("data.augment", "ratio", None),
+        ("segmentation", "scale", None),
+    ):
+        values = config
+        for part in section.split("."):
+            values = values[part]
+        low, high = values[f"min_{name}"], values[f"max_{name}"]
+        if most is not None and high > most:
+            yield line(f"{section}.max_{name}", high, f"at most {most:g}")
+        if low > high:
+            yield line(
+                f"{section}.min_{name}", low, f"at most config.{section}.max_{name} = {high:g}"
+            )
+
+
+def _batches(config: ConfigDict) -> Iterator[str]:
+    batch, micro = config.train.batch_size, config.train.micro_batch_size
+    if micro is not None and batch % micro:
+        yield line(
+            "train.micro_batch_size", micro, f"a divisor of config.train.batch_size = {batch}"
+        )
+
+
+def _sources(config: ConfigDict) -> Iterator[str]:
+    kinds = SOURCES.get(config.task)
+    if kinds is None:
+        return  # the task is the error
+    rules = dict.fromkeys({name for names in kinds.values() for name in names}, text())
+    rules |= _SOURCE_RULES
+    entries = dict(config.data.sources.items())
+    for name, entry in entries.items():
+        yield from check_named(f"data.sources.{name}", entry, kinds, rules)
+    weighted = [hasattr(entry, "get") and entry.get("weight") is not None for entry in
+                entries.values()]  # fmt: skip
+    if any(weighted) and not all(weighted):
+        without = [name for name, has in zip(entries, weighted, strict=True) if not has]
+        yield (
+            f"config.data.sources.{without[0]}.weight: missing, expected a weight in all sources "
+            "or in none"
+        )
+
+
+def _best_metric(config: ConfigDict) -> Iterator[str]:
+    best, names = config.checkpoint.best_metric, ", ".join(config.evaluators) or "none"
+    if best and best.partition("/")[0] not in config.evaluators:
+        expected = f"EVALUATOR/METRIC with one of config.evaluators ({names})"
+        yield line("checkpoint.best_metric", best, expected)
+
+
+def _wandb(config: ConfigDict) -> Iterator[str]:
+    if config.wandb_project and importlib.util.find_spec("wandb") is None:
+        yield (
+            f"config.wandb_project: {config.wandb_project!r} found but wandb is not installed, "
+            "expected '' or `pip install wandb`"
+        )
+
+
+def _starting_points(config: ConfigDict) -> Iterator[str]:
+    for field, expected in (
+        ("init_from", "a checkpoint, an export or a .pth, or '' to start from random weights"),
+        ("text_init_from", "a Hugging Face directory of a BERT, or ''"),
+    ):
+        if _is_gone(path := config[field]):
+            yield f"config.{field}: {path!r} found, where there is no file or folder; expected " + (
+                expected
+            )
+
+
+def _vocabulary(config: ConfigDict) -> Iterator[str]:
+    name, path = config.data.tokenizer.name, config.data.tokenizer.path
+    if name == "clip":
+        return
+    if not path:
+        kinds = {"sentencepiece": "a .model file", "wordpiece": "a BERT's vocab.txt"}
+        yield line("data.tokenizer.path", path, f"{kinds[name]} (data.tokenizer.name is {name!r})")
+    elif _is_gone(path):
+        yield f"config.data.tokenizer.path: {path!r} found, where there is no file"
+
+
+def _is_gone(path: str) -> bool:
+    return bool(path) and "://" not in path and not Path(path).expanduser().exists()
+
+
+def _is_written_list(value: str) -> bool:
+    """Whether a text was meant to be a list; "[0-9].tar" is a pattern."""
+    return value[:1] + value[-1:] in ("[]", "()") and ("'" in value or '"' in value)
+
+
+# (fields that must be right, what to check then)
+_CHECKS: tuple[tuple[tuple[str, ...], FindErrors], ...] = (
+    (("model.",), _model),
+    (("loss.", "model.initial_logit_bias", "data.num_nouns"), _loss),
+    (("data.packed_length", "model.text.context_length"), _texts),
+    (("data.augment.", "segmentation."), _ranges),
+    (("train.batch_size", "train.micro_batch_size"), _batches),
+    (("task", "data.sources"), _sources),
+    (("checkpoint.best_metric", "evaluators"), _best_metric),
+    (("wandb_project",), _wandb),
+)
+_PATHS: tuple[tuple[tuple[str, ...], FindErrors], ...] = (
+    (("init_from", "text_init_from"), _starting_points),
+    (("data.tokenizer.",), _vocabulary),
+)
