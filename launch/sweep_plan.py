@@ -8,9 +8,8 @@ from typing import Any, NamedTuple
 
 from ml_collections import ConfigDict
 
-from groupvit_jax.runs.fields import FIELDS
 from groupvit_jax.runs.sweep_files import Sweep, Trial
-from groupvit_jax.runs.validation import line
+from groupvit_jax.runs.validation import line, rule_of
 from groupvit_jax.sweep import checks
 from groupvit_jax.sweep.trials import describe, flag_of, make_trial, plain
 from launch import overrides as overrides_lib
@@ -105,11 +104,10 @@ def _resolve(
     """Apply a trial's overrides as its command does; return a line by field that is wrong."""
     flags = {field: flag_of(field, value) for field, value in overrides.items()}
     config, errors = overrides_lib.read([*command, *flags.values()])
-    named = overrides_lib.find_errors(config, reported=errors)
     for field, value in overrides.items():
-        is_named = field in errors or any(text.startswith(f"config.{field}:") for text in named)
-        if not is_named and not _is_kept(config, field, value):
-            expected = FIELDS[field].expected if field in FIELDS else "a value that a flag can hold"
+        if field not in errors and not _is_kept(config, field, value):
+            rule = rule_of(field)
+            expected = rule.expected if rule else "a value that a flag can hold"
             errors[field] = line(field, value, expected)
     return config, errors
 

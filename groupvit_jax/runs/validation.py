@@ -70,6 +70,13 @@ def validate(
     return errors
 
 
+def rule_of(field: str) -> Rule | None:
+    """Return the rule of a field, of a source too; None if it has none."""
+    if field.startswith("data.sources."):
+        return _SOURCE_RULES.get(field.rpartition(".")[2])
+    return fields_lib.FIELDS.get(field)
+
+
 def unknown(field: str, known: Iterable[str] = ()) -> str:
     """Return the line about a field that there is not.
 

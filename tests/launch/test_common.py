@@ -1,5 +1,4 @@
 import importlib.machinery
-import json
 import os
 import platform
 import re
@@ -24,11 +23,23 @@ TINY = "--config=configs/tiny.py"
         ("--config.batch_size=4", "the nearest is config.train.batch_size"),
         ("--config.optimiser.weight_decay=1", "the nearest is config.optimizer.weight_decay"),
         ("--config.data.sources.pairs.patern=x", "config.data.sources.pairs.pattern"),
-        ("--config.train.batch_size=abc", "--config.train.batch_size=abc: invalid literal"),
-        ("--config.train.batch_size=1.5", "--config.train.batch_size=1.5: invalid literal"),
-        ("--config.train.batch_size=", "--config.train.batch_size=: invalid literal"),
-        ("--config.optimizer.clip_norm=x", "could not convert string to float: 'x'"),
-        ("--config.train=5", "--config.train=5"),
+        (
+            "--config.train.batch_size=abc",
+            "config.train.batch_size: 'abc' found, expected a whole number",
+        ),
+        (
+            "--config.train.batch_size=1.5",
+            "config.train.batch_size: '1.5' found, expected a whole number",
+        ),
+        (
+            "--config.train.batch_size=",
+            "config.train.batch_size: '' found, expected a whole number",
+        ),
+        (
+            "--config.optimizer.clip_norm=x",
+            "config.optimizer.clip_norm: 'x' found, expected a number over 0",
+        ),
+        ("--config.train=5", "config.train: '5' found, expected --config.train.NAME=VALUE"),
     ],
 )
 def test_a_wrong_override_is_one_line(argument, message, capsys, monkeypatch):
@@ -40,73 +51,6 @@ def test_a_wrong_override_is_one_line(argument, message, capsys, monkeypatch):
     assert printed.startswith("error: ")
     assert message in printed
     assert printed.count("\n") == 1
-
-
-def test_all_misspelt_overrides_are_listed():
-    arguments = ["launch.train", TINY, "--config.train.batchsize=4", "--config.sed=1"]
-    with pytest.raises(ValueError, match=r"train\.batchsize.*; --config\.sed"):
-        common.parse_config(arguments)
-
-
-def test_overrides_are_applied():
-    config = common.parse_config(
-        [
-            "launch.train",
-            "--workdir",
-            "somewhere",
-            TINY,
-            "--config.train.batch_size=4",
-            "--config.model.image.depths=(1, 2)",
-            "--config.data.sources={'mine': {'kind': 'tfds', 'name': 'scenes'}}",
-        ]
-    )
-    assert config.train.batch_size == 4
-    assert config.model.image.depths == (1, 2)
-    assert config.data.sources.mine.name == "scenes"
-
-
-@pytest.mark.parametrize("form", [["--config=FILE"], ["--config", "FILE"], ["-config=FILE"]])
-def test_all_ways_to_name_the_file_work(form):
-    form = [part.replace("FILE", "configs/tiny.py") for part in form]
-    assert common.parse_config(["launch.train", *form]).train.num_steps == 20
-
-
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        ([], "--config: missing"),
-        (["--config=configs/nothing.py"], "--config=configs/nothing.py: no such file"),
-    ],
-)
-def test_no_configuration_is_a_clear_error(arguments, message):
-    with pytest.raises(ValueError, match=message):
-        common.parse_config(["launch.train", *arguments])
-
-
-def test_a_typo_in_a_configuration_file_is_an_error(tmp_path):
-    file = tmp_path / "mine.py"
-    file.write_text(
-        "from configs import base\n"
-        "def get_config():\n"
-        "    config = base.get_config()\n"
-        "    config.train.num_epoch = 3.0\n"
-        "    return config\n"
-    )
-    with pytest.raises(ValueError, match=r"config\.train\.num_epoch: no such field, the nearest"):
-        common.parse_config(["launch.train", f"--config={file}"])
-
-
-def test_the_json_of_a_run_gives_the_same_configuration(tmp_path):
-    sources = "--config.data.sources.pairs.pattern=shards/*.tar"
-    config = common.parse_config(["launch.train", TINY, sources, "--config.seed=7"])
-    path = tmp_path / "config.json"
-    path.write_text(json.dumps(config.to_dict()))
-    again = common.parse_config(["launch.train", f"--config={path}"])
-    assert again.to_dict() == config.to_dict()
-    changed = common.parse_config(
-        ["launch.train", f"--config={path}", "--config.optimizer.warmup_steps=5"]
-    )
-    assert changed.optimizer.warmup_steps == 5
 
 
 @pytest.mark.parametrize("name", ["groupvit_jax.somewhere", "elsewhere"])

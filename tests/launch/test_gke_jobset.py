@@ -11,7 +11,7 @@ import pytest
 import yaml
 
 from groupvit_jax.runs import exit_codes
-from launch import common
+from launch import overrides
 
 SCHEMA = Path(__file__).parent / "jobset_schema.json"
 
@@ -90,7 +90,8 @@ def test_restarts_follow_the_exit_codes_of_the_command(manifest):
 
 def test_the_arguments_are_those_of_the_command(manifest):
     (container,) = pod_of(manifest)["containers"]
-    config = common.parse_config(["launch.train", *container["args"]])
+    config, errors = overrides.read_valid(["launch.train", *container["args"]])
+    assert list(errors) == []
     assert all(source.pattern.startswith("gs://") for source in config.data.sources.values())
     workdir = next(a for a in container["args"] if a.startswith("--workdir=")).partition("=")[2]
     assert workdir.startswith(container["volumeMounts"][0]["mountPath"] + "/")

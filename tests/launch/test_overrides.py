@@ -187,3 +187,66 @@ def test_a_trial_has_a_line_for_each_of_its_errors(tmp_path):
     (line,) = sweep_plan.check(sweep_plan.plan(str(tmp_path / "x.py"), "s"), tmp_path)
     for field in trial:
         assert f"config.{field}: " in line
+
+
+def test_overrides_are_applied():
+    config, _ = overrides.read(
+        [
+            "launch.train",
+            "--workdir",
+            "somewhere",
+            TINY,
+            "--config.train.batch_size=4",
+            "--config.model.image.depths=(1, 2)",
+            "--config.data.sources={'mine': {'kind': 'tfds', 'name': 'scenes'}}",
+        ]
+    )
+    assert config.train.batch_size == 4
+    assert config.model.image.depths == (1, 2)
+    assert config.data.sources.mine.name == "scenes"
+
+
+@pytest.mark.parametrize("form", [["--config=FILE"], ["--config", "FILE"], ["-config=FILE"]])
+def test_all_ways_to_name_the_file_work(form):
+    form = [part.replace("FILE", "configs/tiny.py") for part in form]
+    assert overrides.read(["launch.train", *form])[0].train.num_steps == 20
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "--config: missing"),
+        (["--config=configs/nothing.py"], "--config=configs/nothing.py: no such file"),
+    ],
+)
+def test_no_configuration_is_a_clear_error(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        overrides.read(["launch.train", *arguments])
+
+
+def test_a_typo_in_a_configuration_file_is_an_error(tmp_path):
+    file = tmp_path / "mine.py"
+    file.write_text(
+        "from configs import base\n"
+        "def get_config():\n"
+        "    config = base.get_config()\n"
+        "    config.train.num_epoch = 3.0\n"
+        "    return config\n"
+    )
+    _, lines = overrides.read_valid(["launch.train", f"--config={file}"])
+    assert list(lines) == [
+        "config.train.num_epoch: no such field, the nearest is config.train.num_epochs"
+    ]
+
+
+def test_the_json_of_a_run_gives_the_same_configuration(tmp_path):
+    sources = "--config.data.sources.pairs.pattern=shards/*.tar"
+    config, _ = overrides.read(["launch.train", TINY, sources, "--config.seed=7"])
+    path = tmp_path / "config.json"
+    path.write_text(json.dumps(config.to_dict()))
+    again, _ = overrides.read(["launch.train", f"--config={path}"])
+    assert again.to_dict() == config.to_dict()
+    changed, _ = overrides.read(
+        ["launch.train", f"--config={path}", "--config.optimizer.warmup_steps=5"]
+    )
+    assert changed.optimizer.warmup_steps == 5

@@ -19,7 +19,7 @@ from groupvit_jax.interop.layout import flatten
 from groupvit_jax.runs import exit_codes
 from groupvit_jax.train.loop import train
 from groupvit_jax.train.setup import build
-from launch import common, evaluate, export, segment
+from launch import evaluate, export, overrides, segment
 from tests.data.eval_sets import miniatures
 from tests.data.image_files import photo
 from tests.data.shard_files import encode, write_tar
@@ -214,7 +214,7 @@ def test_what_is_frozen_stays_as_it_was_imported(trained):
 
 
 def test_groups_are_set_on_the_command_line():
-    config = common.parse_config(
+    config, _ = overrides.read(
         [
             "train",
             "--config=configs/tiny.py",

@@ -92,5 +92,5 @@ def test_the_configuration_reaches_both_towers(config):
     assert model.image_encoder.execution == Execution(False, "dots")
     assert model.text_encoder.execution == Execution(False, "dots")
     config.remat = "layers"
-    with pytest.raises(ValueError, match=r"^model\.remat: 'layers', expected one of"):
+    with pytest.raises(ValueError, match=r"^config\.model\.remat: 'layers' found, expected 'none'"):
         build_model(config)

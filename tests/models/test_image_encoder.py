@@ -119,5 +119,5 @@ def test_stochastic_depth_rises_to_its_rate_over_all_blocks(monkeypatch):
     ],
 )
 def test_contradictions_name_the_field(field, value):
-    with pytest.raises(ValueError, match=rf"^model\.image\.{field}: .*expected"):
+    with pytest.raises(ValueError, match=rf"^config\.model\.image\.{field}: .*expected"):
         ImageEncoder(**(SETTINGS | {field: value}))

@@ -41,5 +41,5 @@ def test_sincos_positions_are_distinct_and_bounded():
 
 
 def test_sincos_needs_a_multiple_of_four():
-    with pytest.raises(ValueError, match=r"model\.image\.width: 6"):
+    with pytest.raises(ValueError, match="6 channels found, expected a multiple of 4"):
         sincos_position_embedding((2, 2), 6)

@@ -14,35 +14,6 @@ def reference():
     return config
 
 
-def test_a_good_configuration_has_no_errors():
-    config = reference()
-    config.train.num_steps = 5
-    config.train.num_epochs = 2.0
-    config.data.sources.mine = dict(kind="tfds")
-    assert config_check.find_errors(config, reference()) == []
-
-
-def test_every_error_is_found():
-    config = reference()
-    config.train.batchsize = 8
-    with config.ignore_type():
-        config.model.depths = "1, 2"
-    del config.model.flag
-    assert config_check.find_errors(config, reference()) == [
-        "config.model.depths: '1, 2' found, expected a value like (1, 2)",
-        "config.train.batchsize: no such field, the nearest is config.train.batch_size",
-        "config.model.flag: missing, expected a value",
-    ]
-
-
-@pytest.mark.parametrize(("value", "good"), [(2, True), (2.5, True), ("2", False)])
-def test_a_float_takes_numbers_only(value, good):
-    config = reference()
-    with config.ignore_type():
-        config.train.num_epochs = value
-    assert (config_check.find_errors(config, reference()) == []) == good
-
-
 @pytest.mark.parametrize(
     ("field", "nearest"),
     [

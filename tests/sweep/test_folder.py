@@ -10,10 +10,6 @@ from groupvit_jax.runs import sweep_files
 from groupvit_jax.runs.sweep_files import Sweep
 from groupvit_jax.sweep import folder as folder_lib
 from groupvit_jax.sweep.trials import NAME_LENGTH, command_of, folder_name, make_trial
-from launch import (
-    common,
-    train,  # noqa: F401  It defines --config.
-)
 from tests.sweep import fake
 
 
@@ -54,7 +50,7 @@ def test_the_command_of_a_trial_gives_its_settings(tmp_path):
     command = command_of(sweep, sweep.trials[0], tmp_path, ["--compilation_cache=c"])
     assert command[1:3] == ["-m", "launch.train"]
     assert command[-2:] == [f"--workdir={tmp_path / trial.folder}", "--compilation_cache=c"]
-    config = common.parse_config(command[2:])
+    config = overrides.read(command[2:])[0]
     assert (config.optimizer.learning_rate, config.train.batch_size, config.seed) == (2e-3, 8, 3)
     assert config.model.image.depths == (1, 2, 1)
     assert config.tensorboard is False

@@ -300,10 +300,12 @@ def test_wrong_settings_are_named(tmp_path):
     with pytest.raises(ValueError, match="batch_size=8 can't be divided by 3 hosts"):
         take(config, 1, host_count=3)
     config.data.sources.a.weight = 1.0
-    with pytest.raises(ValueError, match=r"sources\.b\.weight=None: expected a positive number"):
+    with pytest.raises(
+        ValueError, match=r"sources\.b\.weight: None found, expected a positive number"
+    ):
         take(config, 1)
     config.data.sources.b.weight = -1.0
-    with pytest.raises(ValueError, match=r"sources\.b\.weight=-1\.0"):
+    with pytest.raises(ValueError, match=r"sources\.b\.weight: -1\.0 found"):
         take(config, 1)
     config.data.sources = ConfigDict()
     with pytest.raises(ValueError, match=r"config\.data\.sources is empty"):
