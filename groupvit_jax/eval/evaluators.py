@@ -32,7 +32,7 @@ from groupvit_jax.models.segmentation import SegmentationModel
 from groupvit_jax.models.two_tower import TwoTower
 from groupvit_jax.runs.evaluator import Evaluator
 from groupvit_jax.runs.rules import Rule, each, number, one_of, optional, text, whole
-from groupvit_jax.runs.validation import check_named
+from groupvit_jax.runs.validation import Values, check_named
 
 logger = logging.getLogger(__name__)
 
@@ -295,15 +295,19 @@ _RULES: Mapping[str, Rule] = {
 }
 
 
-def find_evaluator_errors(config: ConfigDict) -> list[str]:
-    """Return a line for every error of `config.evaluators`; the sets are not opened."""
+def find_evaluator_errors(values: Values) -> list[str]:
+    """Return a line for every error of `config.evaluators`; the sets are not opened.
+
+    Args:
+      values: the configuration's, as `runs.validation` hands them in.
+    """
     kinds = FIELDS
-    if config.get("task") == "segmentation":
+    if values["task"] == "segmentation":
         kinds = {kind: names for kind, names in FIELDS.items() if kind in (OFF, *_HEAD_KINDS)}
     errors: list[str] = []
-    for name, entry in config.evaluators.items():
+    for name, entry in values["evaluators"].items():
         field = f"evaluators.{name}"
-        if isinstance(entry, ConfigDict) and entry.get("kind") == OFF:
+        if isinstance(entry, Mapping) and entry.get("kind") == OFF:
             continue  # whatever it had before it was switched off
         errors += check_named(field, entry, kinds, _RULES)
     return errors

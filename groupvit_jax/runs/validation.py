@@ -19,8 +19,9 @@ from groupvit_jax.runs import fields as fields_lib
 from groupvit_jax.runs.config_check import flatten, unknown_field
 from groupvit_jax.runs.rules import Rule, number, text, truth
 
-# Of the whole configuration; the errors of a part that is checked on a floor above.
-FindErrors = Callable[[ConfigDict], Iterable[str]]
+# A configuration's values by path, and the plain mappings "data.sources" and "evaluators".
+Values = Mapping[str, Any]
+FindErrors = Callable[[Values], Iterable[str]]
 
 # Fields of sources by task and kind.
 SOURCES = {"contrastive": pairs.FIELDS, "segmentation": segmentation.FIELDS}
@@ -47,6 +48,10 @@ def validate(
       reported: fields whose errors are known; neither they nor what depends on them is checked.
     """
     found = flatten(config)
+    values = found | {
+        "data.sources": config.data.sources.to_dict(),
+        "evaluators": config.evaluators.to_dict(),
+    }
     wrong = set(reported)
     errors = []
     for field, value in found.items():
@@ -64,9 +69,9 @@ def validate(
     checks = [*_CHECKS, *([] if resumes else _PATHS)]
     for needed, check in checks:
         if not any(field.startswith(needed) for field in wrong):
-            errors += check(config)
+            errors += check(values)
     for find_errors in more:
-        errors += find_errors(config)
+        errors += find_errors(values)
     return errors
 
 
@@ -105,7 +110,7 @@ def check_named(
       kinds: names of the fields by kind.
       rules: of fields by name; a field without one may be anything.
     """
-    if not isinstance(entry, Mapping | ConfigDict):
+    if not isinstance(entry, Mapping):
         yield line(field, entry, f"fields, among them kind: {' or '.join(map(repr, kinds))}")
         return
     kind = entry.get("kind")
@@ -120,27 +125,41 @@ def check_named(
             yield line(f"{field}.{name}", value, rules[name].expected)
 
 
-def _model(config: ConfigDict) -> Iterable[str]:
-    return two_tower.find_contradictions(config.model.to_dict())
+def _model(values: Values) -> Iterable[str]:
+    return two_tower.find_contradictions(_section(values, "model"))
 
 
-def _loss(config: ConfigDict) -> Iterator[str]:
-    loss, bias = config.loss, config.model.initial_logit_bias
-    if (loss.kind == "sigmoid") != (bias is not None):
+def _section(values: Values, name: str) -> dict[str, Any]:
+    """Returns the nested fields of a section."""
+    section: dict[str, Any] = {}
+    for field, value in values.items():
+        if field.startswith(f"{name}."):
+            *sections, leaf = field.removeprefix(f"{name}.").split(".")
+            target = section
+            for each in sections:
+                target = target.setdefault(each, {})
+            target[leaf] = value
+    return section
+
+
+def _loss(values: Values) -> Iterator[str]:
+    kind, bias = values["loss.kind"], values["model.initial_logit_bias"]
+    if (kind == "sigmoid") != (bias is not None):
         yield (
-            f"config.model.initial_logit_bias: {bias} found with config.loss.kind {loss.kind!r}, "
+            f"config.model.initial_logit_bias: {bias} found with config.loss.kind {kind!r}, "
             "expected a number (such as -10, with config.model.initial_temperature 0.1) for "
             "'sigmoid' and None for 'softmax'"
         )
-    if loss.local_weight and loss.local_words == "prompts" and not config.data.num_nouns:
+    aligned = values["loss.local_weight"] and values["loss.local_words"] == "prompts"
+    if aligned and not values["data.num_nouns"]:
         yield (
             "config.loss.local_words: 'prompts' found with config.data.num_nouns 0, expected "
             "'tokens' or prompts"
         )
 
 
-def _texts(config: ConfigDict) -> Iterator[str]:
-    length, longest = config.data.packed_length, config.model.text.context_length
+def _texts(values: Values) -> Iterator[str]:
+    length, longest = values["data.packed_length"], values["model.text.context_length"]
     if length < longest:
         yield line(
             "data.packed_length",
@@ -149,79 +168,74 @@ def _texts(config: ConfigDict) -> Iterator[str]:
         )
 
 
-def _ranges(config: ConfigDict) -> Iterator[str]:
-    for section, name, most in (
-        ("data.augment", "area", 1.0),
-        ("data.augment", "ratio", None),
-        ("segmentation", "scale", None),
-    ):
-        values = config
-        for part in section.split("."):
-            values = values[part]
-        low, high = values[f"min_{name}"], values[f"max_{name}"]
-        if most is not None and high > most:
-            yield line(f"{section}.max_{name}", high, f"at most {most:g}")
+def _ranges(values: Values) -> Iterator[str]:
+    if (area := values["data.augment.max_area"]) > 1:
+        yield line("data.augment.max_area", area, "at most 1, the whole image")
+    for name in ("data.augment.{}_area", "data.augment.{}_ratio", "segmentation.{}_scale"):
+        low, high = (values[name.format(end)] for end in ("min", "max"))
         if low > high:
-            yield line(
-                f"{section}.min_{name}", low, f"at most config.{section}.max_{name} = {high:g}"
-            )
+            expected = f"at most config.{name.format('max')} = {high:g}"
+            yield line(name.format("min"), low, expected)
 
 
-def _batches(config: ConfigDict) -> Iterator[str]:
-    batch, micro = config.train.batch_size, config.train.micro_batch_size
+def _batches(values: Values) -> Iterator[str]:
+    batch, micro = values["train.batch_size"], values["train.micro_batch_size"]
     if micro is not None and batch % micro:
-        yield line(
-            "train.micro_batch_size", micro, f"a divisor of config.train.batch_size = {batch}"
-        )
+        expected = f"a divisor of config.train.batch_size = {batch}"
+        yield line("train.micro_batch_size", micro, expected)
 
 
-def _sources(config: ConfigDict) -> Iterator[str]:
-    kinds = SOURCES.get(config.task)
+def _sources(values: Values) -> Iterator[str]:
+    kinds = SOURCES.get(values["task"])
     if kinds is None:
         return  # the task is the error
     rules = dict.fromkeys({name for names in kinds.values() for name in names}, text())
-    rules |= _SOURCE_RULES
-    entries = dict(config.data.sources.items())
+    entries = values["data.sources"]
     for name, entry in entries.items():
-        yield from check_named(f"data.sources.{name}", entry, kinds, rules)
-    weighted = [hasattr(entry, "get") and entry.get("weight") is not None for entry in
-                entries.values()]  # fmt: skip
-    if any(weighted) and not all(weighted):
-        without = [name for name, has in zip(entries, weighted, strict=True) if not has]
+        yield from check_named(f"data.sources.{name}", entry, kinds, {**rules, **_SOURCE_RULES})
+    with_weight = {
+        name
+        for name, entry in entries.items()
+        if isinstance(entry, Mapping) and entry.get("weight") is not None
+    }
+    if with_weight and (without := sorted(entries.keys() - with_weight)):
         yield (
             f"config.data.sources.{without[0]}.weight: missing, expected a weight in all sources "
             "or in none"
         )
 
 
-def _best_metric(config: ConfigDict) -> Iterator[str]:
-    best, names = config.checkpoint.best_metric, ", ".join(config.evaluators) or "none"
-    if best and best.partition("/")[0] not in config.evaluators:
+def _best_metric(values: Values) -> Iterator[str]:
+    best, evaluators = values["checkpoint.best_metric"], values["evaluators"]
+    if best and best.partition("/")[0] not in evaluators:
+        names = ", ".join(evaluators) or "none"
         expected = f"EVALUATOR/METRIC with one of config.evaluators ({names})"
         yield line("checkpoint.best_metric", best, expected)
 
 
-def _wandb(config: ConfigDict) -> Iterator[str]:
-    if config.wandb_project and importlib.util.find_spec("wandb") is None:
+def _wandb(values: Values) -> Iterator[str]:
+    project = values["wandb_project"]
+    if project and importlib.util.find_spec("wandb") is None:
         yield (
-            f"config.wandb_project: {config.wandb_project!r} found but wandb is not installed, "
-            "expected '' or `pip install wandb`"
+            f"config.wandb_project: {project!r} found but wandb is not installed, expected '' or "
+            "`pip install wandb`"
         )
 
 
-def _starting_points(config: ConfigDict) -> Iterator[str]:
+def _starting_points(values: Values) -> Iterator[str]:
     for field, expected in (
         ("init_from", "a checkpoint, an export or a .pth, or '' to start from random weights"),
         ("text_init_from", "a Hugging Face directory of a BERT, or ''"),
     ):
-        if _is_gone(path := config[field]):
-            yield f"config.{field}: {path!r} found, where there is no file or folder; expected " + (
-                expected
+        if _is_gone(path := values[field]):
+            yield (
+                f"config.{field}: {path!r} found, where there is no file or folder, expected "
+                f"{expected}"
             )
 
 
-def _vocabulary(config: ConfigDict) -> Iterator[str]:
-    name, path = config.data.tokenizer.name, config.data.tokenizer.path
+def _vocabulary(values: Values) -> Iterator[str]:
+    name, path = values["data.tokenizer.name"], values["data.tokenizer.path"]
     if name == "clip":
         return
     if not path:

@@ -14,7 +14,7 @@ from groupvit_jax.data.text.tokenizers import Tokenizer
 from groupvit_jax.models import build_model
 from groupvit_jax.models.segmentation import with_segment_head
 from groupvit_jax.runs.config_check import flatten
-from groupvit_jax.runs.validation import line
+from groupvit_jax.runs.validation import Values, line
 from groupvit_jax.train import contrastive_task, segmentation_task, state
 from groupvit_jax.train.step import LossFn
 
@@ -72,16 +72,19 @@ TASKS = {
 }
 
 
-def find_task_errors(config: ConfigDict) -> list[str]:
-    """Return a line if there is no such task, and for each field that it would ignore."""
-    name = config.get("task", "contrastive")
+def find_task_errors(values: Values) -> list[str]:
+    """Return a line if there is no such task, and for each field that it would ignore.
+
+    Args:
+      values: the configuration's, as `runs.validation` hands them in.
+    """
+    name = values.get("task", "contrastive")
     if name not in TASKS:
         return [line("task", name, " or ".join(map(repr, TASKS)))]
-    found = flatten(config)
     return [
-        line(field, found.get(field), f"{value!r} with config.task {name!r}")
+        line(field, values.get(field), f"{value!r} with config.task {name!r}")
         for field, value in TASKS[name].unused.items()
-        if found.get(field) != value
+        if values.get(field) != value
     ]
 
 
@@ -93,6 +96,6 @@ def task_of(config: ConfigDict) -> Task:
     Raises:
       ValueError: there is no such task, or a field is set that has no meaning in it.
     """
-    if errors := find_task_errors(config):
+    if errors := find_task_errors(flatten(config)):
         raise ValueError("; ".join(errors))
     return TASKS[config.get("task", "contrastive")]

@@ -50,7 +50,7 @@ def test_the_command_of_a_trial_gives_its_settings(tmp_path):
     command = command_of(sweep, sweep.trials[0], tmp_path, ["--compilation_cache=c"])
     assert command[1:3] == ["-m", "launch.train"]
     assert command[-2:] == [f"--workdir={tmp_path / trial.folder}", "--compilation_cache=c"]
-    config = overrides.read(command[2:])[0]
+    config, _ = read(command[2:])
     assert (config.optimizer.learning_rate, config.train.batch_size, config.seed) == (2e-3, 8, 3)
     assert config.model.image.depths == (1, 2, 1)
     assert config.tensorboard is False
