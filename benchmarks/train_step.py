@@ -36,7 +36,11 @@ from groupvit_jax.interop.pretrained import Pretrained
 from groupvit_jax.models import build_model
 from groupvit_jax.models.preprocess import normalize
 from groupvit_jax.train import state as state_lib
-from groupvit_jax.train.contrastive_task import contrastive_loss, make_contrastive_loss
+from groupvit_jax.train.contrastive_task import (
+    LossSettings,
+    contrastive_loss,
+    make_contrastive_loss,
+)
 from groupvit_jax.train.step import make_train_step
 from launch import common
 from tests.interop import reference, weights
@@ -94,7 +98,7 @@ def our_loss(pretrained: Pretrained, config: ConfigDict, batch: Batch) -> float:
             rngs={"drop_path": jax.random.key(0)},
             mutable=["batch_stats"],
         )
-        return contrastive_loss(output, config.loss, mesh, {})[0]
+        return contrastive_loss(output, LossSettings(**config.loss), mesh, {})[0]
 
     return float(loss(pretrained.variables, *(batch[n] for n in ("image", "text", "text_ends"))))
 

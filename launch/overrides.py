@@ -1,6 +1,7 @@
 """Configurations from the command line: `--config=FILE` and `--config.FIELD=VALUE`."""
 
 import ast
+import functools
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -12,7 +13,7 @@ from ml_collections import ConfigDict, config_flags
 import configs
 from groupvit_jax.eval import evaluators
 from groupvit_jax.runs import checkpoints, validation
-from groupvit_jax.runs.config_check import flatten
+from groupvit_jax.runs.config_check import FREE_FIELDS, flatten
 from groupvit_jax.runs.fields import FIELDS
 from groupvit_jax.train.tasks import find_task_errors
 
@@ -41,13 +42,10 @@ def read(argv: Sequence[str]) -> tuple[ConfigDict, dict[str, str]]:
     for match in map(_OVERRIDE.fullmatch, argv):
         if match:
             given.setdefault(match["field"], []).append(match[0])
-    errors = {}
-    for field, arguments in given.items():
-        config, error = _override(config, field, arguments)
-        if error:
-            errors[field] = error
-    config.lock()
-    return config, errors
+    overrides = _Overrides(config)
+    errors = {field: overrides.apply(field, arguments) for field, arguments in given.items()}
+    overrides.config.lock()
+    return overrides.config, {field: error for field, error in errors.items() if error}
 
 
 def read_valid(
@@ -108,75 +106,75 @@ def _load(path: str) -> ConfigDict:
     return config
 
 
-def _override(
-    config: ConfigDict, field: str, arguments: Sequence[str]
-) -> tuple[ConfigDict, str | None]:
-    """Returns the configuration with another value, or the line that says why not."""
-    known = flatten(config, free=())
-    value = arguments[-1].partition("=")[2]
-    if "[" in field:
-        name = field.partition("[")[0]
-        whole = f"the whole value: --config.{name}='{known.get(name)}'"
-        return config, validation.line(field, value, whole)
-    if _takes_none(config, field, known) and value == "None":
-        _set(config, field, None)
-        return config, None
-    if field in known or any(name.startswith(f"{field}.") for name in known) or (
-        field in ("data.sources", "evaluators")
-    ):  # fmt: skip
-        try:
-            return _parse(config, arguments), None
-        except (flags.Error, ValueError, TypeError, KeyError, SyntaxError):
-            return config, validation.line(field, value, _expected(field, known))
-    if _is_documented(config, field):
-        _set(config, field, _literal(value))
-        return config, None
-    return config, validation.unknown(field, known)
+class _Overrides:
+    """Applies overrides to a configuration, one field after another."""
+
+    def __init__(self, config: ConfigDict) -> None:
+        self.config = config
+
+    def apply(self, field: str, arguments: Sequence[str]) -> str | None:
+        """Gives a field another value, or returns the line that says why not."""
+        known = flatten(self.config, free=())
+        value = arguments[-1].partition("=")[2]
+        if "[" in field:
+            name = field.partition("[")[0]
+            whole = f"the whole value: --config.{name}='{known.get(name)}'"
+            return validation.line(field, value, whole)
+        is_section = field in FREE_FIELDS or any(name.startswith(f"{field}.") for name in known)
+        if value == "None" and field in known and self._takes_none(field):
+            self._set(field, None)
+        elif field in known or is_section:
+            try:
+                self._parse(arguments)
+            except (flags.Error, ValueError, TypeError, KeyError, SyntaxError):
+                return validation.line(field, value, _expected(field, known))
+        elif self._is_documented(field):
+            self._set(field, _literal(value))
+        else:
+            return validation.unknown(field, known)
+        return None
+
+    def _parse(self, arguments: Sequence[str]) -> None:
+        """Applies the arguments of one field by the type of its value."""
+        values, argv = flags.FlagValues(), ["", *arguments]
+        holder = config_flags.DEFINE_config_dict(
+            "config", self.config, flag_values=values, sys_argv=argv, lock_config=False
+        )
+        values(argv)
+        self.config = holder.value
+
+    def _takes_none(self, field: str) -> bool:
+        """Whether None is a value: of a placeholder in the table, or of a source's field."""
+        return FIELDS[field].holds(None) if field in FIELDS else self._is_documented(field)
+
+    def _is_documented(self, field: str) -> bool:
+        """Whether a source or an evaluator of this configuration has such a field, set or not."""
+        task = self.config.get("task", "")
+        kinds_of = {
+            "data.sources": validation.SOURCES.get(task, {}),
+            "evaluators": evaluators.FIELDS,
+        }
+        for section, kinds in kinds_of.items():
+            name, _, leaf = field.removeprefix(f"{section}.").partition(".")
+            entry = self._get(section).get(name)
+            if field.startswith(f"{section}.") and isinstance(entry, ConfigDict):
+                return leaf.partition(".")[0] in ("kind", *kinds.get(entry.get("kind"), ()))
+        return False
+
+    def _get(self, section: str) -> Any:
+        return functools.reduce(lambda config, name: config[name], section.split("."), self.config)
+
+    def _set(self, field: str, value: Any) -> None:
+        section, _, name = field.rpartition(".")
+        target = self._get(section) if section else self.config
+        with target.ignore_type():
+            target[name] = value
 
 
 def _expected(field: str, known: Mapping[str, Any]) -> str:
     if field in FIELDS:
         return FIELDS[field].expected
     return f"a value like {known[field]!r}" if field in known else f"--config.{field}.NAME=VALUE"
-
-
-def _parse(config: ConfigDict, arguments: Sequence[str]) -> ConfigDict:
-    """Applies the arguments of one field by the type of its value."""
-    values, argv = flags.FlagValues(), ["", *arguments]
-    holder = config_flags.DEFINE_config_dict(
-        "config", config, flag_values=values, sys_argv=argv, lock_config=False
-    )
-    values(argv)
-    return holder.value
-
-
-def _takes_none(config: ConfigDict, field: str, known: Mapping[str, Any]) -> bool:
-    """Whether None is a value of the field: a placeholder of the table, or a free field."""
-    if field in FIELDS:
-        return field in known and FIELDS[field].holds(None)
-    return field in known and _is_documented(config, field)
-
-
-def _is_documented(config: ConfigDict, field: str) -> bool:
-    """Whether a source or an evaluator of this configuration has such a field, set or not."""
-    for section, kinds in (
-        ("data.sources", validation.SOURCES.get(config.get("task", ""), {})),
-        ("evaluators", evaluators.FIELDS),
-    ):
-        name, _, leaf = field.removeprefix(f"{section}.").partition(".")
-        entries = config.data.sources if section == "data.sources" else config.evaluators
-        if field.startswith(f"{section}.") and isinstance(entries.get(name), ConfigDict):
-            return leaf.partition(".")[0] in ("kind", *kinds.get(entries[name].get("kind"), ()))
-    return False
-
-
-def _set(config: ConfigDict, field: str, value: Any) -> None:
-    section, _, name = field.rpartition(".")
-    target = config
-    for part in section.split("."):
-        target = target[part]
-    with target.ignore_type():
-        target[name] = value
 
 
 def _literal(text: str) -> Any:

@@ -1,5 +1,6 @@
 """The contrastive task: images and their texts, encoded and compared over the global batch."""
 
+import dataclasses
 import functools
 from typing import Any, NamedTuple
 
@@ -21,6 +22,43 @@ from groupvit_jax.typing import Array, Batch, Float, Int, PyTree, TwoTowerOutput
 LOSSES = ("global", "multi_label")
 
 
+@dataclasses.dataclass(frozen=True)
+class LossSettings:
+    """The losses of a step; the fields and defaults are those of `config.loss` in configs/base.py.
+
+    Attributes:
+      kind: one of `losses.KINDS`.
+      global_weight: weight of the loss of images and captions.
+      multi_label_weight: weight of the loss of images and prompts.
+      local_weight: weight of the alignment of segments with words; 0 leaves it out.
+      local_words: one of `losses.LOCAL_WORDS`.
+      identical_texts: one of `losses.IDENTICAL_TEXTS`.
+      exchange: one of `losses.EXCHANGES`.
+      block_size: examples that a device compares its own with at once.
+    """
+
+    kind: str = "softmax"
+    global_weight: float = 1.0
+    multi_label_weight: float = 1.0
+    local_weight: float = 0.0
+    local_words: str = "tokens"
+    identical_texts: str = "negatives"
+    exchange: str = "all_gather"
+    block_size: int = 256
+
+    @property
+    def comparison(self) -> losses.Comparison:
+        """How and where embeddings are compared."""
+        return losses.Comparison(self.kind, parallel.BATCH_AXES, self.exchange, self.block_size)
+
+    @property
+    def parts(self) -> tuple[str, ...]:
+        """Names of the `Features.parts` that the losses need."""
+        if not self.local_weight:
+            return ()
+        return ("segments", "tokens") if self.local_words == "tokens" else ("segments",)
+
+
 def make_contrastive_loss(model: nn.Module, config: ConfigDict, mesh: Mesh) -> LossFn:
     """Return the loss of images and their texts.
 
@@ -38,15 +76,16 @@ def make_contrastive_loss(model: nn.Module, config: ConfigDict, mesh: Mesh) -> L
       `local/...` the unweighted `loss` and the metrics of `losses`, `text_overflow` (share of the
       images with a prompt that did not fit) and `groups_in_use/stage_I`.
     """
+    settings = LossSettings(**config.loss)
     if config.train.micro_batch_size is None:
         # In micro-batches the encoders run inside `shard_map`, where the batch axes are manual and
         # a sharding constraint on them is an error.
-        model = on_mesh(model, config, mesh)
+        model = on_mesh(model, mesh, fused_attention=config.model.fused_attention)
     encode: grad_cache.Encode = functools.partial(
         encode_examples,
         model,
         erasing=config.data.augment.random_erasing,
-        parts=parts_to_align(config.loss),
+        parts=settings.parts,
     )
     if config.train.micro_batch_size is not None:
         encode = grad_cache.in_micro_batches(encode, config.train.micro_batch_size, mesh)
@@ -66,7 +105,7 @@ def make_contrastive_loss(model: nn.Module, config: ConfigDict, mesh: Mesh) -> L
             mutable=["batch_stats"],
             method="project",
         )
-        loss, metrics = contrastive_loss(output, config.loss, mesh, batch)
+        loss, metrics = contrastive_loss(output, settings, mesh, batch)
         metrics["text_overflow"] = (batch["text_overflow"] > 0).mean()
         return loss, (updated["batch_stats"], metrics | mean_in_use(features.groups_in_use))
 
@@ -90,13 +129,6 @@ class Features(NamedTuple):
     parts: dict[str, Float[Array, "B _ _"]]
 
 
-def parts_to_align(config: ConfigDict) -> tuple[str, ...]:
-    """Return the names of `Features.parts` that the losses of `config.loss` need."""
-    if not config.local_weight:
-        return ()
-    return ("segments", "tokens") if config.local_words == "tokens" else ("segments",)
-
-
 def encode_examples(
     model: nn.Module,
     params: PyTree,
@@ -114,7 +146,7 @@ def encode_examples(
       rows: "image", "text" and "text_ends" of a batch or of rows of one, and "noise_ids", the
         examples' positions in the global batch.
       erasing: probability of random erasing.
-      parts: names of the parts to keep, from `parts_to_align`.
+      parts: names of the parts to keep, `LossSettings.parts`.
     """
     noise_ids = rows["noise_ids"]
     erasing_keys = example_keys(keys["random_erasing"], noise_ids)
@@ -138,7 +170,7 @@ def encode_examples(
 
 
 def contrastive_loss(
-    output: TwoTowerOutput, config: ConfigDict, mesh: Mesh, batch: Batch
+    output: TwoTowerOutput, settings: LossSettings, mesh: Mesh, batch: Batch
 ) -> tuple[Float[Array, ""], Metrics]:
     """Return the weighted sum of the losses, and their metrics.
 
@@ -148,16 +180,16 @@ def contrastive_loss(
     Args:
       output: output of the model for the global batch; text 0 of an image is its caption, the
         others are its prompts.
-      config: `config.loss`.
+      settings: weights and kinds of the losses.
       mesh: the device mesh.
       batch: the global batch: "text_ids" tells identical texts, "text_ends" the words present. The
         published losses need neither.
     """
-    ids = batch["text_ids"] if config.identical_texts == "positives" else None
+    ids = batch["text_ids"] if settings.identical_texts == "positives" else None
     num_losses = 1 if output.text.shape[1] == 1 else 2
     scales = [output.logit_scale, output.multi_label_logit_scale][:num_losses]
     biases = None
-    if config.kind == "sigmoid":
+    if settings.kind == "sigmoid":
         biases = [output.logit_bias, output.multi_label_logit_bias][:num_losses]
 
     def by_loss(texts: Array) -> list[Array]:
@@ -170,7 +202,7 @@ def contrastive_loss(
             by_loss(text),
             scales,
             biases,
-            comparison(config),
+            settings.comparison,
             None if ids is None else by_loss(ids),
         )
 
@@ -180,18 +212,18 @@ def contrastive_loss(
     compare = jax.shard_map(on_device, mesh=mesh, in_specs=(by_row, alike, alike), out_specs=alike)
     rows = (output.image, output.text, ids)
     found = dict(zip(LOSSES, compare(rows, scales, biases), strict=False))
-    if config.local_weight:
-        found["local"] = local_loss(output, config, mesh, batch)
+    if settings.local_weight:
+        found["local"] = local_loss(output, settings, mesh, batch)
     total: Float[Array, ""] = jnp.float32(0)
     metrics: Metrics = {}
     for name, (value, more) in found.items():
-        total += config[f"{name}_weight"] * value
+        total += getattr(settings, f"{name}_weight") * value
         metrics |= {f"{name}/loss": value} | {f"{name}/{key}": m for key, m in more.items()}
     return total, metrics | {"loss": total}
 
 
 def local_loss(
-    output: TwoTowerOutput, config: ConfigDict, mesh: Mesh, batch: Batch
+    output: TwoTowerOutput, settings: LossSettings, mesh: Mesh, batch: Batch
 ) -> tuple[Float[Array, ""], Metrics]:
     """Return the unweighted local alignment and its metrics; arguments as in `contrastive_loss`.
 
@@ -209,17 +241,12 @@ def local_loss(
         mask = ends[:, 1:] != ends[:, :1]
         # A sum, because two images have identical texts if they have the same words in any order.
         ids = jnp.where(mask, ids[:, 1:], 0).sum(axis=1)
-    given = (output.segments, words, mask, ids if config.identical_texts == "positives" else None)
+    given = (output.segments, words, mask, ids if settings.identical_texts == "positives" else None)
 
     def on_device(rows: PyTree, scale: Array) -> Any:
         segments, words, mask, ids = rows
-        return losses.local_alignment_loss(segments, words, mask, scale, comparison(config), ids)
+        return losses.local_alignment_loss(segments, words, mask, scale, settings.comparison, ids)
 
     by_row, alike = PartitionSpec(parallel.BATCH_AXES), PartitionSpec()
     compare = jax.shard_map(on_device, mesh=mesh, in_specs=(by_row, alike), out_specs=alike)
     return compare(given, output.logit_scale)
-
-
-def comparison(config: ConfigDict) -> losses.Comparison:
-    """Return where and how `config.loss` has the losses computed."""
-    return losses.Comparison(config.kind, parallel.BATCH_AXES, config.exchange, config.block_size)

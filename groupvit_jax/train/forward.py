@@ -5,10 +5,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh, PartitionSpec
-from ml_collections import ConfigDict
 
 from groupvit_jax import parallel
-from groupvit_jax.models import fused_attention
+from groupvit_jax.models import fused_attention as fused_attention_lib
 from groupvit_jax.models.blocks import with_execution
 from groupvit_jax.train.state import TrainState
 from groupvit_jax.train.step import Metrics
@@ -18,20 +17,20 @@ from groupvit_jax.typing import Array, Batch, ImageFeatures, Int, Key
 NOISE = ("drop_path", "gumbel", "random_erasing")
 
 
-def on_mesh(model: Any, config: ConfigDict, mesh: Mesh) -> Any:
+def on_mesh(model: Any, mesh: Mesh, *, fused_attention: bool = False) -> Any:
     """Return the model with its activations sharded by example in every block.
 
     Args:
       model: with the towers of `TwoTower`, or one of them.
-      config: the whole configuration; `model.fused_attention` is used.
       mesh: the device mesh.
+      fused_attention: whether the image tower's attention is one kernel.
     """
     sharding = parallel.batch_sharding(mesh)
     # Without the constraint, XLA may move activations to sharded parameters, instead of gathering
     # the parameters where the examples are.
     changes: dict[str, Any] = {"constrain": lambda x: jax.lax.with_sharding_constraint(x, sharding)}
-    if config.model.fused_attention:
-        kernel = fused_attention.KERNELS[mesh.devices.flat[0].platform]
+    if fused_attention:
+        kernel = fused_attention_lib.KERNELS[mesh.devices.flat[0].platform]
         # XLA can't partition a custom kernel: each device gets its examples and its heads.
         spec = PartitionSpec(parallel.BATCH_AXES, "tensor")
         changes["attention_fn"] = jax.shard_map(

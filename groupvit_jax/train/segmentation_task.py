@@ -27,7 +27,7 @@ def make_segmentation_loss(model: SegmentationModel, config: ConfigDict, mesh: M
       A function whose metrics are `loss`, `labelled_pixels` (the share that counts) and
       `groups_in_use/stage_I`.
     """
-    model = on_mesh(model, config, mesh)
+    model = on_mesh(model, mesh, fused_attention=config.model.fused_attention)
 
     def loss_fn(
         params: PyTree, state: TrainState, batch: Batch

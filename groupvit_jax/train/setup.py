@@ -88,7 +88,7 @@ def build(config: ConfigDict, workdir: Path) -> Parts:
     parallel.check_batch_size(config.train.batch_size, mesh)
     check_micro_batch_size(config.train.micro_batch_size, config.train.batch_size, mesh)
     check_fused_attention(config, mesh)
-    vocabulary = find_vocabulary(config, workdir)
+    vocabulary = find_vocabulary(config.data.tokenizer.name, config.data.tokenizer.path, workdir)
     tokenizer = tokenizers.make_tokenizer(vocabulary, config.model.text.context_length)
     text = config.model.text
     tokenizers.check_text_tower(
@@ -97,7 +97,8 @@ def build(config: ConfigDict, workdir: Path) -> Parts:
         end_of_text_id=text.end_of_text_id,
         context_length=text.context_length,
     )
-    check_local_words(config.loss, tokenizer)
+    if config.loss.local_weight and config.loss.local_words == "tokens":
+        check_start_token(tokenizer)
     model = task.build_model(config)
     examples = task.make_examples(config, tokenizer)
     num_steps, warmup_steps = run_length(config, examples.num_samples)
@@ -121,21 +122,25 @@ def build(config: ConfigDict, workdir: Path) -> Parts:
     return parts
 
 
-def find_vocabulary(config: ConfigDict, workdir: Path) -> Vocabulary:
-    """Returns what `config.data.tokenizer` names, or where it is gone what the checkpoints hold.
+def find_vocabulary(name: str, path: str, workdir: Path) -> Vocabulary:
+    """Return the vocabulary of a run; if its file is gone, the checkpoints' copy.
+
+    Args:
+      name: `config.data.tokenizer.name`.
+      path: `config.data.tokenizer.path`.
+      workdir: the run's folder.
 
     Raises:
       ValueError: the checkpoints of the workdir are of another vocabulary, or there is no such
         kind.
       FileNotFoundError: there is no file at the path, and no checkpoint.
     """
-    wanted = config.data.tokenizer
     stored = checkpoints.last_vocabulary(workdir)
-    is_gone = bool(wanted.path) and not Path(wanted.path).exists()
-    if stored and stored.name == wanted.name and is_gone:
-        logger.warning("%s is gone: the checkpoint's vocabulary is used", wanted.path)
+    is_gone = bool(path) and not Path(path).exists()
+    if stored and stored.name == name and is_gone:
+        logger.warning("%s is gone: the checkpoint's vocabulary is used", path)
         return stored
-    found = read_vocabulary(wanted.name, str(wanted.path))
+    found = read_vocabulary(name, path)
     if stored and found != stored:
         raise ValueError(
             f"config.data.tokenizer: {found.name} with fingerprint {found.fingerprint} found, but "
@@ -166,10 +171,12 @@ def check_fused_attention(config: ConfigDict, mesh: Mesh) -> None:
         raise ValueError(f"config.model.fused_attention: {found}")
 
 
-def check_local_words(loss_config: ConfigDict, tokenizer: tokenizers.Tokenizer) -> None:
-    """Raises ValueError where alignment would leave out a caption's first word."""
-    with_tokens = loss_config.local_weight and loss_config.local_words == "tokens"
-    if with_tokens and not tokenizers.has_start_token(tokenizer):
+def check_start_token(tokenizer: tokenizers.Tokenizer) -> None:
+    """Raise ValueError if alignment with tokens would leave out a caption's first word.
+
+    The first token of a row is never a word: in both towers it is the start token.
+    """
+    if not tokenizers.has_start_token(tokenizer):
         raise ValueError(
             "config.loss.local_words: 'tokens' found with a vocabulary without a start token, "
             "expected one with it or 'prompts'"

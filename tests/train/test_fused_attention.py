@@ -23,8 +23,7 @@ def test_every_device_attends_for_its_own_images_and_heads(monkeypatch):
         return attend(query, key, value)
 
     def embed(fused):
-        config.model.fused_attention = fused
-        placed = on_mesh(model, config, mesh)
+        placed = on_mesh(model, mesh, fused_attention=fused)
 
         def loss(params):
             embedding = placed.apply(

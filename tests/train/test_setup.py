@@ -10,7 +10,7 @@ from groupvit_jax.runs.checkpoints import last_vocabulary
 from groupvit_jax.train.checkpointer import Checkpointer
 from groupvit_jax.train.setup import (
     check_fused_attention,
-    check_local_words,
+    check_start_token,
     find_vocabulary,
 )
 from tests.devices import first_devices
@@ -34,15 +34,19 @@ def save(workdir, config, vocabulary, step=3):
     checkpointer.close()
 
 
+def find(config, workdir):
+    return find_vocabulary(config.data.tokenizer.name, config.data.tokenizer.path, workdir)
+
+
 def vocabulary_of(config):
     return read_vocabulary(config.data.tokenizer.name, config.data.tokenizer.path)
 
 
 def test_without_a_checkpoint_the_configured_file_is_read(tmp_path, config):
-    assert find_vocabulary(config, tmp_path / "run") == vocabulary_of(config)
+    assert find(config, tmp_path / "run") == vocabulary_of(config)
     save(tmp_path / "old", config, None)  # as before checkpoints held a vocabulary
     assert last_vocabulary(tmp_path / "old") is None
-    assert find_vocabulary(config, tmp_path / "old") == vocabulary_of(config)
+    assert find(config, tmp_path / "old") == vocabulary_of(config)
 
 
 def test_a_run_goes_on_where_the_file_is_gone_or_elsewhere(tmp_path, config, caplog):
@@ -50,10 +54,10 @@ def test_a_run_goes_on_where_the_file_is_gone_or_elsewhere(tmp_path, config, cap
     save(tmp_path, config, vocabulary)
     moved = tmp_path / "moved.model"
     (tmp_path / "captions.model").rename(moved)
-    assert find_vocabulary(config, tmp_path) == vocabulary
+    assert find(config, tmp_path) == vocabulary
     assert "captions.model is gone: the checkpoint's vocabulary is used" in caplog.text
     config.data.tokenizer.path = str(moved)
-    assert find_vocabulary(config, tmp_path) == vocabulary
+    assert find(config, tmp_path) == vocabulary
 
 
 def test_a_run_does_not_go_on_with_another_vocabulary(tmp_path, config):
@@ -63,10 +67,10 @@ def test_a_run_does_not_go_on_with_another_vocabulary(tmp_path, config):
     (tmp_path / "captions.model").write_bytes(other)
     message = r"config.data.tokenizer: sentencepiece with fingerprint \w+ found, but --workdir="
     with pytest.raises(ValueError, match=message):
-        find_vocabulary(config, tmp_path)
+        find(config, tmp_path)
     config.data.tokenizer.update(name="clip", path="")
     with pytest.raises(ValueError, match=r"tokenizer: clip with .* checkpoints of sentencepiece"):
-        find_vocabulary(config, tmp_path)
+        find(config, tmp_path)
 
 
 class WithoutStart(ClipTokenizer):
@@ -74,15 +78,12 @@ class WithoutStart(ClipTokenizer):
         return super().__call__(texts)[:, 1:]
 
 
-def test_the_first_token_of_a_caption_is_no_word(config):
-    config.loss.local_weight = 1.0
-    check_local_words(config.loss, ClipTokenizer(8))
+def test_the_first_token_of_a_caption_is_no_word():
+    check_start_token(ClipTokenizer(8))
     with pytest.raises(
         ValueError, match=r"local_words: 'tokens' found with a vocabulary without a"
     ):
-        check_local_words(config.loss, WithoutStart(8))
-    config.loss.local_words = "prompts"
-    check_local_words(config.loss, WithoutStart(8))
+        check_start_token(WithoutStart(8))
 
 
 @pytest.mark.parametrize(

@@ -275,13 +275,15 @@ def test_packed_texts_give_the_loss_and_gradients_of_padded_ones(num_nouns, num_
 
     @functools.partial(jax.jit, static_argnames="method")
     def run(params, *inputs, method):
+        settings = contrastive_task.LossSettings(**config.loss)
+
         def loss(params):
             given = {**variables, "params": params}
             train = {} if method else {"train": True}
             output, updated = model.apply(
                 given, *inputs, **train, method=method, rngs=rngs, mutable=["batch_stats"]
             )
-            return contrastive_task.contrastive_loss(output, config.loss, mesh, {})[0], updated
+            return contrastive_task.contrastive_loss(output, settings, mesh, {})[0], updated
 
         (value, updated), gradients = jax.value_and_grad(loss, has_aux=True)(params)
         return {"loss": value, "gradients": gradients, **updated}

@@ -1,5 +1,6 @@
 """What of a batch each loss of the step compares."""
 
+import dataclasses
 import functools
 
 import jax
@@ -8,7 +9,8 @@ import numpy as np
 import pytest
 
 from groupvit_jax import losses, parallel
-from groupvit_jax.train.contrastive_task import IDENTICAL_TEXTS, contrastive_loss, local_loss
+from groupvit_jax.losses import IDENTICAL_TEXTS
+from groupvit_jax.train.contrastive_task import LossSettings, contrastive_loss, local_loss
 from groupvit_jax.typing import TwoTowerOutput
 from tests.devices import first_devices
 from tests.train.test_step import MESHES, host_batch, stand_in, tiny_config
@@ -31,7 +33,7 @@ def parts_of_batch(config, **more):
     ids[2, 1], ids[5, 1:] = ids[2, 0], ids[5, 0]
     mesh = parallel.make_mesh(MESHES["data"], first_devices(8))
     batch = {"text_ends": jnp.asarray(ends), "text_ids": ids}
-    return output, config.loss, mesh, batch
+    return output, LossSettings(**config.loss), mesh, batch
 
 
 def aligned(output, words, mask, ids=None):
@@ -75,13 +77,14 @@ def test_words_of_captions_end_with_them(identical):
 
 
 def test_identical_texts_may_be_positives():
-    output, config, mesh, batch = parts_of_batch(tiny_config())
+    output, settings, mesh, batch = parts_of_batch(tiny_config())
     batch["text_ids"][1, 0] = batch["text_ids"][0, 0]
     batch["text_ids"][3, 1] = batch["text_ids"][4, 2]
     parts = [[x[:, :1], x[:, 1:]] for x in (output.text, jnp.asarray(batch["text_ids"]))]
     values = {}
-    for config.identical_texts in IDENTICAL_TEXTS:
-        values[config.identical_texts], _ = contrastive_loss(output, config, mesh, batch)
+    for kind in IDENTICAL_TEXTS:
+        changed = dataclasses.replace(settings, identical_texts=kind)
+        values[kind], _ = contrastive_loss(output, changed, mesh, batch)
     for kind, ids in (("negatives", None), ("positives", parts[1])):
         scales = [output.logit_scale] * 2
         found = losses.contrastive_losses(output.image, parts[0], scales, ids=ids)
