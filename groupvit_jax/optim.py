@@ -1,4 +1,4 @@
-"""The optimizer of the published recipe: AdamW, clipped, with warm-up and timm's cosine."""
+"""The optimizer of the published recipe: clipped AdamW, timm's warm-up and cosine schedule."""
 
 import functools
 import re
@@ -58,9 +58,10 @@ def make_schedule(
 
 
 def decay_mask(params: Params) -> PyTree:
-    """Returns which parameters decay: all but biases, normalisation scales and 1-D ones.
+    """Return the mask of parameters with weight decay: all but biases, norms' scales and 1-D ones.
 
-    Logit scales (0-D), position embeddings and group tokens do decay, as published.
+    Logit scales (0-D), position embeddings and group tokens decay: the published model was trained
+    that way, and its numbers depend on it.
     """
 
     def decays(path: tuple[Any, ...], param: Any) -> bool:
@@ -71,16 +72,16 @@ def decay_mask(params: Params) -> PyTree:
 
 
 def learning_rate_factors(params: Params, groups: Sequence[tuple[str, float]]) -> PyTree:
-    """Returns for each parameter the factor of its learning rate; 0 means frozen.
+    """Return the factor of each parameter's learning rate; 0 means frozen.
 
     Args:
       params: the parameters, or their shapes.
-      groups: `config.optimizer.groups`, (regex, factor) pairs; of those whose regex is found in a
-        parameter's path, e.g. "text_encoder/blocks_0/attn/qkv/kernel", the first counts. Without
-        any the factor is 1.
+      groups: `config.optimizer.groups`, (regex, factor) pairs. The first regex found in a
+        parameter's path, such as "text_encoder/blocks_0/attn/qkv/kernel", decides; without a match
+        the factor is 1.
 
     Raises:
-      ValueError: a regex matches no parameter, or isn't one, or a factor is negative.
+      ValueError: a regex doesn't compile or matches no parameter, or a factor is negative.
     """
     paths = [_name(path) for path, _ in jax.tree_util.tree_leaves_with_path(params)]
     for pattern, factor in groups:
@@ -133,9 +134,10 @@ def layer_decay_groups(
 
 
 def stop_frozen_gradients(params: Params, groups: Sequence[tuple[str, float]]) -> Params:
-    """Returns the same parameters; what is frozen is a constant to `jax.grad`.
+    """Return the same parameters, the frozen ones as constants to `jax.grad`.
 
-    So its gradient is zero in norms and clipping, and backpropagation ends above frozen layers.
+    Backpropagation then stops above frozen layers, which saves their backward pass, and their zero
+    gradients don't count in norms and clipping.
     """
     if not groups:
         return params
@@ -146,9 +148,9 @@ def stop_frozen_gradients(params: Params, groups: Sequence[tuple[str, float]]) -
 def make_optimizer(
     config: ConfigDict, schedule: optax.Schedule, params: Params
 ) -> optax.GradientTransformation:
-    """Returns AdamW with decoupled weight decay behind a clip of the gradient's global norm.
+    """Return AdamW with decoupled weight decay, behind a clip of the gradient's global norm.
 
-    Frozen parameters have no part in the norm and no optimizer state, and don't decay.
+    Frozen parameters have no optimizer state and no weight decay, and don't count in the norm.
 
     Args:
       config: `config.optimizer`.
@@ -173,13 +175,15 @@ def make_optimizer(
         return optimizer
     factors = learning_rate_factors(params, config.groups)
     trained = jax.tree.map(bool, factors)
+    # The factors scale the finished update: scaling gradients would change nothing, since Adam
+    # divides by their size.
     return optax.chain(optax.masked(optimizer, trained), _scale_each(factors))
 
 
 def _scale_each(factors: PyTree) -> optax.GradientTransformation:
     def scale(updates: PyTree, params: PyTree = None) -> PyTree:
         del params
-        # Not by multiplication where the factor is 0: a gradient could be infinite.
+        # Not multiplied where the factor is 0: a frozen parameter's update may be infinite or NaN.
         return jax.tree.map(lambda u, f: u * f if f else jnp.zeros_like(u), updates, factors)
 
     return optax.stateless(scale)

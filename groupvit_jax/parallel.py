@@ -1,4 +1,4 @@
-"""Device mesh, sharding rules as data, host arrays to global arrays."""
+"""Device mesh, sharding rules as data, and global arrays from the arrays of hosts."""
 
 import collections
 import math
@@ -15,7 +15,7 @@ from orbax.checkpoint import multihost
 
 from groupvit_jax.typing import Int, PyTree
 
-# How long a process may compile or evaluate alone while others wait for it.
+# Timeout of processes that wait while another one compiles or evaluates.
 WAITING_MILLISECONDS = 3_600_000
 AXES = ("data", "fsdp", "tensor")
 BATCH_AXES = ("data", "fsdp")
@@ -24,19 +24,20 @@ Rules = Iterable[tuple[str, tuple[Any, ...]]]
 
 
 def make_mesh(sizes: Mapping[str, int], devices: Sequence[jax.Device] | None = None) -> Mesh:
-    """Returns the mesh with axes `data`, `fsdp` and `tensor`.
+    """Return the mesh with axes `data`, `fsdp` and `tensor`.
 
-    Devices of several slices (TPU slices, GPU machines), whose network is slower than the one
-    inside a slice, are laid out so that the outermost axes cross between slices: `data` as far as
-    its size allows, then `fsdp`, then `tensor`.
+    The network between slices (TPU slices, GPU machines) is slower than the one within, so the
+    axes that communicate least cross it: `data` as far as its size allows, then `fsdp`, then
+    `tensor`. `data` sums gradients once a step, `fsdp` gathers parameters in every block, `tensor`
+    sums activations in every block.
 
     Args:
-      sizes: `config.parallel.mesh`; one of the sizes may be -1, the devices that remain.
+      sizes: `config.parallel.mesh`; one size may be -1, for the remaining devices.
       devices: all devices by default.
 
     Raises:
-      ValueError: an axis is missing or unknown, the sizes don't fit the number of devices, or the
-        slices are of different sizes.
+      ValueError: an axis is missing or unknown, the product of the sizes isn't the number of
+        devices, or the slices differ in size.
     """
     if set(sizes) != set(AXES):
         raise ValueError(f"config.parallel.mesh: axes {list(sizes)} found, expected {list(AXES)}")
@@ -58,8 +59,8 @@ def make_mesh(sizes: Mapping[str, int], devices: Sequence[jax.Device] | None = N
 def _lay_out(
     shape: Sequence[int], devices: Sequence[jax.Device], slice_sizes: Mapping[int, int]
 ) -> np.ndarray:
-    # A side of the torus is divided only where no axis of the mesh has its size: jax.make_mesh,
-    # which never divides those of most chips, knows no 4 devices of a 16 x 16 x 16.
+    # A side of the torus is split only if no axis of the mesh has its size. jax.make_mesh never
+    # splits sides on most chips, and so finds no axis of 4 devices on a torus of 16 x 16 x 16.
     if len(slice_sizes) == 1:
         return mesh_utils.create_device_mesh(shape, devices, allow_split_physical_axes=True)
     if len(set(slice_sizes.values())) > 1:
@@ -77,14 +78,14 @@ def _lay_out(
 
 
 def partition_specs(tree: PyTree, rules: Rules) -> PyTree:
-    """Returns for each leaf the spec of the first rule whose regex is found in its path.
+    """Return for each leaf the spec of the first rule whose regex is found in its path.
 
-    Paths are joined by "/". The leaves of an optimizer's state end like the parameters they
-    belong to, so the same rules shard them. A leaf with fewer dimensions than its spec is
-    replicated.
+    Path parts are joined by "/". The paths of an optimizer's moments end like those of their
+    parameters, so the same rules shard both. A leaf with fewer dimensions than its spec is
+    replicated: a rule for matrices may match vectors of the same module.
 
     Args:
-      tree: arrays, or anything that has a shape.
+      tree: arrays or shapes.
       rules: `config.parallel.rules`.
 
     Raises:
@@ -104,15 +105,15 @@ def partition_specs(tree: PyTree, rules: Rules) -> PyTree:
 
 
 def shardings(mesh: Mesh, specs: PyTree, tree: PyTree) -> PyTree:
-    """Returns the shardings of `tree` on `mesh`, one per spec.
+    """Return the shardings of `tree` on `mesh`, one per spec.
 
     Args:
       mesh: the device mesh.
-      specs: what `partition_specs` gives for `tree`.
-      tree: arrays, or anything that has a shape.
+      specs: output of `partition_specs` for `tree`.
+      tree: arrays or shapes.
 
     Raises:
-      ValueError: a spec names an axis that the mesh lacks, or a dimension that can't be divided.
+      ValueError: a spec names an unknown axis, or its axes don't divide the dimension.
     """
 
     def sharding(path: tuple[Any, ...], leaf: Any, spec: PartitionSpec) -> NamedSharding:
@@ -124,32 +125,32 @@ def shardings(mesh: Mesh, specs: PyTree, tree: PyTree) -> PyTree:
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:
-    """Returns the sharding of a batch: its first dimension over `data` and `fsdp`."""
+    """Return the sharding of a batch: its first dimension over `data` and `fsdp`."""
     return NamedSharding(mesh, PartitionSpec(BATCH_AXES))
 
 
 def num_batch_shards(mesh: Mesh) -> int:
-    """Returns into how many parts `batch_sharding` divides a batch."""
+    """Return the number of shards of a batch."""
     return math.prod(mesh.shape[axis] for axis in BATCH_AXES)
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
-    """Returns the sharding that keeps a copy on every device."""
+    """Return the sharding with a copy on every device."""
     return NamedSharding(mesh, PartitionSpec())
 
 
 def local_mesh(mesh: Mesh) -> Mesh:
-    """Returns a mesh of one axis, `data`, over the devices of `mesh` that this process holds."""
+    """Return a mesh with the single axis `data` over this process's devices of `mesh`."""
     devices = list(mesh.local_devices)
     return jax.make_mesh((len(devices),), AXES[:1], axis_types=(AxisType.Auto,), devices=devices)
 
 
 def local_copies(mesh: Mesh, tree: PyTree) -> PyTree:
-    """Returns arrays that this process can compute with alone: a copy on each of its devices.
+    """Return copies on each device of this process, for computations without the other processes.
 
     Args:
-      mesh: the mesh of all processes, which call this together.
-      tree: arrays on `mesh`, sharded in any way, or on the host.
+      mesh: the mesh of all processes; a collective, so all of them must call it.
+      tree: arrays on `mesh` with any sharding, or on the host.
     """
     sharding = replicated(local_mesh(mesh))
 
@@ -169,32 +170,35 @@ def local_copies(mesh: Mesh, tree: PyTree) -> PyTree:
 
 
 def wait_for_processes(key: str) -> None:
-    """Waits until all processes are here, for which collectives would wait half a minute only.
+    """Wait until all processes have arrived.
+
+    A collective alone gives up after half a minute, less than the difference between two
+    processes' compile times.
 
     Args:
-      key: what they wait for, the same on all.
+      key: name of the barrier, the same in all processes.
     """
     multihost.get_barrier_sync_fn()(key=key, timeout_ms=WAITING_MILLISECONDS)
 
 
 def sum_over_processes(counts: Int[np.ndarray, "*shape"]) -> Int[np.ndarray, "*shape"]:
-    """Returns the sum of all processes' int64 counts; all processes call this together."""
+    """Return the sum of all processes' int64 counts; all processes must call it."""
     if jax.process_count() == 1:
         return counts
     wait_for_processes("counted")
-    # JAX has no int64 by default: halves of 30 bits are sent, and joined after.
+    # JAX has no int64 by default: send halves of 30 bits, whose sums fit int32, and join them.
     halves = np.stack([counts >> 30, counts & (2**30 - 1)]).astype(np.int32)
     high, low = np.asarray(process_allgather(halves), np.int64).sum(axis=0)
     return (high << 30) + low
 
 
 def batch_part(mesh: Mesh) -> tuple[int, int]:
-    """Returns which part of each batch this process reads, and how many parts there are.
+    """Return the number of this process's part of every batch, and the number of parts.
 
-    Processes read the same part where only `tensor` tells them apart.
+    Processes whose devices differ on axis `tensor` only read the same part.
 
     Raises:
-      ValueError: the rows of two processes are the same in part.
+      ValueError: the rows of two processes overlap in part.
     """
     num_shards = math.prod(mesh.shape[axis] for axis in BATCH_AXES)
     shards: dict[int, set[int]] = collections.defaultdict(set)
@@ -211,7 +215,7 @@ def batch_part(mesh: Mesh) -> tuple[int, int]:
 
 
 def to_global_batch(mesh: Mesh, host_batch: Mapping[str, np.ndarray]) -> dict[str, jax.Array]:
-    """Returns the global, sharded batch of which each process holds its `batch_part`."""
+    """Return the global, sharded batch from each process's `batch_part`."""
     sharding = batch_sharding(mesh)
     return {
         name: jax.make_array_from_process_local_data(sharding, array)
@@ -220,12 +224,12 @@ def to_global_batch(mesh: Mesh, host_batch: Mapping[str, np.ndarray]) -> dict[st
 
 
 def put(array: np.ndarray, sharding: NamedSharding) -> jax.Array:
-    """Returns the sharded array of what every process holds whole."""
+    """Return the sharded array of an array that every process holds in full."""
     return jax.make_array_from_callback(array.shape, sharding, lambda index: array[index])
 
 
 def check_batch_size(batch_size: int, mesh: Mesh) -> None:
-    """Raises ValueError unless the global batch divides evenly among devices and hosts."""
+    """Raise ValueError unless the devices and the hosts divide the global batch evenly."""
     num_shards = num_batch_shards(mesh)
     expected = math.lcm(num_shards, jax.process_count())
     if batch_size < 1 or batch_size % expected:

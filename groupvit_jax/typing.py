@@ -1,8 +1,9 @@
-"""Array aliases that every public function is annotated with.
+"""Array types for annotations, and the structures that packages exchange.
 
-Sizes: `B` images, `H W` pixels, `L` patches, `S` segments, `G` groups, `C` channels, `D` joint
-embedding width, `K` prompts per caption, `N` texts per image (`1 + K`), `T` tokens of a text, `L`
-also tokens of a packed row of texts.
+Sizes in annotations: `B` examples, `H W` pixels, `h w` patches in height and width, `S` segments
+(of patches before the first grouping), `G` groups, `C` channels, `D` joint embedding channels, `K`
+prompts of an image, `N` texts of an image (`1 + K`), `T` tokens of one text, `L` positions of a
+sequence (a row of packed texts, or a table of patches), `W` words.
 """
 
 from collections.abc import Mapping
@@ -13,23 +14,23 @@ from jaxtyping import Array, Bool, Float, Int, Key, PyTree, UInt, UInt8
 __all__ = ["Array", "Batch", "Bool", "Float", "ImageFeatures", "Int", "Key", "Params", "PyTree"]
 __all__ += ["TwoTowerOutput", "UInt", "UInt8"]
 
-# "image": UInt8 "B H W 3"; "text": Int32 "B L", the caption's and its prompts' tokens behind each
-# other, padded with zeros; "text_ends": Int32 "B N", where the caption and the K prompts end in
-# that row; "text_ids": Int32 "B N", what tells captions and prompts' words apart, from 0 to
-# 2^31 - 1; "text_overflow": Int32 "B", how many prompts did not fit and are the caption instead;
-# "index": Int32 "B", the position of the example in its source. To learn from masks, "mask": UInt8
-# "B H W" in place of the texts, 255 where a pixel has no class.
+# A training batch. "image": UInt8 "B H W 3". "text": Int32 "B L", tokens of the caption and then of
+# the prompts, padded with zeros. "text_ends": Int32 "B N", positions of the end-of-text tokens of
+# caption and prompts in that row. "text_ids": Int32 "B N", hashes of caption and prompt words, from
+# 0 to 2^31 - 1: equal for identical texts. "text_overflow": Int32 "B", number of prompts that did
+# not fit and were replaced by the caption. "index": Int32 "B", index of the example in its source.
+# With masks instead of texts: "mask": UInt8 "B H W", 255 for unlabelled pixels.
 Batch = Mapping[str, Any]
 Params = PyTree
 
 
 class ImageFeatures(NamedTuple):
-    """What the image encoder yields.
+    """Output of the image encoder.
 
     Attributes:
       embedding: mean of the last stage's segments after the final LayerNorm.
       segments: the last stage's segments after the final LayerNorm.
-      assignments: for each grouping block in order, the softmax over the groups without noise.
+      assignments: soft assignments [B, groups, segments] of the grouping blocks, without noise.
     """
 
     embedding: Float[Array, "B C"]
@@ -38,10 +39,18 @@ class ImageFeatures(NamedTuple):
 
 
 class TwoTowerOutput(NamedTuple):
-    """Joint embeddings (not normalised, float32), log temperatures and image features.
+    """Output of both towers: joint embeddings, not normalised, and the losses' parameters.
 
-    The biases are the sigmoid losses'; the features are absent where only projectors ran, segments
-    and the captions' tokens where no loss compares them.
+    Attributes:
+      image: embeddings of the images.
+      text: embeddings of caption and prompts.
+      logit_scale: logarithm of the inverse temperature of the global loss.
+      multi_label_logit_scale: the same for the multi-label loss.
+      image_features: output of the image encoder; None if only the projectors ran.
+      logit_bias: bias of the global loss; None unless the losses are sigmoids.
+      multi_label_logit_bias: the same for the multi-label loss.
+      segments: embeddings of the segments; None unless a loss compares them.
+      tokens: embeddings of the captions' tokens; None unless a loss compares them.
     """
 
     image: Float[Array, "B D"]

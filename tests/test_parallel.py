@@ -7,6 +7,7 @@ import optax
 import pytest
 from jax.sharding import AxisType
 from jax.sharding import PartitionSpec as P
+from ml_collections import ConfigDict
 
 from configs import base
 from groupvit_jax import optim, parallel

@@ -1,9 +1,11 @@
 """Contrastive losses over the global batch (arXiv 2202.11094, section 3.2; 2303.15343).
 
-Every device holds the embeddings of its own examples and compares them with everyone's in blocks,
-so that no more than `[own images, block of texts]` logits exist at once. Backward, the logits are
-computed anew; with everyone's softmax sums at hand a device forms the whole gradient of its own
-embeddings, and no gradient has to travel.
+Each device holds the embeddings of its own examples and compares them with the global batch block
+by block, so that at most `[own images, block of texts]` logits exist at once. The backward pass is
+written by hand for two reasons. JAX's would store every block's logits, which is the memory that
+blocks save; here they are recomputed. And it would send gradients of embeddings back to their
+devices; with the log-sum-exps of all devices gathered, a device computes the whole gradient of its
+own embeddings.
 """
 
 import functools
@@ -19,7 +21,7 @@ from groupvit_jax.losses.pairwise import Both, Comparison, Metrics, Side, produc
 from groupvit_jax.typing import Array, Bool, Float, Int, UInt
 
 MAX_LOSSES_WITH_IDS = 2
-# How an image is compared with a text of another image that says the same as its own.
+# Role of a text of another image that is identical to one of the image's own.
 IDENTICAL_TEXTS = ("negatives", "positives")
 
 
@@ -31,28 +33,28 @@ def contrastive_losses(
     comparison: Comparison = pairwise.ON_ONE_DEVICE,
     ids: Sequence[Int[Array, "B _"]] | None = None,
 ) -> list[tuple[Float[Array, ""], Metrics]]:
-    """Matches images with each kind of their texts: captions, and prompts (the multi-label loss).
+    """Match images with each kind of their texts: captions, and prompts (the multi-label loss).
 
-    A text is a positive of its image. With ids it is one of every image that has a text of the
-    same id in the same loss, too. Be `P[i, t]` 1 where text t is a positive of image i, else 0.
-    "softmax" is the mean of two cross-entropies: of each image over all texts against
-    `P[i, t] / sum_t P[i, t]`, and of each text over all images against `P[i, t] / sum_i P[i, t]`.
-    Without ids, with K texts an image, that is 1/K on each of its own, and 1 on the text's image.
-    "sigmoid" (SigLIP) tells for every pair of image and text whether they belong together, by
-    `-log sigmoid((2 P[i, t] - 1) logit)` summed over all pairs, divided by B K.
+    A text is a positive of its image; with ids, of every image that has a text of the same id in
+    the same loss. Let `P[i, t]` be 1 if text t is a positive of image i, else 0. "softmax" is the
+    mean of two cross-entropies: of each image over all texts against `P[i, t] / sum_t P[i, t]`, and
+    of each text over all images against `P[i, t] / sum_i P[i, t]`. Without ids, with K texts an
+    image, that is 1/K on each of its own, and 1 on the text's image. "sigmoid" (SigLIP) classifies
+    every pair of image and text as matching or not, by `-log sigmoid((2 P[i, t] - 1) logit)` summed
+    over all pairs, divided by B K.
 
     Args:
-      image: embeddings of the examples, not normalised; within `jax.shard_map` of the device's.
-      texts: for each loss the embeddings of every image's K texts, not normalised.
-      logit_scales: for each loss the logarithm of the inverse temperature.
-      biases: for each sigmoid loss what is added to its logits.
-      comparison: the kind of loss and where and how it is computed.
-      ids: for each of at most two losses what tells its texts apart, from 0 to 2^31 - 1; None: each
-        text is another one, even if it says the same.
+      image: embeddings, not normalised; within `jax.shard_map` those of this device's examples.
+      texts: for each loss, the embeddings of every image's K texts, not normalised.
+      logit_scales: for each loss, the logarithm of the inverse temperature.
+      biases: for each sigmoid loss, the bias of its logits.
+      comparison: kind of loss, and where and how it is computed.
+      ids: for each of at most two losses, the identity of its texts, from 0 to 2^31 - 1; None:
+        every text counts as different.
 
     Returns:
-      For each loss its value over the global batch and the metrics `image_to_text_accuracy` (the
-      best text is one of the image's positives), `text_to_image_accuracy` and `temperature`.
+      For each loss its value over the global batch and its metrics: `image_to_text_accuracy` (the
+      best text is a positive), `text_to_image_accuracy` and `temperature`.
 
     Raises:
       ValueError: there are ids for more than two losses.
@@ -61,7 +63,7 @@ def contrastive_losses(
     scales = [pairwise.clipped_scale(logit_scale) for logit_scale in logit_scales]
     texts = [scale * pairwise.l2_normalize(text) for text, scale in zip(texts, scales, strict=True)]
     if comparison.kind == "sigmoid":
-        # The bias is one more product: 1 of the image times the bias of the text.
+        # The bias as one more channel, 1 times the bias: the products need no second addition.
         image = jnp.pad(image, ((0, 0), (0, 1)), constant_values=1.0)
         texts = [_append(text, bias) for text, bias in zip(texts, biases or (), strict=True)]
     stacked = jnp.concatenate(texts, axis=1)
@@ -85,7 +87,7 @@ def _append(text: Float[Array, "B K D"], bias: Float[Array, ""]) -> Float[Array,
 
 
 def _told_apart(ids: Sequence[Int[Array, "B _"]]) -> UInt[Array, "B N"]:
-    """Returns the ids of all losses, those of different losses being different."""
+    """Return the ids of all losses, made distinct between losses."""
     if len(ids) > MAX_LOSSES_WITH_IDS:
         raise ValueError(f"ids of {len(ids)} losses found, expected at most {MAX_LOSSES_WITH_IDS}")
     return jnp.concatenate([2 * x.astype(jnp.uint32) + i for i, x in enumerate(ids)], axis=1)
@@ -94,10 +96,11 @@ def _told_apart(ids: Sequence[Int[Array, "B _"]]) -> UInt[Array, "B N"]:
 def _loss(
     comparison: Comparison, totals: Both, own_logits: Float[Array, "B K"] | None
 ) -> Float[Array, "B K"]:
-    """Returns what each text of this device adds to the loss's mean."""
+    """Return the contribution of each of this device's texts to the mean."""
     image, text = totals.image, totals.text
     if comparison.kind == "sigmoid":
-        return (image.total + text.total) / 2  # the same sum by rows and by columns
+        # The same sum by rows and by columns; the mean gives both directions their gradient.
+        return (image.total + text.total) / 2
     image_total = jax.nn.logsumexp(image.total, axis=1, keepdims=True)
     if own_logits is not None:
         return (image_total + text.total) / 2 - own_logits
@@ -116,7 +119,7 @@ def _accuracies(comparison: Comparison, totals: Both) -> Metrics:
 
 
 class Examples(NamedTuple):
-    """Embeddings that are ready to be multiplied, and what tells examples and texts apart."""
+    """Normalised, scaled embeddings, with the identities of examples and texts."""
 
     image: Float[Array, "B D"]
     text: Float[Array, "B N D"]
@@ -132,7 +135,7 @@ def _compare(
     position: Int[Array, "B"],
     ids: UInt[Array, "B N"] | None,
 ) -> Both:
-    """Compares the device's images with the texts of all devices, and its texts with all images."""
+    """Compare this device's images with all texts, and its texts with all images."""
     return _compare_forward(comparison, image, text, position, ids)[0]
 
 
@@ -148,7 +151,7 @@ def _compare_forward(
             *(pairwise.add_logits(kind, *x) for x in zip(same, totals, logits, strict=True))
         )
 
-    # Made of the text, so that they are known to differ among devices.
+    # Derived from the text, so that `shard_map` knows that they differ between devices.
     none = pairwise.no_totals(text[..., 0], count_positives=ids is not None and kind == "softmax")
     totals = pairwise.fold(comparison, add, Both(none, none), everyone)
     totals = Both(*(pairwise.finished(kind, part) for part in totals))
@@ -182,7 +185,7 @@ _compare.defvjp(_compare_forward, _compare_backward)
 
 
 def _logits(own: Examples, block: Examples) -> tuple[Float[Array, "B N C"], Float[Array, "B N C"]]:
-    """Returns own images by the block's texts, and own texts by the block's images."""
+    """Return the logits of own images with the block's texts, and of own texts with its images."""
     return (
         product("bd,cnd->bnc", own.image, block.text),
         product("bnd,cd->bnc", own.text, block.image),
@@ -190,12 +193,12 @@ def _logits(own: Examples, block: Examples) -> tuple[Float[Array, "B N C"], Floa
 
 
 def _same(own: Examples, block: Examples) -> tuple[Bool[Array, "B #N C"], Bool[Array, "B #N C"]]:
-    """Returns which of the block's texts are own images' positives, and the other way round."""
+    """Return the masks of positives: own images with the block's texts, and the reverse."""
     if own.ids is None or block.ids is None:
         same = own.position[:, None, None] == block.position
         return same, same
     own_ids, block_ids = own.ids[..., None], block.ids.T
-    # One after the other: all of an image's texts by all of another's would be one more axis.
+    # In a loop over texts: at once, the masks would have one more axis of N texts.
     each = range(len(block_ids))
     of_image = (own_ids[:, n : n + 1] == block_ids for n in each)
     of_text = (own_ids == block_ids[n] for n in each)
@@ -205,7 +208,11 @@ def _same(own: Examples, block: Examples) -> tuple[Bool[Array, "B #N C"], Bool[A
 def _weights(
     kind: str, same: Bool[Array, "B #N C"], logits: Float[Array, "B N C"], own: Side, other: Side
 ) -> Float[Array, "B N C"]:
-    """Returns the gradient of the loss by the logits."""
+    """Return the gradient of the loss with respect to the logits.
+
+    A logit is used in both directions, of which one was reduced on this device (`own`) and the
+    other on the block's (`other`), so both parts are added.
+    """
     own = jax.tree.map(lambda x: x[..., None], own)
     other = jax.tree.map(jnp.transpose, other)
     if kind == "sigmoid":

@@ -1,7 +1,8 @@
 """Local alignment: segments against words by token-wise late interaction (FILIP, 2111.07783).
 
-As in the contrastive losses a device compares its own examples with everyone's in blocks, computes
-the scores anew backward, and forms the whole gradient of its own embeddings.
+As in the contrastive losses (see there for the reasons), a device compares its own examples with
+the global batch block by block, recomputes the scores in the backward pass, and computes the whole
+gradient of its own embeddings.
 """
 
 import dataclasses
@@ -16,9 +17,9 @@ from groupvit_jax.losses import pairwise
 from groupvit_jax.losses.pairwise import Both, Comparison, Metrics, Side, product
 from groupvit_jax.typing import Array, Bool, Float, Int
 
-# Which texts of an image give its words: all tokens of the caption, or a prompt for each noun.
+# Words of an image: the tokens of its caption, or its prompts, one for each noun.
 LOCAL_WORDS = ("tokens", "prompts")
-# In place of minus infinity, of which two have no difference.
+# Instead of minus infinity: inf - inf is NaN.
 NEVER = -1e30
 
 
@@ -30,32 +31,33 @@ def local_alignment_loss(
     comparison: Comparison = pairwise.ON_ONE_DEVICE,
     ids: Int[Array, "B"] | None = None,
 ) -> tuple[Float[Array, ""], Metrics]:
-    """Matches images with texts by their parts.
+    """Match images with texts by their parts.
 
     With `s[i, g, j, w]` the scaled cosine of segment g of image i and word w of text j, there are
     two similarities: of image i to text j, `A[i, j] = mean_g max_w s[i, g, j, w]`, and of text j to
-    image i, `T[i, j] = mean_w max_g s[i, g, j, w]`, over the words that count. The loss is the mean
+    image i, `T[i, j] = mean_w max_g s[i, g, j, w]`, over unmasked words. The loss is the mean
     of two cross-entropies over the global batch: of A over all texts, for each image, against its
     own text; and of T over all images, for each text, against its own image.
 
-    A text without a word that counts is nobody's negative, and it and its image add nothing to the
-    mean; the image remains a negative of other texts. With ids, the positives of an image are all
-    texts of the same id as its own, each to the same share, and likewise those of a text.
+    A text without words is never a negative, and neither it nor its image contributes to the mean;
+    the image stays a negative of other texts. With ids, the positives of an image are all texts
+    with the id of its own, equally weighted, and likewise for a text.
 
     Args:
-      segments: embeddings of the examples' segments, not normalised; within `jax.shard_map` of the
-        device's.
+      segments: embeddings of the examples' segments, not normalised; within `jax.shard_map` those
+        of this device's examples.
       words: embeddings of each example's words, not normalised.
-      word_mask: which of them count.
+      word_mask: mask of the words present.
       logit_scale: logarithm of the inverse temperature.
-      comparison: where and how it is computed; as many examples are compared with at once as have
-        no more than `block_size` segments or words, one at least. The kind doesn't matter: it is
-        a softmax.
-      ids: what tells texts apart; None: each text is another one, even if it says the same.
+      comparison: where and how it is computed. A block has as many examples as have together at
+        most `block_size` segments or words, but at least one. Its kind is ignored: always a
+        softmax.
+      ids: identities of the texts; None: every text counts as different.
 
     Returns:
-      The value over the global batch, 0 without any word; and the metrics `image_to_text_accuracy`,
-      `text_to_image_accuracy`, both of the texts with words, and `texts_with_words`, their share.
+      The value over the global batch, 0 if there are no words, and its metrics:
+      `image_to_text_accuracy` and `text_to_image_accuracy` over the texts with words, and
+      `texts_with_words`, their share.
     """
     scale = pairwise.clipped_scale(logit_scale)
     segments, words = pairwise.l2_normalize(segments), scale * pairwise.l2_normalize(words)
@@ -74,7 +76,7 @@ def local_alignment_loss(
         total = pairwise.global_sum(comparison, jnp.where(has_words, x, 0.0))
         return total / jnp.maximum(num_texts, 1.0)
 
-    # As many positives of an image as of its text, and none where it has no words.
+    # An image has as many positives as its text, and none if the text has no words.
     number = jnp.maximum(image.positives.number, 1.0)
     positives = (image.positives.total + text.positives.total) / number
     return mean(image.total + text.total - positives) / 2, {
@@ -85,7 +87,7 @@ def local_alignment_loss(
 
 
 class Examples(NamedTuple):
-    """Embeddings that are ready to be multiplied, and what tells texts apart."""
+    """Normalised, scaled embeddings, with the masks of words and the identities of texts."""
 
     segments: Float[Array, "B G D"]
     words: Float[Array, "B W D"]
@@ -101,7 +103,7 @@ def _compare(
     mask: Bool[Array, "B W"],
     ids: Int[Array, "B"],
 ) -> Both:
-    """Compares the device's images with the texts of all devices, and its texts with all images."""
+    """Compare this device's images with all texts, and its texts with all images."""
     return _compare_forward(comparison, segments, words, mask, ids)[0]
 
 
@@ -119,7 +121,7 @@ def _compare_forward(
             add_to(totals.image, to_text[:, None]), add_to(totals.text, to_image.T[:, None])
         )
 
-    # Made of the words, so that they are known to differ among devices.
+    # Derived from the words, so that `shard_map` knows that they differ between devices.
     none = pairwise.no_totals(words[:, :1, 0], count_positives=True)
     totals = pairwise.fold(comparison, add, Both(none, none), everyone)
     totals = Both(*(pairwise.finished("softmax", part) for part in totals))
@@ -153,7 +155,7 @@ _compare.defvjp(_compare_forward, _compare_backward)
 def _similarities(
     segments: Float[Array, "B G D"], words: Float[Array, "C W D"], mask: Bool[Array, "C W"]
 ) -> tuple[Float[Array, "B C"], Float[Array, "B C"]]:
-    """Returns those of images to texts, by each segment's best word, and of texts to images."""
+    """Return the similarities `A` of images to texts and `T`, transposed, of texts to images."""
     scores = product("bgd,cwd->bcgw", segments, words)
     to_text = jnp.where(mask[:, None], scores, NEVER).max(axis=3).mean(axis=2)
     to_image = jnp.where(mask, scores.max(axis=2), 0.0).sum(axis=2)
@@ -161,7 +163,7 @@ def _similarities(
 
 
 def _same(own: Examples, block: Examples) -> Bool[Array, "B C"]:
-    """Returns which texts are each other's, and so their images' positives."""
+    """Return the mask of positives: texts of the same id that have words."""
     has_words = own.mask.any(axis=1)[:, None] & block.mask.any(axis=1)
     return (own.ids[:, None] == block.ids) & has_words
 
@@ -173,7 +175,7 @@ def _pull_back(
     image_side: Side,
     text_side: Side,
 ) -> Array:
-    """Returns the gradient of the loss by embeddings that similarities [B, C] are made of."""
+    """Return the gradient of the loss with respect to the embeddings behind similarities [B, C]."""
     (to_text, to_image), pull = jax.vjp(similarities, embeddings)
     text_side = jax.tree.map(jnp.transpose, text_side)
     by_image = pairwise.softmax_weights(same, to_text, image_side)

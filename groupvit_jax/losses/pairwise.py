@@ -1,6 +1,7 @@
-"""Comparing the examples of a device with everyone's, block by block.
+"""Blockwise comparison of a device's examples with the global batch.
 
-What the losses share: how rows travel between devices, and what is kept of the logits of a block.
+Shared by the losses: exchange of rows between devices, and reductions over a block of logits. No
+device ever holds all B x B logits, which would limit the batch by memory.
 """
 
 import dataclasses
@@ -25,10 +26,11 @@ class Comparison:
 
     Attributes:
       kind: "softmax" or "sigmoid".
-      axes: mesh axes that the batch is divided over; within `jax.shard_map` only.
-      exchange: "all_gather" holds everyone's embeddings, "ring" those of one device at a time.
-      block_size: examples that the own ones are compared with at once; the largest divisor of their
-        number that is no larger counts.
+      axes: mesh axes that shard the batch; within `jax.shard_map` only.
+      exchange: "all_gather" holds the embeddings of the whole batch, "ring" those of one device at
+        a time: less memory, more communication steps.
+      block_size: examples that a device compares its own with at once; rounded down to a divisor of
+        their number, so that all blocks have one shape.
     """
 
     kind: str = "softmax"
@@ -41,48 +43,51 @@ ON_ONE_DEVICE = Comparison()
 
 
 def l2_normalize(x: Float[Array, "*batch D"], epsilon: float = 1e-12) -> Float[Array, "*batch D"]:
-    """Returns `x / max(||x||, epsilon)` over the last axis, in float32; zero stays zero."""
+    """Return `x / max(||x||, epsilon)` over the last axis, in float32; zero stays zero."""
     x = x.astype(jnp.float32)
-    # The square root of the clipped sum, so that the gradient at zero is finite.
+    # Clip before the square root: its gradient at zero is infinite, and 0 * inf would be NaN.
     squared = jnp.sum(x * x, axis=-1, keepdims=True)
     return x * jax.lax.rsqrt(jnp.maximum(squared, epsilon**2))
 
 
 def clipped_scale(logit_scale: Float[Array, ""]) -> Float[Array, ""]:
-    """Returns what cosines are multiplied with, `min(exp(logit_scale), 100)`, in float32."""
+    """Return the factor of the cosines, `min(exp(logit_scale), 100)`, in float32.
+
+    CLIP found the bound necessary for stable training (arXiv 2103.00020, section 2.5).
+    """
     return jnp.minimum(jnp.exp(logit_scale.astype(jnp.float32)), MAX_LOGIT_SCALE)
 
 
 def product(equation: str, a: Array, b: Array) -> Array:
-    """Returns the einsum in full float32.
+    """Return the einsum in full float32.
 
-    The default precision of accelerators keeps too few bits of a cosine times 100.
+    By default TPUs multiply in bfloat16, whose 8 significant bits put a logit of 100 off by 0.4.
     """
     return jnp.einsum(equation, a, b, precision=jax.lax.Precision.HIGHEST)
 
 
 def global_positions(comparison: Comparison, num_examples: int) -> Int[Array, "B"]:
-    """Returns the positions in the global batch of this device's examples."""
+    """Return the positions of this device's examples in the global batch."""
     device = jax.lax.axis_index(comparison.axes) if comparison.axes else 0
     return device * num_examples + jnp.arange(num_examples)
 
 
 def global_sum(comparison: Comparison, x: Float[Array, "*S"]) -> Float[Array, ""]:
-    """Returns the sum over the examples of all devices."""
+    """Return the sum over the examples of all devices."""
     return jax.lax.psum(x.sum(), comparison.axes) if comparison.axes else x.sum()
 
 
 def global_mean(comparison: Comparison, x: Float[Array, "*S"]) -> Float[Array, ""]:
-    """Returns the mean over the examples of all devices."""
+    """Return the mean over the examples of all devices."""
     return jax.lax.pmean(x.mean(), comparison.axes) if comparison.axes else x.mean()
 
 
 class Positives(NamedTuple):
-    """What an item's positives come to.
+    """Reduction over the positives of each item.
 
     Attributes:
       total: sum of their logits.
-      number: how many they are.
+      number: their number.
     """
 
     total: Float[Array, "B N"]
@@ -90,13 +95,14 @@ class Positives(NamedTuple):
 
 
 class Totals(NamedTuple):
-    """What came of comparing each item with all items of the other kind.
+    """Reduction of each item's logits with all items of the other kind.
 
     Attributes:
-      total: "softmax": logarithm of the sum of the exponentials; "sigmoid": sum of the losses.
+      total: "softmax": log-sum-exp; "sigmoid": sum of the losses.
       best: largest logit.
-      hit: whether it is one of the item's positives.
-      positives: of a "softmax"; None where the only ones are its own.
+      hit: whether the largest logit is a positive's.
+      positives: "softmax" only; None if an item's only positives are its own, whose logits are
+        cheaper to compute apart.
     """
 
     total: Float[Array, "B N"]
@@ -106,14 +112,14 @@ class Totals(NamedTuple):
 
 
 class Both(NamedTuple):
-    """Totals of images over the n-th texts of all examples, and of these texts over all images."""
+    """Reductions in both directions: images over the n-th texts, and these texts over images."""
 
     image: Totals
     text: Totals
 
 
 class Side(NamedTuple):
-    """Totals of images or texts, and the gradients of the loss by them."""
+    """One direction's totals and the gradients of the loss with respect to them."""
 
     total: Float[Array, "B N"]
     gradient: Float[Array, "B N"]
@@ -121,7 +127,7 @@ class Side(NamedTuple):
 
 
 def no_totals(like: Float[Array, "B N"], *, count_positives: bool) -> Totals:
-    """Returns the totals of no logits; `like` says among which devices they differ."""
+    """Return the totals of no logits, device-varying like `like` (a `shard_map` carry must be)."""
     zero = jnp.zeros_like(like)
     positives = Positives(zero, zero) if count_positives else None
     return Totals(zero, zero - jnp.inf, zero > 0, positives)
@@ -130,13 +136,16 @@ def no_totals(like: Float[Array, "B N"], *, count_positives: bool) -> Totals:
 def add_logits(
     kind: str, same: Bool[Array, "B #N C"], totals: Totals, logits: Float[Array, "B N C"]
 ) -> Totals:
-    """Adds the logits of a block; the softmax's sum is kept relative to its largest term.
+    """Add the logits of a block to the totals.
+
+    The sum of exponentials is kept relative to the largest logit so far (online softmax, arXiv
+    1805.02867): with logits of up to 100, exp overflows float32.
 
     Args:
-      kind: of the loss.
-      same: which logits are of positives.
-      totals: of the blocks before.
-      logits: of the block.
+      kind: kind of the loss.
+      same: mask of the positives.
+      totals: totals of the blocks so far.
+      logits: logits of the block.
     """
     best = jnp.maximum(totals.best, logits.max(axis=-1))
     first = logits.argmax(axis=-1)[..., None]
@@ -155,14 +164,14 @@ def add_logits(
 
 
 def finished(kind: str, totals: Totals) -> Totals:
-    """Returns the totals of all logits."""
+    """Return the totals after the last block: the sum of exponentials becomes a log-sum-exp."""
     if kind == "softmax":
         return totals._replace(total=totals.best + jnp.log(totals.total))
     return totals
 
 
 def side(total: Float[Array, "B N"], gradients: PyTree) -> Side:
-    """Returns what all devices need of a side."""
+    """Return the values that other devices need for their gradients."""
     positives = gradients.positives
     return Side(total, gradients.total, None if positives is None else positives.total)
 
@@ -170,12 +179,12 @@ def side(total: Float[Array, "B N"], gradients: PyTree) -> Side:
 def softmax_weights(
     same: Bool[Array, "*#S"], logits: Float[Array, "*S"], side: Side
 ) -> Float[Array, "*S"]:
-    """Returns the part of the loss's gradient by the logits that one side's totals bring.
+    """Return one direction's part of the gradient of the loss with respect to the logits.
 
     Args:
-      same: which logits are of positives.
-      logits: of a block.
-      side: of such a shape that each logit meets its own totals.
+      same: mask of the positives.
+      logits: logits of a block.
+      side: the direction's totals, broadcastable to the logits.
     """
     weights = side.gradient * jnp.exp(logits - side.total)
     if side.positive_gradient is not None:
@@ -184,7 +193,7 @@ def softmax_weights(
 
 
 def gather(comparison: Comparison, rows: PyTree) -> PyTree:
-    """Returns the rows of all devices; in a ring, the own ones that are to be sent round."""
+    """Return the rows of all devices; in a ring, this device's own, which are then passed round."""
     if not comparison.axes or comparison.exchange == "ring":
         return rows
     all_gather = functools.partial(jax.lax.all_gather, axis_name=comparison.axes, tiled=True)
@@ -194,13 +203,13 @@ def gather(comparison: Comparison, rows: PyTree) -> PyTree:
 def fold(
     comparison: Comparison, add: Callable[[Any, Any], Any], start: PyTree, rows: PyTree
 ) -> PyTree:
-    """Returns `start` after `add` of the rows of all devices, block by block.
+    """Reduce the rows of all devices with `add`, block by block.
 
     Args:
-      comparison: how the rows come here.
-      add: a function of what there is and a block of rows.
-      start: what there is at first.
-      rows: what `gather` returned.
+      comparison: how rows are exchanged.
+      add: `(result so far, block of rows) -> result`.
+      start: the initial result.
+      rows: output of `gather`.
     """
     if not comparison.axes or comparison.exchange == "all_gather":
         return _fold_blocks(comparison.block_size, add, start, rows)
@@ -209,7 +218,7 @@ def fold(
 
     def hop(state: tuple[PyTree, PyTree], _: None) -> tuple[tuple[PyTree, PyTree], None]:
         result, rows = state
-        # Does not depend on the blocks' results: the next rows travel while these are compared.
+        # Independent of the comparison below, so XLA can overlap sending with computing.
         arriving = jax.tree.map(lambda x: jax.lax.ppermute(x, comparison.axes, ring), rows)
         return (_fold_blocks(comparison.block_size, add, result, rows), arriving), None
 

@@ -1,4 +1,4 @@
-"""Loss of a segment head, against the classes of pixels."""
+"""Loss of the segment head: cross-entropy of the pixels' classes."""
 
 import jax
 import jax.numpy as jnp
@@ -9,18 +9,19 @@ from groupvit_jax.typing import Array, Float, Int, UInt8
 def mixture_log_likelihood(
     maps: Float[Array, "B H W G"], logits: Float[Array, "B G N"], labels: Int[Array, "B H W"]
 ) -> Float[Array, "B H W"]:
-    """Returns the log-probability of every pixel's class under the mixture of its segments.
+    """Return the log-probability of each pixel's class under the mixture of its segments.
 
-    A pixel belongs to segment g with probability `maps[..., g]`, and a segment's pixels are of
-    class n with probability `softmax(logits[g])[n]`; so the pixel is of class n with the sum of
-    their products over g. (Summed logits would not be this model's likelihood, and would need all
-    classes of every pixel at once; this needs each segment's probability of one.) Computed as a
-    logarithm of a sum of exponentials, so that neither a segment that has no share of a pixel nor
-    a class without hope makes it, or a gradient, infinite.
+    A pixel belongs to segment g with probability `maps[..., g]`, and a pixel of segment g has class
+    n with probability `softmax(logits[g])[n]`, so the pixel has class n with the sum of the
+    products over g. Averaging logits instead would be another model, and would need all classes of
+    every pixel at once: [B, H, W, N] in place of [B, H, W, G].
+
+    Computed as a log-sum-exp, so that value and gradient stay finite if a segment has no share of a
+    pixel or gives its class a vanishing probability.
 
     Args:
       maps: soft assignment; sums to one over the segments.
-      logits: of each segment's classes.
+      logits: class logits of each segment.
       labels: class of each pixel, 0 to N - 1.
     """
     B, H, W, G = maps.shape
@@ -28,6 +29,7 @@ def mixture_log_likelihood(
     picked = jnp.take_along_axis(log_classes, labels.reshape(B, 1, H * W), axis=2)
     picked = jnp.moveaxis(picked, 1, 2).reshape(B, H, W, G)
     has_share = maps > 0
+    # The inner `where` keeps the unused branch finite: its gradient, times 0, would be NaN.
     log_share = jnp.where(has_share, jnp.log(jnp.where(has_share, maps, 1.0)), -jnp.inf)
     return jax.nn.logsumexp(log_share + picked, axis=-1)
 
@@ -38,14 +40,14 @@ def segmentation_loss(
     mask: UInt8[Array, "B H W"],
     ignored: int = 255,
 ) -> tuple[Float[Array, ""], Float[Array, ""]]:
-    """Returns the pixels' mean cross-entropy (`mixture_log_likelihood`) and the share that counts.
+    """Return the mean cross-entropy of labelled pixels, and the share of labelled pixels.
 
     Args:
       maps: soft assignment of the batch's pixels.
-      logits: of each segment's classes.
-      mask: class of each pixel; `ignored`, and what is no class, has no part in the mean. A batch
-        without any pixel that counts has the loss 0.
-      ignored: the value that doesn't count.
+      logits: class logits of each segment.
+      mask: class of each pixel; pixels with `ignored` or a value that is no class are left out. A
+        batch without labelled pixels has loss 0.
+      ignored: mask value of unlabelled pixels.
     """
     counts = (mask != ignored) & (mask < logits.shape[-1])
     labels = jnp.where(counts, mask, 0).astype(jnp.int32)

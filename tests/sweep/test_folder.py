@@ -10,6 +10,7 @@ from groupvit_jax.runs import sweep_files
 from groupvit_jax.runs.sweep_files import Sweep
 from groupvit_jax.sweep import folder as folder_lib
 from groupvit_jax.sweep.trials import NAME_LENGTH, command_of, folder_name, make_trial
+from launch.overrides import read
 from tests.sweep import fake
 
 

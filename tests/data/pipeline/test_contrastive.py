@@ -61,7 +61,11 @@ def take(config, num_batches, **options) -> list[dict[str, np.ndarray]]:
     transform = options.pop("image_transform", small_transform)
     tokenizer = options.pop("tokenizer", NumberTokenizer())
     examples = make_train_examples(
-        config.data, tokenizer, image_size=8, seed=config.seed, image_transform=transform
+        config.data,
+        tokenizer,
+        image_size=config.model.image.image_size,
+        seed=config.seed,
+        image_transform=transform,
     )
     workers = config.data.num_workers
     loader = TrainLoader(examples, config.train.batch_size, num_workers=workers, **options)
@@ -308,7 +312,7 @@ def test_wrong_settings_are_named(tmp_path):
     with pytest.raises(ValueError, match=r"sources\.b\.weight: -1\.0 found"):
         take(config, 1)
     config.data.sources = ConfigDict()
-    with pytest.raises(ValueError, match=r"config\.data\.sources is empty"):
+    with pytest.raises(ValueError, match=r"config\.data\.sources: empty"):
         take(config, 1)
 
 
