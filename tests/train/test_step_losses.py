@@ -94,8 +94,8 @@ def test_identical_texts_may_be_positives():
 
 def test_negatives_need_no_ids():
     """Nor do they compute with them."""
-    output, config, mesh, _ = parts_of_batch(tiny_config())
-    total = functools.partial(contrastive_loss, config=config, mesh=mesh, batch={})
+    output, settings, mesh, _ = parts_of_batch(tiny_config())
+    total = functools.partial(contrastive_loss, settings=settings, mesh=mesh, batch={})
     assert np.isfinite(jax.jit(total)(output)[0])
 
 
