@@ -35,6 +35,8 @@ from groupvit_jax.interop.tensor_file import (
 )
 from groupvit_jax.interop.torch_file import read_torch_file
 from groupvit_jax.models import build_model
+from groupvit_jax.runs.configuration import config_from_dict
+from groupvit_jax.runs.files import read_json, write_json
 
 # Holds our configuration inside Hugging Face's, whose readers keep but ignore it.
 _OUR_SECTION = "groupvit_jax"

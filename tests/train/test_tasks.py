@@ -8,6 +8,7 @@ import pytest
 from configs import tiny
 from groupvit_jax import losses, optim, parallel
 from groupvit_jax.interop import initialise_from, load_pretrained
+from groupvit_jax.models import build_model
 from groupvit_jax.models.grouping import resize_maps
 from groupvit_jax.models.preprocess import normalize
 from groupvit_jax.models.segmentation import with_segment_head
