@@ -53,7 +53,7 @@ class Topology:
     @property
     def one_chip(self) -> str:
         """Name of the topology of a single chip of this kind of TPU."""
-        sides = self.name.count("x", self.name.index(":")) + 1
+        sides = self.name.rpartition(":")[2].count("x") + 1
         return f"{self.chip.kind}:{'x'.join(['1'] * sides)}"
 
     def island_of(self, device: jax.Device) -> int:

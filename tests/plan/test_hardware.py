@@ -57,6 +57,18 @@ def test_a_description_of_ones_own(tmp_path):
         read_gpu(str(own))
 
 
+@pytest.mark.parametrize(
+    ("name", "kind", "expected"),
+    [
+        ("v5e:16x16", "v5e", "v5e:1x1"),
+        ("v5p:4x4x8", "v5p", "v5p:1x1x1"),
+        ("v6e:1x1", "v6e", "v6e:1x1"),
+    ],
+)
+def test_one_chip_of_a_topology(name, kind, expected):
+    assert hardware.Topology(name, 1, TPUS[kind], 1, ()).one_chip == expected
+
+
 def test_gpus_come_in_hosts_not_in_slices():
     with pytest.raises(ValueError, match="--num_slices=2: expected 1 with GPUs"):
         describe("h100:8", 2)
