@@ -1,5 +1,7 @@
 """Bounds that follow from float32 arithmetic, so that they hold on every processor."""
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 
 UNIT_ROUNDOFF = 2.0**-24  # the largest relative error of one float32 operation
@@ -25,3 +27,29 @@ def assert_within_roundings(found, expected, magnitude, roundings, err_msg=""):
     np.testing.assert_array_equal(error[unused], 0, err_msg=err_msg)
     relative = np.where(unused, 0, error / np.where(unused, 1, magnitude))
     np.testing.assert_allclose(relative, 0, atol=roundings, err_msg=err_msg)
+
+
+def nudged(tree, units):
+    """Return the float32 arrays with every number moved by `units` in its last place.
+
+    The change of a result tells how ill-conditioned it is: rounding on the way to it acts like a
+    move of about one unit, in whatever order a processor or a number of devices sums. Up or down is
+    drawn; `-units` moves all numbers the other way, so that a maximum that is nearly shared goes to
+    the other place in one of the two.
+    """
+    rng = np.random.default_rng(0)
+
+    def move(x):
+        signs = rng.choice(np.array([-1.0, 1.0]), size=np.shape(x))
+        return jnp.asarray(np.asarray(x) * (1 + 2 * UNIT_ROUNDOFF * units * signs), jnp.float32)
+
+    return jax.tree.map(move, tree)
+
+
+def largest_changes(expected, *others):
+    """Return for each leaf the largest difference between its first and its other values."""
+
+    def largest(x, *ys):
+        return max(np.abs(np.asarray(y, np.float64) - np.asarray(x)).max() for y in ys)
+
+    return jax.tree.map(largest, expected, *others)

@@ -8,13 +8,12 @@ import subprocess
 import sys
 import time
 
-import numpy as np
 import pytest
 
 from groupvit_jax.interop.load import load_pretrained
 from groupvit_jax.runs import exit_codes
 from tests.devices import xla_flags
-from tests.launch.test_train import lines, same, small_config, write
+from tests.launch.test_train import compare_two_steps, lines, same, small_config, write
 
 pytestmark = pytest.mark.slow
 
@@ -79,19 +78,6 @@ def wait_for(condition, processes, seconds=600):
 
 def said(folder):
     return [(folder / f"log{rank}").read_text() for rank in range(2)]
-
-
-def compare_two_steps(two, one, first):
-    """Compares the steps `first` and `first + 1` of runs that were in one state before.
-
-    Only these agree to the digit: where a gradient is mere rounding, Adam, which divides by its
-    size, moves the parameter by a whole step in any direction, and later steps magnify this.
-    """
-    two, one = ({line["step"]: line for line in run} for run in (two, one))
-    for step in (first, first + 1):
-        assert two[step].keys() == one[step].keys()
-        for name in ("loss", "gradient_norm"):
-            np.testing.assert_allclose(two[step][name], one[step][name], rtol=1e-5, err_msg=name)
 
 
 def test_two_processes_train_like_one_also_when_disturbed(config, launch_two, tmp_path):

@@ -1,0 +1,55 @@
+"""Steps on several meshes, each from the same state.
+
+Whole runs agree less and less: where a gradient is mere rounding, Adam, which divides by its size,
+moves the parameter by a whole step in any direction.
+"""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from tests.bounds import largest_changes, nudged
+
+# Of a loss's last sum, of up to 2^14 pixels or logits: the roundings are independent, so that their
+# number counts by its root. The parameters have no part in it.
+SUM_ROUNDINGS = 2**7
+
+
+def record(run, batches):
+    """Run steps; keep the state before each, its metrics and how far rounding may move them.
+
+    Args:
+      run: has `state`, `shardings`, and takes a step of a batch, which donates the state.
+      batches: one for each step.
+
+    Returns:
+      states, metrics, bounds: lists over the steps. A bound is the change under moves of every
+      parameter by 16 units in the last place, large where a segment nearly goes to another group.
+    """
+    states, history, bounds = [], [], []
+    for batch in batches:
+        states.append(jax.tree.map(jnp.copy, run.state))
+        moved = []
+        for units in (16, -16):
+            params = nudged(states[-1].params, units)
+            run.state = place(run, states[-1].replace(params=params))
+            moved.append(run(batch))
+        run.state = place(run, states[-1])
+        history.append(run(batch))
+        bounds.append(largest_changes(history[-1], *moved))
+    return states, history, bounds
+
+
+def place(run, state):
+    """Copy a state to the run's devices."""
+    return jax.tree.map(lambda x, s: jax.device_put(jnp.copy(x), s), state, run.shardings)
+
+
+def assert_steps_agree(found, history, bounds, names):
+    """Compare the metrics of each step; most steps must have bounds that tell something."""
+    rtol = SUM_ROUNDINGS * UNIT_ROUNDOFF
+    for name in names:
+        for step, (here, there, bound) in enumerate(zip(found, history, bounds, strict=True)):
+            message = f"{name} of step {step}"
+            np.testing.assert_allclose(here[name], there[name], rtol, bound[name], err_msg=message)
+        assert np.median([bound[name] for bound in bounds]) < 1e-4
