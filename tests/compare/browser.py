@@ -8,6 +8,8 @@ import subprocess
 
 import pytest
 
+from tests.waiting import PATIENCE
+
 _NAMES = ("chromium", "chromium-browser", "google-chrome", "chrome")
 _FIRST = "<script>window.found = []; window.onerror = text => {found.push(text)}</script>"
 # What is wider than the page, what of a chart lies outside of it, and a click on a column.
@@ -53,7 +55,9 @@ def measure(page, folder, width, dark=False):
         f"--blink-settings=preferredColorScheme={0 if dark else 1}", "--dump-dom", copy.as_uri(),
     ]  # fmt: skip
     environment = dict(os.environ, HOME=str(folder))
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120, env=environment)
+    done = subprocess.run(
+        command, capture_output=True, text=True, timeout=PATIENCE, env=environment
+    )
     found = re.search(r'<pre id="measured">(.*?)</pre>', done.stdout, re.DOTALL)
     assert found, done.stderr[-2000:]
     return json.loads(found[1].replace("&lt;", "<").replace("&gt;", ">").replace("&amp;", "&"))

@@ -23,6 +23,7 @@ from tests.bounds import largest_changes, nudged
 from tests.devices import xla_flags
 from tests.eval.conftest import make_mesh
 from tests.eval.photos import NAMES, Photos, spread_text, with_highest_scale
+from tests.waiting import PATIENCE
 
 PROTOCOL = Protocol(resize=(64, 32), window=32, stride=16, background_threshold=0.3)
 SIZES = [(32, 32), (40, 32), (32, 32), (48, 64), (32, 32), (20, 90)]
@@ -136,7 +137,7 @@ def test_two_processes_count_what_one_counts(model, variables, expected, tmp_pat
         )
         for rank in (0, 1)
     ]
-    assert [process.wait(timeout=300) for process in processes] == [0, 0]
+    assert [process.wait(timeout=PATIENCE) for process in processes] == [0, 0]
     for rank in (0, 1):
         np.testing.assert_array_equal(np.load(tmp_path / f"{rank}.npy"), expected)
         found = json.loads((tmp_path / f"{rank}.json").read_text())

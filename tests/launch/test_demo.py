@@ -9,6 +9,7 @@ import pytest
 from groupvit_jax.scenes import dataset
 from launch import demo, demo_report
 from tests.devices import xla_flags
+from tests.waiting import PATIENCE
 
 ONE_DEVICE = xla_flags(1)
 
@@ -17,7 +18,7 @@ def run(*arguments):
     command = [sys.executable, "-m", "launch.demo", *arguments]
     environment = {**os.environ, "XLA_FLAGS": ONE_DEVICE}
     return subprocess.run(
-        command, env=environment, capture_output=True, text=True, timeout=400, check=False
+        command, env=environment, capture_output=True, text=True, timeout=PATIENCE, check=False
     )
 
 

@@ -15,6 +15,7 @@ from groupvit_jax.interop.save import save_pretrained
 from launch import evaluate
 from tests.data.eval_sets import miniatures
 from tests.interop import weights
+from tests.waiting import PATIENCE
 
 R1 = "image_to_text_r1"
 KINDS = {
@@ -168,5 +169,5 @@ def test_command_takes_every_core_as_a_device(checkpoint, data, tmp_path):
     command = [sys.executable, "-m", "launch.evaluate", f"--checkpoint={checkpoint}"]
     command += ["--benchmarks=voc20", f"--data_dir={data}", f"--output={tmp_path}"]
     environment = {k: v for k, v in os.environ.items() if k != "XLA_FLAGS"}
-    subprocess.run(command, env=environment, check=True, timeout=300)
+    subprocess.run(command, env=environment, check=True, timeout=PATIENCE)
     assert read(tmp_path)["environment"]["devices"].startswith(f"{os.cpu_count()} x cpu")

@@ -16,6 +16,7 @@ from groupvit_jax.prepare.runners import local_runner
 from launch.prepare import parse_flags
 from tests.data.image_files import photo
 from tests.data.shard_files import encode
+from tests.waiting import PATIENCE
 
 
 def command(*arguments: str) -> list[str]:
@@ -23,7 +24,7 @@ def command(*arguments: str) -> list[str]:
 
 
 def run(*arguments: str) -> subprocess.CompletedProcess:
-    return subprocess.run(command(*arguments), capture_output=True, text=True, timeout=120)
+    return subprocess.run(command(*arguments), capture_output=True, text=True, timeout=PATIENCE)
 
 
 def hashes(folder: Path) -> dict[str, str]:
@@ -79,13 +80,12 @@ def test_a_killed_run_goes_on_to_identical_shards(tmp_path, options):
     prepare(options, local_runner(1))
     whole, killed = Path(options.output), tmp_path / "killed"
     arguments = [*arguments_of(options, killed), "--num_workers=2"]
-    process = subprocess.Popen(command(*arguments), stderr=subprocess.DEVNULL)
+    process = subprocess.Popen(command(*arguments), stderr=subprocess.PIPE)
     while len(list(killed.glob("*.tar"))) < 2:
         assert process.poll() is None
         time.sleep(0.002)
     process.kill()
-    process.wait()
-    time.sleep(1.5)  # its workers end with it
+    process.communicate(timeout=PATIENCE)  # the pipe ends with the last of its workers
     finished = {path: os.stat(path).st_mtime_ns for path in killed.glob("*.tar")}
     done = {path.name for path in (killed / ".progress").glob("*.done")}
     assert 2 <= len(finished) < 12
@@ -135,7 +135,7 @@ def test_wrong_input_is_one_line(tmp_path, arguments, message):
         command(*arguments, "--output=out"),
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=PATIENCE,
         cwd=tmp_path,
         env={**os.environ, "PYTHONPATH": os.getcwd()},
     )

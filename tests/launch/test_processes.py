@@ -6,7 +6,6 @@ import signal
 import socket
 import subprocess
 import sys
-import time
 
 import pytest
 
@@ -14,6 +13,7 @@ from groupvit_jax.interop.load import load_pretrained
 from groupvit_jax.runs import exit_codes
 from tests.devices import xla_flags
 from tests.launch.test_train import compare_two_steps, lines, same, small_config, write
+from tests.waiting import PATIENCE, wait_until
 
 pytestmark = pytest.mark.slow
 
@@ -67,13 +67,13 @@ def launch_two():
         process.wait()
 
 
-def wait_for(condition, processes, seconds=600):
+def wait_for(condition, processes):
     """Waits until `condition()`, as long as all processes live."""
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end
+
+    def check():
         assert all(process.poll() is None for process in processes)
-        time.sleep(0.05)
+
+    wait_until(condition, check)
 
 
 def said(folder):
@@ -92,7 +92,7 @@ def test_two_processes_train_like_one_also_when_disturbed(config, launch_two, tm
         pair = launch_two(tmp_path, arguments)
         wait_for((tmp_path / "disturbed" / "checkpoints" / str(step)).exists, pair)
         pair[victim].send_signal(sent)
-        codes = [process.wait(60) for process in pair]
+        codes = [process.wait(PATIENCE) for process in pair]
         if sent == signal.SIGTERM:
             assert codes == [exit_codes.STOPPED, exit_codes.STOPPED], said(tmp_path)
             continue
@@ -104,11 +104,11 @@ def test_two_processes_train_like_one_also_when_disturbed(config, launch_two, tm
         assert len(errors) == 1
         assert "start the same command again on all hosts" in errors[0]
     pair = launch_two(tmp_path, arguments)
-    assert [process.wait(600) for process in pair] == [0, 0], said(tmp_path)
+    assert [process.wait(PATIENCE) for process in pair] == [0, 0], said(tmp_path)
     assert said(tmp_path)[0].count("resuming after step") == 3
 
     undisturbed = config_flag, cached, f"--workdir={tmp_path}/two"
-    assert [process.wait(600) for process in launch_two(tmp_path, undisturbed)] == [0, 0]
+    assert [process.wait(PATIENCE) for process in launch_two(tmp_path, undisturbed)] == [0, 0]
     assert lines(tmp_path / "disturbed")[-1]["step"] == config.train.num_steps
     for here, there in zip(lines(tmp_path / "disturbed"), lines(tmp_path / "two"), strict=True):
         assert (here["step"], here["loss"]) == (there["step"], there["loss"])
@@ -119,7 +119,7 @@ def test_two_processes_train_like_one_also_when_disturbed(config, launch_two, tm
     shutil.copytree(tmp_path / "two" / "checkpoints" / "36", moved)
     for name, first in (("one", 1), ("moved", 37)):
         alone = launch([config_flag, f"--workdir={tmp_path}/{name}"], 4)
-        errors = alone.communicate(timeout=600)[1]
+        errors = alone.communicate(timeout=PATIENCE)[1]
         assert alone.returncode == 0, errors
         compare_two_steps(lines(tmp_path / "two"), lines(tmp_path / name), first)
 
@@ -128,9 +128,10 @@ def test_a_process_that_fails_alone_says_why_and_ends_the_other(config, launch_t
     arguments = write(config, tmp_path / "c.json"), f"--workdir={tmp_path}/run"
     missing = f"--config.data.sources.pairs.pattern={tmp_path}/none.tar"
     pair = launch_two(tmp_path, arguments, more=((), (missing,)))
-    codes = [process.wait(90) for process in pair]
+    codes = [process.wait(PATIENCE) for process in pair]
     assert codes == [exit_codes.LOST, exit_codes.BAD_INPUT], said(tmp_path)
     assert "none.tar" in said(tmp_path)[1]
     assert "start the same command again on all hosts" in said(tmp_path)[0]
     pair = launch_two(tmp_path, [*arguments, missing])
-    assert [process.wait(90) for process in pair] == [exit_codes.BAD_INPUT] * 2, said(tmp_path)
+    codes = [process.wait(PATIENCE) for process in pair]
+    assert codes == [exit_codes.BAD_INPUT] * 2, said(tmp_path)

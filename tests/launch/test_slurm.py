@@ -45,11 +45,11 @@ def test_a_requeued_job_goes_on_where_it_stopped(slurm, shards, tmp_path):
         fields = cluster.run(slurm, "scontrol", "show", "job", "--oneliner", job)
         return re.search(r"JobState=(\S+)", fields)[1]
 
-    cluster.wait_for((workdir / "checkpoints" / "4").exists, 300, tmp_path)
+    cluster.wait_for((workdir / "checkpoints" / "4").exists, tmp_path)
     cluster.run(slurm, "scontrol", "requeue", job)
-    cluster.wait_for(lambda: said("stop requested: ending after step"), 90, tmp_path)
-    cluster.wait_for(lambda: said("resuming after step"), 180, tmp_path)
-    cluster.wait_for(lambda: state() == "COMPLETED", 300, tmp_path)
+    cluster.wait_for(lambda: said("stop requested: ending after step"), tmp_path)
+    cluster.wait_for(lambda: said("resuming after step"), tmp_path)
+    cluster.wait_for(lambda: state() == "COMPLETED", tmp_path)
     assert said("slurm.sbatch: all steps are done")
     assert "Restarts=1" in cluster.run(slurm, "scontrol", "show", "job", "--oneliner", job)
     assert "2 x" not in log.read_text()

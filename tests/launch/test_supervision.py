@@ -7,6 +7,7 @@ from absl.testing import flagsaver
 
 from groupvit_jax.runs import exit_codes
 from launch import common
+from tests.waiting import PATIENCE
 
 # Each case is a process of its own that works in a child, as a command with several processes does.
 ENDS = """
@@ -29,7 +30,7 @@ def case(name):
         if name == "wait":
             signal.signal(signal.SIGTERM, lambda *_: os._exit(143))
             os.write(write, b".")
-            time.sleep(60)
+            time.sleep(3600)  # longer than the test waits
         signal.raise_signal(signal.Signals[name]) if name.startswith("SIG") else os._exit(int(name))
     os.close(write)
     worker = os.read(read, 20)
@@ -46,7 +47,7 @@ pid = os.fork()
 if pid == 0:
     supervision.work_in_a_child()
     os.write(write, b".")
-    time.sleep(60)
+    time.sleep(3600)  # longer than the test waits
 os.close(write)
 os.read(read, 1)
 os.kill(pid, signal.SIGKILL)
@@ -56,7 +57,7 @@ print("orphan", os.read(read, 1) == b"", flush=True)  # the pipe ends with the l
 
 def test_a_process_ends_as_its_child_and_says_what_a_signal_means():
     process = subprocess.run(
-        [sys.executable, "-c", ENDS], capture_output=True, text=True, timeout=120, check=False
+        [sys.executable, "-c", ENDS], capture_output=True, text=True, timeout=PATIENCE, check=False
     )
     assert process.returncode == 0, process.stderr
     found = dict(line.split() for line in process.stdout.splitlines())

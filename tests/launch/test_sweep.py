@@ -7,7 +7,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 
 import pytest
 
@@ -16,6 +15,7 @@ from groupvit_jax.runs.sweep_files import read_record, read_sweep
 from groupvit_jax.sweep import overview
 from groupvit_jax.sweep.trial_process import is_in_use
 from tests.launch.test_train import ONE_DEVICE, lines, small_config
+from tests.waiting import PATIENCE, wait_until
 
 pytestmark = pytest.mark.slow
 NUM_STEPS = 10
@@ -51,16 +51,15 @@ def launch(file, output, *arguments, **options):
 
 
 def outcome(process):
-    said, _ = process.communicate(timeout=900)
+    said, _ = process.communicate(timeout=PATIENCE)
     return process.returncode, said
 
 
-def wait_for(condition, process, seconds=600):
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end
+def wait_for(condition, process):
+    def check():
         assert process.poll() is None, process.communicate()[0]
-        time.sleep(0.02)
+
+    wait_until(condition, check)
 
 
 def records(root):

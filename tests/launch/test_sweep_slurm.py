@@ -16,6 +16,7 @@ from tests.launch.test_sweep import (  # noqa: F401  A fixture.
 )
 from tests.launch.test_sweep import launch as launch_here
 from tests.slurm import cluster
+from tests.waiting import PATIENCE
 
 
 def test_a_sweep_is_a_job_array_that_goes_on(slurm, base, tmp_path, monkeypatch):  # noqa: F811
@@ -27,7 +28,7 @@ def test_a_sweep_is_a_job_array_that_goes_on(slurm, base, tmp_path, monkeypatch)
 
     def submit():
         process = launch_here(file, root, "--backend=slurm")
-        said, _ = process.communicate(timeout=300)
+        said, _ = process.communicate(timeout=PATIENCE)
         assert process.returncode == 0, said
         return said
 
@@ -36,11 +37,11 @@ def test_a_sweep_is_a_job_array_that_goes_on(slurm, base, tmp_path, monkeypatch)
     job = next(iter(set(job_arrays.queued(root).values())))
     assert job_arrays.queued(root).keys() <= {0, 1, 2}
     long = root / "001-seed=1-num_steps=60"
-    cluster.wait_for(lambda: saved(long), 300, tmp_path)
+    cluster.wait_for(lambda: saved(long), tmp_path)
     assert f"trial 1: still in the queue, as job {job}_1" in submit()
 
     cluster.run(slurm, "scontrol", "requeue", f"{job}_1")
-    cluster.wait_for(lambda: not job_arrays.queued(root), 500, tmp_path)
+    cluster.wait_for(lambda: not job_arrays.queued(root), tmp_path)
     assert len(finished(root)) == 3
     attempts = [record.attempts for record in records(root).values()]
     assert attempts == [1, 2, 1]
@@ -57,9 +58,9 @@ def test_a_trial_may_take_several_nodes(slurm, base, tmp_path, monkeypatch):  # 
     root = tmp_path / "out"
     arguments = "--backend=slurm", "--sbatch=--nodes=2", "--devices=2"
     process = launch_here(write(tmp_path, base, [{"seed": 0}]), root, *arguments)
-    said, _ = process.communicate(timeout=300)
+    said, _ = process.communicate(timeout=PATIENCE)
     assert process.returncode == 0, said
-    cluster.wait_for(lambda: not job_arrays.queued(root), 500, tmp_path)
+    cluster.wait_for(lambda: not job_arrays.queued(root), tmp_path)
     ((workdir, record),) = records(root).items()
     assert (record.state, record.attempts) == ("finished", 1), (root / "slurm-0.log").read_text()
     assert "2 x cpu on mesh" in (workdir / "log.txt").read_text()

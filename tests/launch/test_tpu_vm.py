@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.waiting import PATIENCE, wait_until
+
 ARGUMENTS = ["--config=configs/scenes.py", "--workdir=/mnt/a folder/run"]
 SCRIPTS = [
     "launch/tpu_vm.sh",
@@ -47,7 +49,7 @@ class Cloud:
             capture_output=True,
             text=True,
             check=False,
-            timeout=60,
+            timeout=PATIENCE,
         )
         assert result.returncode == code, result.stdout + result.stderr
         return result.stdout + result.stderr
@@ -159,15 +161,15 @@ def test_watching_ends_when_the_run_does(cloud):
         text=True,
     )
     run = cloud.folder / "pod.run"
-    end = time.monotonic() + 60
-    while not run.exists():
-        assert time.monotonic() < end
+
+    def check():
         assert process.poll() is None
-        time.sleep(0.1)
+
+    wait_until(run.exists, check)
     time.sleep(0.5)
     assert process.poll() is None
     run.write_text("0")
-    assert "all steps are done" in process.communicate(timeout=60)[0]
+    assert "all steps are done" in process.communicate(timeout=PATIENCE)[0]
     assert process.returncode == 0
 
 
@@ -209,12 +211,9 @@ def test_what_workers_run_works_in_a_shell(cloud, tmp_path):
     python.parent.mkdir(parents=True)
     python.write_text('#!/bin/sh\nfor a in "$@"; do echo "<$a>"; done\nexit 75\n')
     python.chmod(0o755)
-    subprocess.run(["bash", "-c", started[2]["--command"]], cwd=home, check=True, timeout=30)
+    subprocess.run(["bash", "-c", started[2]["--command"]], cwd=home, check=True, timeout=PATIENCE)
     exit_code = home / "groupvit" / "train.exit"
-    end = time.monotonic() + 20
-    while not (exit_code.exists() and exit_code.read_text()):
-        assert time.monotonic() < end
-        time.sleep(0.1)
+    wait_until(lambda: exit_code.exists() and exit_code.read_text())
     assert exit_code.read_text() == "75\n"
     assert (home / "groupvit" / "train.log").read_text().split("\n") == [
         *["<-m>", "<launch.train>", "<--distributed=auto>", f"<{ARGUMENTS[0]}>"],

@@ -24,6 +24,7 @@ from groupvit_jax.train.loop import Result, train
 from launch import train as launch_train
 from tests.devices import xla_flags
 from tests.train import toy
+from tests.waiting import PATIENCE
 
 ONE_DEVICE = xla_flags(1)
 NO_TENSORFLOW = "import sys; sys.modules['tensorflow'] = None"
@@ -83,7 +84,7 @@ def launch(*arguments, before=""):
 
 
 def outcome(process):
-    _, errors = process.communicate(timeout=600)
+    _, errors = process.communicate(timeout=PATIENCE)
     return process.returncode, errors
 
 

@@ -19,6 +19,7 @@ from groupvit_jax.prepare import writers
 from groupvit_jax.prepare.preparation import Options, find_duplicates, prepare
 from groupvit_jax.prepare.runners import local_runner
 from tests.data.shard_files import encode, write_pairs, write_tar
+from tests.waiting import PATIENCE
 
 RUN = local_runner(1)
 
@@ -349,6 +350,6 @@ def test_buckets_hold_the_same_shards(tmp_path, kind):
     options = Options(tar, str(tmp_path / "out"), format=kind)
     expected = prepare(options, RUN)["shards"][0]["sha256"]
     command = [sys.executable, "-c", BUCKET, tar, kind]
-    result = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    result = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE, check=False)
     assert result.returncode == 0, result.stderr
     assert result.stdout.strip() == expected

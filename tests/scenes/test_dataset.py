@@ -20,6 +20,7 @@ from groupvit_jax.scenes.drawing import (
     Thing,
     draw,
 )
+from tests.waiting import PATIENCE
 
 CONFIG = dataset.SceneConfig(name="test", size=32, num_train=24, num_eval=4)
 
@@ -175,7 +176,7 @@ def built(tmp_path_factory):
     """The set, built by a process in which TensorFlow can't be imported."""
     folder = tmp_path_factory.mktemp("data")
     command = [sys.executable, "-c", WITHOUT_TENSORFLOW, str(folder)]
-    subprocess.run(command, check=True, timeout=120)
+    subprocess.run(command, check=True, timeout=PATIENCE)
     return folder
 
 

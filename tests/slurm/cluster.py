@@ -10,9 +10,10 @@ import os
 import shutil
 import socket
 import subprocess
-import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+
+from tests.waiting import wait_until
 
 PROGRAMS = ("munged", "slurmctld", "slurmd", "sbatch", "srun", "scontrol", "squeue")
 _PATH = f"{os.environ['PATH']}:/usr/sbin:/sbin"  # where daemons are, also for other users
@@ -79,11 +80,11 @@ def running(folder: Path) -> Iterator[Mapping[str, str]]:
             )
             stack.callback(_stop, daemon)
             if command is munged:
-                wait_for(lambda: (folder / "munge.socket").exists(), 20, folder)
-        wait_for(lambda: _idle_nodes(environment) == 2, 60, folder)
+                wait_for(lambda: (folder / "munge.socket").exists(), folder)
+        wait_for(lambda: _idle_nodes(environment) == 2, folder)
         yield environment
         subprocess.run(["scancel", f"--user={getpass.getuser()}"], env=environment, check=False)
-        wait_for(lambda: not _jobs(environment), 90, folder)
+        wait_for(lambda: not _jobs(environment), folder)
 
 
 def run(environment: Mapping[str, str], *command: str) -> str:
@@ -92,15 +93,14 @@ def run(environment: Mapping[str, str], *command: str) -> str:
     return result.stdout.strip()
 
 
-def wait_for(condition, seconds: float, folder: Path) -> None:
+def wait_for(condition, folder: Path) -> None:
     """Waits until `condition()`; the daemons' logs are in `folder`."""
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end, "\n".join(
-            f"{log}:\n{log.read_text()[-3000:]}"
-            for log in sorted([*folder.glob("*.log"), *folder.glob("*.out")])
-        )
-        time.sleep(0.2)
+
+    def logs() -> str:
+        found = sorted([*folder.glob("*.log"), *folder.glob("*.out")])
+        return "\n".join(f"{log}:\n{log.read_text()[-3000:]}" for log in found)
+
+    wait_until(condition, explain=logs, interval=0.2)
 
 
 def _idle_nodes(environment: Mapping[str, str]) -> int:

@@ -3,7 +3,6 @@ import signal
 import subprocess
 import sys
 import threading
-import time
 
 import pytest
 
@@ -13,6 +12,7 @@ from groupvit_jax.sweep import overview, trial_process
 from groupvit_jax.sweep.folder import log_tail
 from groupvit_jax.sweep.local import LocalRunner, divide
 from tests.sweep import fake
+from tests.waiting import wait_until
 
 
 @pytest.fixture(autouse=True)
@@ -25,13 +25,6 @@ def run(sweep, root, jobs=2, retry=0, update=lambda: None):
     runner = LocalRunner(sweep, root, [{}] * jobs, retry=retry, say=said.append)
     runner.run(update)
     return runner, said
-
-
-def wait_for(condition, seconds=30):
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end
-        time.sleep(0.02)
 
 
 def test_all_trials_run_no_more_than_asked_at_a_time(tmp_path):
@@ -124,8 +117,8 @@ LocalRunner(read_sweep(root), root, [{}] * 3, retry=0, say=print).run()
 def test_trials_of_a_killed_sweep_save_and_end_before_they_run_again(tmp_path):
     sweep = fake.make_sweep(tmp_path, [(2, 0), (200, 0), (200, 0)])
     process = subprocess.Popen([sys.executable, "-c", KILLED, str(tmp_path)])
-    wait_for(lambda: fake.starts(sweep, tmp_path) == [1, 1, 1])
-    wait_for(lambda: fake.states(sweep, tmp_path)[0] == "finished")
+    wait_until(lambda: fake.starts(sweep, tmp_path) == [1, 1, 1])
+    wait_until(lambda: fake.states(sweep, tmp_path)[0] == "finished")
     process.kill()
     process.wait()
     assert fake.states(sweep, tmp_path) == ["finished", "running", "running"]

@@ -15,6 +15,7 @@ import pytest
 from groupvit_jax.train import hooks
 from groupvit_jax.train.hooks import NonFiniteError
 from tests.train import toy
+from tests.waiting import PATIENCE
 
 
 def lines(workdir):
@@ -154,12 +155,10 @@ def test_sigterm_ends_the_wait_for_a_batch(tmp_path):
 
     def stuck(first_step):
         yield from toy.batches(first_step, num_steps=4)
-        arrived.wait(60)
+        arrived.wait(PATIENCE)
 
-    start = time.monotonic()
     soon = Steps(4, threading.Timer(0.2, terminate).start)
     assert toy.run(tmp_path, 20, read=stuck, more_hooks=[soon]).step == 4
-    assert time.monotonic() - start < 30
     assert saved_steps(tmp_path) == [4]
     arrived.set()
 

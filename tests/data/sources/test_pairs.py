@@ -22,6 +22,7 @@ from groupvit_jax.data.sources.pairs import (
 )
 from groupvit_jax.data.sources.tar_index import expand_pattern
 from tests.data.shard_files import encode, pair, write_pairs, write_tar
+from tests.waiting import PATIENCE
 
 
 @pytest.fixture(autouse=True)
@@ -432,4 +433,4 @@ from groupvit_jax.data.sources.pairs import TfdsSource
 source = TfdsSource("", "train", {folder!r})
 assert sum(len(source[i]["captions"]) for i in range(len(source))) == 6
 """
-    subprocess.run([sys.executable, "-c", program], check=True, timeout=120)
+    subprocess.run([sys.executable, "-c", program], check=True, timeout=PATIENCE)

@@ -14,6 +14,7 @@ from groupvit_jax.data.storage import objects as storage
 from groupvit_jax.data.storage.cache import KEEP_SECONDS, ObjectCache, make_cache
 from groupvit_jax.data.storage.retries import StorageError
 from tests.data.storage.test_objects import open_source, put_shards, samples_of
+from tests.waiting import wait_until
 
 SIZE = 1000
 
@@ -84,10 +85,11 @@ def test_samples_are_read_by_range_until_their_shard_is_there(store, tmp_path):
     source = open_source(cache=make_cache(str(tmp_path / "cache"), 1.0))
     assert not folders(tmp_path)
     assert list(source.read_many(range(10))) == samples_of(local)
-    deadline = time.monotonic() + 20
-    while len([f for f in folders(tmp_path) if not f.name.endswith(".partial")]) < 2:
-        assert time.monotonic() < deadline, "no download in the background"
-        time.sleep(0.01)
+
+    def complete():
+        return [f for f in folders(tmp_path) if not f.name.endswith(".partial")]
+
+    wait_until(lambda: len(complete()) == 2, explain=lambda: "no download in the background")
     store.requests.clear()
     assert samples_of(source) == samples_of(local)
     assert not store.requests

@@ -16,6 +16,7 @@ from groupvit_jax.data.storage.objects import Range, StoredObject
 from groupvit_jax.data.storage.retries import StorageError
 from tests.data.pipeline.test_contrastive import NumberTokenizer, small_transform
 from tests.data.shard_files import encode, write_pairs, write_tar
+from tests.waiting import PATIENCE
 
 
 def put_shards(store, tmp_path, num_shards=2, per_shard=5) -> list[str]:
@@ -305,4 +306,4 @@ def test_a_forked_process_reads_too(store, tmp_path):
     argument = pickle.dumps(open_source()).hex()
     environment = os.environ | {"PYTHONPATH": os.getcwd()}
     command = [sys.executable, "-c", FORKING_PROGRAM, argument]
-    subprocess.run(command, check=True, timeout=60, env=environment)
+    subprocess.run(command, check=True, timeout=PATIENCE, env=environment)
