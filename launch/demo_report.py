@@ -91,7 +91,8 @@ def write(runs: Sequence[DemoRun], workdir: Path) -> str:
     variables = {"params": fresh.params, "batch_stats": fresh.batch_stats}
     models[UNTRAINED] = models[captions.name]._replace(variables=variables)
     scores[UNTRAINED] = _scores_of(captions, variables)
-    segmented = _test_scenes(captions.config, models)
+    size = captions.config.model.image.image_size
+    segmented = _test_scenes(captions.config.evaluators.test.source, size, models)
     _write_page(workdir / "report.html", runs, scores, segmented)
     best = sorted(segmented, key=lambda scene: -scene.accuracy)[:3]
     (workdir / "scenes.png").write_bytes(visualize.png(poster(best)))
@@ -111,12 +112,10 @@ def _scores_of(run: DemoRun, variables: Params) -> dict[str, float]:
     }
 
 
-def _test_scenes(config: ConfigDict, models: dict[str, Pretrained]) -> list[Scene]:
+def _test_scenes(source: Any, size: int, models: dict[str, Pretrained]) -> list[Scene]:
     """Segment the first test scenes: `COMPARED` by each model, `CANDIDATES` by the first."""
-    source = config.evaluators.test.source
     opened = source.name, source.split, source.data_dir
     masked, pairs = TfdsMasks(*opened), TfdsSource(*opened)
-    size = config.model.image.image_size
     count = min(CANDIDATES, len(masked))
     images, truths = zip(*(masked[i] for i in range(count)), strict=True)
     found: list[dict[str, SegmentationResult]] = [{} for _ in images]

@@ -1,5 +1,6 @@
 """Reads a sweep file, and finds what is wrong with its trials before any starts."""
 
+import functools
 import importlib.util
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -105,18 +106,18 @@ def _resolve(
     flags = {field: flag_of(field, value) for field, value in overrides.items()}
     config, errors = overrides_lib.read([*command, *flags.values()])
     for field, value in overrides.items():
-        if field not in errors and not _is_kept(config, field, value):
+        if field in errors:
+            continue
+        found = functools.reduce(lambda section, name: section[name], field.split("."), config)
+        if not _is_kept(found, value):
             rule = rule_of(field)
             expected = rule.expected if rule else "a value that a flag can hold"
             errors[field] = line(field, value, expected)
     return config, errors
 
 
-def _is_kept(config: ConfigDict, field: str, value: Any) -> bool:
-    """Whether the field holds the sweep file's value after it has passed through a flag."""
-    found: Any = config
-    for name in field.split("."):
-        found = found[name]
+def _is_kept(found: Any, value: Any) -> bool:
+    """Whether a field holds the sweep file's value after it has passed through a flag."""
     found = plain(found.to_dict() if isinstance(found, ConfigDict) else found)
     return found == plain(value) and isinstance(found, bool) == isinstance(value, bool)
 

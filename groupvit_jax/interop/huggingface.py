@@ -129,7 +129,7 @@ def write_huggingface(directory: Path, pretrained: Pretrained) -> None:
     """
     pretrained.check_two_towers("a Hugging Face directory")
     pretrained = with_learned_positions(pretrained)
-    config = from_model_config(pretrained.model_config)
+    config = from_model_config(build_model(pretrained.model_config))
     directory.mkdir(parents=True, exist_ok=True)
     flat = to_host(pretrained.variables)
     tensors = export_arrays(flat, names)

@@ -1,15 +1,15 @@
 """Translates between our model configuration and `GroupViTModel`'s `config.json`."""
 
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from ml_collections import ConfigDict
 
 from groupvit_jax.interop.model_config import make_model_config
+from groupvit_jax.models.image_encoder import ImageEncoder
 from groupvit_jax.models.layers import LAYER_NORM_EPS
 from groupvit_jax.models.preprocess import IMAGENET_MEAN, IMAGENET_STD
-from groupvit_jax.models.two_tower import TwoTower, build_model, text_tower
+from groupvit_jax.models.two_tower import TwoTower, text_tower
 
 # (our field, Hugging Face's, its default there)
 _IMAGE_FIELDS = (
@@ -71,17 +71,17 @@ def to_model_config(config: dict[str, Any], path: Path) -> ConfigDict:
     return make_model_config(image, text, projector)
 
 
-def from_model_config(model: ConfigDict) -> dict[str, Any]:
+def from_model_config(model: TwoTower) -> dict[str, Any]:
     """Translates our configuration for `GroupViTModel`.
 
     Raises:
       ValueError: it doesn't support a field; the message names it.
     """
-    image, text = model.image, model.text
-    check_text_tower(build_model(model), "transformers' GroupViT")
-    _check_exportable(image.to_dict())
-    vision_config = {name: _json(image[ours]) for ours, name, _ in _IMAGE_FIELDS}
-    text_config = {name: text[ours] for ours, name, _ in _TEXT_FIELDS}
+    image, text = model.image_encoder, model.text_encoder
+    check_text_tower(model, "transformers' GroupViT")
+    _check_exportable(image)
+    vision_config = {name: _json(getattr(image, ours)) for ours, name, _ in _IMAGE_FIELDS}
+    text_config = {name: getattr(text, ours) for ours, name, _ in _TEXT_FIELDS}
     # One entry per stage; unused for stages without grouping.
     unused = len(image.depths) - len(image.num_output_groups)
     vision_config["num_output_groups"] += [image.num_output_groups[-1]] * unused
@@ -95,7 +95,7 @@ def from_model_config(model: ConfigDict) -> dict[str, Any]:
     }
     text_config |= {
         "model_type": "groupvit_text_model",
-        "intermediate_size": int(text.width * text.get("mlp_ratio", 4.0)),
+        "intermediate_size": int(text.width * text.mlp_ratio),
         "hidden_act": "quick_gelu",
         "layer_norm_eps": LAYER_NORM_EPS,
         "bos_token_id": text.vocab_size - 2,
@@ -105,8 +105,8 @@ def from_model_config(model: ConfigDict) -> dict[str, Any]:
         "model_type": "groupvit",
         "architectures": ["GroupViTModel"],
         "dtype": "float32",
-        "projection_dim": model.projector.output_dim,
-        "projection_intermediate_dim": model.projector.hidden_dim,
+        "projection_dim": model.image_projector.out_dim,
+        "projection_intermediate_dim": model.image_projector.hidden_dim,
         "vision_config": vision_config,
         "text_config": text_config,
     }
@@ -183,17 +183,18 @@ def _check_group_tokens(image: dict[str, Any], where: str) -> None:
             )
 
 
-def _check_exportable(image: Mapping[str, Any]) -> None:
+def _check_exportable(image: ImageEncoder) -> None:
     only: dict[str, tuple] = {
         "temperature": (1.0,),
         "assignment": ("gumbel", "hard"),
-        "width_factors": ((), (1,) * len(image["depths"])),
+        "width_factors": ((), (1,) * len(image.depths)),
         "position_embedding": ("learned",),
     }
     for field, values in only.items():
-        if image[field] not in values:
+        if (found := getattr(image, field)) not in values:
             raise ValueError(
-                f"model.image.{field}: {image[field]!r}, but transformers' GroupViT knows only "
+                f"model.image.{field}: {found!r}, but transformers' GroupViT knows only "
                 f"{' or '.join(map(repr, values))}"
             )
-    _check_group_tokens(dict(image), "model.image")
+    fields = ("num_group_tokens", "num_output_groups")
+    _check_group_tokens({name: getattr(image, name) for name in fields}, "model.image")

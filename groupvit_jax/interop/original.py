@@ -5,6 +5,7 @@ import math
 import re
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from ml_collections import ConfigDict
@@ -79,7 +80,8 @@ def read_original(path: Path, model_config: ConfigDict | None = None) -> Pretrai
     if "model" in stored:
         model_config = config_from_dict(stored["model"])
     else:
-        model_config = _infer_config(tensors, path, model_config)
+        known = (model_config or ConfigDict()).to_dict()
+        model_config = _infer_config(tensors, path, known)
     # Not all published files were available for testing, so superfluous tensors are not an error.
     flat, notes = import_arrays(tensors, build_model(model_config), names, path, allow_extra=True)
     tokenizer = described_tokenizer(stored, path)
@@ -114,7 +116,7 @@ def _as_convolution(name: str, array: np.ndarray) -> np.ndarray:
 
 
 def _infer_config(
-    tensors: Mapping[str, np.ndarray], path: Path, known: ConfigDict | None
+    tensors: Mapping[str, np.ndarray], path: Path, known: Mapping[str, Any]
 ) -> ConfigDict:
     """Infers the configuration from tensor shapes, and takes the rest from `known`."""
 
@@ -156,8 +158,8 @@ def _infer_config(
         shape(f"img_projector.{name}.weight")[0] for name in ("linear_hidden.0", "linear_out")
     )
     projector = {"hidden_dim": hidden_dim, "output_dim": output_dim}
-    if known is not None:
-        return make_model_config({**known.image, **image}, {**known.text, **text}, projector)
+    if known:
+        return make_model_config({**known["image"], **image}, {**known["text"], **text}, projector)
     image["num_heads"] = _num_heads(width, "img_encoder", path)
     text["num_heads"] = _num_heads(text_width, "text_encoder", path)
     return make_model_config(image, text, projector)

@@ -126,9 +126,11 @@ def lower_step(
     mesh = parallel.make_mesh(config.parallel.mesh.to_dict(), topology.devices)
     parallel.check_batch_size(config.train.batch_size, mesh)
     check_micro_batch_size(config.train.micro_batch_size, config.train.batch_size, mesh)
-    check_fused_attention(config, mesh)
     task = task_of(config)
-    model, shapes = task.build_model(config), task.batch_shapes(config)
+    model: Any = task.build_model(config)
+    shapes = task.batch_shapes(config)
+    if config.model.fused_attention:
+        check_fused_attention(model.image_encoder, mesh, config.train.micro_batch_size)
     schedule = optim.make_schedule(config.optimizer.learning_rate, num_steps=2, warmup_steps=1)
     params = state_lib.abstract_params(model, shapes)
     optimizer = optim.make_optimizer(config.optimizer, schedule, params)

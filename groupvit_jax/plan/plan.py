@@ -4,6 +4,7 @@ import dataclasses
 import logging
 from collections.abc import Sequence
 
+import flax.linen as nn
 from ml_collections import ConfigDict
 
 from groupvit_jax.models.segmentation import SegmentationModel
@@ -17,6 +18,7 @@ from groupvit_jax.plan.kernel_schedule import kernel_cycles
 from groupvit_jax.plan.needs import Needs, needs
 from groupvit_jax.plan.prediction import Prediction, exposed_seconds, predict
 from groupvit_jax.plan.program import parse_program
+from groupvit_jax.train.setup import run_length
 from groupvit_jax.train.tasks import task_of
 
 logger = logging.getLogger(__name__)
@@ -177,20 +179,32 @@ def make_plan(
     Raises:
       ValueError: the configuration doesn't fit the topology, or the run has no step.
     """
-    num_steps = run_length(config, num_examples)
+    train = config.train
+    num_steps = run_length(num_examples, train.batch_size, train.num_steps, train.num_epochs)
+    if num_steps < 1:
+        raise ValueError(
+            f"--num_examples={num_examples}: {train.num_epochs} epochs at batch "
+            f"{train.batch_size} are {num_steps} steps, expected at least 1"
+        )
     step = compile_step(config, topology)
-    hand_flops, useful_flops = count_flops(config)
+    batch_size, output_dim = train.batch_size, config.model.projector.output_dim
+    hand_flops, useful_flops = count_flops(
+        task_of(config).build_model(config),
+        batch_size=batch_size,
+        num_texts=1 + config.data.num_nouns,
+        packed_length=config.data.packed_length,
+    )
     plan = Plan(
         topology=str(topology),
         num_chips=topology.num_chips,
         mesh_shape=step.mesh_shape,
-        batch_size=config.train.batch_size,
+        batch_size=batch_size,
         num_steps=num_steps,
         memory=step.memory,
         hand_flops=hand_flops,
         useful_flops=useful_flops,
         peak_flops=topology.chip.peak_flops * topology.num_chips,
-        program=_analyse(step, config, topology) if step.text else None,
+        program=_analyse(step, topology, batch_size, output_dim) if step.text else None,
         compile_seconds=step.seconds,
         compile_cpu_seconds=step.cpu_seconds,
     )
@@ -210,15 +224,14 @@ def make_plan(
     )
 
 
-def count_flops(config: ConfigDict) -> tuple[float, float]:
+def count_flops(
+    model: nn.Module, *, batch_size: int, num_texts: int, packed_length: int
+) -> tuple[float, float]:
     """Returns the FLOPs an image over whole rows of text, and without padding, by hand."""
-    model, num_texts = task_of(config).build_model(config), 1 + config.data.num_nouns
     assert isinstance(model, TwoTower | SegmentationModel)  # all that tasks build
     padded, useful = (
-        flops.training_flops(
-            model, rows=rows, num_texts=num_texts, batch_size=config.train.batch_size
-        )
-        for rows in ([config.data.packed_length], flops.useful_rows(num_texts))
+        flops.training_flops(model, rows=rows, num_texts=num_texts, batch_size=batch_size)
+        for rows in ([packed_length], flops.useful_rows(num_texts))
     )
     return padded, useful
 
@@ -228,24 +241,6 @@ def with_batch_size(config: ConfigDict, batch_size: int) -> ConfigDict:
     changed = config.copy_and_resolve_references()
     changed.train.batch_size = batch_size
     return changed
-
-
-def run_length(config: ConfigDict, num_examples: int) -> int:
-    """Returns the number of steps of the configured run.
-
-    Raises:
-      ValueError: it has none.
-    """
-    train = config.train
-    steps = train.num_steps
-    if steps is None:
-        steps = round(train.num_epochs * num_examples / train.batch_size)
-    if steps < 1:
-        raise ValueError(
-            f"--num_examples={num_examples}: {train.num_epochs} epochs at batch "
-            f"{train.batch_size} are {steps} steps, expected at least 1"
-        )
-    return steps
 
 
 def find_largest_batch(config: ConfigDict, topology: Topology, first: Plan) -> LargestBatch:
@@ -260,7 +255,9 @@ def find_largest_batch(config: ConfigDict, topology: Topology, first: Plan) -> L
       topology: what to fit into.
       first: its plan at the configured batch.
     """
-    unit = _batch_unit(config, first)
+    # Batch sizes are multiples of the shards, and of the micro-batch.
+    shards = first.mesh_shape["data"] * first.mesh_shape["fsdp"]
+    unit = max(shards, config.train.get("micro_batch_size") or 1)
     known = {first.batch_size: first.memory}
     second = first.batch_size * 2 if first.memory.fits else first.batch_size // 2 // unit * unit
     candidate = max(second, unit)
@@ -278,12 +275,6 @@ def find_largest_batch(config: ConfigDict, topology: Topology, first: Plan) -> L
     return LargestBatch(best, known.get(best), tuple(sorted(known)))
 
 
-def _batch_unit(config: ConfigDict, plan: Plan) -> int:
-    """What batch sizes must be multiples of."""
-    shards = plan.mesh_shape["data"] * plan.mesh_shape["fsdp"]
-    return max(shards, config.train.get("micro_batch_size") or 1)
-
-
 def _where_full(totals: dict[int, float], available: float, unit: int) -> int:
     """The batch at which the line through the two points nearest to full reaches `available`."""
     nearest = sorted(totals, key=lambda size: abs(totals[size] - available))[:2]
@@ -295,7 +286,7 @@ def _where_full(totals: dict[int, float], available: float, unit: int) -> int:
     return max(int(full) // unit * unit, unit)
 
 
-def _analyse(step: CompiledStep, config: ConfigDict, topology: Topology) -> Program:
+def _analyse(step: CompiledStep, topology: Topology, batch_size: int, output_dim: int) -> Program:
     program = parse_program(step.text)
     chip, num_devices = topology.chip, len(topology.devices)
     collectives = find_collectives(program, step.mesh_shape, step.slice_of)
@@ -303,9 +294,9 @@ def _analyse(step: CompiledStep, config: ConfigDict, topology: Topology) -> Prog
     device_flops = sum(cost.count * cost.flops for cost in found)
     traffic = sum(cost.count * cost.num_bytes for cost in found)
     return Program(
-        flops_per_image=device_flops * num_devices / config.train.batch_size,
+        flops_per_image=device_flops * num_devices / batch_size,
         traffic=float(traffic * chip.devices),
-        logits=costs.logits_bytes(program, config.model.projector.output_dim),
+        logits=costs.logits_bytes(program, output_dim),
         launches=sum(cost.launches for cost in found),
         collectives=tuple(collectives),
         bound=bound(topology, device_flops, traffic, collectives),

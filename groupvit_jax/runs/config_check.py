@@ -1,7 +1,7 @@
 """Configurations as flat mappings: by path, compared, and the field nearest to a misspelt one."""
 
 import difflib
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
 from ml_collections import ConfigDict
@@ -17,24 +17,31 @@ def unknown_field(field: str, known: Collection[str]) -> str:
 
 
 def flatten(config: ConfigDict, free: tuple[str, ...] = FREE_FIELDS) -> dict[str, Any]:
-    """Returns the values by dotted path, without those below the fields `free`."""
-    return dict(_leaves(config, "", free))
+    """Return the values by dotted path, without those below the fields `free`."""
+    return dict(_leaves(config.to_dict(), "", free))
 
 
-def differences(old: ConfigDict, new: ConfigDict) -> dict[str, tuple[Any, Any]]:
-    """Returns the old and the new value by path of each field that differs, the free ones too."""
-    before, after = flatten(old, free=()), flatten(new, free=())
+def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
+    """Return the old and the new value by path of each field that differs, the free ones too.
+
+    Args:
+      old: a configuration as nested mappings.
+      new: another one.
+    """
+    before, after = dict(_leaves(old, "", ())), dict(_leaves(new, "", ()))
     fields = {**before, **after}
     pairs = {field: (before.get(field), after.get(field)) for field in fields}
     return {field: pair for field, pair in pairs.items() if pair[0] != pair[1]}
 
 
-def _leaves(config: ConfigDict, prefix: str, free: tuple[str, ...]) -> Iterator[tuple[str, Any]]:
-    for name, value in config.items():
+def _leaves(
+    values: Mapping[str, Any], prefix: str, free: tuple[str, ...]
+) -> Iterator[tuple[str, Any]]:
+    for name, value in values.items():
         field = f"{prefix}{name}"
         if field in free:
             continue
-        if isinstance(value, ConfigDict):
+        if isinstance(value, Mapping):
             yield from _leaves(value, f"{field}.", free)
         else:
             yield field, _lists_as_tuples(value)

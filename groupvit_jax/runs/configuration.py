@@ -20,9 +20,9 @@ FIXED_FIELDS = ("model.", "data.tokenizer.name", "task", "segmentation.class_nam
 EXECUTION_FIELDS = ("model.scan_layers", "model.remat", "model.fused_attention")
 
 
-def write_config(config: ConfigDict, workdir: Path) -> None:
+def write_config(config: Mapping[str, Any], workdir: Path) -> None:
     """Write the resolved configuration of a run."""
-    write_json(workdir / CONFIG_FILE, config.to_dict())
+    write_json(workdir / CONFIG_FILE, config)
 
 
 def config_from_json(path: Path) -> ConfigDict:
@@ -64,7 +64,7 @@ def check_same_run(config: ConfigDict, workdir: Path, resuming: bool) -> None:
     path = workdir / CONFIG_FILE
     if not path.exists():
         return
-    changed = differences(config_from_json(path), config)
+    changed = differences(config_from_json(path).to_dict(), config.to_dict())
     lines = [f"config.{field}: {old!r} -> {new!r}" for field, (old, new) in changed.items()]
     fixed = [
         line

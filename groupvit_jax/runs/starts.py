@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import jax
-from ml_collections import ConfigDict
 
 from groupvit_jax.runs.configuration import write_config
 from groupvit_jax.runs.files import replace_text
@@ -21,12 +20,12 @@ PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "nump
 
 
 def write_start(
-    config: ConfigDict, workdir: Path, step: int, argv: Sequence[str] | None = None
+    config: Mapping[str, Any], workdir: Path, step: int, argv: Sequence[str] | None = None
 ) -> None:
     """Write the resolved configuration and how to repeat the run, and record this start.
 
     Args:
-      config: the resolved configuration.
+      config: the resolved configuration, as nested mappings.
       workdir: the run's folder.
       step: the step that the run starts or resumes from.
       argv: the command, `sys.argv` by default.
@@ -34,7 +33,7 @@ def write_start(
     write_config(config, workdir)
     repeat = f"python -m launch.train --config={workdir / CONFIG_FILE} --workdir=ANOTHER_FOLDER\n"
     replace_text(workdir / REPEAT_FILE, repeat)
-    start = dict(step=step, argv=list(argv or sys.argv), config=config.to_dict(), **environment())
+    start = dict(step=step, argv=list(argv or sys.argv), config=config, **environment())
     # Appended, unlike the files above: earlier starts explain earlier parts of the curves.
     with (workdir / STARTS_FILE).open("a") as file:
         file.write(json.dumps(start) + "\n")

@@ -8,7 +8,6 @@ from typing import Any
 
 import jax
 import orbax.checkpoint as ocp
-from ml_collections import ConfigDict
 from orbax.checkpoint import checkpoint_managers
 
 from groupvit_jax.data.text.vocabulary import Vocabulary, to_json
@@ -23,6 +22,23 @@ FIELDS = {
 }
 
 
+@dataclasses.dataclass(frozen=True)
+class CheckpointSettings:
+    """When checkpoints are saved and which are kept; the fields of `config.checkpoint`.
+
+    Attributes:
+      every_steps: steps between two saves.
+      keep_last: number of the last checkpoints that are kept.
+      best_metric: the best checkpoint by this metric is kept too; "" for none.
+      best_mode: "max" or "min", whether larger or smaller values are better.
+    """
+
+    every_steps: int = 1000
+    keep_last: int = 3
+    best_metric: str = ""
+    best_mode: str = "max"
+
+
 class Checkpointer:
     """Saves in the background, keeps the last n and the best, restores into any shardings.
 
@@ -33,7 +49,7 @@ class Checkpointer:
     def __init__(
         self,
         directory: Path | str,
-        config: ConfigDict,
+        settings: CheckpointSettings,
         run_config: Mapping[str, Any] | None = None,
         vocabulary: Vocabulary | None = None,
     ) -> None:
@@ -41,7 +57,7 @@ class Checkpointer:
 
         Args:
           directory: the folder of the steps.
-          config: `config.checkpoint`.
+          settings: which steps are kept.
           run_config: the whole configuration, a copy of which goes into every checkpoint.
           vocabulary: likewise: a checkpoint can then be used without any other file.
         """
@@ -52,7 +68,7 @@ class Checkpointer:
         arrays = {name: ocp.StandardCheckpointHandler() for name in checkpoints.ARRAY_ITEMS}
         json_items = {name: ocp.JsonCheckpointHandler() for name in checkpoints.JSON_ITEMS}
         self._manager = ocp.CheckpointManager(
-            self._directory, options=_options(config), item_handlers=arrays | json_items
+            self._directory, options=_options(settings), item_handlers=arrays | json_items
         )
 
     def save(
@@ -149,15 +165,15 @@ def check_same_arrays(origin: Path, found: PyTree, expected: PyTree) -> None:
         )
 
 
-def _options(config: ConfigDict) -> ocp.CheckpointManagerOptions:
+def _options(settings: CheckpointSettings) -> ocp.CheckpointManagerOptions:
     def score(metrics: Mapping[str, float]) -> float:
         """Return a score, higher for better; a step without the metric is worse than any."""
-        value = metrics.get(config.best_metric, math.nan)
-        sign = {"max": 1, "min": -1}[config.best_mode]
+        value = metrics.get(settings.best_metric, math.nan)
+        sign = {"max": 1, "min": -1}[settings.best_mode]
         return -math.inf if math.isnan(value) else sign * value
 
-    keep = [checkpoint_managers.LatestN(config.keep_last)]
-    if config.best_metric:
+    keep = [checkpoint_managers.LatestN(settings.keep_last)]
+    if settings.best_metric:
         keep.append(checkpoint_managers.BestN(get_metric_fn=score, n=1))
     return ocp.CheckpointManagerOptions(
         best_fn=score,  # without it, Orbax writes no metrics and `best_step` has no answer

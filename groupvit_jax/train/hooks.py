@@ -11,10 +11,9 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from ml_collections import ConfigDict
 
 from groupvit_jax.runs.evaluator import Evaluator
-from groupvit_jax.train.checkpointer import Checkpointer
+from groupvit_jax.train.checkpointer import Checkpointer, CheckpointSettings
 from groupvit_jax.train.state import TrainState
 from groupvit_jax.train.writers import MetricWriter
 from groupvit_jax.typing import Array, Bool, PyTree
@@ -198,7 +197,7 @@ class SaveCheckpoint(Hook):
         checkpointer: Checkpointer,
         metrics: StepMetrics,
         position: Callable[[int], Mapping[str, Any]],
-        config: ConfigDict,
+        settings: CheckpointSettings,
     ) -> None:
         """Take the parts.
 
@@ -206,17 +205,17 @@ class SaveCheckpoint(Hook):
           checkpointer: the workdir's checkpoints.
           metrics: metrics of the steps; those not fetched yet are checked before a save.
           position: returns the data position after a step.
-          config: `config.checkpoint`.
+          settings: when checkpoints are saved.
         """
         self._checkpointer, self._metrics, self._position = checkpointer, metrics, position
-        self._config = config
+        self._settings = settings
 
     def after_step(self, context: StepContext) -> None:
         """Save if it is due."""
         # The best step is known as such only if it is saved when its metric is measured, which may
         # fall between the regular saves.
-        regular = context.step % self._config.every_steps == 0
-        if regular or self._config.best_metric in context.record:
+        regular = context.step % self._settings.every_steps == 0
+        if regular or self._settings.best_metric in context.record:
             self._save(context)
 
     def at_end(self, context: StepContext) -> None:

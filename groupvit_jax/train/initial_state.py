@@ -69,16 +69,10 @@ def initial_state(
     if not sources:
         logger.info("fresh start from seed %d", config.seed)
     for field, path in sources.items():
-        state = _initialised(state, path, field, initialisers.get(field), config.model)
+        if (read := initialisers.get(field)) is None:
+            raise ValueError(f"config.{field}={path!r}: nothing here can read it")
+        params, batch_stats, report = read(path, state.params, state.batch_stats, config.model)
+        for line in report.lines():
+            logger.info("%s: %s", path, line)
+        state = dataclasses.replace(state, params=params, batch_stats=batch_stats)
     return state, None
-
-
-def _initialised(
-    state: TrainState, path: str, field: str, read: InitialiseFrom | None, model_config: ConfigDict
-) -> TrainState:
-    if read is None:
-        raise ValueError(f"config.{field}={path!r}: nothing here can read it")
-    params, batch_stats, report = read(path, state.params, state.batch_stats, model_config)
-    for line in report.lines():
-        logger.info("%s: %s", path, line)
-    return dataclasses.replace(state, params=params, batch_stats=batch_stats)

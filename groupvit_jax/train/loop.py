@@ -21,14 +21,14 @@ from groupvit_jax.runs.evaluator import Evaluator
 from groupvit_jax.runs.starts import write_start
 from groupvit_jax.train import hooks as hooks_lib
 from groupvit_jax.train import setup
-from groupvit_jax.train.checkpointer import Checkpointer
+from groupvit_jax.train.checkpointer import Checkpointer, CheckpointSettings
 from groupvit_jax.train.data_position import DataPosition, continue_from
 from groupvit_jax.train.initial_state import Initialisers, initial_state
 from groupvit_jax.train.prefetch import DeviceBatch, DevicePrefetcher
 from groupvit_jax.train.state import TrainState
 from groupvit_jax.train.step import make_train_step
 from groupvit_jax.train.stopping import StopRequest
-from groupvit_jax.train.writers import MetricWriter, make_writer
+from groupvit_jax.train.writers import make_writer
 from groupvit_jax.typing import Array
 
 logger = logging.getLogger(__name__)
@@ -87,8 +87,9 @@ def train(
     # Closed in reverse order: first the readers, last the checkpoints, which wait for their write.
     with contextlib.ExitStack() as stack:
         stop = stack.enter_context(StopRequest())
+        keep = CheckpointSettings(**config.checkpoint)
         checkpoints = Checkpointer(
-            workdir / layout.CHECKPOINTS, config.checkpoint, config.to_dict(), parts.vocabulary
+            workdir / layout.CHECKPOINTS, keep, config.to_dict(), parts.vocabulary
         )
         stack.callback(checkpoints.close)
         state, saved = initial_state(
@@ -104,7 +105,18 @@ def train(
         if position.first_step >= parts.num_steps:
             logger.info("all %d steps of this run are done", parts.num_steps)
             return Result(position.first_step, complete=True)
-        writer = _start_writing(config, workdir, position.first_step)
+        primary = jax.process_index() == 0
+        if primary:
+            write_start(config.to_dict(), workdir, position.first_step)
+        writer = make_writer(
+            workdir,
+            position.first_step,
+            primary=primary,
+            run_config=config.to_dict(),
+            tensorboard=config.tensorboard,
+            wandb_project=config.wandb_project,
+            wandb_group=config.wandb_group,
+        )
         stack.callback(writer.close)
         metrics = hooks_lib.StepMetrics()
         # The order matters: metrics and evaluations enter the record before it is shown, written
@@ -115,7 +127,7 @@ def train(
             hooks_lib.ShowProgress(show if jax.process_index() == 0 else _show_nothing),
             hooks_lib.Evaluate(evaluators),
             hooks_lib.WriteMetrics(writer),
-            hooks_lib.SaveCheckpoint(checkpoints, metrics, position.after, config.checkpoint),
+            hooks_lib.SaveCheckpoint(checkpoints, metrics, position.after, keep),
         ]
         batches = stack.enter_context(open_batches(parts, position))
         context = hooks_lib.StepContext(position.first_step, parts.num_steps, state)
@@ -200,13 +212,6 @@ def open_batches(parts: setup.Parts, position: DataPosition) -> Iterator[DeviceP
         prefetcher = DevicePrefetcher(loader, send, config.data.prefetch)
         with contextlib.closing(prefetcher):
             yield prefetcher
-
-
-def _start_writing(config: ConfigDict, workdir: Path, step: int) -> MetricWriter:
-    primary = jax.process_index() == 0
-    if primary:
-        write_start(config, workdir, step)
-    return make_writer(config, workdir, step, primary)
 
 
 def _make_step(parts: setup.Parts) -> TrainStep:

@@ -3,7 +3,6 @@
 from typing import Any
 
 from jax.sharding import Mesh
-from ml_collections import ConfigDict
 
 from groupvit_jax import losses
 from groupvit_jax.models import preprocess
@@ -15,19 +14,21 @@ from groupvit_jax.train.step import LossFn, Metrics
 from groupvit_jax.typing import Array, Batch, Float, PyTree
 
 
-def make_segmentation_loss(model: SegmentationModel, config: ConfigDict, mesh: Mesh) -> LossFn:
+def make_segmentation_loss(
+    model: SegmentationModel, mesh: Mesh, *, fused_attention: bool = False
+) -> LossFn:
     """Return the loss of images and their masks, `losses.segmentation_loss` at full resolution.
 
     Args:
       model: the image tower with its head.
-      config: the whole configuration; `train` is used.
       mesh: the device mesh.
+      fused_attention: whether attention is one kernel.
 
     Returns:
       A function whose metrics are `loss`, `labelled_pixels` (the share that counts) and
       `groups_in_use/stage_I`.
     """
-    model = on_mesh(model, mesh, fused_attention=config.model.fused_attention)
+    model = on_mesh(model, mesh, fused_attention=fused_attention)
 
     def loss_fn(
         params: PyTree, state: TrainState, batch: Batch

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
@@ -16,6 +17,7 @@ from groupvit_jax.data.pipeline import contrastive
 from groupvit_jax.data.text import tokenizers
 from groupvit_jax.data.text.vocabulary import Vocabulary, read_vocabulary
 from groupvit_jax.models import fused_attention
+from groupvit_jax.models.image_encoder import ImageEncoder
 from groupvit_jax.runs import checkpoints
 from groupvit_jax.runs.validation import validate
 from groupvit_jax.runs.workdir import check_writable
@@ -87,7 +89,6 @@ def build(config: ConfigDict, workdir: Path) -> Parts:
     mesh = parallel.make_mesh(config.parallel.mesh.to_dict())
     parallel.check_batch_size(config.train.batch_size, mesh)
     check_micro_batch_size(config.train.micro_batch_size, config.train.batch_size, mesh)
-    check_fused_attention(config, mesh)
     vocabulary = find_vocabulary(config.data.tokenizer.name, config.data.tokenizer.path, workdir)
     tokenizer = tokenizers.make_tokenizer(vocabulary, config.model.text.context_length)
     text = config.model.text
@@ -99,9 +100,18 @@ def build(config: ConfigDict, workdir: Path) -> Parts:
     )
     if config.loss.local_weight and config.loss.local_words == "tokens":
         check_start_token(tokenizer)
-    model = task.build_model(config)
+    model: Any = task.build_model(config)
+    if config.model.fused_attention:
+        check_fused_attention(model.image_encoder, mesh, config.train.micro_batch_size)
     examples = task.make_examples(config, tokenizer)
-    num_steps, warmup_steps = run_length(config, examples.num_samples)
+    sizes = examples.num_samples, config.train.batch_size
+    num_steps = run_length(*sizes, config.train.num_steps, config.train.num_epochs)
+    if num_steps < 1:
+        raise ValueError(
+            f"config.train: {num_steps} steps found ({sizes[0]} examples, batch size {sizes[1]}), "
+            "expected at least 1"
+        )
+    warmup_steps = run_length(*sizes, config.optimizer.warmup_steps, config.optimizer.warmup_epochs)
     schedule = optim.make_schedule(
         config.optimizer.learning_rate,
         num_steps,
@@ -150,22 +160,20 @@ def find_vocabulary(name: str, path: str, workdir: Path) -> Vocabulary:
     return found
 
 
-def check_fused_attention(config: ConfigDict, mesh: Mesh) -> None:
-    """Raises ValueError where `config.model.fused_attention` can't be had."""
-    if not config.model.fused_attention:
-        return
-    platform, heads = mesh.devices.flat[0].platform, config.model.image.num_heads
+def check_fused_attention(encoder: ImageEncoder, mesh: Mesh, micro_batch_size: int | None) -> None:
+    """Raise ValueError if the image tower's attention can't be one kernel on this mesh."""
+    platform, heads = mesh.devices.flat[0].platform, encoder.num_heads
     found = None
     if platform not in fused_attention.KERNELS:
         found = f"True found on {platform}, expected one of {', '.join(fused_attention.KERNELS)}"
-    elif config.train.micro_batch_size is not None:
+    elif micro_batch_size is not None:
         found = "True found with config.train.micro_batch_size, expected one of them"
     elif heads % mesh.shape["tensor"]:
         found = (
             f"True found with {heads} heads on {mesh.shape['tensor']} tensor shards, expected "
             "shards that divide them"
         )
-    elif platform == "gpu" and config.model.dtype == "float32":
+    elif platform == "gpu" and encoder.dtype == jnp.float32:
         found = "True found with config.model.dtype 'float32', expected 'bfloat16' on a GPU"
     if found:
         raise ValueError(f"config.model.fused_attention: {found}")
@@ -183,24 +191,16 @@ def check_start_token(tokenizer: tokenizers.Tokenizer) -> None:
         )
 
 
-def run_length(config: ConfigDict, num_examples: int) -> tuple[int, int]:
-    """Returns the number of steps of the run and of its warm-up.
+def run_length(num_examples: int, batch_size: int, num_steps: int | None, num_epochs: float) -> int:
+    """Return the number of steps of a run or of its warm-up.
 
-    Raises:
-      ValueError: the run has no step.
+    Args:
+      num_examples: examples of an epoch.
+      batch_size: global.
+      num_steps: takes precedence over the epochs.
+      num_epochs: length in epochs.
     """
-    steps_per_epoch = num_examples / config.train.batch_size
-    num_steps, warmup_steps = config.train.num_steps, config.optimizer.warmup_steps
-    if num_steps is None:
-        num_steps = round(config.train.num_epochs * steps_per_epoch)
-    if warmup_steps is None:
-        warmup_steps = round(config.optimizer.warmup_epochs * steps_per_epoch)
-    if num_steps < 1:
-        raise ValueError(
-            f"config.train: {num_steps} steps found ({num_examples} examples, batch size "
-            f"{config.train.batch_size}), expected at least 1"
-        )
-    return num_steps, warmup_steps
+    return round(num_epochs * num_examples / batch_size) if num_steps is None else num_steps
 
 
 def _log_summary(parts: Parts) -> None:

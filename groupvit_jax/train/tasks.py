@@ -39,16 +39,10 @@ class Task:
     unused: Mapping[str, object] = dataclasses.field(default_factory=dict)
 
 
-def _masked_examples(config: ConfigDict, tokenizer: Tokenizer) -> TrainExamples:
-    del tokenizer  # masks come without texts
-    fields = config.segmentation.to_dict()
-    return make_masked_examples(
-        config.data.sources.to_dict(),
-        fields.pop("class_names"),
-        augment=MaskedAugmentation(**fields),
-        image_size=config.model.image.image_size,
-        seed=config.seed,
-    )
+def _augmentation(segmentation: Mapping[str, Any]) -> MaskedAugmentation:
+    """Returns the fields of `config.segmentation` that augment."""
+    names = [field.name for field in dataclasses.fields(MaskedAugmentation)]
+    return MaskedAugmentation(**{name: segmentation[name] for name in names})
 
 
 TASKS = {
@@ -64,9 +58,17 @@ TASKS = {
         build_model=lambda config: with_segment_head(
             build_model(config.model), len(config.segmentation.class_names)
         ),
-        make_examples=_masked_examples,
+        make_examples=lambda config, tokenizer: make_masked_examples(
+            config.data.sources.to_dict(),
+            config.segmentation.class_names,
+            augment=_augmentation(config.segmentation.to_dict()),
+            image_size=config.model.image.image_size,
+            seed=config.seed,
+        ),
         batch_shapes=state.masked_batch_shapes,
-        make_loss=segmentation_task.make_segmentation_loss,
+        make_loss=lambda model, config, mesh: segmentation_task.make_segmentation_loss(
+            model, mesh, fused_attention=config.model.fused_attention
+        ),
         unused={"text_init_from": "", "train.micro_batch_size": None},
     ),
 }

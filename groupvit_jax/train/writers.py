@@ -6,9 +6,8 @@ import os
 import uuid
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Protocol, runtime_checkable
-
-from ml_collections import ConfigDict
 
 from groupvit_jax.runs.layout import METRICS_FILE, WANDB_ID_FILE
 from groupvit_jax.runs.metrics_file import MetricsFile
@@ -99,24 +98,35 @@ class MultiWriter:
             writer.close()
 
 
-def make_writer(config: ConfigDict, workdir: Path, resume_step: int, primary: bool) -> MetricWriter:
+def make_writer(
+    workdir: Path,
+    resume_step: int,
+    *,
+    primary: bool,
+    run_config: Mapping[str, Any] = MappingProxyType({}),
+    tensorboard: bool = False,
+    wandb_project: str = "",
+    wandb_group: str = "",
+) -> MetricWriter:
     """Return the configured writers, as far as their libraries are installed.
 
     Args:
-      config: the whole configuration.
       workdir: the run's folder.
       resume_step: the step that the run resumes from, 0 for a new one.
       primary: whether this process writes: one of several does, because metrics are global.
+      run_config: the whole configuration, for Weights & Biases.
+      tensorboard: whether event files are wanted.
+      wandb_project: project at Weights & Biases; "" for none.
+      wandb_group: group of the run there.
     """
     if not primary:
         return MultiWriter([])
     writers: list[MetricWriter] = [MetricsFile(workdir, resume_step)]
-    if config.tensorboard:
+    if tensorboard:
         if importlib.util.find_spec("tensorflow") is None:
             logger.info("TensorFlow is not installed: no TensorBoard files, only %s", METRICS_FILE)
         else:
             writers.append(CluWriter(workdir))
-    if config.wandb_project:
-        group = config.wandb_group
-        writers.append(WandbWriter(config.wandb_project, workdir, config.to_dict(), group))
+    if wandb_project:
+        writers.append(WandbWriter(wandb_project, workdir, run_config, wandb_group))
     return MultiWriter(writers)

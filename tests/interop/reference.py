@@ -14,7 +14,7 @@ from tests.interop.training import _split_qkv
 def build(pretrained):
     """A `GroupViTModel` in evaluation mode."""
     model = transformers.GroupViTModel(
-        transformers.GroupViTConfig(**from_model_config(pretrained.model_config))
+        transformers.GroupViTConfig(**from_model_config(pretrained.build_model()))
     )
     arrays = export_arrays(to_host(pretrained.variables), huggingface.names)
     arrays.pop("multi_label_logit_scale", None)

@@ -12,6 +12,7 @@ from groupvit_jax.interop.huggingface import (
 )
 from groupvit_jax.interop.huggingface_config import from_model_config, to_model_config
 from groupvit_jax.interop.tensor_file import read_safetensors, write_safetensors
+from groupvit_jax.models import build_model
 from tests.interop import weights
 
 CAPTIONS = [
@@ -89,7 +90,7 @@ def test_transformers_loads_the_directory_and_agrees(directory, small):
 def test_a_model_that_transformers_saves_is_read(tmp_path):
     torch = pytest.importorskip("torch")
     transformers = pytest.importorskip("transformers")
-    config = from_model_config(weights.small_config("three_stage"))
+    config = from_model_config(build_model(weights.small_config("three_stage")))
     model = transformers.GroupViTModel(transformers.GroupViTConfig(**config)).eval()
     model.save_pretrained(tmp_path)
     pretrained = load_pretrained(tmp_path)
@@ -175,7 +176,7 @@ def test_a_model_that_transformers_lacks_is_refused_by_field(field, value):
     config = weights.small_config()
     config.image[field] = value
     with pytest.raises(ValueError, match=rf"model\.image.*{field}.*transformers"):
-        from_model_config(config)
+        from_model_config(build_model(config))
 
 
 @pytest.mark.parametrize(

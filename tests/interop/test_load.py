@@ -16,7 +16,7 @@ from groupvit_jax.interop.pretrained import with_image_size
 from groupvit_jax.interop.save import save_pretrained
 from groupvit_jax.runs.configuration import config_from_dict, write_config
 from groupvit_jax.runs.layout import CHECKPOINTS
-from groupvit_jax.train.checkpointer import Checkpointer
+from groupvit_jax.train.checkpointer import Checkpointer, CheckpointSettings
 from groupvit_jax.train.state import TrainState
 from tests.interop import weights
 
@@ -26,7 +26,7 @@ def write_run(directory, pretrained, steps=(3,)):
     config = base.get_config()
     config.model = pretrained.model_config
     checkpoints = Checkpointer(
-        directory / CHECKPOINTS, config.checkpoint, config.to_dict(), pretrained.tokenizer
+        directory / CHECKPOINTS, CheckpointSettings(), config.to_dict(), pretrained.tokenizer
     )
     for step in steps:
         factor = np.float32(step == steps[-1])
@@ -39,7 +39,7 @@ def write_run(directory, pretrained, steps=(3,)):
         )
         checkpoints.save(step, state, {}, {})
     checkpoints.close()
-    write_config(config, directory)
+    write_config(config.to_dict(), directory)
 
 
 def write_any(kind, path, pretrained):

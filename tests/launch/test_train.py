@@ -17,7 +17,7 @@ from groupvit_jax.data.storage.retries import StorageError
 from groupvit_jax.interop import INITIALISERS
 from groupvit_jax.interop.load import load_pretrained
 from groupvit_jax.train import setup
-from groupvit_jax.train.checkpointer import Checkpointer
+from groupvit_jax.train.checkpointer import Checkpointer, CheckpointSettings
 from groupvit_jax.train.hooks import NonFiniteError
 from groupvit_jax.train.initial_state import initial_state
 from groupvit_jax.train.loop import Result, train
@@ -140,10 +140,14 @@ def test_a_pattern_that_matches_nothing_is_refused(config, tmp_path):
         setup.build(config, tmp_path)
 
 
-def test_the_length_of_a_run_comes_from_its_epochs(config):
-    config.train.update(num_steps=None, num_epochs=30.0, batch_size=16)
+def test_the_length_of_a_run_comes_from_its_epochs(config, tmp_path):
+    config.train.update(num_steps=None, num_epochs=30.0)
     config.optimizer.update(warmup_steps=None, warmup_epochs=2.0)
-    assert setup.run_length(config, num_examples=1000) == (1875, 125)
+    parts = setup.build(config, tmp_path)
+    per_epoch = parts.examples.num_samples / config.train.batch_size
+    assert parts.num_steps == round(30 * per_epoch)
+    rates = [float(parts.schedule(step)) for step in range(parts.num_steps)]
+    assert abs(int(np.argmax(rates)) - 2 * per_epoch) <= 1
 
 
 def test_a_workdir_that_is_not_writable_is_one_line(config, tmp_path):
@@ -192,7 +196,7 @@ def test_starts_from_the_parameters_of_another_run(trained, config, tmp_path, ca
     _, workdir, _ = trained
     config.init_from = str(workdir)
     parts = setup.build(config, tmp_path)
-    checkpoints = Checkpointer(tmp_path / "checkpoints", config.checkpoint)
+    checkpoints = Checkpointer(tmp_path / "checkpoints", CheckpointSettings(**config.checkpoint))
     with caplog.at_level("INFO"):
         state, position = initial_state(
             config, checkpoints, parts.abstract_state, parts.fresh_state, INITIALISERS

@@ -10,15 +10,26 @@ from groupvit_jax.plan.compiling import lower_step
 from groupvit_jax.plan.costs import matrix_flops
 from groupvit_jax.plan.plan import count_flops
 from groupvit_jax.plan.program import parse_program
+from groupvit_jax.train.tasks import task_of
 from tests.plan.machines import host
 
 
+def flops_of(config):
+    """FLOPs an image over whole rows of text, and without padding."""
+    return count_flops(
+        task_of(config).build_model(config),
+        batch_size=config.train.batch_size,
+        num_texts=1 + config.data.num_nouns,
+        packed_length=config.data.packed_length,
+    )
+
+
 def step_flops(config):
-    return count_flops(config)[0]
+    return flops_of(config)[0]
 
 
 def useful_flops(config):
-    return count_flops(config)[1]
+    return flops_of(config)[1]
 
 
 def shallow(batch_size):

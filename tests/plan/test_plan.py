@@ -8,7 +8,7 @@ from groupvit_jax.plan import plan as plan_lib
 from groupvit_jax.plan import table
 from groupvit_jax.plan.collectives import Collective
 from groupvit_jax.plan.compiling import CompiledStep, Memory
-from groupvit_jax.plan.plan import bound, find_largest_batch, make_plan, run_length
+from groupvit_jax.plan.plan import bound, find_largest_batch, make_plan
 from tests.plan.machines import host
 
 
@@ -45,14 +45,10 @@ def test_a_chip_of_two_devices():
     assert two.links == pytest.approx(2 * one.links)
 
 
-def test_run_length():
+def test_a_plan_needs_a_step():
     config = base.get_config()
-    assert run_length(config, 4096 * 100) == 3000
-    config.train.num_steps = 17
-    assert run_length(config, 1) == 17
-    config.train.num_steps = None
     with pytest.raises(ValueError, match=r"--num_examples=10: 30.0 epochs at batch 4096 are 0"):
-        run_length(config, 10)
+        make_plan(config, host(1), 10)
 
 
 def test_rates_follow_from_the_prediction(plan):

@@ -32,7 +32,7 @@ def test_differences_are_listed_with_both_values():
     new.train.batch_size = 16
     new.model.depths = (1, 2, 3)
     new.data.sources.mine = dict(kind="tfds")
-    assert config_check.differences(old, new) == {
+    assert config_check.differences(old.to_dict(), new.to_dict()) == {
         "model.depths": ((1, 2), (1, 2, 3)),
         "train.batch_size": (8, 16),
         "data.sources.mine.kind": (None, "tfds"),
@@ -43,4 +43,4 @@ def test_a_list_from_json_equals_the_tuple_it_was():
     old, new = reference(), reference()
     with old.ignore_type():
         old.model.depths = [1, 2]
-    assert config_check.differences(old, new) == {}
+    assert config_check.differences(old.to_dict(), new.to_dict()) == {}

@@ -6,7 +6,7 @@ from groupvit_jax.runs import configuration
 
 def test_the_written_configuration_reads_back_the_same(tmp_path):
     config = base.get_config()
-    configuration.write_config(config, tmp_path)
+    configuration.write_config(config.to_dict(), tmp_path)
     read = configuration.config_from_json(tmp_path / "config.json")
     assert read.to_dict() == config.to_dict()
 
@@ -21,7 +21,7 @@ def test_a_file_that_is_no_configuration_is_a_clear_error(tmp_path, content):
 
 def test_another_model_is_refused_only_where_there_is_a_checkpoint(tmp_path):
     config = base.get_config()
-    configuration.write_config(config, tmp_path)
+    configuration.write_config(config.to_dict(), tmp_path)
     config.model.image.num_heads = 8
     with pytest.raises(ValueError, match=r"another model \(config.model.image.num_heads: 6 -> 8\)"):
         configuration.check_same_run(config, tmp_path, resuming=True)
@@ -30,7 +30,7 @@ def test_another_model_is_refused_only_where_there_is_a_checkpoint(tmp_path):
 
 def test_other_differences_are_logged_and_the_run_goes_on(tmp_path, caplog):
     config = base.get_config()
-    configuration.write_config(config, tmp_path)
+    configuration.write_config(config.to_dict(), tmp_path)
     config.optimizer.weight_decay = 0.1
     configuration.check_same_run(config, tmp_path, resuming=True)
     assert [record.message for record in caplog.records] == [
@@ -41,5 +41,5 @@ def test_other_differences_are_logged_and_the_run_goes_on(tmp_path, caplog):
 def test_fields_that_came_after_the_run_began_are_no_other_model(tmp_path):
     recorded = base.get_config()
     del recorded.model.text["kind"]
-    configuration.write_config(recorded, tmp_path)
+    configuration.write_config(recorded.to_dict(), tmp_path)
     configuration.check_same_run(base.get_config(), tmp_path, resuming=True)

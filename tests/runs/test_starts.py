@@ -6,7 +6,7 @@ from groupvit_jax.runs.starts import git_state, write_start
 
 def test_each_start_is_recorded_with_versions_and_git_state(tmp_path):
     for step in (0, 7):
-        write_start(base.get_config(), tmp_path, step, argv=["launch.train", "--x"])
+        write_start(base.get_config().to_dict(), tmp_path, step, argv=["launch.train", "--x"])
     starts = [json.loads(line) for line in (tmp_path / "starts.jsonl").read_text().splitlines()]
     assert [start["step"] for start in starts] == [0, 7]
     assert starts[0]["argv"] == ["launch.train", "--x"]
@@ -16,7 +16,7 @@ def test_each_start_is_recorded_with_versions_and_git_state(tmp_path):
 
 
 def test_the_note_says_how_to_repeat_the_run(tmp_path):
-    write_start(base.get_config(), tmp_path, 0)
+    write_start(base.get_config().to_dict(), tmp_path, 0)
     command = (tmp_path / "REPEAT.txt").read_text()
     assert f"python -m launch.train --config={tmp_path}/config.json" in command
 

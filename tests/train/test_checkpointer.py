@@ -5,16 +5,15 @@ import sys
 import jax
 import numpy as np
 import pytest
-from ml_collections import ConfigDict
 
-from groupvit_jax.train.checkpointer import Checkpointer
+from groupvit_jax.train.checkpointer import Checkpointer, CheckpointSettings
 from tests.train import toy
 
 POSITION = {"step": 3, "examples_seen": 24, "seed": 0, "batch_size": 8, "num_examples": 100}
 
 
 def settings(**changes):
-    return ConfigDict({"keep_last": 2, "best_metric": "", "best_mode": "max"} | changes)
+    return CheckpointSettings(**{"keep_last": 2} | changes)
 
 
 def save(directory, state, step=3, **changes):
@@ -117,10 +116,9 @@ def test_saving_a_step_twice_keeps_the_first(tmp_path):
 SAVE_AND_BE_KILLED = """
 import os, sys
 from tests.train import toy
-from groupvit_jax.train.checkpointer import Checkpointer
-from ml_collections import ConfigDict
+from groupvit_jax.train.checkpointer import Checkpointer, CheckpointSettings
 state = toy.on_mesh(toy.make_mesh(1, 1), toy.init_state(width=1 << 21))
-settings = ConfigDict(dict(keep_last=9, best_metric="", best_mode="max"))
+settings = CheckpointSettings(keep_last=9)
 checkpointer = Checkpointer(sys.argv[1], settings)
 checkpointer.save(1, state, {}, {})
 checkpointer.wait()

@@ -3,7 +3,7 @@ import numpy as np
 import pytest
 from ml_collections import ConfigDict
 
-from groupvit_jax.train.checkpointer import Checkpointer
+from groupvit_jax.train.checkpointer import Checkpointer, CheckpointSettings
 from groupvit_jax.train.data_position import continue_from
 from groupvit_jax.train.initial_state import initial_state
 from tests.train import toy
@@ -27,7 +27,7 @@ READERS = {"init_from": ones_from}
 
 def start_from(workdir, init_from="", readers=READERS):
     mesh = toy.make_mesh(*MESH)
-    settings = ConfigDict({"keep_last": 2, "best_metric": "", "best_mode": "max"})
+    settings = CheckpointSettings(keep_last=2)
     config = ConfigDict({"init_from": init_from, "seed": 5, "model": {"width": 8}})
     return initial_state(
         config,
@@ -39,7 +39,7 @@ def start_from(workdir, init_from="", readers=READERS):
 
 
 def save(workdir, state):
-    settings = ConfigDict({"keep_last": 2, "best_metric": "", "best_mode": "max"})
+    settings = CheckpointSettings(keep_last=2)
     checkpointer = Checkpointer(workdir, settings)
     checkpointer.save(3, state, POSITION, {})
     checkpointer.close()
@@ -71,7 +71,7 @@ def two_from(path, params, batch_stats, model_config):
 @pytest.mark.parametrize("init_from", ["", "somewhere"])
 def test_2_the_text_tower_is_taken_after_all_else(tmp_path, init_from):
     mesh = toy.make_mesh(*MESH)
-    settings = ConfigDict({"keep_last": 2, "best_metric": "", "best_mode": "max"})
+    settings = CheckpointSettings(keep_last=2)
     config = ConfigDict(
         {"init_from": init_from, "text_init_from": "bert", "seed": 5, "model": {"width": 8}}
     )

@@ -5,13 +5,15 @@ from groupvit_jax import parallel
 from groupvit_jax.data.text.tokenizers import ClipTokenizer, train_sentencepiece
 from groupvit_jax.data.text.vocabulary import CLIP, read_vocabulary
 from groupvit_jax.models import fused_attention
+from groupvit_jax.models.image_encoder import ImageEncoder
 from groupvit_jax.models.layers import attend
 from groupvit_jax.runs.checkpoints import last_vocabulary
-from groupvit_jax.train.checkpointer import Checkpointer
+from groupvit_jax.train.checkpointer import Checkpointer, CheckpointSettings
 from groupvit_jax.train.setup import (
     check_fused_attention,
     check_start_token,
     find_vocabulary,
+    run_length,
 )
 from tests.devices import first_devices
 from tests.train import toy
@@ -29,7 +31,7 @@ def config(tmp_path):
 
 
 def save(workdir, config, vocabulary, step=3):
-    checkpointer = Checkpointer(workdir / "checkpoints", config.checkpoint, {}, vocabulary)
+    checkpointer = Checkpointer(workdir / "checkpoints", CheckpointSettings(), {}, vocabulary)
     checkpointer.save(step, toy.init_state(), {}, {})
     checkpointer.close()
 
@@ -87,20 +89,21 @@ def test_the_first_token_of_a_caption_is_no_word():
 
 
 @pytest.mark.parametrize(
-    ("platforms", "changes", "message"),
+    ("platforms", "micro_batch_size", "message"),
     [
-        (["tpu", "gpu"], {}, "True found on cpu, expected one of tpu, gpu"),
-        (["cpu"], {"micro_batch_size": 8}, "True found with config.train.micro_batch_size"),
-        (["cpu"], {}, "True found with 3 heads on 2 tensor shards"),
+        (["tpu", "gpu"], None, "True found on cpu, expected one of tpu, gpu"),
+        (["cpu"], 8, "True found with config.train.micro_batch_size"),
+        (["cpu"], None, "True found with 3 heads on 2 tensor shards"),
     ],
 )
-def test_attention_that_can_not_be_fused(platforms, changes, message, monkeypatch):
-    config = tiny.get_config()
+def test_attention_that_can_not_be_fused(platforms, micro_batch_size, message, monkeypatch):
     mesh = parallel.make_mesh({"data": -1, "fsdp": 1, "tensor": 2}, first_devices(2))
     monkeypatch.setattr(fused_attention, "KERNELS", dict.fromkeys(platforms, attend))
-    config.model.image.num_heads = 3
-    config.train.update(changes)
-    check_fused_attention(config, mesh)
-    config.model.fused_attention = True
+    encoder = ImageEncoder(width=33, num_heads=3)
     with pytest.raises(ValueError, match=rf"^config\.model\.fused_attention: {message}"):
-        check_fused_attention(config, mesh)
+        check_fused_attention(encoder, mesh, micro_batch_size)
+
+
+def test_a_run_has_so_many_steps_or_epochs():
+    assert run_length(1000, 16, None, 30.0) == 1875
+    assert run_length(1000, 16, 7, 30.0) == 7

@@ -3,13 +3,8 @@ import subprocess
 import sys
 
 import pytest
-from ml_collections import ConfigDict
 
 from groupvit_jax.train import writers
-
-
-def config(**changes):
-    return ConfigDict({"tensorboard": False, "wandb_project": ""} | changes)
 
 
 def lines(workdir):
@@ -17,14 +12,14 @@ def lines(workdir):
 
 
 def write(workdir, resume_step, steps, **changes):
-    writer = writers.make_writer(config(**changes), workdir, resume_step, primary=True)
+    writer = writers.make_writer(workdir, resume_step, primary=True, **changes)
     for step in steps:
         writer.write(step, {"loss": 1.0 / step})
     return writer
 
 
 def test_other_processes_write_nothing(tmp_path):
-    writer = writers.make_writer(config(), tmp_path, 0, primary=False)
+    writer = writers.make_writer(tmp_path, 0, primary=False)
     writer.write(1, {"loss": 1.0})
     writer.close()
     assert list(tmp_path.iterdir()) == []
@@ -73,10 +68,8 @@ def test_without_tensorflow_the_log_says_what_is_missing(tmp_path, monkeypatch, 
 WRITE_EVENTS = """
 import sys
 from pathlib import Path
-from ml_collections import ConfigDict
 from groupvit_jax.train import writers
-settings = ConfigDict(dict(tensorboard=True, wandb_project=""))
-writer = writers.make_writer(settings, Path(sys.argv[1]), 0, True)
+writer = writers.make_writer(Path(sys.argv[1]), 0, primary=True, tensorboard=True)
 writer.write(7, {"loss": 0.25})
 writer.close()
 from tensorboard.backend.event_processing import event_accumulator

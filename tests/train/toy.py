@@ -10,10 +10,9 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
-from ml_collections import ConfigDict
 
 from groupvit_jax.train import data_position, hooks, writers
-from groupvit_jax.train.checkpointer import Checkpointer
+from groupvit_jax.train.checkpointer import Checkpointer, CheckpointSettings
 from groupvit_jax.train.loop import run_steps
 from groupvit_jax.train.prefetch import DevicePrefetcher
 from groupvit_jax.train.state import TrainState
@@ -113,9 +112,7 @@ def run(
 ):
     """Trains as `loop.train` does, from the workdir's last checkpoint; returns the last context."""
     mesh = mesh or make_mesh(1, 1)
-    settings = ConfigDict(
-        dict(every_steps=save_every, keep_last=2, best_metric=best_metric, best_mode="max")
-    )
+    settings = CheckpointSettings(save_every, keep_last=2, best_metric=best_metric)
     workdir = Path(workdir)
     with contextlib.ExitStack() as stack:
         stop = stack.enter_context(StopRequest())
@@ -127,9 +124,7 @@ def run(
             None,
         )
         at = data_position.continue_from(saved, batch_size=8, seed=0, num_examples=100)
-        writer = writers.make_writer(
-            ConfigDict({"tensorboard": False, "wandb_project": ""}), workdir, at.first_step, True
-        )
+        writer = writers.make_writer(workdir, at.first_step, primary=True)
         stack.callback(writer.close)
         sharding = NamedSharding(mesh, PartitionSpec("data"))
         batches_ahead = DevicePrefetcher(
@@ -154,7 +149,7 @@ def run(
 
 
 def last_state(workdir, target):
-    settings = ConfigDict(dict(every_steps=1, keep_last=2, best_metric="", best_mode="max"))
+    settings = CheckpointSettings(every_steps=1, keep_last=2)
     state, _ = Checkpointer(workdir / "checkpoints", settings).restore_latest(target)
     return state
 
