@@ -113,7 +113,7 @@ def same(a, b):
             r"config\.loss\.kind: 'hinge' found, expected 'softmax' or 'sigmoid'",
         ),
         ({"loss.exchange": "tree"}, r"config\.loss\.exchange: 'tree' found"),
-        ({"loss.block_size": 0}, r"config\.loss\.block_size: 0 found, expected at least 1"),
+        ({"loss.block_size": 0}, r"config\.loss\.block_size: 0 found, expected a whole"),
         (
             {"loss.kind": "sigmoid"},
             r"config\.model\.initial_logit_bias: None found .* expected a number \(such as -10",
@@ -124,7 +124,8 @@ def same(a, b):
         ),
         ({"parallel.mesh.tensor": 3}, r"config\.parallel\.mesh"),
         ({"optimizer.warmup_steps": 9}, r"a warm-up of 9 steps found"),
-        ({"train.num_steps": 0}, r"config\.train: 0 steps found"),
+        ({"train.num_steps": 0}, r"config\.train\.num_steps: 0 found"),
+        ({"train.num_steps": None, "train.num_epochs": 0.001}, r"config\.train: 0 steps found"),
     ],
 )
 def test_settings_that_cannot_work_are_refused_before_any_work(config, tmp_path, changes, message):
