@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from groupvit_jax.models.layers import AttentionFn, attend
 from groupvit_jax.typing import Array, Bool, Float
 
-# What the backward pass keeps of each block: None keeps all that it needs.
+# Policies of what the forward pass stores of each block; None stores all that backward needs.
 REMAT: dict[str, Callable[..., Any] | None] = {
     "none": None,
     "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
@@ -19,15 +19,15 @@ REMAT: dict[str, Callable[..., Any] | None] = {
 
 
 class Execution(NamedTuple):
-    """How a stack of blocks is computed; the values are the same.
+    """How a stack of blocks is computed; its values don't change.
 
     Attributes:
-      scan_layers: compiles one block, which runs over the stacked parameters of all blocks.
-      remat: what the backward pass computes anew: "none", "dots" (all but the outputs of the linear
-        layers) or "blocks" (all but the inputs of the blocks).
-      constrain: what the tokens that enter a block go through; for their sharding. Without it,
-        the tokens in a loop over blocks may be sharded like the parameters, and be summed over
-        devices in every block, where it is parameters that should travel.
+      scan_layers: compile one block and scan it over the stacked parameters of all blocks.
+      remat: recomputed in the backward pass: "none", "dots" (all but the outputs of linear layers)
+        or "blocks" (all but the inputs of the blocks).
+      constrain: applied to the tokens that enter a block, for their sharding. Without it, XLA may
+        shard the tokens of a scan like the parameters and sum activations over devices in every
+        block, instead of gathering the parameters.
       attention_fn: computes the attention of an image's tokens.
     """
 
@@ -38,7 +38,7 @@ class Execution(NamedTuple):
 
 
 def with_execution(model: Any, **changes: Any) -> Any:
-    """Returns the model with towers whose `Execution` has these fields."""
+    """Return the model with these fields changed in the `Execution` of its towers."""
     names = [name for name in ("image_encoder", "text_encoder") if hasattr(model, name)]
 
     def changed(tower: Any) -> Any:
@@ -57,19 +57,19 @@ def run_blocks(
     *,
     execution: Execution,
 ) -> Float[Array, "B S C"]:
-    """Runs the blocks `blocks_0`, `blocks_1`, ... of a module.
+    """Run the blocks `blocks_0`, `blocks_1`, ... of a module.
 
-    The parameters are the same tree whatever the execution, so weights, checkpoints and sharding
-    rules don't know of it.
+    The parameters are the same tree for every execution, also with `scan_layers`, which stacks them
+    in the step: weights, checkpoints and sharding rules don't depend on it.
 
     Args:
       module: the module, in its compact method.
-      block: an unbound block (`parent=None`), called as a `TransformerBlock`.
+      block: an unbound block (`parent=None`), called like a `TransformerBlock`.
       depth: number of blocks.
       x: the tokens.
       mask: see `SelfAttention`.
-      branch_scales: of each block's branches; see `TransformerBlock`.
-      execution: how.
+      branch_scales: factors of each block's branches; see `TransformerBlock`.
+      execution: how the blocks are computed.
     """
     if depth == 0:
         return x
@@ -84,6 +84,8 @@ def run_blocks(
 
     if execution.remat != "none":
         policy = REMAT[execution.remat]
+        # In a loop XLA would merge the recomputation with the forward pass and undo it; a scan's
+        # boundaries already prevent that.
         apply = jax.checkpoint(apply, policy=policy, prevent_cse=not execution.scan_layers)
     scales = () if branch_scales is None else (branch_scales,)
     params = [module.variables["params"][f"blocks_{i}"] for i in range(depth)]

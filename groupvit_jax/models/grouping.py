@@ -1,4 +1,4 @@
-"""The grouping block: assigns segments to groups with a straight-through (Gumbel) softmax.
+"""The grouping block: a straight-through (Gumbel) softmax assigns segments to groups.
 
 Section 3.2 of the paper (arXiv 2202.11094).
 """
@@ -26,7 +26,7 @@ ASSIGNMENTS = ("gumbel", "hard", "soft")
 
 
 def straight_through_one_hot(soft: Float[Array, "B G S"]) -> Float[Array, "B G S"]:
-    """One-hot of the likeliest group, with the gradient of `soft` (equation 7)."""
+    """Return the one-hot of the likeliest group, with the gradient of `soft` (equation 7)."""
     hard = jax.nn.one_hot(soft.argmax(axis=1), soft.shape[1], axis=1, dtype=soft.dtype)
     return hard - jax.lax.stop_gradient(soft) + soft
 
@@ -37,14 +37,14 @@ def assign_to_groups(
     temperature: float,
     gumbel_keys: Key[Array, "B"] | None = None,
 ) -> Float[Array, "B G S"]:
-    """Assigns each segment to groups; every column sums to one.
+    """Assign segments to groups; every column sums to one.
 
     Args:
-      logits: similarity of groups and segments, float32.
-      kind: "gumbel" and "hard" give one-hot columns with a straight-through gradient, "soft" the
+      logits: similarities of groups and segments, float32.
+      kind: "gumbel" and "hard" return one-hot columns with a straight-through gradient, "soft" the
         softmax over the groups.
       temperature: divides the logits, noise included.
-      gumbel_keys: with "gumbel", the keys of the noise; None adds no noise (evaluation).
+      gumbel_keys: keys of the noise for "gumbel"; None for no noise (evaluation).
     """
     if kind == "gumbel" and gumbel_keys is not None:
         draw = functools.partial(jax.random.gumbel, shape=logits.shape[1:], dtype=logits.dtype)
@@ -56,12 +56,13 @@ def assign_to_groups(
 def group_maps(
     assignments: Sequence[Float[Array, "B _ _"]], grid: tuple[int, int]
 ) -> tuple[Float[Array, "B h w _"], ...]:
-    """Returns for each grouping stage how much every patch is of every group.
+    """Return for each grouping stage the share of every patch in every group.
+
+    The assignments up to a stage are multiplied: its segments are the groups of the stage before.
 
     Args:
-      assignments: for each grouping stage in order, the soft assignment [B, groups, segments];
-        those up to a stage are multiplied.
-      grid: patches in height and width.
+      assignments: soft assignments [B, groups, segments] of the grouping stages in order.
+      grid: number of patches in height and width.
     """
     maps, of_patch = [], None
     for assignment in assignments:
@@ -79,10 +80,10 @@ def group_maps(
 def resize_maps(
     maps: Float[Array, "B h w G"], size: tuple[int, int], patch_size: int
 ) -> Float[Array, "B H W G"]:
-    """Returns the maps of pixels: bilinear, half-pixel centres, not antialiased.
+    """Resize maps of patches to pixels: bilinear, half-pixel centres, no antialiasing.
 
     Args:
-      maps: how much every patch is of every group.
+      maps: shares of every patch in every group.
       size: height and width of the images.
       patch_size: side of a patch; padding beyond `size` is cut off.
     """
@@ -93,7 +94,7 @@ def resize_maps(
 
 
 class AssignAttention(nn.Module):
-    """Single-headed attention whose softmax runs over the groups, so that they compete."""
+    """Single-head attention with the softmax over the groups, which compete for segments."""
 
     out_dim: int
     kind: str = "gumbel"
@@ -110,7 +111,7 @@ class AssignAttention(nn.Module):
         *,
         noise_ids: Int[Array, "B"] | None,
     ) -> tuple[Float[Array, "B G O"], Float[Array, "B G S"]]:
-        """Returns each group's mean of its segments and the soft assignment without noise."""
+        """Return the mean of each group's segments, and the soft assignment without noise."""
 
         def dense(dim: int, name: str) -> nn.Dense:
             return nn.Dense(dim, kernel_init=self.kernel_init, dtype=self.dtype, name=name)
@@ -123,14 +124,14 @@ class AssignAttention(nn.Module):
         if self.kind == "gumbel" and noise_ids is not None:
             keys = example_keys(self.make_rng("gumbel"), noise_ids)
         assignment = assign_to_groups(logits, self.kind, self.temperature, keys)
-        # eps = 1 keeps an empty group at zero; a tiny one blows its gradient up.
+        # With eps = 1 an empty group is zero. A tiny eps would multiply its gradient by 1 / eps.
         mean_weights = assignment / (assignment.sum(-1, keepdims=True) + self.eps)
         out = dense(self.out_dim, "proj")(mean_weights.astype(self.dtype) @ v)
         return out, assign_to_groups(logits, "soft", self.temperature)
 
 
 class PreAssignAttention(nn.Module):
-    """Cross-attention block of groups on segments, without norms before query and key."""
+    """Cross-attention block of groups on segments; as published, query and key have no norms."""
 
     num_heads: int
     mlp_ratio: float = 4.0
@@ -141,7 +142,7 @@ class PreAssignAttention(nn.Module):
     def __call__(
         self, groups: Float[Array, "B G C"], segments: Float[Array, "B S C"]
     ) -> Float[Array, "B G C"]:
-        """Attention and a pre-norm MLP, each with a residual, and a LayerNorm at the end."""
+        """Apply attention and a pre-norm MLP, each with a residual, then a LayerNorm."""
         C = groups.shape[-1]
         x = groups + CrossAttention(self.num_heads, self.kernel_init, self.dtype, name="attn")(
             groups, segments
@@ -160,7 +161,7 @@ class PreAssignAttention(nn.Module):
 
 
 class GroupingBlock(nn.Module):
-    """Merges segments into `num_output_groups` new segments (equations 4 to 7).
+    """Merges segments into `num_output_groups` groups (equations 4 to 7).
 
     Attributes:
       num_output_groups: groups left after the block.
@@ -194,9 +195,9 @@ class GroupingBlock(nn.Module):
         *,
         noise_ids: Int[Array, "B"] | None,
     ) -> tuple[Float[Array, "B G O"], Float[Array, "B G S"]]:
-        """Returns the new segments and the soft assignment without noise.
+        """Return the new segments, and the soft assignment without noise.
 
-        With `noise_ids` (see `layers.example_keys`) the assignment is noisy.
+        With `noise_ids` (see `layers.example_keys`) the segments are assigned with Gumbel noise.
         """
         dtype = self.dtype
         x = layer_norm(dtype, "norm_x")(segments)

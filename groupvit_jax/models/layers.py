@@ -1,4 +1,4 @@
-"""Building blocks of both towers: MLPs, attention, stochastic depth, BatchNorm."""
+"""Layers of both towers: MLPs, attention, stochastic depth, BatchNorm."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -11,20 +11,22 @@ from flax.typing import Dtype, Initializer
 from groupvit_jax.typing import Array, Bool, Float, Int, Key
 
 LAYER_NORM_EPS = 1e-5
-# Attention of queries on keys and values, all [B, N, T, H], without a mask.
+# Unmasked attention of queries on keys and values, all [B, N, T, H].
 AttentionFn = Callable[[Array, Array, Array], Array]
 
 # PyTorch's default for linear and convolutional weights: uniform within ±fan_in^-0.5.
 fan_in_uniform = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
-# PyTorch truncates at ±2 whatever the standard deviation, so at 0.02 nothing is cut off.
+# The published model is initialised by PyTorch's trunc_normal_, which truncates at ±2 and not at
+# two standard deviations: at 0.02 nothing is cut off, and a plain normal is the same.
 vit_init = nn.initializers.normal(0.02)
 
 
 @jax.custom_vjp
 def gelu(x: Float[Array, "*S"]) -> Float[Array, "*S"]:
-    """Exact GELU, by the error function; computed in float32.
+    """Compute the exact GELU, with the error function, in float32.
 
-    The backward pass keeps `x` alone, and computes the rest anew.
+    The backward pass recomputes everything from `x`: JAX's would store the float32 intermediates of
+    the widest activation of a block.
     """
     return _gelu_and_slope(x)[0]
 
@@ -44,23 +46,23 @@ gelu.defvjp(lambda x: (gelu(x), x), _gelu_backward)
 
 
 def quick_gelu(x: Float[Array, "*S"]) -> Float[Array, "*S"]:
-    """CLIP's approximation of GELU, `x sigmoid(1.702 x)`."""
+    """Compute CLIP's approximation of GELU, `x sigmoid(1.702 x)`."""
     return x * nn.sigmoid(1.702 * x)
 
 
 def layer_norm(dtype: Dtype, name: str) -> nn.LayerNorm:
-    """LayerNorm as the published models have it; statistics are computed in float32."""
-    # The fast variance E[x²] - E[x]² loses digits that parity with PyTorch needs.
+    """Return the LayerNorm of the published models; its statistics are computed in float32."""
+    # E[x²] - E[x]², the fast variance, cancels: too few digits are left for parity with PyTorch.
     return nn.LayerNorm(epsilon=LAYER_NORM_EPS, use_fast_variance=False, dtype=dtype, name=name)
 
 
 @jax.custom_vjp
 def linear(x: Float[Array, "*B C"], kernel: Float[Array, "C O"]) -> Float[Array, "*B O"]:
-    """Returns `x @ kernel`.
+    """Return `x @ kernel`, with a gradient rule that avoids a transposed copy.
 
-    JAX's own rule computes the kernel's gradient transposed, from a transposed copy of the gradient
-    of the output; to make that copy, XLA's CPU compiler computes anew what the gradient is a sum
-    of, through all later blocks.
+    JAX's own rule computes the kernel's gradient transposed, from a transposed copy of the output's
+    gradient. XLA's CPU compiler fuses that copy with the additions that make up the gradient, and
+    so recomputes them through all later blocks.
     """
     return x @ kernel
 
@@ -79,7 +81,7 @@ linear.defvjp(_linear_forward, _linear_backward)
 
 
 def dense(features: int, init: Initializer, dtype: Dtype, name: str) -> nn.Dense:
-    """Linear layer with a bias, over the last axis."""
+    """Return a linear layer with a bias, over the last axis."""
     return nn.Dense(features, kernel_init=init, dtype=dtype, dot_general=_dot, name=name)
 
 
@@ -88,7 +90,7 @@ def _dot(x: Array, kernel: Array, *_: Any, **__: Any) -> Array:
 
 
 class Mlp(nn.Module):
-    """Two linear layers with an activation between, over the last axis."""
+    """Two linear layers with an activation in between, over the last axis."""
 
     hidden_dim: int
     out_dim: int
@@ -99,7 +101,7 @@ class Mlp(nn.Module):
 
     @nn.compact
     def __call__(self, x: Float[Array, "*B C"]) -> Float[Array, "*B O"]:
-        """Maps the channels."""
+        """Map the channels."""
         x = self.activation(dense(self.hidden_dim, self.fc1_init, self.dtype, "fc1")(x))
         return dense(self.out_dim, self.fc2_init, self.dtype, "fc2")(x)
 
@@ -114,7 +116,7 @@ class TokenMlp(nn.Module):
 
     @nn.compact
     def __call__(self, x: Float[Array, "B G C"]) -> Float[Array, "B O C"]:
-        """Maps `G` tokens to `num_out_tokens`."""
+        """Map `G` tokens to `num_out_tokens`."""
         mlp = Mlp(
             self.hidden_dim,
             self.num_out_tokens,
@@ -132,21 +134,22 @@ def attend(
     value: Float[Array, "B N S H"],
     mask: Bool[Array, "#B #N T S"] | None = None,
 ) -> Float[Array, "B N T H"]:
-    """Multi-head attention; logits and softmax in float32.
+    """Compute multi-head attention, with logits and softmax in float32.
 
-    The values are averaged before the division by the softmax's sum, which is cheaper, above all in
-    the backward pass, than normalising all `T x S` weights.
+    The softmax is normalised after the product with the values: that divides `T x H` numbers in
+    place of `T x S`, and saves most in the backward pass.
 
     Args:
       query: heads before tokens.
-      key: as the queries.
-      value: as the queries.
-      mask: which tokens a query sees, at least one; None for all.
+      key: like the queries.
+      value: like the queries.
+      mask: mask of the visible tokens, at least one for every query; None if all are visible.
     """
     scaled = query * query.shape[-1] ** -0.5
     logits = jnp.einsum("bnth,bnsh->bnts", scaled, key, preferred_element_type=jnp.float32)
     if mask is not None:
         logits = jnp.where(mask, logits, -jnp.inf)
+    # The softmax doesn't depend on the maximum, so no gradient has to go through it.
     weights = jnp.exp(logits - jax.lax.stop_gradient(logits.max(axis=-1, keepdims=True)))
     total = jnp.einsum(
         "bnts,bnsh->bnth", weights.astype(value.dtype), value, preferred_element_type=jnp.float32
@@ -172,16 +175,17 @@ class SelfAttention(nn.Module):
     def __call__(
         self, x: Float[Array, "B S C"], mask: Bool[Array, "B S S"] | None = None
     ) -> Float[Array, "B S C"]:
-        """Attends among the tokens of each row; the softmax is computed in float32.
+        """Attend among the tokens of each row; the softmax is computed in float32.
 
         Args:
           x: the tokens.
-          mask: [b, i, j] tells whether token i sees token j; None for all: then `attention_fn`
-            computes the attention.
+          mask: [b, i, j] is True if token i sees token j. None: all are visible, and
+            `attention_fn` computes the attention.
         """
         B, S, C = x.shape
         qkv = dense(3 * C, self.qkv_init, self.dtype, "qkv")(x)
-        # Unlike a transposition to [3, ...], a split has a concatenation as its gradient.
+        # The gradient of a split is a concatenation; that of a transposition to [3, ...], as in
+        # PyTorch implementations, would be another transposition.
         q, k, v = (
             y.reshape(B, S, self.num_heads, C // self.num_heads).swapaxes(1, 2)
             for y in jnp.split(qkv, 3, axis=-1)
@@ -201,7 +205,7 @@ class CrossAttention(nn.Module):
     def __call__(
         self, query: Float[Array, "B G C"], context: Float[Array, "B S C"]
     ) -> Float[Array, "B G C"]:
-        """Attends from `query` to `context`; the softmax is computed in float32."""
+        """Attend from `query` to `context`; the softmax is computed in float32."""
 
         def heads(x: Array, name: str) -> Array:
             x = dense(C, self.kernel_init, self.dtype, name)(x)
@@ -214,24 +218,24 @@ class CrossAttention(nn.Module):
 
 
 def example_keys(key: Key[Array, ""], noise_ids: Int[Array, "B"]) -> Key[Array, "B"]:
-    """Returns a key for each example, so that its noise does not depend on what it is batched with.
+    """Return a key for each example, whose noise then doesn't depend on sharding or micro-batches.
 
     Args:
-      key: of the step and the kind of noise.
-      noise_ids: number of each example, within the step's global batch.
+      key: key of the step and the kind of noise.
+      noise_ids: positions of the examples in the step's global batch.
     """
     return jax.vmap(jax.random.fold_in, (None, 0))(key, noise_ids)
 
 
 def draw_branch_scales(keys: Key[Array, "B"], rates: Sequence[float]) -> Float[Array, "D 2 B"]:
-    """Draws stochastic depth (arXiv 1603.09382) for both branches of blocks, image by image.
+    """Draw stochastic depth (arXiv 1603.09382) for both branches of each block, per image.
 
     Args:
-      keys: of the images, see `example_keys`.
-      rates: one a block: the probability that a branch is dropped.
+      keys: keys of the images, from `example_keys`.
+      rates: for each block, the probability that a branch is dropped.
 
     Returns:
-      What branches are multiplied with: 0, or `1 / (1 - rate)` where they are kept.
+      Factors of the branches: 0 if dropped, else `1 / (1 - rate)`.
     """
     keep = 1.0 - jnp.array(rates, jnp.float32)[:, None]
 
@@ -261,12 +265,12 @@ class TransformerBlock(nn.Module):
         mask: Bool[Array, "B S S"] | None = None,
         branch_scales: Float[Array, "2 B"] | None = None,
     ) -> Float[Array, "B S C"]:
-        """Attention, then the MLP, each added to its input.
+        """Apply attention, then the MLP, each with a residual connection.
 
         Args:
           x: the tokens.
           mask: see `SelfAttention`.
-          branch_scales: what each image's attention and MLP are multiplied with; None for 1.
+          branch_scales: factors of each image's attention and MLP branch; None for 1.
         """
 
         def scaled(branch: int, y: Array) -> Array:
@@ -297,10 +301,11 @@ class TransformerBlock(nn.Module):
 
 
 class BatchNorm(nn.Module):
-    """BatchNorm over the global batch with PyTorch's running statistics.
+    """BatchNorm over the global batch, with PyTorch's running statistics.
 
-    Flax's own keeps the biased variance; PyTorch, and so the published weights, the unbiased one.
-    Under `jit` the batch axis is the global one, so the statistics are global on any mesh.
+    Flax's own keeps the biased variance, PyTorch, and so the published weights, the unbiased one.
+    Under `jit` the batch axis is global, so the statistics are those of the global batch on any
+    mesh.
     """
 
     momentum: float = 0.1  # the weight of the new value, PyTorch's sense
@@ -314,12 +319,12 @@ class BatchNorm(nn.Module):
         train: bool,
         statistics_of: Float[Array, "S C"] | None = None,
     ) -> Float[Array, "B C"]:
-        """Normalises in float32 and returns float32; updates `batch_stats` when training.
+        """Normalise in float32 and return float32; update `batch_stats` in training.
 
         Args:
-          x: what is normalised.
-          train: takes the statistics from the batch instead of the running ones.
-          statistics_of: the batch to take them from, where that is not `x`; nothing is updated.
+          x: the features.
+          train: use the batch's statistics instead of the running ones.
+          statistics_of: another batch whose statistics are used; the running ones are not updated.
         """
         x = x.astype(jnp.float32)
         batch = x if statistics_of is None else statistics_of.astype(jnp.float32)
