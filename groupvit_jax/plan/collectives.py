@@ -8,7 +8,13 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from groupvit_jax.plan.program import Execution, Program, executions
+from groupvit_jax.plan.program import (
+    Computation,
+    Execution,
+    Instruction,
+    Program,
+    executions,
+)
 from groupvit_jax.typing import Int
 
 KINDS = ("all-reduce", "all-gather", "reduce-scatter", "all-to-all", "collective-permute",
@@ -25,6 +31,7 @@ _MESH = re.compile(
 # A TPU's host carries what goes from slice to slice.
 _NETWORK = re.compile(r'"xla_megascale_runtime",_xla_host_transfer_rendezvous="([a-z-]+)')
 _CHANNEL = re.compile(r"channel_id=(\d+)")
+_MAX_VIEWS = 8
 Groups = Int[np.ndarray, "groups chips"]
 
 
@@ -161,13 +168,24 @@ def _most_common(slices: Int[np.ndarray, " chips"]) -> int:
 
 def _main_purpose(run: Execution) -> str:
     """Returns the purpose of most bytes: XLA combines collectives and keeps the path of one."""
-    if len(run.instruction.operands) == 1:
-        return purpose(run.instruction.op_name)
+    own = run.instruction.op_name
+    if len(run.instruction.operands) == 1 and own:
+        return purpose(own)
     weights: collections.Counter[str] = collections.Counter()
     for name in run.instruction.operands:
         operand = run.computation[name]
-        weights[purpose(operand.op_name)] += sum(b.num_bytes for b in operand.outputs)
+        size = sum(buffer.num_bytes for buffer in operand.outputs)
+        weights[purpose(_nearest_name(operand, run.computation))] += size
     return max(weights, key=weights.__getitem__, default="unnamed")
+
+
+def _nearest_name(instruction: Instruction, computation: Computation) -> str:
+    """Returns the path of the nearest operation that has one, since views of arrays have none."""
+    for _ in range(_MAX_VIEWS):
+        if "/" in instruction.op_name or not instruction.operands:
+            break
+        instruction = computation[instruction.operands[0]]
+    return instruction.op_name
 
 
 def _iota(dims: Sequence[int], order: Sequence[int]) -> Int[np.ndarray, "..."]:

@@ -107,6 +107,20 @@ ENTRY %main (a: f32[2]) -> f32[4] {
     assert found.num_bytes == 16
 
 
+def test_the_purpose_of_a_view_is_that_of_its_array():
+    text = """\
+ENTRY %main (a: f32[4]) -> (f32[4], f32[2]) {
+  %a = f32[4] parameter(0)
+  %g = f32[4] negate(%a), metadata={op_name="jit(s)/transpose(jvp(TwoTower))/text_encoder/mul"}
+  %view = f32[4] bitcast(%g)
+  %n = f32[2] slice(%a), metadata={op_name="jit(s)/jvp()/slice"}
+  ROOT %sum = (f32[4], f32[2]) all-reduce(%view, %n), replica_groups={{0,1}}, to_apply=%add
+}
+"""
+    (found,) = find_collectives(parse_program(text), {"data": 2}, (0, 0))
+    assert (found.purpose, found.dtypes, found.num_bytes) == ("gradients", "f32", 24)
+
+
 @pytest.mark.parametrize(
     ("op_name", "expected"),
     [
