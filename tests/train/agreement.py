@@ -8,10 +8,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from tests.bounds import largest_changes, nudged
+from tests.bounds import UNIT_ROUNDOFF, largest_changes, nudged
 
-# Of a loss's last sum, of up to 2^14 pixels or logits: the roundings are independent, so that their
-# number counts by its root. The parameters have no part in it.
+# Of a last sum, over up to 2^14 pixels, tokens or logits: the roundings are independent, so that
+# their number counts by its root. The parameters have no part in it.
 SUM_ROUNDINGS = 2**7
 
 
@@ -53,3 +53,25 @@ def assert_steps_agree(found, history, bounds, names):
             message = f"{name} of step {step}"
             np.testing.assert_allclose(here[name], there[name], rtol, bound[name], err_msg=message)
         assert np.median([bound[name] for bound in bounds]) < 1e-4
+
+
+def assert_leaves_agree(found, expected, moved, largest):
+    """Compare trees of gradients leaf by leaf.
+
+    Args:
+      found: what another order of the same sums gave.
+      expected: the tree it is compared with.
+      moved: that tree again, from parameters moved by 16 and by -16 units in the last place.
+      largest: the largest gradient. One that is zero but for rounding, such as that of a bias
+        before BatchNorm, is a sum of terms of about this size, and as many as 16^2 add up their
+        roundings to 16 units of it.
+    """
+    floor, relative = 16 * UNIT_ROUNDOFF * largest, []
+    leaves = jax.tree_util.tree_leaves_with_path(expected)
+    bounds = jax.tree.leaves(largest_changes(expected, *moved))
+    for (path, wanted), value, bound in zip(leaves, jax.tree.leaves(found), bounds, strict=True):
+        name = jax.tree_util.keystr(path, simple=True, separator="/")
+        atol = max(bound, floor, SUM_ROUNDINGS * UNIT_ROUNDOFF * np.abs(wanted).max())
+        np.testing.assert_allclose(value, wanted, rtol=0, atol=atol, err_msg=name)
+        relative.append(atol / max(np.abs(wanted).max(), floor))
+    assert np.median(relative) < 1e-3  # most bounds tell something

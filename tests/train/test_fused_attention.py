@@ -9,6 +9,8 @@ from groupvit_jax.models import build_model, fused_attention
 from groupvit_jax.models.layers import attend
 from groupvit_jax.train import state as state_lib
 from groupvit_jax.train.forward import on_mesh
+from tests.bounds import nudged
+from tests.train import agreement
 from tests.train.test_step import MESHES, random_variables, tiny_config
 
 
@@ -22,7 +24,7 @@ def test_every_device_attends_for_its_own_images_and_heads(monkeypatch):
         seen.append(query.shape)
         return attend(query, key, value)
 
-    def embed(fused):
+    def embed(fused, params):
         placed = on_mesh(model, mesh, fused_attention=fused)
 
         def loss(params):
@@ -38,13 +40,11 @@ def test_every_device_attends_for_its_own_images_and_heads(monkeypatch):
     params = random_variables(model, shapes)["params"]
     images = np.random.default_rng(0).normal(size=(16, 32, 32, 3)).astype(np.float32)
     images = parallel.to_global_batch(mesh, {"image": images})["image"]
-    expected = embed(fused=False)
+    expected = embed(fused=False, params=params)
+    moved = [embed(fused=False, params=nudged(params, units)) for units in (16, -16)]
     assert not seen
-    found = embed(fused=True)
+    found = embed(fused=True, params=params)
     # 4 x 2 devices; 16 images, 2 heads of 16 channels, 16 patches and 8 group tokens.
     assert (16 // 4, 2 // 2, 16 + 8, 16) in seen
     largest = max(np.abs(x).max() for x in jax.tree.leaves(expected))
-    for value, wanted in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
-        # Some gradients are zero but for rounding.
-        atol = 1e-5 * np.abs(wanted).max() + 1e-7 * largest
-        np.testing.assert_allclose(value, wanted, rtol=0, atol=atol)
+    agreement.assert_leaves_agree(found, expected, moved, largest)

@@ -15,8 +15,9 @@ from groupvit_jax.train import grad_cache
 from groupvit_jax.train import state as state_lib
 from groupvit_jax.train.contrastive_task import make_contrastive_loss
 from groupvit_jax.train.step import make_train_step
+from tests.bounds import nudged
 from tests.devices import first_devices
-from tests.interop.training import ZERO_GRADIENTS
+from tests.train import agreement
 from tests.train.test_step import MESHES, host_batch, tiny_config
 
 BATCH = 64
@@ -56,8 +57,8 @@ def trained(leaf, name, rng):
 
 
 @functools.cache
-def result_of(mesh, micro_batch_size, loss="published"):
-    """Metrics, BatchNorm's statistics and gradients after a step."""
+def result_of(mesh, micro_batch_size, loss="published", units=0):
+    """Metrics, BatchNorm's statistics and gradients after a step from `units` beside."""
     config, mesh, abstract, step = parts(mesh, micro_batch_size, loss=loss)
     rng = np.random.default_rng(1)
 
@@ -69,21 +70,24 @@ def result_of(mesh, micro_batch_size, loss="published"):
         return jax.device_put(np.broadcast_to(array, leaf.shape).astype(leaf.dtype), leaf.sharding)
 
     state = jax.tree_util.tree_map_with_path(value, abstract)
+    params = jax.device_put(
+        nudged(state.params, units), jax.tree.map(lambda x: x.sharding, state.params)
+    )
+    state = state.replace(params=params)
     state, metrics = step(state, parallel.to_global_batch(mesh, host_batch(config, 0)))
     found = {"metrics": metrics, "stats": state.batch_stats, "gradients": state.opt_state.trace}
     return jax.device_get(found)
 
 
-def assert_same(found, expected):
-    leaves = jax.tree_util.tree_leaves_with_path(expected)
+def assert_same(found, expected, moved):
+    """Compares with results from parameters that are moved in their last places, too."""
     largest = max(np.abs(x).max() for x in jax.tree.leaves(expected["gradients"]))
-    for (path, wanted), value in zip(leaves, jax.tree.leaves(found), strict=True):
-        name = jax.tree_util.keystr(path, simple=True, separator="/")
-        if name.startswith("gradients") and re.search(ZERO_GRADIENTS, name):
-            assert max(np.abs(value).max(), np.abs(wanted).max()) < 1e-5 * largest, name
-        else:
-            size = np.abs(wanted).max()
-            np.testing.assert_allclose(value, wanted, rtol=0, atol=1e-5 * size, err_msg=name)
+    agreement.assert_leaves_agree(found, expected, moved, largest)
+
+
+def whole_batch(loss="published"):
+    """The result of one device in one piece, and those of moved parameters."""
+    return result_of("one", None, loss), [result_of("one", None, loss, u) for u in (16, -16)]
 
 
 slow = pytest.mark.slow
@@ -104,7 +108,7 @@ slow = pytest.mark.slow
     ],
 )
 def test_micro_batches_give_the_step_of_the_whole_batch(mesh, parts_of_batch):
-    assert_same(result_of(mesh, BATCH // parts_of_batch), result_of("one", None))
+    assert_same(result_of(mesh, BATCH // parts_of_batch), *whole_batch())
 
 
 @pytest.mark.parametrize(
@@ -115,8 +119,8 @@ def test_micro_batches_give_the_step_of_the_whole_batch(mesh, parts_of_batch):
     ],
 )
 def test_micro_batches_align_as_the_whole_batch(mesh, loss):
-    found, expected = result_of(mesh, BATCH // 8, loss), result_of("one", None, loss)
-    assert_same(found, expected)
+    expected, moved = whole_batch(loss)
+    assert_same(result_of(mesh, BATCH // 8, loss), expected, moved)
     assert np.isfinite(expected["metrics"]["local/loss"])
     # The statistics are those of images and texts, not of their parts.
     published = result_of("one", None, "published")

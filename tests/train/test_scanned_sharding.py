@@ -10,6 +10,7 @@ from groupvit_jax.plan.collectives import find_collectives
 from groupvit_jax.plan.program import parse_program
 from groupvit_jax.train import state as state_lib
 from groupvit_jax.train.contrastive_task import make_contrastive_loss
+from tests.bounds import nudged
 from tests.devices import first_devices
 from tests.train.test_grad_cache import assert_same
 from tests.train.test_step import MESHES, host_batch, random_variables, tiny_config
@@ -66,7 +67,9 @@ def test_gradients_are_those_of_one_device_without_a_loop(sharded):
     _, compiled, state, batch = sharded
     found = compiled(state, batch)
     _, compiled, state, batch = compiled_gradients(MESHES["one"], scan_layers=False)
-    assert_same({"gradients": found}, {"gradients": compiled(state, batch)})
+    near = [state.replace(params=nudged(state.params, units)) for units in (16, -16)]
+    expected, *moved = ({"gradients": compiled(each, batch)} for each in (state, *near))
+    assert_same({"gradients": found}, expected, moved)
 
 
 def test_parameters_travel_over_fsdp_and_activations_do_not(sharded):

@@ -14,7 +14,7 @@ from groupvit_jax.data.storage import objects as storage
 from groupvit_jax.data.storage.cache import KEEP_SECONDS, ObjectCache, make_cache
 from groupvit_jax.data.storage.retries import StorageError
 from tests.data.storage.test_objects import open_source, put_shards, samples_of
-from tests.waiting import wait_until
+from tests.waiting import PATIENCE, wait_until
 
 SIZE = 1000
 
@@ -248,14 +248,14 @@ def test_a_partial_download_is_not_read_and_goes_when_its_process_ended(
     def stall(ranges):
         if ranges[0].stored == a:
             started.set()
-            broken.wait(60)
+            broken.wait(PATIENCE)
             raise StorageError("the connection was lost")
         return read_ranges(ranges)
 
     monkeypatch.setattr(storage, "read_ranges", stall)
     download = threading.Thread(target=cache.fetch, args=[a])
     download.start()
-    assert started.wait(60)
+    assert started.wait(PATIENCE)
     assert [f.suffix for f in folders(tmp_path)] == [".partial"]
     assert not is_cached(cache, a)
     assert cache.fetch(a) is None  # another is at it
