@@ -38,9 +38,9 @@ def test_a_sweep_is_a_job_array_that_goes_on(slurm, base, tmp_path, monkeypatch)
     assert job_arrays.queued(root).keys() <= {0, 1, 2}
     long = root / "001-seed=1-num_steps=60"
     cluster.wait_for(lambda: saved(long), tmp_path)
-    assert f"trial 1: still in the queue, as job {job}_1" in submit()
-
+    # Requeued first: it has to start again, so it can't be over before `submit` looks at the queue.
     cluster.run(slurm, "scontrol", "requeue", f"{job}_1")
+    assert f"trial 1: still in the queue, as job {job}_1" in submit()
     cluster.wait_for(lambda: not job_arrays.queued(root), tmp_path)
     assert len(finished(root)) == 3
     attempts = [record.attempts for record in records(root).values()]

@@ -71,7 +71,14 @@ class Run:
         self.mesh = parallel.make_mesh(sizes, first_devices(np.prod(list(sizes.values()))))
         shapes = state_lib.batch_shapes(config)
         params = state_lib.abstract_params(model, shapes)
-        self.schedule = optim.make_schedule(config.optimizer.learning_rate, NUM_STEPS, 2)
+        self.schedule = optim.make_schedule(
+            config.optimizer.learning_rate,
+            NUM_STEPS,
+            2,
+            start=config.optimizer.warmup_learning_rate,
+            end=config.optimizer.final_learning_rate,
+            batch_size_ratio=config.train.batch_size / config.optimizer.reference_batch_size,
+        )
         optimizer = optim.make_optimizer(config.optimizer, self.schedule, params)
         self.state, self.shardings = state_lib.create_sharded_state(
             model, optimizer, jax.random.key(1), shapes, self.mesh, config.parallel.rules

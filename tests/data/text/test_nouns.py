@@ -108,7 +108,9 @@ def test_phrases_as_prompts():
 
 
 def test_an_unknown_kind_names_the_field():
-    with pytest.raises(ValueError, match=r"config.data.noun_kind is 'verbs'; expected 'words' or"):
+    with pytest.raises(
+        ValueError, match=r"config.data.noun_kind: 'verbs' found, expected 'words' or"
+    ):
         nouns.make_prompts("a dog", 1, np.random.default_rng(0), "verbs")
 
 
