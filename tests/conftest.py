@@ -21,8 +21,20 @@ os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(cache))
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.3")
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
+import gc
+
+import jax
 import jaxtyping
+import pytest
 
 jaxtyping.install_import_hook("groupvit_jax", "beartype.beartype")
 
 pytest_plugins = ["tests.skips"]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _forget_compiled_programs():
+    """Drop compiled programs after each module: a worker would otherwise hold gigabytes of them."""
+    yield
+    jax.clear_caches()
+    gc.collect()
