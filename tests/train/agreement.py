@@ -62,16 +62,17 @@ def assert_leaves_agree(found, expected, moved, largest):
       found: what another order of the same sums gave.
       expected: the tree it is compared with.
       moved: that tree again, from parameters moved by 16 and by -16 units in the last place.
-      largest: the largest gradient. One that is zero but for rounding, such as that of a bias
-        before BatchNorm, is a sum of terms of about this size, and as many as 16^2 add up their
-        roundings to 16 units of it.
+      largest: the largest gradient. Those that are zero but for rounding, such as that of a bias
+        before BatchNorm, are sums of terms of about this size.
     """
-    floor, relative = 16 * UNIT_ROUNDOFF * largest, []
+    rtol, relative = SUM_ROUNDINGS * UNIT_ROUNDOFF, []
     leaves = jax.tree_util.tree_leaves_with_path(expected)
     bounds = jax.tree.leaves(largest_changes(expected, *moved))
     for (path, wanted), value, bound in zip(leaves, jax.tree.leaves(found), bounds, strict=True):
-        name = jax.tree_util.keystr(path, simple=True, separator="/")
-        atol = max(bound, floor, SUM_ROUNDINGS * UNIT_ROUNDOFF * np.abs(wanted).max())
+        name, size = jax.tree_util.keystr(path, simple=True, separator="/"), np.abs(wanted).max()
+        is_zero = size <= rtol * largest
+        atol = rtol * largest if is_zero else max(bound, rtol * size)
         np.testing.assert_allclose(value, wanted, rtol=0, atol=atol, err_msg=name)
-        relative.append(atol / max(np.abs(wanted).max(), floor))
+        if not is_zero:
+            relative.append(atol / size)
     assert np.median(relative) < 1e-3  # most bounds tell something
