@@ -37,6 +37,7 @@ def make_model_config(image: dict, text: dict, projector: dict) -> ConfigDict:
         "initial_temperature": towers["initial_temperature"],
         "share_logit_scale": towers["share_logit_scale"],
         "initial_logit_bias": towers["initial_logit_bias"],
+        "kernels": "auto",
         "scan_layers": Execution().scan_layers,
         "remat": Execution().remat,
         "fused_attention": False,

@@ -7,6 +7,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from groupvit_jax.models.kernels.stacks import StackFn
 from groupvit_jax.models.layers import AttentionFn, attend
 from groupvit_jax.typing import Array, Bool, Float
 
@@ -29,12 +30,15 @@ class Execution(NamedTuple):
         shard the tokens of a scan like the parameters and sum activations over devices in every
         block, instead of gathering the parameters.
       attention_fn: computes the attention of an image's tokens.
+      stack_fn: computes whole stacks by kernels, or returns None where they don't fit and the other
+        fields count; see `kernels.stacks`.
     """
 
     scan_layers: bool = False
     remat: str = "none"
     constrain: Callable[[Array], Array] = lambda x: x
     attention_fn: AttentionFn = attend
+    stack_fn: StackFn | None = None
 
 
 def with_execution(model: Any, **changes: Any) -> Any:
@@ -89,6 +93,10 @@ def run_blocks(
         apply = jax.checkpoint(apply, policy=policy, prevent_cse=not execution.scan_layers)
     scales = () if branch_scales is None else (branch_scales,)
     params = [module.variables["params"][f"blocks_{i}"] for i in range(depth)]
+    if execution.stack_fn is not None:
+        fused = execution.stack_fn(block, params, execution.constrain(x), mask, branch_scales)
+        if fused is not None:
+            return fused
     if execution.scan_layers:
         stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *params)
         return jax.lax.scan(apply, x, (stacked, *scales))[0]

@@ -17,7 +17,7 @@ logger = logging.getLogger(__name__)
 # content, not by the path in `data.tokenizer`, which may move.
 FIXED_FIELDS = ("model.", "data.tokenizer.name", "task", "segmentation.class_names")
 # These change how the model is computed, not what it computes.
-EXECUTION_FIELDS = ("model.scan_layers", "model.remat", "model.fused_attention")
+EXECUTION_FIELDS = ("model.kernels", "model.scan_layers", "model.remat", "model.fused_attention")
 
 
 def write_config(config: Mapping[str, Any], workdir: Path) -> None:

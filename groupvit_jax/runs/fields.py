@@ -82,6 +82,7 @@ _MODEL: dict[str, Rule] = {
     "scan_layers": truth(),
     "remat": one_of(REMAT),
     "fused_attention": truth(),
+    "kernels": one_of(("auto", "plain")),
     "dtype": one_of(two_tower.DTYPES),
 }
 _DATA: dict[str, Rule] = {

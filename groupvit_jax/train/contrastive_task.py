@@ -14,7 +14,14 @@ from groupvit_jax import losses, parallel
 from groupvit_jax.models import preprocess
 from groupvit_jax.models.layers import example_keys
 from groupvit_jax.train import grad_cache
-from groupvit_jax.train.forward import groups_in_use, mean_in_use, noise_ids, noise_keys, on_mesh
+from groupvit_jax.train.forward import (
+    groups_in_use,
+    mean_in_use,
+    noise_ids,
+    noise_keys,
+    on_mesh,
+    with_kernels,
+)
 from groupvit_jax.train.state import TrainState
 from groupvit_jax.train.step import LossFn, Metrics
 from groupvit_jax.typing import Array, Batch, Float, Int, PyTree, TwoTowerOutput
@@ -77,7 +84,12 @@ def make_contrastive_loss(model: nn.Module, config: ConfigDict, mesh: Mesh) -> L
       images with a prompt that did not fit) and `groups_in_use/stage_I`.
     """
     settings = LossSettings(**config.loss)
-    if config.train.micro_batch_size is None:
+    micro_batch_size = config.train.micro_batch_size
+    # Absent in configurations recorded before there were kernels.
+    kernels = config.model.get("kernels", "auto")
+    in_parts = micro_batch_size is not None
+    model, has_kernels = with_kernels(model, mesh, kernels, within_shard_map=in_parts)
+    if not in_parts:
         # In micro-batches the encoders run inside `shard_map`, where the batch axes are manual and
         # a sharding constraint on them is an error.
         model = on_mesh(model, mesh, fused_attention=config.model.fused_attention)
@@ -87,8 +99,10 @@ def make_contrastive_loss(model: nn.Module, config: ConfigDict, mesh: Mesh) -> L
         erasing=config.data.augment.random_erasing,
         parts=settings.parts,
     )
-    if config.train.micro_batch_size is not None:
-        encode = grad_cache.in_micro_batches(encode, config.train.micro_batch_size, mesh)
+    if in_parts:
+        encode = grad_cache.in_micro_batches(
+            encode, micro_batch_size, mesh, with_kernels=has_kernels
+        )
 
     def loss_fn(
         params: PyTree, state: TrainState, batch: Batch

@@ -9,6 +9,7 @@ from jax.sharding import Mesh, PartitionSpec
 from groupvit_jax import parallel
 from groupvit_jax.models import fused_attention as fused_attention_lib
 from groupvit_jax.models.blocks import with_execution
+from groupvit_jax.models.kernels import stacks
 from groupvit_jax.train.state import TrainState
 from groupvit_jax.train.step import Metrics
 from groupvit_jax.typing import Array, Batch, ImageFeatures, Int, Key
@@ -37,6 +38,23 @@ def on_mesh(model: Any, mesh: Mesh, *, fused_attention: bool = False) -> Any:
             kernel, mesh=mesh, in_specs=spec, out_specs=spec, check_vma=False
         )
     return with_execution(model, **changes)
+
+
+def with_kernels(
+    model: Any, mesh: Mesh, choice: str, *, within_shard_map: bool
+) -> tuple[Any, bool]:
+    """Return the model with its blocks run by fused kernels, and whether the mesh has any.
+
+    Args:
+      model: with the towers of `TwoTower`, or one of them.
+      mesh: the device mesh.
+      choice: `config.model.kernels`.
+      within_shard_map: whether the model is applied inside a `jax.shard_map` over the mesh.
+    """
+    stack_fn = None
+    if choice != "plain":
+        stack_fn = stacks.stack_fn(mesh, within_shard_map=within_shard_map)
+    return with_execution(model, stack_fn=stack_fn), stack_fn is not None
 
 
 def noise_ids(batch: Batch, mesh: Mesh) -> Int[Array, "B"]:

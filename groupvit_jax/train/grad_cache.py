@@ -17,7 +17,9 @@ from groupvit_jax.typing import PyTree
 Encode = Callable[[PyTree, PyTree, PyTree], PyTree]
 
 
-def in_micro_batches(encode: Encode, micro_batch_size: int, mesh: Mesh) -> Encode:
+def in_micro_batches(
+    encode: Encode, micro_batch_size: int, mesh: Mesh, *, with_kernels: bool = False
+) -> Encode:
     """Return `encode` for a whole batch, computed one micro-batch after another.
 
     A micro-batch takes the next rows of every device's share, so no row moves between devices.
@@ -30,13 +32,18 @@ def in_micro_batches(encode: Encode, micro_batch_size: int, mesh: Mesh) -> Encod
         `[B, ...]` depends on its own input row only.
       micro_batch_size: rows at once, over all devices; see `check_micro_batch_size`.
       mesh: the device mesh.
+      with_kernels: `encode` calls Pallas kernels; the mesh has no `tensor` axis then.
     """
     rows_per_device = micro_batch_size // parallel.num_batch_shards(mesh)
 
     def on_device(params: PyTree, keys: PyTree, rows: PyTree) -> PyTree:
-        # The transpose of `pcast` sums gradients over the devices. Outside the loop it does so once
-        # a step; without it, JAX inserts a cast, and a sum, in every micro-batch.
-        params = jax.tree.map(lambda x: jax.lax.pcast(x, parallel.BATCH_AXES, to="varying"), params)
+        if not with_kernels:
+            # The transpose of `pcast` sums gradients over the devices. Outside the loop it does so
+            # once a step; without it, JAX inserts a cast, and a sum, in every micro-batch. Where
+            # nothing is checked, JAX inserts none, and sums where `shard_map` ends.
+            params = jax.tree.map(
+                lambda x: jax.lax.pcast(x, parallel.BATCH_AXES, to="varying"), params
+            )
         micro_batches = jax.tree.map(lambda x: x.reshape(-1, rows_per_device, *x.shape[1:]), rows)
         # The loop already keeps XLA from merging both forward passes, so the barriers of
         # `prevent_cse` would only cost time.
@@ -50,7 +57,10 @@ def in_micro_batches(encode: Encode, micro_batch_size: int, mesh: Mesh) -> Encod
         mesh=mesh,
         in_specs=(PartitionSpec(), PartitionSpec(), by_row),
         out_specs=by_row,
-        axis_names=set(parallel.BATCH_AXES),
+        # Pallas kernels can be called only where every axis is manual, and interpreted only without
+        # the check of what varies over the devices.
+        axis_names=set(mesh.axis_names if with_kernels else parallel.BATCH_AXES),
+        check_vma=not with_kernels,
     )
 
 

@@ -24,6 +24,7 @@ from groupvit_jax.train import setup
 from groupvit_jax.train.checkpointer import Checkpointer, CheckpointSettings
 from groupvit_jax.train.data_position import DataPosition, continue_from
 from groupvit_jax.train.initial_state import Initialisers, initial_state
+from groupvit_jax.train.kernel_check import checked_loss
 from groupvit_jax.train.prefetch import DeviceBatch, DevicePrefetcher
 from groupvit_jax.train.state import TrainState
 from groupvit_jax.train.step import make_train_step
@@ -215,32 +216,33 @@ def open_batches(parts: setup.Parts, position: DataPosition) -> Iterator[DeviceP
 
 
 def _make_step(parts: setup.Parts) -> TrainStep:
-    shardings = jax.tree.map(lambda leaf: leaf.sharding, parts.abstract_state)
-    loss_fn = parts.task.make_loss(parts.model, parts.config, parts.mesh)
-    groups = parts.config.optimizer.groups
-    train_step = make_train_step(
-        loss_fn, parts.optimizer, parts.schedule, parts.mesh, shardings, groups
-    )
-    return train_step if jax.process_count() == 1 else _compile_together(train_step)
-
-
-def _compile_together(train_step: Any) -> TrainStep:
-    """Compile the step at its first call, and wait there for all processes.
-
-    One process may find the program in its cache and another compile for minutes, but collectives
-    of the first step give up when a process arrives half a minute late.
-    """
-    compiled: list[TrainStep] = []
+    """Return the step; it is built at its first call, to check kernels with a real batch."""
+    built: list[TrainStep] = []
 
     def step(
         state: TrainState, batch: Mapping[str, Array]
     ) -> tuple[TrainState, Mapping[str, Array]]:
-        if not compiled:
-            compiled.append(train_step.lower(state, batch).compile())
-            parallel.wait_for_processes("compiled")
-        return compiled[0](state, batch)
+        if not built:
+            built.append(_build_step(parts, state, batch))
+        return built[0](state, batch)
 
     return step
+
+
+def _build_step(parts: setup.Parts, state: TrainState, batch: Mapping[str, Array]) -> TrainStep:
+    shardings = jax.tree.map(lambda leaf: leaf.sharding, parts.abstract_state)
+    loss_fn = checked_loss(parts.task, parts.model, parts.config, parts.mesh, state, batch)
+    groups = parts.config.optimizer.groups
+    train_step = make_train_step(
+        loss_fn, parts.optimizer, parts.schedule, parts.mesh, shardings, groups
+    )
+    if jax.process_count() == 1:
+        return train_step
+    # One process may find the program in its cache and another compile for minutes, but collectives
+    # of the first step give up when a process arrives half a minute late.
+    compiled = train_step.lower(state, batch).compile()
+    parallel.wait_for_processes("compiled")
+    return compiled
 
 
 def _finish_first_step(step_metrics: hooks_lib.StepMetrics, metrics: Mapping[str, Array]) -> None:

@@ -8,14 +8,21 @@ from groupvit_jax import losses
 from groupvit_jax.models import preprocess
 from groupvit_jax.models.grouping import resize_maps
 from groupvit_jax.models.segmentation import SegmentationModel
-from groupvit_jax.train.forward import groups_in_use, mean_in_use, noise_ids, noise_keys, on_mesh
+from groupvit_jax.train.forward import (
+    groups_in_use,
+    mean_in_use,
+    noise_ids,
+    noise_keys,
+    on_mesh,
+    with_kernels,
+)
 from groupvit_jax.train.state import TrainState
 from groupvit_jax.train.step import LossFn, Metrics
 from groupvit_jax.typing import Array, Batch, Float, PyTree
 
 
 def make_segmentation_loss(
-    model: SegmentationModel, mesh: Mesh, *, fused_attention: bool = False
+    model: SegmentationModel, mesh: Mesh, *, fused_attention: bool = False, kernels: str = "auto"
 ) -> LossFn:
     """Return the loss of images and their masks, `losses.segmentation_loss` at full resolution.
 
@@ -23,12 +30,14 @@ def make_segmentation_loss(
       model: the image tower with its head.
       mesh: the device mesh.
       fused_attention: whether attention is one kernel.
+      kernels: `config.model.kernels`.
 
     Returns:
       A function whose metrics are `loss`, `labelled_pixels` (the share that counts) and
       `groups_in_use/stage_I`.
     """
     model = on_mesh(model, mesh, fused_attention=fused_attention)
+    model, _ = with_kernels(model, mesh, kernels, within_shard_map=False)
 
     def loss_fn(
         params: PyTree, state: TrainState, batch: Batch

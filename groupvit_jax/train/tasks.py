@@ -67,7 +67,10 @@ TASKS = {
         ),
         batch_shapes=state.masked_batch_shapes,
         make_loss=lambda model, config, mesh: segmentation_task.make_segmentation_loss(
-            model, mesh, fused_attention=config.model.fused_attention
+            model,
+            mesh,
+            fused_attention=config.model.fused_attention,
+            kernels=config.model.get("kernels", "auto"),
         ),
         unused={"text_init_from": "", "train.micro_batch_size": None},
     ),
