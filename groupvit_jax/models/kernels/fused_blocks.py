@@ -166,7 +166,7 @@ def backward(
 
     tokens = _tokens_spec(stack, gradient)
     own_input = pl.BlockSpec(
-        (None, *tokens.block_shape), lambda program, layer, *_: (layer[0], program, 0)
+        (None, *(tokens.block_shape or ())), lambda program, layer, *_: (layer[0], program, 0)
     )
     of_one = jax.tree.map(lambda w: _shape(w, of_one=True), weights)
     whole = jax.tree.map(lambda w: pl.BlockSpec(w.shape, lambda *_: (0, 0)), of_one)
@@ -202,7 +202,7 @@ def _call(
     def program(layer: Any, *refs: Any) -> None:
         branches = None
         if scales is not None:
-            factors, *refs = refs
+            factors, refs = refs[0], refs[1:]
             first = layer[0] * 2 * num_rows + pl.program_id(0) * stack.rows
             branches = Branches(
                 *([factors[first + b * num_rows + r] for r in range(stack.rows)] for b in (0, 1))
