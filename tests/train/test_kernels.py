@@ -7,6 +7,8 @@ from groupvit_jax.models import build_model
 from groupvit_jax.models.kernels import stacks
 from tests.train.test_step import MESHES, Run, host_batch, tiny_config
 
+pytestmark = pytest.mark.slow  # five steps to compile, four of them with kernels
+
 NUM_STEPS = 5
 # (mesh, size of micro-batches) of a batch of 16
 KERNELS = {

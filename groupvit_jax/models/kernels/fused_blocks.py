@@ -15,6 +15,7 @@ the blocks' inputs is saved.
 
 import dataclasses
 import functools
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -226,9 +227,33 @@ def _call(
             dimension_semantics=("arbitrary",),
             vmem_limit_bytes=stack.vmem_bytes,
         ),
+        cost_estimate=_cost(stack, name, inputs, out_shape),
         interpret=stack.interpret,
         name=name,
     )(*scalars, *inputs)
+
+
+def _cost(stack: Stack, name: str, inputs: Any, out_shape: Any) -> pl.CostEstimate:
+    """Return the work of a call: what XLA schedules by, and `launch.plan` counts."""
+    block, weights = stack.block, inputs[-1]
+    num_tokens, width = jax.tree.leaves(out_shape)[0].shape
+    matrices = [leaf for leaf in jax.tree.leaves(weights) if leaf.shape[1] > 1]
+    products = sum(math.prod(leaf.shape[1:]) for leaf in matrices)
+    # Forward: each matrix, the logits and the average. Backward: these anew, and two for each.
+    passes = 1 if name == "block_forward" else 3
+    pairs = 2 * block.row_length * width
+    hidden = weights["mlp"]["fc1"]["kernel"].shape[-1]
+    # Of what is stacked, one block is read.
+    read = [(leaf, leaf.ndim == 3) for leaf in jax.tree.leaves((inputs[0], weights))]
+    read += [(leaf, False) for leaf in jax.tree.leaves((inputs[1:-1], out_shape))]
+    num_bytes = sum(
+        math.prod(leaf.shape[is_stacked:]) * leaf.dtype.itemsize for leaf, is_stacked in read
+    )
+    return pl.CostEstimate(
+        flops=2 * passes * num_tokens * (products + pairs),
+        transcendentals=num_tokens * (hidden + block.num_heads * block.row_length),
+        bytes_accessed=num_bytes,
+    )
 
 
 def _shape(x: Array, *, of_one: bool = False) -> jax.ShapeDtypeStruct:
