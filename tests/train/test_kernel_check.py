@@ -1,8 +1,8 @@
 """The start-up check of the fused blocks, with kernels in Pallas's interpreter."""
 
+import dataclasses
 import logging
 import math
-from types import SimpleNamespace
 
 import jax
 import pytest
@@ -34,8 +34,12 @@ def test_what_is_not_a_number_is_not_small():
 
 def kernels_chosen(monkeypatch, mesh, config, difference):
     monkeypatch.setattr(kernel_check, "compare", lambda *_: difference)
-    task = SimpleNamespace(make_loss=lambda model, config, mesh: config.model.kernels)
-    return kernel_check.checked_loss(task, None, config, mesh, None, None)
+    # A loss that tells which blocks it was made for.
+    task = dataclasses.replace(
+        task_of(config), make_loss=lambda model, config, mesh: lambda: config.model.kernels
+    )
+    state = state_lib.TrainState(0, {}, {}, None, jax.random.key(0))
+    return kernel_check.checked_loss(task, None, config, mesh, state, host_batch(config, 0))()
 
 
 def test_kernels_that_disagree_are_left_out_with_a_warning(monkeypatch, mesh, caplog):
