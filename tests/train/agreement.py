@@ -62,8 +62,8 @@ def assert_leaves_agree(found, expected, moved, largest):
       found: what another order of the same sums gave.
       expected: the tree it is compared with.
       moved: that tree again, from parameters moved by 16 and by -16 units in the last place.
-      largest: the largest gradient. Those that are zero but for rounding, such as that of a bias
-        before BatchNorm, are sums of terms of about this size.
+      largest: the largest gradient. Every gradient sums terms of about this size; one that is zero
+        but for rounding, such as that of a bias before BatchNorm, sums up to 2^14 of them.
     """
     rtol, relative = SUM_ROUNDINGS * UNIT_ROUNDOFF, []
     leaves = jax.tree_util.tree_leaves_with_path(expected)
@@ -71,7 +71,8 @@ def assert_leaves_agree(found, expected, moved, largest):
     for (path, wanted), value, bound in zip(leaves, jax.tree.leaves(found), bounds, strict=True):
         name, size = jax.tree_util.keystr(path, simple=True, separator="/"), np.abs(wanted).max()
         is_zero = size <= rtol * largest
-        atol = rtol * largest if is_zero else max(bound, rtol * size)
+        floor = rtol * largest if is_zero else 16 * UNIT_ROUNDOFF * largest
+        atol = max(bound, floor, rtol * size)
         np.testing.assert_allclose(value, wanted, rtol=0, atol=atol, err_msg=name)
         if not is_zero:
             relative.append(atol / size)
