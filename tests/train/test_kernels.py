@@ -5,6 +5,7 @@ import pytest
 
 from groupvit_jax.models import build_model
 from groupvit_jax.models.kernels import stacks
+from tests.train import agreement
 from tests.train.test_step import MESHES, Run, host_batch, tiny_config
 
 pytestmark = pytest.mark.slow  # five steps to compile, four of them with kernels
@@ -21,17 +22,20 @@ KERNELS = {
 
 @pytest.fixture(scope="module")
 def histories():
-    """The metrics of each step, with noise of all kinds."""
+    """The metrics of each step, with noise of all kinds, all from the states of the plain run.
+
+    On their own, runs drift apart: Adam divides rounding by itself where a gradient is zero.
+    """
     batches = [host_batch(tiny_config(), seed) for seed in range(NUM_STEPS)]
 
-    def train(mesh, micro_batch_size=None):
+    def make_run(mesh, micro_batch_size=None):
         config = tiny_config()
         config.train.micro_batch_size = micro_batch_size
         config.model.image.drop_path_rate = 0.5
-        run = Run(config, MESHES[mesh], build_model(config.model))
-        return [run(batch) for batch in batches]
+        return Run(config, MESHES[mesh], build_model(config.model))
 
-    found = {"plain": train("one")}
+    states, plain, bounds = agreement.record(make_run("one"), batches)
+    found = {"plain": plain, "bounds": bounds}
     used = []
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(stacks.VMEM_BYTES, "cpu", 2**20)
@@ -40,9 +44,12 @@ def histories():
         patch.setattr(
             stacks.fused_blocks, "run_stack", lambda *args: used.append(args) or run_stack(*args)
         )
-        for name, run in KERNELS.items():
+        for name, settings in KERNELS.items():
             used.clear()
-            found[name] = train(*run)
+            run, found[name] = make_run(*settings), []
+            for state, batch in zip(states, batches, strict=True):
+                run.state = agreement.place(run, state)
+                found[name].append(run(batch))
             assert used, name
     return found
 
@@ -50,6 +57,13 @@ def histories():
 @pytest.mark.parametrize("name", KERNELS)
 def test_steps_are_those_of_the_plain_blocks(histories, name):
     assert histories["plain"][0]["gradient_norm"] > 0
-    for key in ("loss", "gradient_norm", "update_norm", "parameter_norm"):
-        found, expected = ([step[key] for step in histories[run]] for run in (name, "plain"))
-        np.testing.assert_allclose(found, expected, rtol=1e-5, err_msg=key)
+    plain, bounds = histories["plain"], histories["bounds"]
+    names = ("loss", "global/loss", "multi_label/loss")
+    agreement.assert_steps_agree(histories[name], plain, bounds, names)
+    norms = [step["gradient_norm"] for step in plain]
+    moved = [bound["gradient_norm"] for bound in bounds]
+    for step, (metrics, norm, bound) in enumerate(zip(histories[name], norms, moved, strict=True)):
+        np.testing.assert_allclose(
+            metrics["gradient_norm"], norm, rtol=1e-5, atol=bound, err_msg=f"step {step}"
+        )
+    assert np.median(np.divide(moved, norms)) < 1e-3
