@@ -212,7 +212,7 @@ def _call(
 
     # What decides where to read, and what is multiplied as a scalar, lies in scalar memory.
     scalars = [layer[None]] + ([] if scales is None else [scales.reshape(-1)])
-    return pl.pallas_call(
+    results = pl.pallas_call(
         program,
         out_shape=out_shape,
         grid_spec=pltpu.PrefetchScalarGridSpec(
@@ -231,6 +231,10 @@ def _call(
         interpret=stack.interpret,
         name=name,
     )(*scalars, *inputs)
+    # XLA would fuse into the kernel what writes its results into the scan's stacks, and give the
+    # fusion 16 MiB of vector memory, the default of its own fusions, instead of `vmem_bytes`: the
+    # whole step then fails to compile.
+    return jax.lax.optimization_barrier(results)
 
 
 def _cost(stack: Stack, name: str, inputs: Any, out_shape: Any) -> pl.CostEstimate:
