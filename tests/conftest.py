@@ -22,6 +22,7 @@ os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.3")
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
 import gc
+import logging
 
 import jax
 import jaxtyping
@@ -38,3 +39,14 @@ def _forget_compiled_programs():
     yield
     jax.clear_caches()
     gc.collect()
+
+
+@pytest.fixture(autouse=True)
+def _restore_log_levels():
+    """Commands set levels for their process; a test that reads the log must not depend on that."""
+    names = ("groupvit_jax", *logging.root.manager.loggerDict)
+    loggers = [logging.root, *(logging.getLogger(n) for n in names if n.startswith("groupvit_jax"))]
+    levels = [logger.level for logger in loggers]
+    yield
+    for logger, level in zip(loggers, levels, strict=True):
+        logger.setLevel(level)
