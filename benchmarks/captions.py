@@ -15,7 +15,7 @@ TOKENIZER = ClipTokenizer()
 
 
 def read(path: str) -> list[str]:
-    """Returns all captions of a set."""
+    """Return all captions of a set."""
     if path.endswith(".tar"):
         with tempfile.TemporaryDirectory() as index_dir:  # nothing is left beside the data
             source = WebDatasetSource([path], index_dir)
@@ -24,14 +24,14 @@ def read(path: str) -> list[str]:
 
 
 def texts_of(captions: Sequence[str], num_nouns: int) -> np.ndarray:
-    """Returns the token ids [B, N, T] of each caption and its prompts."""
+    """Return the token ids [B, N, T] of each caption and its prompts."""
     rngs = map(np.random.default_rng, range(len(captions)))
     prompts = [nouns.make_prompts(c, num_nouns, r) for c, r in zip(captions, rngs, strict=True)]
     return np.stack([TOKENIZER([c, *p]) for c, p in zip(captions, prompts, strict=True)])
 
 
 def pack(texts: np.ndarray, length: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Returns rows [B, L], ends [B, N] and how many prompts of each image did not fit [B]."""
+    """Return rows [B, L], end [B, N] and how many prompts of each image did not fit [B]."""
     rows = [pack_texts(list(each), length, TOKENIZER.end_of_text_id) for each in texts]
     row, ends, overflow = (np.stack(values) for values in zip(*rows, strict=True))
     return row, ends, overflow

@@ -58,7 +58,7 @@ def make_config(row: str) -> ConfigDict:
 
 
 def make_step(config: ConfigDict) -> tuple[Any, Any, Any]:
-    """Returns the jitted step for one of this machine's devices, a state, and a batch's shapes."""
+    """Return the jitted step for one of this machine's devices, a state, and a batch's shapes."""
     mesh = parallel.make_mesh({"data": 1, "fsdp": 1, "tensor": 1}, jax.devices()[:1])
     model, shapes = build_model(config.model), state_lib.batch_shapes(config)
     schedule = optim.make_schedule(config.optimizer.learning_rate, 1000, 10)
@@ -73,7 +73,7 @@ def make_step(config: ConfigDict) -> tuple[Any, Any, Any]:
 
 
 def work(row: str) -> dict[str, float]:
-    """Compiles the step and, for a start from the cache, runs it."""
+    """Compile the step and, for a start from the cache, run it."""
     config, topology = make_config(row), _TOPOLOGY.value
     step, state, shapes = (None, None, None) if topology else make_step(config)
     wall, cpu = time.perf_counter(), time.process_time()

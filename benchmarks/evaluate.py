@@ -55,7 +55,7 @@ class PublishedProcedure:
         self._enlarge = jax.jit(_enlarge, static_argnums=1)
 
     def __call__(self, image: np.ndarray) -> np.ndarray:
-        """Returns the labels of an image."""
+        """Return the labels of an image."""
         resized, side = resize_to_fit(image, self._protocol.resize), self._protocol.window
         size = resized.shape[:2]
         rows, columns = (window_starts(n, min(n, side), self._protocol.stride) for n in size)
@@ -124,7 +124,7 @@ def _load():
 
 
 def main(argv: Sequence[str]) -> None:
-    """Compares, measures and prints a table."""
+    """Compare, measure and print a table."""
     if len(argv) > 1:
         raise app.UsageError(f"Unknown arguments: {argv[1:]}")
     paths = sorted(Path(_IMAGES.value).glob("*.jpg"))[: _NUM_IMAGES.value]

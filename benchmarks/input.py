@@ -65,7 +65,7 @@ class _Counted:
 
 
 def _wait_until_idle(examples: _Counted) -> int:
-    """Returns the number of images made once the threads that read ahead have no more to do."""
+    """Return the number of images made once the threads that read ahead have no more to do."""
     made, since = examples.made, time.monotonic()
     while examples.begun > examples.made or time.monotonic() < since + _IDLE_SECONDS:
         time.sleep(_IDLE_SECONDS / 20)
@@ -93,7 +93,7 @@ def _usual_rate(batches: Iterator[object], count: int, batch_size: int) -> float
 def _compare(
     usual_shards: Sequence[str], examples: TrainExamples, config: ConfigDict
 ) -> list[float]:
-    """Times both in turns; returns the medians of images/s, ours first, and of their ratio."""
+    """Time both in turns; return the medians of images/s, ours first, and of their ratio."""
     size, batch_size = config.model.image.image_size, _BATCH_SIZE.value
     counted = _Counted(examples)
     ours = TrainLoader(cast(TrainExamples, counted), batch_size)
@@ -111,7 +111,7 @@ def _compare(
 
 
 def _check(ours: dict[str, np.ndarray], usual: tuple[np.ndarray, np.ndarray], size: int) -> None:
-    """Makes sure that both make batches of the same size, as uint8 and as floats."""
+    """Make sure that both make batches of the same size, as uint8 and as floats."""
     images, texts = usual
     assert ours["image"].shape == (len(images), size, size, 3), ours["image"].shape
     assert ours["text_ends"].shape == texts.shape[:2], (ours["text_ends"].shape, texts.shape)

@@ -39,7 +39,7 @@ class _SameExample:
 def table(
     source: WebDatasetSource, examples: TrainExamples, config: ConfigDict, tokenizer: Tokenizer
 ) -> str:
-    """Returns microseconds of an image and shares of the stages, medians over the rounds."""
+    """Return microseconds of an image and share of the stages, medians over the rounds."""
     stages = _stages(source, config, tokenizer)
     whole, times = [], dict[str, list[float]]({name: [] for name in stages})
     for round_number in range(_ROUNDS):  # one after the other: drifts of the clock hit all alike

@@ -48,7 +48,7 @@ class Handler(BaseHTTPRequestHandler):
     latency = 0.0
 
     def do_GET(self):
-        """Answers late."""
+        """Answer late."""
         time.sleep(self.latency)
         file = self.folder / os.path.basename(self.path)
         size = file.stat().st_size
@@ -65,7 +65,7 @@ class Handler(BaseHTTPRequestHandler):
     do_HEAD = do_GET  # noqa: N815
 
     def log_message(self, *args):
-        """Keeps quiet."""
+        """Keep quiet."""
 
 
 def serve(folder: str, latency: float, ports: multiprocessing.Queue) -> None:

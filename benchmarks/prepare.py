@@ -90,7 +90,7 @@ def _print_limits(raw: Sequence[bytes]) -> None:
 
 
 def _prepare_all(output: str) -> float:
-    """Returns images per second of one core."""
+    """Return images per second of one core."""
     shutil.rmtree(output, ignore_errors=True)
     options = preparation.Options(_INPUT.value, output, _IMAGES.value)
     start = time.process_time()

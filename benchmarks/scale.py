@@ -53,7 +53,7 @@ def median_seconds(run: Callable[[], Any]) -> float:
 
 
 def compiled_losses(num_devices: int, exchange: str, block_size: int) -> tuple[Any, Any]:
-    """Returns the compiled gradient of both losses, and its arguments."""
+    """Return the compiled gradient of both losses, and its arguments."""
     mesh = mesh_of(num_devices)
     comparison = losses.Comparison("softmax", parallel.BATCH_AXES, exchange, block_size)
 
@@ -73,7 +73,7 @@ def compiled_losses(num_devices: int, exchange: str, block_size: int) -> tuple[A
 
 
 def logits_bytes(program: str, block: int) -> int:
-    """Returns the size of an array of own images by a block of examples and their texts."""
+    """Return the size of an array of own images by a block of examples and their texts."""
     found = [sorted(map(int, s.split(","))) for s in re.findall(r"f32\[([\d,]+)\]", program)]
     wanted = sorted((_PER_DEVICE.value, TEXTS, block))
     return max((4 * int(np.prod(shape)) for shape in found if shape == wanted), default=0)
@@ -142,7 +142,7 @@ def main(argv: list[str]) -> None:
 
 
 def _force_host_devices(argv: list[str]) -> list[str]:
-    """Parses the flags before JAX looks for devices."""
+    """Parse the flags before JAX looks for devices."""
     rest = flags.FLAGS(argv)
     os.environ["JAX_PLATFORMS"] = "cpu"
     count = f"--xla_force_host_platform_device_count={_DEVICES.value}"

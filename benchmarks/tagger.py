@@ -17,14 +17,14 @@ Gold = list[list[tuple[str, str]]]
 
 
 def read_gold(path: Path) -> Gold:
-    """Reads captions of (word, class), class N noun, V verb, O other or ? (not counted)."""
+    """Read captions of (word, class), class N noun, V verb, O other or ? (not counted)."""
     blocks = path.read_text("utf-8").split("\n\n")
     lines = [[line for line in block.splitlines() if not line.startswith("#")] for block in blocks]
     return [[(row.split("\t")[0], row.split("\t")[1]) for row in block] for block in lines if block]
 
 
 def accuracy(gold: Gold, tag: Callable[[Sequence[str]], list[str]]) -> tuple[float, float, int]:
-    """Returns (share with noun-or-verb right, share with noun/verb/other right, words counted)."""
+    """Return (share with noun-or-verb right, share with noun/verb/other right, words counted)."""
     usable, exact = [], []
     for caption in gold:
         for (word, expected), found in zip(caption, tag([w for w, _ in caption]), strict=True):
@@ -37,7 +37,7 @@ def accuracy(gold: Gold, tag: Callable[[Sequence[str]], list[str]]) -> tuple[flo
 
 
 def captions_per_second(captions: Sequence[str], function: Callable[[str], object]) -> float:
-    """Returns the median rate of 5 passes over the captions."""
+    """Return the median rate of 5 passes over the captions."""
     rates = []
     for _ in range(5):
         start = time.perf_counter()

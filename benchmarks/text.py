@@ -52,7 +52,7 @@ Inputs = tuple[np.ndarray, ...]
 
 @jax.jit
 def features_and_gradients(params, inputs, targets):
-    """Returns the mean square of the features [B N, C] minus random values, and all gradients."""
+    """Return the mean square of the features [B N, C] minus random values, and all gradients."""
 
     def loss(params):
         features = ENCODER.apply({"params": params}, *inputs)
@@ -67,7 +67,7 @@ def features_only(params, tokens):
 
 
 def check_equal(found, expected) -> float:
-    """Returns the greatest difference of any output, relative to its greatest value."""
+    """Return the greatest difference of any output, relative to its greatest value."""
     pairs = zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True)
     worst = max(float(abs(a - b).max() / abs(b).max()) for a, b in pairs if abs(b).max() > 1e-6)
     if worst > TOLERANCE:
@@ -76,7 +76,7 @@ def check_equal(found, expected) -> float:
 
 
 def seconds_in_turns(runs: Sequence[Callable[[], object]], repeats: int) -> np.ndarray:
-    """Returns seconds [runs, repeats]; drifts of the clock hit all runs alike."""
+    """Return seconds [runs, repeats]; drifts of the clock hit all runs alike."""
     seconds = np.zeros((len(runs), repeats))
     for repeat in range(repeats):
         for i, run in enumerate(runs):

@@ -50,7 +50,7 @@ def class_names() -> list[str]:
 
 
 def random_texts(count: int) -> list[str]:
-    """Returns strings of characters that this Python's Unicode knows, from anywhere to plain."""
+    """Return strings of characters that this Python's Unicode knows, from anywhere to plain."""
     known = [chr(i) for i in range(0x110000) if unicodedata.category(chr(i)) not in ("Cn", "Cs")]
     pools = [
         known,
@@ -68,7 +68,7 @@ def random_texts(count: int) -> list[str]:
 
 
 def rows_of(encoded: Ids | np.ndarray, end_id: int) -> Ids:
-    """Returns the ids up to the end of each text."""
+    """Return the ids up to the end of each text."""
     rows = map(list, encoded)
     return [row[: row.index(end_id) + 1] for row in rows]
 
@@ -82,7 +82,7 @@ def compare_ids(ours: Tokenizer, theirs: Encode, sets: dict[str, list[str]]) -> 
 
 
 def seconds_in_turns(encoders: Sequence[Encode], texts: Sequence[str]) -> np.ndarray:
-    """Returns the CPU time [encoders, 4] of each quarter of the texts."""
+    """Return the CPU time [encoders, 4] of each quarter of the texts."""
     seconds = np.zeros((len(encoders), 4))
     batches = [texts[i : i + BATCH] for i in range(0, len(texts), BATCH)]
     for i, batch in enumerate(batches):

@@ -65,7 +65,7 @@ def make_config(batch_size: int, on_gpu: bool) -> ConfigDict:
 
 
 def make_batch(config: ConfigDict) -> tuple[Batch, np.ndarray]:
-    """Returns a batch of random images with packed texts, and the texts padded, [B, N, T]."""
+    """Return a batch of random images with packed texts, and the texts padded, [B, N, T]."""
     if _CAPTIONS.value:
         captions = read(_CAPTIONS.value)
     else:
@@ -83,7 +83,7 @@ def make_batch(config: ConfigDict) -> tuple[Batch, np.ndarray]:
 
 
 def our_loss(pretrained: Pretrained, config: ConfigDict, batch: Batch) -> float:
-    """Returns the loss of the noiseless model in training mode, in float32."""
+    """Return the loss of the noiseless model in training mode, in float32."""
     model = build_model(pretrained.model_config)
     mesh = parallel.make_mesh({"data": 1, "fsdp": 1, "tensor": 1}, jax.devices()[:1])
 
@@ -104,7 +104,7 @@ def our_loss(pretrained: Pretrained, config: ConfigDict, batch: Batch) -> float:
 
 
 def our_step(pretrained: Pretrained, config: ConfigDict, batch: Batch) -> tuple[Step, float]:
-    """Returns the training step and its FLOPs as XLA counts them."""
+    """Return the training step and its FLOPs as XLA counts them."""
     mesh = parallel.make_mesh({"data": 1, "fsdp": 1, "tensor": 1}, jax.devices()[:1])
     model, shapes = build_model(config.model), state_lib.batch_shapes(config)
     schedule = optim.make_schedule(config.optimizer.learning_rate, 1000, 10)
@@ -146,7 +146,7 @@ class Reference:
         )
 
     def without_noise(self) -> "Reference":
-        """Returns a copy whose assignment is hard (there is no other noise)."""
+        """Return a copy whose assignment is hard (there is no other noise)."""
         other = copy.deepcopy(self)
         for module in other.model.modules():
             if type(module).__name__ == "GroupViTAssignAttention":
@@ -154,7 +154,7 @@ class Reference:
         return other
 
     def loss(self, images: torch.Tensor, texts: torch.Tensor) -> torch.Tensor:
-        """Returns the sum of both losses of images [B, 3, H, W] and texts [B, N, T]."""
+        """Return the sum of both losses of images [B, 3, H, W] and texts [B, N, T]."""
         B, N, T = texts.shape
         image = self.model.visual_projection(
             self.model.vision_model(pixel_values=images).pooler_output
@@ -171,7 +171,7 @@ class Reference:
         )
 
     def step(self, images: np.ndarray, texts: np.ndarray) -> Step:
-        """Returns a function that trains on a batch of normalised images and texts [B, N, T]."""
+        """Return a function that trains on a batch of normalised images and texts [B, N, T]."""
         pixels = torch.from_numpy(images).permute(0, 3, 1, 2).contiguous().to(self.device)
         ids = torch.from_numpy(texts).long().to(self.device)
         on_gpu = self.device == "cuda"
@@ -202,7 +202,7 @@ def multi_label_loss(image: torch.Tensor, prompts: torch.Tensor, logit_scale: to
 
 
 def work(kind: str, connection: Any, arguments: list[str]) -> None:
-    """Makes one side in a process of its own, then does a step whenever it is asked to."""
+    """Make one side in a process of its own, then do a step whenever it is asked to."""
     flags.FLAGS(arguments)
     if _THREADS.value:
         torch.set_num_threads(_THREADS.value)
@@ -228,7 +228,7 @@ def work(kind: str, connection: Any, arguments: list[str]) -> None:
 
 
 def seconds_in_turns(repeats: int) -> tuple[dict[str, np.ndarray], float, int]:
-    """Returns [repeats, 2] seconds of wall and CPU time, our FLOPs, and the trimmed length.
+    """Return [repeats, 2] seconds of wall and CPU time, our FLOPs, and the trimmed length.
 
     Each side has its own process, so that neither meets the other's threads and memory.
     """
@@ -252,7 +252,7 @@ def seconds_in_turns(repeats: int) -> tuple[dict[str, np.ndarray], float, int]:
 
 
 def check_losses(arguments: list[str]) -> None:
-    """Compares both losses without noise, in float32; on a GPU the reference has bfloat16."""
+    """Compare both losses without noise, in float32; on a GPU the reference has bfloat16."""
     flags.FLAGS(arguments)
     on_gpu = jax.default_backend() == "gpu"
     config = make_config(_BATCH_SIZE.value, on_gpu)

@@ -55,7 +55,7 @@ class BytePairEncoder:
         self._context_length = context_length
 
     def __call__(self, texts: Sequence[str]) -> np.ndarray:
-        """Returns int32 "N T": start, text, end and zeros."""
+        """Return int32 "N T": start, text, end and zeros."""
         rows = np.zeros((len(texts), self._context_length), np.int32)
         for row, text in zip(rows, texts, strict=True):
             ids = [self._ids[START], *self._encode(text), self._ids[END]]
@@ -94,7 +94,7 @@ class BytePairEncoder:
 def batches(
     shards: Sequence[str], size: int, batch_size: int, config: ConfigDict, seed: int
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Yields float32 "B 3 S S" and int32 "B N T" without end; only what is taken is worked for."""
+    """Yield float32 "B 3 S S" and int32 "B N T" without end; only what is taken is worked for."""
     rng = np.random.default_rng(seed)
     encoder = BytePairEncoder(config.model.text.context_length)
 

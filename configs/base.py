@@ -5,7 +5,7 @@ from ml_collections.config_dict import placeholder
 
 
 def get_config() -> ConfigDict:
-    """Returns groupvit-small with the published optimisation and augmentation, without data."""
+    """Return groupvit-small with the published optimisation and augmentation, without data."""
     config = ConfigDict()
     config.seed = 0
     # Or "segmentation": a segment head is trained with masks, docs/finetune.md.

@@ -14,7 +14,7 @@ from configs import groupvit_gcc_yfcc_30e
 
 
 def get_config() -> ConfigDict:
-    """Returns the published recipe; the upper half of the tower trains at a tenth of the rate."""
+    """Return the published recipe; the upper half of the tower trains at a tenth of the rate."""
     config = groupvit_gcc_yfcc_30e.get_config()
     config.text_init_from = "bert-base-uncased"
     config.data.tokenizer.update(name="wordpiece", path="bert-base-uncased/vocab.txt")

@@ -12,7 +12,7 @@ from groupvit_jax.scenes.drawing import CLASS_NAMES
 
 
 def get_config() -> ConfigDict:
-    """Returns the model of the scenes with a head, the whole tower trained."""
+    """Return the model of the scenes with a head, the whole tower trained."""
     config = scenes.get_config()
     config.task = "segmentation"
     config.init_from = "runs/scenes"

@@ -13,7 +13,7 @@ from groupvit_jax.optim import layer_decay_groups
 
 
 def get_config() -> ConfigDict:
-    """Returns the whole tower trained on crops of 448 pixels, its lower layers slower."""
+    """Return the whole tower trained on crops of 448 pixels, its lower layers slower."""
     config = base.get_config()
     config.task = "segmentation"
     config.init_from = "gcc_yfcc.pth"  # any checkpoint

@@ -15,7 +15,7 @@ from groupvit_jax.runs.fields import MOVED
 
 
 def get_config(path: str) -> ConfigDict:
-    """Returns the recorded values; fields added since the run have their defaults.
+    """Return the recorded values; fields added since the run have their defaults.
 
     Args:
       path: a run's `config.json`.

@@ -10,7 +10,7 @@ from configs import groupvit_gcc_yfcc_30e
 
 
 def get_config() -> ConfigDict:
-    """Returns the published recipe on the base model, its parameters split over 4 devices."""
+    """Return the published recipe on the base model, its parameters split over 4 devices."""
     config = groupvit_gcc_yfcc_30e.get_config()
     config.model.image.update(width=768, num_heads=12, drop_path_rate=0.2)
     config.model.text.update(width=512, num_heads=8)

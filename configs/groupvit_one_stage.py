@@ -10,7 +10,7 @@ from configs import groupvit_gcc_yfcc_30e
 
 
 def get_config() -> ConfigDict:
-    """Returns the published recipe on the one-stage model."""
+    """Return the published recipe on the one-stage model."""
     config = groupvit_gcc_yfcc_30e.get_config()
     config.model.image.update(depths=(6, 6), num_group_tokens=(8, 0), num_output_groups=(8,))
     return config

@@ -11,7 +11,7 @@ from groupvit_jax.scenes.drawing import CLASS_NAMES
 
 
 def get_config() -> ConfigDict:
-    """Returns the published method and recipe at the size of the drawn scenes."""
+    """Return the published method and recipe at the size of the drawn scenes."""
     config = base.get_config()
     config.model.image.update(
         image_size=64,

@@ -10,7 +10,7 @@ from configs import scenes
 
 
 def get_config() -> ConfigDict:
-    """Returns the model of the scenes, trained for longer and on more varied crops."""
+    """Return the model of the scenes, trained for longer and on more varied crops."""
     config = scenes.get_config()
     config.data.augment.min_area = 0.6
     config.train.num_steps = 2000

@@ -11,7 +11,7 @@ from configs import base
 
 
 def get_config() -> ConfigDict:
-    """Returns the published method at a size that learns 1,000 photos in minutes on 2 cores."""
+    """Return the published method at a size that learns 1,000 photos in minutes on 2 cores."""
     config = base.get_config()
     config.model.image.update(
         image_size=64,

@@ -10,7 +10,7 @@ from configs import base
 
 
 def get_config() -> ConfigDict:
-    """Returns the published recipe on a tiny model in float32."""
+    """Return the published recipe on a tiny model in float32."""
     config = base.get_config()
     config.model.image.update(
         image_size=32,

@@ -9,7 +9,7 @@ __all__ = ["Segmenter"]
 
 
 def __getattr__(name: str) -> Any:
-    """Imports what is exported when it is first used, so that the package itself stays light."""
+    """Import what is exported when it is first used, so that the package itself stays light."""
     if name == "Segmenter":
         from groupvit_jax.segmenter import Segmenter
 

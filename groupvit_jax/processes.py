@@ -6,7 +6,7 @@ import time
 
 
 def end_with_parent() -> None:
-    """Ends this process soon after its parent: a killed parent can't end its workers."""
+    """End this process soon after its parent: a killed parent can't end its workers."""
     parent = os.getppid()
 
     def watch() -> None:

@@ -59,7 +59,7 @@ class SegmentationResult:
     has_background: bool = False
 
     def score(self, label: str) -> Float[np.ndarray, "H W"]:
-        """Returns a label's score at every pixel; 0 if it was likely nowhere.
+        """Return a label's score at every pixel; 0 if it was likely nowhere.
 
         Raises:
           ValueError: it is none of the labels.
@@ -70,7 +70,7 @@ class SegmentationResult:
         return self.scores[..., column].sum(axis=-1)
 
     def shares(self) -> dict[str, float]:
-        """Returns the share of the pixels of each label that has any, the largest first."""
+        """Return the share of the pixels of each label that has any, the largest first."""
         counts = np.bincount(self.mask.ravel(), minlength=len(self.labels))
         order = np.argsort(-counts, kind="stable")
         return {self.labels[i]: float(counts[i] / self.mask.size) for i in order if counts[i]}
@@ -84,7 +84,7 @@ class SegmentationResult:
         return np.concatenate([black, visualize.palette(len(self.labels) - 1)])
 
     def overlay(self, names: bool = True) -> RgbImage:
-        """Returns the image with its labels painted over, the background grey.
+        """Return the image with its labels painted over, the background grey.
 
         Args:
           names: whether the labels are written at their regions.
@@ -97,11 +97,11 @@ class SegmentationResult:
         return visualize.write_names(painted, self.mask, written)
 
     def side_by_side(self) -> UInt8[np.ndarray, "h w 3"]:
-        """Returns the image and, beside or below it, its segmentation."""
+        """Return the image and, beside or below it, its segmentation."""
         return visualize.side_by_side({"image": self.image, "segmentation": self.overlay()})
 
     def overlay_groups(self) -> UInt8[np.ndarray, "h w 3"]:
-        """Returns the image and the groups of each stage, painted over it."""
+        """Return the image and the groups of each stage, painted over it."""
         pictures = {"image": self.image}
         for stage, groups in enumerate(self.groups, 1):
             colours = visualize.palette(int(groups.max()) + 1)
@@ -128,7 +128,7 @@ class Segmenter:
         windows_at_once: int | None = None,
         **knobs: Any,
     ) -> None:
-        """Puts a model on this process's devices.
+        """Put a model on this process's devices.
 
         Args:
           pretrained: the model; `from_pretrained` reads it.
@@ -168,7 +168,7 @@ class Segmenter:
 
     @classmethod
     def from_pretrained(cls, path: str | Path, **options: Any) -> "Segmenter":
-        """Reads a model of any kind.
+        """Read a model of any kind.
 
         Args:
           path: a run's folder or a step of it, an export's or a Hugging Face directory, or a
@@ -182,7 +182,7 @@ class Segmenter:
         return cls(load_pretrained(path), **options)
 
     def __call__(self, image: Any, labels: Sequence[str] | None = None) -> SegmentationResult:
-        """Segments one image.
+        """Segment one image.
 
         Args:
           image: a file's path, a `PIL.Image`, or UInt8 [H, W], [H, W, 3] or [H, W, 4]. It is
@@ -200,7 +200,7 @@ class Segmenter:
     def batch(
         self, images: Iterable[Any], labels: Sequence[str] | None = None
     ) -> Iterator[SegmentationResult]:
-        """Segments many images, faster than one by one; their results come in order.
+        """Segment many images, faster than one by one; their results come in order.
 
         Images are read as they are needed. Arguments and errors are those of a single image.
         """
@@ -208,7 +208,7 @@ class Segmenter:
         return self._results(((f"images[{i}]", image) for i, image in enumerate(images)), checked)
 
     def mask_labels(self, labels: Sequence[str] | None = None) -> tuple[str, ...]:
-        """Returns what the values of masks stand for, from 0 on: a background comes first.
+        """Return what the values of masks stand for, from 0 on: a background comes first.
 
         Raises:
           ValueError: no labels, an empty one, one twice, or others than the segment head's.
@@ -256,7 +256,7 @@ class Segmenter:
 
 
 def check_labels(labels: Sequence[str], has_background: bool = False) -> tuple[str, ...]:
-    """Returns the labels without spaces around them.
+    """Return the labels without spaces around them.
 
     Raises:
       ValueError: there is none, one is empty, or two are the same but for case and spaces.

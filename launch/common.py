@@ -35,7 +35,7 @@ def define_config_flag() -> flags.FlagHolder[str]:
 
 
 def define_workdir_flag() -> flags.FlagHolder[str]:
-    """Defines `--workdir`."""
+    """Define `--workdir`."""
     if "workdir" in flags.FLAGS:  # by another command in this process
         return flags.FlagHolder(flags.FLAGS, flags.FLAGS["workdir"])
     return flags.DEFINE_string(
@@ -44,7 +44,7 @@ def define_workdir_flag() -> flags.FlagHolder[str]:
 
 
 def define_process_flags() -> None:
-    """Defines how this process finds the others, and where compiled programs are kept."""
+    """Define how this process finds the others, and where compiled programs are kept."""
     if "distributed" in flags.FLAGS:  # by another command in this process
         return
     flags.DEFINE_enum(
@@ -64,7 +64,7 @@ def define_process_flags() -> None:
 
 
 def start_jax() -> None:
-    """Joins the other processes and opens the compilation cache, as the flags say.
+    """Join the other processes and open the compilation cache, as the flags say.
 
     Where processes join, what follows runs in a child process (`supervision`).
     """
@@ -126,7 +126,7 @@ def parse_flags(argv: list[str]) -> list[str]:
 
 
 def _help(program: str) -> str:
-    """Returns the command's docstring and its own flags, --config and --workdir first."""
+    """Return the command's docstring and its own flags, --config and --workdir first."""
     own = flags.FLAGS.get_key_flags_for_module(program)
     own.sort(key=lambda flag: ({"config": 0, "workdir": 1}.get(flag.name, 2), flag.name))
     lines = [str(sys.modules["__main__"].__doc__ or "").strip(), "", "flags:"]
@@ -147,7 +147,7 @@ def fail(code: int, *errors: Exception | str) -> NoReturn:
 
 
 def keep_freed_memory() -> None:
-    """Keeps memory with the process once allocated, where JAX_PLATFORMS=cpu and glibc is used.
+    """Keep memory with the process once allocated, where JAX_PLATFORMS=cpu and glibc is used.
 
     XLA allocates its temporaries anew each step, gigabytes that glibc otherwise maps, has zeroed
     page by page and unmaps again: 280,000 page faults a step of groupvit-small at batch 8, none
@@ -163,7 +163,7 @@ def keep_freed_memory() -> None:
 
 
 def use_all_cores() -> None:
-    """Makes every core of a CPU a device of its own, for work that divides among devices.
+    """Make every core of a CPU a device of its own, for work that divides among devices.
 
     Windows on devices of one core each take about half the time of windows that all cores share.
     To be called before JAX is used; a number of devices that XLA_FLAGS sets stays.
@@ -173,7 +173,7 @@ def use_all_cores() -> None:
 
 
 def is_user_error(error: Exception) -> bool:
-    """Returns whether this project raised the error: its message then says all there is to say."""
+    """Return whether this project raised the error: its message then says all there is to say."""
     module = [frame for frame, _ in traceback.walk_tb(error.__traceback__)][-1].f_globals
     spec = module.get("__spec__")  # has the name of a command that runs as __main__
     name = spec.name if spec else module.get("__name__", "")
@@ -182,7 +182,7 @@ def is_user_error(error: Exception) -> bool:
 
 @contextlib.contextmanager
 def progress_display() -> Iterator[Callable[[int, int, str], None]]:
-    """Shows progress as a bar below the log on a terminal, as lines of the log elsewhere."""
+    """Show progress as a bar below the log on a terminal, as lines of the log elsewhere."""
     log = logging.getLogger("groupvit_jax")
     log.setLevel(logging.INFO if jax.process_index() == 0 else logging.WARNING)
     if not flags.FLAGS["verbosity"].present:

@@ -29,7 +29,7 @@ TARGETS = ("safetensors", "huggingface", "original")
 
 
 def parse_flags(argv: Sequence[str]) -> argparse.Namespace:
-    """Parses the command line, `argv[0]` being the program."""
+    """Parse the command line, `argv[0]` being the program."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -60,7 +60,7 @@ def parse_flags(argv: Sequence[str]) -> argparse.Namespace:
 
 
 def main(flags: argparse.Namespace) -> int:
-    """Runs the command; returns its exit code."""
+    """Run the command; return its exit code."""
     try:
         return _run(flags)
     except (ValueError, FileNotFoundError, FileExistsError, ModuleNotFoundError) as error:
@@ -109,7 +109,7 @@ def _new_path(output: str | None) -> Path:
 
 
 def _verify(written: Pretrained, source: Pretrained, flags: argparse.Namespace) -> bool:
-    """Compares the model that was written with transformers' model of the source."""
+    """Compare the model that was written with transformers' model of the source."""
     images, tokens = verify.random_inputs(source)
     with tempfile.TemporaryDirectory() as folder:
         directory = Path(flags.checkpoint)
@@ -130,7 +130,7 @@ def _verify(written: Pretrained, source: Pretrained, flags: argparse.Namespace) 
 
 
 def _compare_with_published(source: Pretrained, image: Path) -> bool:
-    """Prints the logits beside the published ones; tells whether one model's agree."""
+    """Print the logits beside the published ones; tell whether one model's agree."""
     if not image.is_file():
         raise FileNotFoundError(f"--goldens={image}: no such file")
     logits = verify.golden_logits(source, image)

@@ -75,7 +75,7 @@ common.define_process_flags()
 
 
 def main(argv: list[str]) -> int:
-    """Runs the command; returns its exit code."""
+    """Run the command; return its exit code."""
     del argv
     try:
         return _run()
@@ -108,7 +108,7 @@ def _run() -> int:
 
 
 def _open(encoder: Encoder | HeadTower, entry: str) -> Any:
-    """Returns the evaluator of NAME or NAME=FOLDER."""
+    """Return the evaluator of NAME or NAME=FOLDER."""
     name, _, folder = entry.strip().partition("=")
     knobs = {key: holder.value for key, holder in _KNOBS.items()}
     for key in ("resize", "pamr_dilations"):
@@ -134,7 +134,7 @@ class Evaluation:
     """Measures sets one after another and keeps each result as soon as there is one."""
 
     def __init__(self, output: Path, checkpoint: dict[str, str]) -> None:
-        """Reads what was measured there before.
+        """Read what was measured there before.
 
         Raises:
           ValueError: the folder's results can't be read.
@@ -150,7 +150,7 @@ class Evaluation:
         self._examples: dict[str, list[evaluation_report.Example]] = {}
 
     def run(self, evaluators: Sequence[Any], variables: Params) -> int:
-        """Measures; returns the exit code."""
+        """Measures; return the exit code."""
         failed = []
         for evaluator in evaluators:
             try:
@@ -209,20 +209,20 @@ class Evaluation:
 
 
 def _say(text: str) -> None:
-    """Prints on one of the processes."""
+    """Print on one of the processes."""
     if jax.process_index() == 0:
         print(text, flush=True)
 
 
 def _protocol_of(evaluator: Any) -> str:
-    """Returns the name of how images are segmented, where they are."""
+    """Return the name of how images are segmented, where they are."""
     if isinstance(evaluator, HeadSegmentation):
         return "segment head"
     return _PROTOCOL.value if isinstance(evaluator, Segmentation) else ""
 
 
 def _settings(evaluator: Any) -> dict[str, Any]:
-    """Returns what a result depends on beside the checkpoint, as JSON has it."""
+    """Return what a result depends on beside the checkpoint, as JSON has it."""
     source = evaluator.source
     settings: dict[str, Any] = {"images": len(source), "first": source.locate(0)}
     if isinstance(evaluator, Segmentation):

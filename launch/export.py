@@ -19,7 +19,7 @@ from launch import common
 
 
 def parse_flags(argv: Sequence[str]) -> argparse.Namespace:
-    """Parses the command line, `argv[0]` being the program."""
+    """Parse the command line, `argv[0]` being the program."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -37,7 +37,7 @@ def parse_flags(argv: Sequence[str]) -> argparse.Namespace:
 
 
 def main(flags: argparse.Namespace) -> None:
-    """Runs the command."""
+    """Run the command."""
     try:
         paths = _new_paths(flags)
         pretrained = load_pretrained(flags.checkpoint)

@@ -113,7 +113,7 @@ class _Overrides:
         self.config = config
 
     def apply(self, field: str, arguments: Sequence[str]) -> str | None:
-        """Gives a field another value, or returns the line that says why not."""
+        """Give a field another value, or return the line that says why not."""
         known = flatten(self.config, free=())
         value = arguments[-1].partition("=")[2]
         if "[" in field:
@@ -135,7 +135,7 @@ class _Overrides:
         return None
 
     def _parse(self, arguments: Sequence[str]) -> None:
-        """Applies the arguments of one field by the type of its value."""
+        """Apply the arguments of one field by the type of its value."""
         values, argv = flags.FlagValues(), ["", *arguments]
         holder = config_flags.DEFINE_config_dict(
             "config", self.config, flag_values=values, sys_argv=argv, lock_config=False

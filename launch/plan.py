@@ -36,7 +36,7 @@ from launch import common, overrides
 
 
 def parse_flags(argv: Sequence[str]) -> tuple[argparse.Namespace, ConfigDict]:
-    """Parses the command line, `argv[0]` being the program.
+    """Parse the command line, `argv[0]` being the program.
 
     Raises:
       ValueError: a flag is wrong; errors of the configuration end the process.
@@ -88,7 +88,7 @@ def parse_flags(argv: Sequence[str]) -> tuple[argparse.Namespace, ConfigDict]:
 
 
 def main(argv: Sequence[str]) -> None:
-    """Runs the command."""
+    """Run the command."""
     try:
         flags, config = parse_flags(argv)
     except (ValueError, OSError) as error:
@@ -104,7 +104,7 @@ def main(argv: Sequence[str]) -> None:
 
 
 def plan_all(flags: argparse.Namespace, config: ConfigDict) -> None:
-    """Plans every topology, number of slices and batch size; prints and writes the plans."""
+    """Plan every topology, number of slices and batch size; print and write the plans."""
     batch_sizes = _integers("batch_sizes", flags.batch_sizes) or [config.train.batch_size]
     slices = _integers("num_slices", flags.num_slices)
     # Describe all topologies first, so that a misspelt one is found before minutes of compiling.

@@ -22,7 +22,7 @@ from groupvit_jax.prepare.writers import FORMATS
 
 
 def parse_flags(argv: Sequence[str]) -> argparse.Namespace:
-    """Parses the command line, `argv[0]` being the program."""
+    """Parse the command line, `argv[0]` being the program."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -52,7 +52,7 @@ def parse_flags(argv: Sequence[str]) -> argparse.Namespace:
 
 
 def _add_options(parser: argparse.ArgumentParser) -> None:
-    """Adds a flag for every field of `prepare.Options`."""
+    """Add a flag for every field of `prepare.Options`."""
     default = preparation.Options("", "")
     parser.add_argument(
         "--input",
@@ -123,7 +123,7 @@ def _between(low: int, high: float = math.inf) -> Callable[[str], int]:
 
 
 def main(flags: argparse.Namespace) -> None:
-    """Makes the shards that are missing and prints what became of the input."""
+    """Make the shards that are missing and print what became of the input."""
     names = [field.name for field in dataclasses.fields(preparation.Options)]
     options = preparation.Options(**{name: getattr(flags, name) for name in names})
     try:

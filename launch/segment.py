@@ -39,7 +39,7 @@ _KNOBS = ("window", "stride", "num_kept", "pamr_iterations", "windows_at_once")
 
 
 def parse_flags(argv: Sequence[str]) -> argparse.Namespace:
-    """Parses the command line, `argv[0]` being the program."""
+    """Parse the command line, `argv[0]` being the program."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -73,7 +73,7 @@ def parse_flags(argv: Sequence[str]) -> argparse.Namespace:
 
 
 def main(flags: argparse.Namespace) -> int:
-    """Runs the command; returns its exit code."""
+    """Run the command; return its exit code."""
     try:
         return _run(flags)
     except (ValueError, FileNotFoundError, FileExistsError) as error:
@@ -119,7 +119,7 @@ def _options(flags: argparse.Namespace, has_background: bool) -> dict[str, Any]:
 
 
 def _split(flag: str, text: str, separator: str) -> list[str]:
-    """Returns what stands between separators, or on the lines of the file behind an @."""
+    """Return what stands between separators, or on the lines of the file behind an @."""
     if not text.startswith("@"):
         return [part.strip() for part in text.split(separator)]
     path = Path(text[1:]).expanduser()
@@ -130,7 +130,7 @@ def _split(flag: str, text: str, separator: str) -> list[str]:
 
 
 def find_images(patterns: Sequence[str], output: Path) -> list[Path]:
-    """Returns the files that patterns stand for, each once; results of earlier runs are none.
+    """Return the files that patterns stand for, each once; results of earlier runs are none.
 
     Args:
       patterns: files, folders (with all images below) and globs.
@@ -167,7 +167,7 @@ def _expand(pattern: str) -> list[Path]:
 
 
 def unique_names(paths: Sequence[Path]) -> dict[str, Path]:
-    """Returns the files by what their results are called: NAME, then NAME_2, NAME_3, ..."""
+    """Return the files by what their results are called: NAME, then NAME_2, NAME_3, ..."""
     names: dict[str, Path] = {}
     taken: set[str] = set()
     for path in paths:
@@ -187,7 +187,7 @@ def _segment_all(
     output: Path,
     entries: dict[str, dict[str, Any]],
 ) -> int:
-    """Writes all results, puts descriptions into `entries`; returns how many were skipped."""
+    """Write all results, put descriptions into `entries`; return how many were skipped."""
     waiting: collections.deque[str] = collections.deque()
     skipped: list[str] = []
     console = Console(stderr=True)

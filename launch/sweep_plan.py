@@ -35,7 +35,7 @@ class Planned(NamedTuple):
 def plan(
     file: str, name: str, *, config: str = "", arguments: Sequence[str] = (), metric: str = ""
 ) -> Planned:
-    """Reads a sweep file and resolves the configuration of each trial.
+    """Read a sweep file and resolve the configuration of each trial.
 
     Args:
       file: path of the sweep file.
@@ -83,7 +83,7 @@ def plan(
 
 
 def check(planned: Planned, root: Path) -> list[str]:
-    """Returns a line for each trial that could not train, also those that could not be read."""
+    """Return a line for each trial that could not train, also those that could not be read."""
     errors = dict(planned.errors)
     for trial, (i, config) in zip(planned.sweep.trials, planned.configs.items(), strict=True):
         workdir = root / trial.folder

@@ -19,7 +19,7 @@ logger = logging.getLogger(__name__)
 
 
 def parse_flags(argv: Sequence[str]) -> argparse.Namespace:
-    """Parses the command line, `argv[0]` being the program."""
+    """Parse the command line, `argv[0]` being the program."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument(
         "--input",
@@ -36,7 +36,7 @@ def parse_flags(argv: Sequence[str]) -> argparse.Namespace:
 
 
 def main(flags: argparse.Namespace) -> None:
-    """Trains, writes the model and says which settings belong to it."""
+    """Train, write the model and say which settings belong to it."""
     try:
         output = _check_output(flags)
         captions = read_captions(flags.input, flags.caption_column, flags.max_captions)
@@ -56,7 +56,7 @@ def main(flags: argparse.Namespace) -> None:
 
 
 def read_captions(path: str, caption_column: str, max_captions: int) -> Iterator[str]:
-    """Streams the captions of tar shards, a table or a text file.
+    """Stream the captions of tar shards, a table or a text file.
 
     Of shards with more samples than `max_captions`, every n-th sample is read.
 
@@ -97,7 +97,7 @@ def _read_shards(pattern: str, max_captions: int) -> Iterator[str]:
 
 
 def _check_output(flags: argparse.Namespace) -> Path:
-    """Fails before the training rather than after it."""
+    """Fail before the training rather than after it."""
     output = Path(flags.output)
     if output.suffix != ".model":
         raise ValueError(f"--output={output}: expected a name that ends with .model")

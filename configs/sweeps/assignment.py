@@ -9,7 +9,7 @@ BASE = "configs/groupvit_gcc_yfcc_30e.py"
 
 
 def get_sweep() -> list[Overrides]:
-    """Returns 12 trials; without nouns there is no multi-label loss."""
+    """Return 12 trials; without nouns there is no multi-label loss."""
     return product(
         [
             sweep("model.image.assignment", ["hard", "gumbel", "soft"]),

@@ -11,7 +11,7 @@ METRIC = "validation/miou"
 
 
 def get_sweep() -> list[Overrides]:
-    """Returns 18 trials of 400 steps: each setting with the seeds 0, 1 and 2."""
+    """Return 18 trials of 400 steps: each setting with the seeds 0, 1 and 2."""
     settings: list[Overrides] = [
         {"model.image.assignment": "hard"},  # no noise
         {"model.image.assignment": "soft"},

@@ -9,7 +9,7 @@ BASE = "configs/groupvit_gcc_yfcc_30e.py"
 
 
 def get_sweep() -> list[Overrides]:
-    """Returns 9 trials: six of two stages, the published 64 and 8 among them, and three of one."""
+    """Return 9 trials: six of two stages, the published 64 and 8 among them, and three of one."""
     two_stages = [
         _groups((first, second, 0), (first, second)) for first in (16, 32, 64) for second in (4, 8)
     ]

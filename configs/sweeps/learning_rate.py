@@ -9,7 +9,7 @@ BASE = "configs/groupvit_gcc_yfcc_30e.py"
 
 
 def get_sweep() -> list[Overrides]:
-    """Returns 9 trials around the published rate and batch."""
+    """Return 9 trials around the published rate and batch."""
     return product(
         [
             sweep("optimizer.learning_rate", [8e-4, 1.6e-3, 3.2e-3]),

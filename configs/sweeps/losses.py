@@ -17,7 +17,7 @@ _SIGMOID = {
 
 
 def get_sweep() -> list[Overrides]:
-    """Returns 12 trials of 400 steps: each loss with the seeds 0, 1 and 2."""
+    """Return 12 trials of 400 steps: each loss with the seeds 0, 1 and 2."""
     losses: list[Overrides] = [
         {"loss.multi_label_weight": 0.0, "loss.local_weight": 0.0},  # global only
         {"loss.local_weight": 0.0},  # and multi-label

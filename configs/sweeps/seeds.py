@@ -11,5 +11,5 @@ METRIC = "validation/miou"
 
 
 def get_sweep() -> list[Overrides]:
-    """Returns 5 trials."""
+    """Return 5 trials."""
     return sweep("seed", range(5))

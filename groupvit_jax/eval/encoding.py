@@ -34,7 +34,7 @@ _TEXTS_AT_ONCE = 256
 def encode_images(
     model: TwoTower, variables: Params, images: Float[Array, "B H W 3"]
 ) -> tuple[Float[Array, "B D"], ImageFeatures]:
-    """Returns joint embeddings (not normalised) and features of normalised images."""
+    """Return joint embeddings (not normalised) and features of normalised images."""
     result: Any = model.apply(variables, images, method="encode_image")
     return result
 
@@ -42,7 +42,7 @@ def encode_images(
 def project_groups(
     model: TwoTower, variables: Params, segments: Float[Array, "B G C"]
 ) -> Float[Array, "B G D"]:
-    """Returns joint embeddings (not normalised) of segments."""
+    """Return joint embeddings (not normalised) of segments."""
     result: Any = model.apply(variables, segments, method="project_groups")
     return result
 
@@ -54,7 +54,7 @@ class ImageTower:
     """
 
     def __init__(self, model: Any, mesh: Mesh) -> None:
-        """Wraps a model with an `image_encoder`; compilation happens at the first use."""
+        """Wrap a model with an `image_encoder`; compilation happens at the first use."""
         self.model, self.mesh = model, mesh
         compiled = functools.partial(jax.jit, out_shardings=parallel.replicated(mesh))
         self.image_features = compiled(self._image_features)
@@ -63,7 +63,7 @@ class ImageTower:
     def _image_features(
         self, variables: Params, images: UInt8[Array, "B H W 3"]
     ) -> Float[Array, "B C"]:
-        """Returns the tower's pooled embeddings, before the projector."""
+        """Return the tower's pooled embeddings, before the projector."""
 
         def encode(model: Any, images: Array) -> Array:
             return model.image_encoder(images).embedding
@@ -74,16 +74,16 @@ class ImageTower:
     def class_embeddings(
         self, variables: Params, names: Sequence[str], prompts: Sequence[str]
     ) -> Float[np.ndarray, "N D"]:
-        """Returns the vectors that segments are compared with, one row per class."""
+        """Return the vectors that segments are compared with, one row per class."""
         raise NotImplementedError
 
     def image_sizes(self, resize: int | None, crop: int | None) -> tuple[int, int]:
-        """Returns shorter side and crop; by default in the published ratio 256 : 224."""
+        """Return shorter side and crop; by default in the published ratio 256 : 224."""
         crop = crop or self.model.image_encoder.image_size
         return resize or round(crop * 256 / 224), crop
 
     def batch_size(self, wanted: int) -> int:
-        """Rounds `wanted` up to a batch size divisible by devices and processes."""
+        """Round `wanted` up to a batch size divisible by devices and processes."""
         shards = np.prod([self.mesh.shape[axis] for axis in parallel.BATCH_AXES])
         return _round_up(wanted, int(np.lcm(shards, jax.process_count())))
 
@@ -94,7 +94,7 @@ class Encoder(ImageTower):
     model: TwoTower
 
     def __init__(self, model: TwoTower, tokenizer: Tokenizer, mesh: Mesh) -> None:
-        """Wraps the parts of a run; compilation happens at the first use."""
+        """Wrap the parts of a run; compilation happens at the first use."""
         super().__init__(model, mesh)
         self.tokenizer = tokenizer
         compiled = functools.partial(jax.jit, out_shardings=parallel.replicated(mesh))
@@ -114,7 +114,7 @@ class Encoder(ImageTower):
         return embeddings.reshape(*tokens.shape[:-1], -1)
 
     def text_embeddings(self, variables: Params, texts: Sequence[str]) -> Float[np.ndarray, "N D"]:
-        """Returns unnormalised joint embeddings of texts, which must be equal on all processes."""
+        """Return unnormalised joint embeddings of texts, which must be equal on all processes."""
         size = min(_TEXTS_AT_ONCE, _round_up(len(texts), 8))
         # Padding doesn't affect the features, and most texts are much shorter than the context.
         tokens = trim(self.tokenizer([*texts, *[texts[-1]] * (-len(texts) % size)]))
@@ -127,7 +127,7 @@ class Encoder(ImageTower):
     def class_embeddings(
         self, variables: Params, names: Sequence[str], prompts: Sequence[str]
     ) -> Float[np.ndarray, "N D"]:
-        """Returns, for each class, the normalised mean of the unnormalised prompt embeddings.
+        """Return, for each class, the normalised mean of the unnormalised prompt embeddings.
 
         Args:
           variables: the model's parameters and statistics.

@@ -44,7 +44,7 @@ OFF = "off"
 def make_encoder(
     model: Model, tokenizer: Tokenizer, class_names: Sequence[str], mesh: Mesh
 ) -> Encoder | HeadTower:
-    """Builds the encoder that evaluators use, for a model of either task.
+    """Build the encoder that evaluators use, for a model of either task.
 
     Args:
       model: both towers, or the image tower with a segment head.
@@ -60,7 +60,7 @@ def make_encoder(
 def make_evaluators(
     config: ConfigDict, model: Model, tokenizer: Tokenizer, mesh: Mesh
 ) -> list[tuple[Evaluator, int]]:
-    """Returns each evaluator of `config.evaluators` with its interval in steps.
+    """Return each evaluator of `config.evaluators` with its interval in steps.
 
     Every entry has a `kind`, optionally `every_steps` (default 0: at the end only), and the fields
     of its kind. With a segment head, sets must have its classes, and settings of texts and
@@ -122,7 +122,7 @@ def benchmark_evaluator(
     batch_size: int = 256,
     **knobs: Any,
 ) -> Segmentation | Classification | Retrieval | Probe:
-    """Builds the evaluator of one of the registered sets.
+    """Build the evaluator of one of the registered sets.
 
     Args:
       encoder: both towers, or an image tower with a segment head.
@@ -171,7 +171,7 @@ def benchmark_evaluator(
 
 
 def _source_of_head(encoder: HeadTower, benchmark: str, opened: Any) -> MaskedSource:
-    """Returns the source of a set whose classes equal the head's."""
+    """Return the source of a set whose classes equal the head's."""
     if not isinstance(opened, SegmentationSet):
         raise ValueError(
             f"{benchmark}: a set without masks found, expected one to segment: this model has a "

@@ -27,7 +27,7 @@ _OF_TEXTS = ("num_kept", "background_threshold", "background_rule", "prompts")
 
 
 def head_protocol(image_size: int, *, protocol: str = "groupvit", **knobs: Any) -> Protocol:
-    """Returns the protocol of a segment head: windows of the training size, overlapping by half.
+    """Return the protocol of a segment head: windows of the training size, overlapping by half.
 
     Args:
       image_size: side of the training crops, which usually come from larger images.
@@ -60,7 +60,7 @@ class HeadTower(ImageTower):
     model: SegmentationModel
 
     def __init__(self, model: SegmentationModel, class_names: Sequence[str], mesh: Mesh) -> None:
-        """Wraps the parts of a run; compilation happens at the first use."""
+        """Wrap the parts of a run; compilation happens at the first use."""
         super().__init__(model, mesh)
         self.class_names = tuple(class_names)
 
@@ -72,7 +72,7 @@ class HeadTower(ImageTower):
     def class_embeddings(
         self, variables: Params, names: Sequence[str], prompts: Sequence[str]
     ) -> Float[np.ndarray, "N C"]:
-        """Returns the head's weights; trained classes need neither names nor prompts."""
+        """Return the head's weights; trained classes need neither names nor prompts."""
         del names, prompts
         return np.asarray(
             self.replicate(variables["params"]["segment_head"]["classes"]["kernel"])

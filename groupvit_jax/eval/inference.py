@@ -75,7 +75,7 @@ class ImageOutput(NamedTuple):
     view: WindowOutput | None
 
     def arguments(self, protocol: Protocol) -> ImageWindows:
-        """Returns the arguments of `segmentation.segment`, with tables of the padded size."""
+        """Return the arguments of `segmentation.segment`, with tables of the padded size."""
         layout, size = self.prepared.layout, self.prepared.size
         padded = round_up_size(size)
         rows, columns = (
@@ -125,7 +125,7 @@ class WindowEncoder:
         views: bool = False,
         windows_at_once: int | None = None,
     ) -> None:
-        """Prepares the encoder; compilation happens at the first use.
+        """Prepare the encoder; compilation happens at the first use.
 
         Args:
           encoder: both towers.
@@ -148,7 +148,7 @@ class WindowEncoder:
         )
 
     def prepare(self, image: UInt8[np.ndarray, "H W 3"]) -> Prepared:
-        """Resizes an image on the host and computes the layout of its windows."""
+        """Resize an image on the host and compute the layout of its windows."""
         resize, side = self.protocol.resize, self.protocol.window
         pixels = resize_to_fit(image, resize) if resize else image
         view = cv2.resize(pixels, (side, side)) if self._views else None
@@ -160,7 +160,7 @@ class WindowEncoder:
         text: Float[Any, "N D"],
         images: Iterable[tuple[Prepared, Any]],
     ) -> Iterator[tuple[ImageOutput, Any]]:
-        """Yields encoded images in order.
+        """Yield encoded images in order.
 
         Args:
           variables: the model's parameters and statistics, sharded in any way.
@@ -184,7 +184,7 @@ class WindowEncoder:
         return self._classified(variables, text, jax.device_put(batch, self.sharding))
 
     def _classified(self, variables: Params, text: Array, windows: Array) -> WindowOutput:
-        """Starts the computation and returns its device arrays."""
+        """Start the computation and return its device arrays."""
         image, groups, maps = self._encode(variables, windows)
         scale = variables["params"]["logit_scale"]
         return WindowOutput(maps, *self._classify(image, groups, text, scale))
@@ -192,7 +192,7 @@ class WindowEncoder:
 
 @functools.lru_cache(maxsize=4)
 def _compiled_towers(encoder: ImageTower, sharding: NamedSharding, views: bool) -> Any:
-    """Returns the jitted image tower, shared by all sets evaluated with an encoder."""
+    """Return the jitted image tower, shared by all sets evaluated with an encoder."""
 
     def encode(variables: Params, windows: UInt8[Array, "B H W 3"]) -> WindowFeatures:
         features = segmentation.encode_windows(encoder.model, variables, windows)
@@ -211,7 +211,7 @@ class _Run:
         self._waiting: collections.deque[_Pending] = collections.deque()
 
     def add(self, pending: _Pending) -> None:
-        """Adds an image, and encodes the batches that it fills."""
+        """Add an image, and encode the batches that it fills."""
         self._waiting.append(pending)
         for number, window in enumerate(pending.windows):
             queue = self._queues.setdefault(window.shape, [])
@@ -222,12 +222,12 @@ class _Run:
             self.flush()
 
     def finished(self) -> Iterator[_Pending]:
-        """Yields finished images in order."""
+        """Yield finished images in order."""
         while self._waiting and self._waiting[0].done:
             yield self._waiting.popleft()
 
     def flush(self) -> None:
-        """Encodes the pending windows."""
+        """Encode the pending windows."""
         for shape, queue in self._queues.items():
             if queue:
                 self._dispatch(shape)
@@ -249,7 +249,7 @@ class _Run:
 
 
 def _join(pending: _Pending, num_classes: int) -> ImageOutput:
-    """Stacks the outputs of an image's windows, over the union of their classes."""
+    """Stack the outputs of an image's windows, over the union of their classes."""
     outputs = [output for output in pending.outputs if output is not None]
     view = outputs.pop() if pending.prepared.view is not None else None
     kept = np.stack([output.classes for output in outputs])

@@ -19,7 +19,7 @@ def confusion_matrix(
     num_classes: int,
     ignored: int = IGNORED,
 ) -> Int[Array, "N N"]:
-    """Counts pixels by true class (rows) and predicted class (columns), on the device.
+    """Count pixels by true class (rows) and predicted class (columns), on the device.
 
     Args:
       truth: class of every pixel; `ignored` and ids outside the classes are skipped.
@@ -37,26 +37,26 @@ def confusion_matrix(
 
 
 def class_iou(confusion: Int[np.ndarray, "N N"]) -> Float[np.ndarray, " N"]:
-    """Returns the intersection over union of every class; NaN for classes without any pixel."""
+    """Return the intersection over union of every class; NaN for classes without any pixel."""
     hits = np.diag(confusion).astype(np.float64)
     union = confusion.sum(0) + confusion.sum(1) - hits
     return np.divide(hits, union, out=np.full(len(hits), np.nan), where=union > 0)
 
 
 def mean_iou(confusion: Int[np.ndarray, "N N"]) -> float:
-    """Returns the mean over classes that occur; NaN if none does."""
+    """Return the mean over classes that occur; NaN if none does."""
     iou = class_iou(confusion)
     return float(np.nanmean(iou)) if np.isfinite(iou).any() else float("nan")
 
 
 def pixel_accuracy(confusion: Int[np.ndarray, "N N"]) -> float:
-    """Returns the share of counted pixels with the right prediction; NaN if none is counted."""
+    """Return the share of counted pixels with the right prediction; NaN if none is counted."""
     total = confusion.sum()
     return float(np.trace(confusion) / total) if total else float("nan")
 
 
 def rank_of_true_class(scores: Float[Array, "B N"], label: Int[Array, " B"]) -> Int[Array, " B"]:
-    """Returns the number of classes ranked before the true one; ties rank by index."""
+    """Return the number of classes ranked before the true one; ties rank by index."""
     own = jnp.take_along_axis(scores, label[:, None], axis=1)
     earlier = jnp.arange(scores.shape[1]) < label[:, None]
     return ((scores > own) | ((scores == own) & earlier)).sum(axis=1)
@@ -65,7 +65,7 @@ def rank_of_true_class(scores: Float[Array, "B N"], label: Int[Array, " B"]) -> 
 def first_match_rank(
     scores: Float[Array, "Q N"], query: Int[Array, " Q"], owner: Int[Array, " N"]
 ) -> Int[Array, " Q"]:
-    """Returns the number of candidates ranked before a query's first match.
+    """Return the number of candidates ranked before a query's first match.
 
     Args:
       scores: similarity of queries and candidates.
@@ -78,5 +78,5 @@ def first_match_rank(
 
 
 def recall(rank: Int[np.ndarray, " Q"], k: int) -> float:
-    """Returns the share of queries whose first match has a `rank` (from 0) below `k`."""
+    """Return the share of queries whose first match has a `rank` (from 0) below `k`."""
     return float((np.asarray(rank) < k).mean())

@@ -31,7 +31,7 @@ def refine(
     dilations: Sequence[int] = DILATIONS,
     size: Int[Array, " 2"] | None = None,
 ) -> Float[Array, "B H W N"]:
-    """Refines class scores along image edges.
+    """Refine class scores along image edges.
 
     Images and scores are extended beyond the borders by repeating the outermost pixels. Memory: one
     number per pixel and neighbour (48 neighbours with the default dilations).
@@ -65,7 +65,7 @@ def refine(
 def _repeat_borders(
     maps: Float[Array, "B H W C"], size: Int[Array, " 2"] | None
 ) -> Float[Array, "B H W C"]:
-    """Replaces the padding by the outermost values within `size`."""
+    """Replace the padding by the outermost values within `size`."""
     if size is None:
         return maps
     rows = jnp.minimum(jnp.arange(maps.shape[1]), size[0] - 1)
@@ -76,7 +76,7 @@ def _repeat_borders(
 def _affinities(
     images: Float[Array, "B H W 3"], offsets: Int[Array, "K 2"], margin: int
 ) -> Float[Array, "K B H W"]:
-    """Returns the weight of each neighbour in each pixel's next score."""
+    """Return the weight of each neighbour in each pixel's next score."""
     shifted = _shifts(images, margin)
     deviation = _local_deviation(images, shifted, offsets)
 
@@ -92,7 +92,7 @@ def _local_deviation(
     shifted: Callable[[Array], Array],
     offsets: Int[Array, "K 2"],
 ) -> Float[Array, "B H W 3"]:
-    """Returns each channel's sample standard deviation over the 3 x 3 windows of all dilations.
+    """Return each channel's sample standard deviation over the 3 x 3 windows of all dilations.
 
     The central pixel counts once per window. Differences from it are summed, which avoids
     cancellation because it is one of the values.
@@ -109,7 +109,7 @@ def _local_deviation(
 
 
 def _shifts(maps: Float[Array, "B H W C"], margin: int) -> Callable[[Array], Array]:
-    """Returns a function that gathers every pixel's neighbour at an offset within the margin."""
+    """Return a function that gathers every pixel's neighbour at an offset within the margin."""
     padded = jnp.pad(maps, ((0, 0), (margin, margin), (margin, margin), (0, 0)), mode="edge")
 
     def shifted(offset: Int[Array, " 2"]) -> Float[Array, "B H W C"]:

@@ -72,7 +72,7 @@ class Probe:
         resize: int | None = None,
         crop: int | None = None,
     ) -> None:
-        """Sets the data and the embedding.
+        """Set the data and the embedding.
 
         Args:
           tower: the image tower.
@@ -90,7 +90,7 @@ class Probe:
         self._resize, self._crop = tower.image_sizes(resize, crop)
 
     def __call__(self, variables: Params) -> dict[str, float]:
-        """Returns `top1`, `top5` and the numbers of images read.
+        """Return `top1`, `top5` and the numbers of images read.
 
         Raises:
           ValueError: no image of a split can be read.
@@ -105,11 +105,11 @@ class Probe:
         }
 
     def ranks(self, train: Embedded, val: Embedded) -> Int[np.ndarray, " N"]:
-        """Returns the rank of the true class (from 0) for each image of `val`."""
+        """Return the rank of the true class (from 0) for each image of `val`."""
         raise NotImplementedError
 
     def _embed(self, variables: Params, source: LabelledSource) -> Embedded:
-        """Embeds every image once, in source order, on every process."""
+        """Embed every image once, in source order, on every process."""
         tower, found = self._tower, []
         for batch in batches(tower, source, self._batch_size, self._resize, self._crop):
             index = np.where(batch["_mask"], batch["index"], 0)
@@ -134,7 +134,7 @@ class NearestNeighbours(Probe):
     """
 
     def __init__(self, *args: Any, k: int = 20, temperature: float = 0.07, **options: Any) -> None:
-        """Sets the number of neighbours and the temperature; see `Probe` for the rest.
+        """Set the number of neighbours and the temperature; see `Probe` for the rest.
 
         Raises:
           ValueError: one of them is not positive.
@@ -177,7 +177,7 @@ def neighbour_ranks(
     k: int,
     temperature: float,
 ) -> Int[Array, " Q"]:
-    """Returns the rank of the true class by votes (from 0); ties rank by index.
+    """Return the rank of the true class by votes (from 0); ties rank by index.
 
     Args:
       query: embeddings to classify, not normalised.
@@ -211,7 +211,7 @@ class LinearProbe(Probe):
         max_iterations: int = 1000,
         **options: Any,
     ) -> None:
-        """Sets the options of the regression; see `Probe` for the rest.
+        """Set the options of the regression; see `Probe` for the rest.
 
         Args:
           *args: see `Probe`.
@@ -228,7 +228,7 @@ class LinearProbe(Probe):
         self._rank = jax.jit(row_ranks, out_shardings=parallel.replicated(self._tower.mesh))
 
     def __call__(self, variables: Params) -> dict[str, float]:
-        """Returns the metrics of `Probe` and the chosen `strength`."""
+        """Return the metrics of `Probe` and the chosen `strength`."""
         return super().__call__(variables) | {"strength": self._chosen}
 
     def ranks(self, train: Embedded, val: Embedded) -> Int[np.ndarray, " N"]:
@@ -259,7 +259,7 @@ class LinearProbe(Probe):
 
 
 def sweep(score: Any) -> float:
-    """Returns the strength with the best score; ties choose the strongest regularisation.
+    """Return the strength with the best score; ties choose the strongest regularisation.
 
     Args:
       score: maps a strength to its score; called seven times, and twice per halving of the step.
@@ -279,7 +279,7 @@ def sweep(score: Any) -> float:
 def in_chunks(
     mesh: Mesh, examples: Embedded, weight: Float[np.ndarray, " N"] | None = None
 ) -> Rows:
-    """Places examples on the devices, padded with rows of weight 0.
+    """Place examples on the devices, padded with rows of weight 0.
 
     Args:
       mesh: the devices.
@@ -304,7 +304,7 @@ def in_chunks(
 def objective(
     model: LinearModel, rows: Rows, strength: Float[Array, ""] | float
 ) -> Float[Array, ""]:
-    """Returns the mean cross-entropy plus `strength / (2 n) |kernel|^2`, with n the sum of weights.
+    """Return the mean cross-entropy plus `strength / (2 n) |kernel|^2`, with n the sum of weights.
 
     This is 1/n of the objective of scikit-learn's LogisticRegression with C = 1 / strength.
     """
@@ -328,7 +328,7 @@ def fit(
     max_iterations: int,
     tolerance: float = 1e-5,
 ) -> LinearModel:
-    """Minimises `objective` by L-BFGS, starting at zero.
+    """Minimise `objective` by L-BFGS, starting at zero.
 
     Args:
       rows: examples.
@@ -362,7 +362,7 @@ def fit(
 
 
 def row_ranks(model: LinearModel, rows: Rows) -> Int[Array, "K R"]:
-    """Returns the rank of the true class (from 0) for each row."""
+    """Return the rank of the true class (from 0) for each row."""
 
     def rank(chunk: Rows) -> Array:
         return metrics.rank_of_true_class(_logits(model, chunk), chunk.labels)

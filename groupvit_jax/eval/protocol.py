@@ -39,7 +39,7 @@ class Protocol:
     pamr_dilations: tuple[int, ...] = (1, 2, 4, 8, 12, 24)
 
     def __post_init__(self) -> None:
-        """Raises a ValueError that names the field of an invalid value."""
+        """Raise a ValueError that names the field of an invalid value."""
         for name, least in (("window", 1), ("stride", 1), ("num_kept", 1), ("pamr_iterations", 0)):
             if getattr(self, name) < least:
                 raise ValueError(f"{name}={getattr(self, name)}: expected at least {least}")
@@ -64,7 +64,7 @@ class Protocol:
 
 
 def check_prompts(prompts: Sequence[str]) -> None:
-    """Raises ValueError unless there are prompts and each has one `{}` and no other brace."""
+    """Raise ValueError unless there are prompts and each has one `{}` and no other brace."""
     if isinstance(prompts, str):
         raise ValueError(f"prompts: the text {prompts!r} found, expected a list of texts")
     if not prompts:
@@ -100,7 +100,7 @@ def make_protocol(
     image_size: int = _PUBLISHED_IMAGE_SIZE,
     **knobs: Any,
 ) -> Protocol:
-    """Builds the protocol for a set of images.
+    """Build the protocol for a set of images.
 
     Args:
       name: a key of `PROTOCOLS`.

@@ -28,7 +28,7 @@ COLUMNS = {
 
 
 def hash_variables(variables: Params) -> str:
-    """Returns the SHA-256 of parameters and statistics, equal for every checkpoint format."""
+    """Return the SHA-256 of parameters and statistics, equal for every checkpoint format."""
     digest = hashlib.sha256()
     for path, leaf in jax.tree_util.tree_leaves_with_path(variables):
         array = np.ascontiguousarray(jax.device_get(leaf))
@@ -38,7 +38,7 @@ def hash_variables(variables: Params) -> str:
 
 
 def table(benchmarks: Mapping[str, Mapping[str, Any]]) -> tuple[list[str], list[list[object]]]:
-    """Returns header and rows of the results in per cent, without empty columns.
+    """Return header and rows of the results in per cent, without empty columns.
 
     Args:
       benchmarks: results by set, with `metrics`, `images` and `protocol`.
@@ -53,7 +53,7 @@ def table(benchmarks: Mapping[str, Mapping[str, Any]]) -> tuple[list[str], list[
 
 
 def markdown(results: Mapping[str, Any]) -> str:
-    """Returns the table with the checkpoint and settings it belongs to."""
+    """Return the table with the checkpoint and settings it belongs to."""
     header, rows = table(results["benchmarks"])
     checkpoint = results["checkpoint"]
     return "\n".join(
@@ -74,14 +74,14 @@ def _cell(value: object) -> str:
 
 
 def write(path: Path, content: str) -> None:
-    """Replaces a file atomically, so that an interruption never leaves a partial one."""
+    """Replace a file atomically, so that an interruption never leaves a partial one."""
     beside = path.with_name(f".{path.name}.{os.getpid()}")
     beside.write_text(content, encoding="utf-8")
     beside.replace(path)
 
 
 def read(path: Path) -> dict[str, Any]:
-    """Returns the results written by `write`; empty if there is no file.
+    """Return the results written by `write`; empty if there is no file.
 
     Raises:
       ValueError: the file doesn't contain results.

@@ -33,7 +33,7 @@ class ImageSegmenter:
     """Segments a stream of images; windows of several images share batches."""
 
     def __init__(self, windows: WindowEncoder) -> None:
-        """Takes an encoder of windows, which encodes views if the groups are wanted too."""
+        """Take an encoder of windows, which encodes views if the groups are wanted too."""
         self.protocol, self._windows = windows.protocol, windows
         self._patch_size = windows.encoder.model.image_encoder.patch_size
         self._scores = jax.jit(
@@ -47,7 +47,7 @@ class ImageSegmenter:
         text: Float[np.ndarray, "N D"],
         images: Iterable[UInt8[np.ndarray, "_ _ 3"]],
     ) -> Iterator[SegmentedImage]:
-        """Yields the segmentation of each image, in order.
+        """Yield the segmentation of each image, in order.
 
         Args:
           variables: the model's parameters and statistics.
@@ -76,7 +76,7 @@ class ImageSegmenter:
         return SegmentedImage(mask, scores, classes, self._groups(output))
 
     def _groups(self, output: ImageOutput) -> tuple[Int[np.ndarray, "H W"], ...]:
-        """Resizes the groups of the whole-image view to the image."""
+        """Resize the groups of the whole-image view to the image."""
         if output.view is None:
             return ()
         size, side = output.prepared.size, self.protocol.window

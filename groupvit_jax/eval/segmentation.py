@@ -67,7 +67,7 @@ def class_scores(
     logit_scale: Float[Array, ""],
     num_kept: int,
 ) -> tuple[Int[Array, "B K"], Float[Array, "B G K"]]:
-    """Returns the kept classes, and `softmax(kept affinity) * softmax(affinity)` of each group.
+    """Return the kept classes, and `softmax(kept affinity) * softmax(affinity)` of each group.
 
     Args:
       image: embedding of the whole window, not normalised.
@@ -90,7 +90,7 @@ def class_scores(
 def encode_windows(
     model: TwoTower, variables: Params, windows: UInt8[Array, "B H W 3"]
 ) -> WindowFeatures:
-    """Runs the image tower once over a batch of windows of one size.
+    """Run the image tower once over a batch of windows of one size.
 
     Args:
       model: the two towers.
@@ -107,7 +107,7 @@ def encode_windows(
 def pixel_groups(
     maps: Float[Array, "B h w G"], size: tuple[int, int], patch_size: int
 ) -> Int[Array, "B H W"]:
-    """Returns the most probable group of every pixel: resizes bilinearly, then takes the argmax.
+    """Return the most probable group of every pixel: resize bilinearly, then take the argmax.
 
     Args:
       maps: soft assignments of patches to groups.
@@ -118,7 +118,7 @@ def pixel_groups(
 
 
 def add_background(scores: Float[Array, "H W K"], threshold: Array) -> Float[Array, "H W M"]:
-    """Prepends the background score: 1 where no class reaches the threshold, else 0."""
+    """Prepend the background score: 1 where no class reaches the threshold, else 0."""
     background = scores.max(axis=-1, keepdims=True) < threshold
     return jnp.concatenate([background.astype(scores.dtype), scores], axis=-1)
 
@@ -130,7 +130,7 @@ def join_windows(
     canvas: tuple[int, int],
     protocol: Protocol,
 ) -> Float[Array, "h w M"]:
-    """Returns class scores per pixel, averaged over the windows that contain it.
+    """Return class scores per pixel, averaged over the windows that contain it.
 
     Args:
       groups: group of every pixel of each window, or its soft assignment.
@@ -165,7 +165,7 @@ def join_windows(
 def resample(
     maps: Float[Array, "h w C"], rows: Resampling, columns: Resampling
 ) -> Float[Array, "H W C"]:
-    """Resizes bilinearly with tables (see `windows.resampling`)."""
+    """Resize bilinearly with tables (see `windows.resampling`)."""
 
     def blend(lines: Array, table: Resampling, axis: int) -> Array:
         weight = jnp.expand_dims(table.weight, (1 - axis, 2))
@@ -184,7 +184,7 @@ def segment(
     protocol: Protocol,
     mixture: bool = False,
 ) -> Float[Array, "H W M"]:
-    """Returns the scores at the original image's pixels, whose argmax is the class.
+    """Return the scores at the original image's pixels, whose argmax is the class.
 
     Args:
       windows: the windows of one image.

@@ -55,7 +55,7 @@ class Segmentation:
         windows_at_once: int | None = None,
         background_name: str = "background",
     ) -> None:
-        """Sets model, data and protocol.
+        """Set model, data and protocol.
 
         Args:
           encoder: both towers.
@@ -76,11 +76,11 @@ class Segmentation:
         self._count = jax.jit(self._count_images, static_argnums=(0, 1))
 
     def __call__(self, variables: Params) -> dict[str, float]:
-        """Returns the metrics of one pass over the set."""
+        """Return the metrics of one pass over the set."""
         return self.scores(self.confusion(variables))
 
     def scores(self, confusion: Int[np.ndarray, "N N"]) -> dict[str, float]:
-        """Returns the metrics of a confusion matrix."""
+        """Return the metrics of a confusion matrix."""
         named = zip(self.all_names, metrics.class_iou(confusion).tolist(), strict=True)
         return {
             "miou": metrics.mean_iou(confusion),
@@ -91,7 +91,7 @@ class Segmentation:
     def confusion(
         self, variables: Params, progress: Progress = lambda done: None
     ) -> Int[np.ndarray, "N N"]:
-        """Returns the confusion matrix of the whole set, in pixels.
+        """Return the confusion matrix of the whole set, in pixels.
 
         Args:
           variables: the model's parameters and statistics.
@@ -106,7 +106,7 @@ class Segmentation:
         return parallel.sum_over_processes(counter.total())
 
     def examples(self, variables: Params, count: int) -> list[Example]:
-        """Segments some images, evenly spaced in the set, for the report."""
+        """Segment some images, evenly spaced in the set, for the report."""
         count = min(count, len(self.source))
         indices = np.linspace(0, len(self.source) - 1, count).round().astype(int).tolist()
         pairs = [self.source[i] for i in indices]
@@ -119,7 +119,7 @@ class Segmentation:
         ]
 
     def _read(self) -> Iterator[tuple[Prepared, np.ndarray]]:
-        """Yields this process's images and masks, read ahead by threads."""
+        """Yield this process's images and masks, read ahead by threads."""
 
         def load(index: int) -> tuple[Prepared, np.ndarray]:
             image, mask = self.source[index]
@@ -133,7 +133,7 @@ class Segmentation:
     def _count_images(
         self, window: tuple[int, int], canvas: tuple[int, int], arrays: Any, classes: Any, mask: Any
     ) -> Int[Array, "N N"]:
-        """Counts the pixels of one image per device."""
+        """Count the pixels of one image per device."""
 
         def count(
             arrays: ImageWindows, classes: Int[Array, "1 K"], mask: UInt8[Array, "1 H W"]
@@ -174,7 +174,7 @@ class _PixelCounter:
         self._total = np.zeros((num_classes, num_classes), np.int64)
 
     def add(self, output: ImageOutput, mask: np.ndarray) -> None:
-        """Adds an image; counts a bucket as soon as it holds one image per device."""
+        """Add an image; count a bucket as soon as it holds one image per device."""
         arrays = output.arguments(self._windows.protocol)
         margins = [(0, p - s) for p, s in zip(round_up_size(mask.shape), mask.shape, strict=True)]
         mask = np.pad(mask, margins, constant_values=metrics.IGNORED)
@@ -189,7 +189,7 @@ class _PixelCounter:
             self._count_waiting(bucket)
 
     def total(self) -> Int[np.ndarray, "N N"]:
-        """Returns the counts of all images."""
+        """Return the counts of all images."""
         for bucket in self._waiting:
             self._count_waiting(bucket)
         self._fetch()
@@ -211,7 +211,7 @@ class _PixelCounter:
         self._pixels_on_device += batch[2].size
 
     def _fetch(self) -> None:
-        """Moves counts from the device to the host before an int32 can overflow."""
+        """Move counts from the device to the host before an int32 can overflow."""
         if self._on_device is not None:
             self._total += np.asarray(self._on_device)
         self._on_device, self._pixels_on_device = None, 0

@@ -17,7 +17,7 @@ from groupvit_jax.typing import Float, Int, UInt8
 def resize_to_fit(
     image: UInt8[np.ndarray, "H W 3"], sides: Sequence[int]
 ) -> UInt8[np.ndarray, "h w 3"]:
-    """Scales an image bilinearly to fit (longest, shortest) side, keeping its aspect ratio."""
+    """Scale an image bilinearly to fit (longest, shortest) side, keeping its aspect ratio."""
     H, W = image.shape[:2]
     scale = min(max(sides) / max(H, W), min(sides) / min(H, W))
     size = (max(1, int(W * scale + 0.5)), max(1, int(H * scale + 0.5)))
@@ -25,7 +25,7 @@ def resize_to_fit(
 
 
 def window_starts(length: int, window: int, stride: int) -> list[int]:
-    """Returns the starts of windows along an axis; the last window is flush with the border."""
+    """Return the starts of windows along an axis; the last window is flush with the border."""
     last = max(length - window, 0)
     return [*range(0, last, stride), last]
 
@@ -46,13 +46,13 @@ class Layout(NamedTuple):
     canvas: tuple[int, int]
 
     def cut(self, image: UInt8[np.ndarray, "H W 3"]) -> list[UInt8[np.ndarray, "h w 3"]]:
-        """Returns the pixels of the windows."""
+        """Return the pixels of the windows."""
         h, w = self.window
         return [image[y : y + h, x : x + w] for y, x in self.corners.tolist()]
 
 
 def lay_out(size: tuple[int, int], protocol: Protocol) -> Layout:
-    """Returns the layout of the windows of an image of `size` (height and width)."""
+    """Return the layout of the windows of an image of `size` (height and width)."""
     h, w = (min(length, protocol.window) for length in size)
     rows = window_starts(size[0], h, protocol.stride)
     columns = window_starts(size[1], w, protocol.stride)
@@ -62,7 +62,7 @@ def lay_out(size: tuple[int, int], protocol: Protocol) -> Layout:
 
 
 def round_up_size(size: tuple[int, int]) -> tuple[int, int]:
-    """Rounds `size` up to one of four sizes per octave, to limit recompilation."""
+    """Round `size` up to one of four sizes per octave, to limit recompilation."""
 
     def round_up(length: int) -> int:
         step = max(1, 2 ** ((length - 1).bit_length() - 3))
@@ -83,7 +83,7 @@ class Resampling(NamedTuple):
 
 
 def resampling(old: int, new: int, padded: int, step: int = 1) -> Resampling:
-    """Returns the table of a bilinear resize with half-pixel centres, without antialiasing.
+    """Return the table of a bilinear resize with half-pixel centres, without antialiasing.
 
     Args:
       old: length of the input line, in pixels.

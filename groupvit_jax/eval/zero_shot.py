@@ -39,7 +39,7 @@ class Retrieval:
         resize: int | None = None,
         crop: int | None = None,
     ) -> None:
-        """Sets model and data.
+        """Set model and data.
 
         Args:
           encoder: the towers.
@@ -56,7 +56,7 @@ class Retrieval:
         self._resize, self._crop = encoder.image_sizes(resize, crop)
 
     def __call__(self, variables: Params) -> dict[str, float]:
-        """Returns the recalls."""
+        """Return the recalls."""
         image, text, owner = self._embed(variables)
         if not len(image):
             raise ValueError(f"{self.name}: none of {len(self.source)} images can be read")
@@ -71,7 +71,7 @@ class Retrieval:
         return results | {"images": float(len(image))}
 
     def _embed(self, variables: Params):
-        """Returns embeddings of images [I, D] and texts [T, D], and each text's image index."""
+        """Return embeddings of images [I, D] and texts [T, D], and each text's image index."""
         parts: list[tuple[np.ndarray, ...]] = []
         for batch in batches(
             self._encoder, self.source, self._batch_size, self._resize, self._crop
@@ -90,7 +90,7 @@ class Retrieval:
         return images, texts, *self._encoder.replicate((arrays["_mask"], arrays["written"]))
 
     def _tokenize(self, captions: Sequence[Sequence[str]]):
-        """Returns token ids [B, M, T] and a mask of the M places that hold a caption."""
+        """Return token ids [B, M, T] and a mask of the M places that hold a caption."""
         M, tokenizer = self._captions, self._encoder.tokenizer
         flat = [text for each in captions for text in [*each[:M], *[""] * (M - len(each))]]
         written = np.array([[i < len(each) for i in range(M)] for each in captions])
@@ -115,7 +115,7 @@ class Classification:
         resize: int | None = None,
         crop: int | None = None,
     ) -> None:
-        """Sets model and data.
+        """Set model and data.
 
         Args:
           encoder: the towers.
@@ -133,7 +133,7 @@ class Classification:
         self._resize, self._crop = encoder.image_sizes(resize, crop)
 
     def __call__(self, variables: Params) -> dict[str, float]:
-        """Returns the accuracies."""
+        """Return the accuracies."""
         text = self._encoder.class_embeddings(variables, self._class_names, self._prompts)
         ranks = []
         for batch in batches(
@@ -162,7 +162,7 @@ class Classification:
 def batches(
     encoder: ImageTower, source: Source, batch_size: int, resize: int, crop: int
 ) -> Iterator[dict[str, Any]]:
-    """Yields this process's rows of padded batches over a whole source."""
+    """Yield this process's rows of padded batches over a whole source."""
     yield from eval_examples(
         source,
         batch_size,
@@ -179,7 +179,7 @@ def match_ranks(
     candidate: Float[np.ndarray, "N D"],
     candidate_identity: Int[np.ndarray, " N"],
 ) -> Int[np.ndarray, " R"]:
-    """Returns the rank of the first match (from 0) for each query that has one.
+    """Return the rank of the first match (from 0) for each query that has one.
 
     Args:
       query: embeddings, not normalised.

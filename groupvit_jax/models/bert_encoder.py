@@ -47,7 +47,7 @@ class BertEncoder(nn.Module):
         ends: Int[Array, "B N"] | None = None,
         places: Int[Array, "W"] | None = None,
     ) -> Float[Array, "B M C"]:
-        """Encodes texts; arguments, result and errors are those of `TextEncoder`."""
+        """Encode texts; arguments, result and errors are those of `TextEncoder`."""
         if ends is None:
             ends = end_of_only_text(tokens, self.end_of_text_id, self.context_length)
         starts, _ = separate_texts(tokens, self.end_of_text_id)
@@ -88,7 +88,7 @@ class BertBlock(nn.Module):
     def __call__(
         self, x: Float[Array, "B L C"], mask: Bool[Array, "B L L"]
     ) -> Float[Array, "B L C"]:
-        """Adds attention and then the MLP to their inputs, each sum followed by a LayerNorm."""
+        """Add attention and then the MLP to their inputs, each sum followed by a LayerNorm."""
         C = x.shape[-1]
         attention = SelfAttention(self.num_heads, dtype=self.dtype, name="attn")
         mlp = Mlp(round(C * self.mlp_ratio), C, dtype=self.dtype, name="mlp")

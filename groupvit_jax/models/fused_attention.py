@@ -20,7 +20,7 @@ def attend_on_tpu(
     key: Float[Array, "B N T H"],
     value: Float[Array, "B N T H"],
 ) -> Float[Array, "B N T H"]:
-    """Computes `layers.attend` by JAX's flash attention for TPUs; that of few tokens by XLA."""
+    """Compute `layers.attend` by JAX's flash attention for TPUs; that of few tokens by XLA."""
     T, H = query.shape[2:]
     if T < LEAST_TOKENS:
         return attend(query, key, value)
@@ -47,7 +47,7 @@ def attend_on_tpu(
 def attend_on_gpu(
     query: Float[Array, "B N T H"], key: Float[Array, "B N T H"], value: Float[Array, "B N T H"]
 ) -> Float[Array, "B N T H"]:
-    """Computes `layers.attend` by cuDNN, in float16 or bfloat16; that of few tokens by XLA."""
+    """Compute `layers.attend` by cuDNN, in float16 or bfloat16; that of few tokens by XLA."""
     if query.shape[2] < LEAST_TOKENS:
         return attend(query, key, value)
     tokens_first = (x.swapaxes(1, 2) for x in (query, key, value))

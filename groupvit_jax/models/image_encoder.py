@@ -38,7 +38,7 @@ class PatchEmbed(nn.Module):
 
     @nn.compact
     def __call__(self, images: Float[Array, "B H W 3"]) -> Float[Array, "B h w C"]:
-        """Embeds the patches; height and width are padded with zeros to multiples of the patch."""
+        """Embed the patches; height and width are padded with zeros to multiples of the patch."""
         patch = (self.patch_size, self.patch_size)
         H, W = images.shape[1:3]
         images = jnp.pad(images, ((0, 0), (0, -H % patch[0]), (0, -W % patch[1]), (0, 0)))
@@ -93,7 +93,7 @@ class GroupingStage(nn.Module):
         *,
         noise_ids: Int[Array, "B"] | None,
     ) -> tuple[Float[Array, "B G O"], Float[Array, "B T C"] | None, Float[Array, "B G S"] | None]:
-        """Returns the new segments, the group tokens after the blocks, and the soft assignment."""
+        """Return the new segments, the group tokens after the blocks, and the soft assignment."""
         S = segments.shape[1]
         x = segments
         if self.num_group_tokens:
@@ -275,7 +275,7 @@ class ImageEncoder(nn.Module):
         *,
         noise_ids: Int[Array, "B"] | None = None,
     ) -> ImageFeatures:
-        """Encodes images of any size.
+        """Encode images of any size.
 
         Args:
           images: normalised with ImageNet's statistics; a height or width that the patch doesn't

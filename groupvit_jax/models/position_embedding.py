@@ -46,7 +46,7 @@ def bicubic_weights(old: int, new: int) -> Float[np.ndarray, "new old"]:
 def resize_position_embedding(
     embedding: Float[Array, "1 L C"], old_grid: tuple[int, int], new_grid: tuple[int, int]
 ) -> Float[Array, "1 M C"]:
-    """Resizes as `torch.nn.functional.interpolate(mode="bicubic", align_corners=False)` does.
+    """Resize as `torch.nn.functional.interpolate(mode="bicubic", align_corners=False)` does.
 
     Args:
       embedding: one row a patch, in row-major order of `old_grid`.

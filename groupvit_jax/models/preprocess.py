@@ -17,7 +17,7 @@ _ATTEMPTS = 10
 
 
 def normalize(images: UInt8[Array, "B H W 3"]) -> Float[Array, "B H W 3"]:
-    """Maps 0-255 to 0-1 and then to ImageNet's zero mean and unit deviation, float32."""
+    """Map 0-255 to 0-1 and then to ImageNet's zero mean and unit deviation, float32."""
     mean = 255.0 * jnp.asarray(IMAGENET_MEAN, jnp.float32)
     std = 255.0 * jnp.asarray(IMAGENET_STD, jnp.float32)
     return (images.astype(jnp.float32) - mean) / std
@@ -31,7 +31,7 @@ def random_erasing(
     area: tuple[float, float] = (0.02, 1 / 3),
     aspect: tuple[float, float] = (0.3, 1 / 0.3),
 ) -> Float[Array, "B H W 3"]:
-    """Replaces one box of some images by noise (arXiv 1708.04896, timm's mode "pixel").
+    """Replace one box of some images by noise (arXiv 1708.04896, timm's mode "pixel").
 
     Each image draws up to ten boxes and erases the first that is smaller than the image in both
     directions. The result doesn't depend on how the batch is sharded or divided.

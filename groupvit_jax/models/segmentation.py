@@ -19,7 +19,7 @@ class SegmentHead(nn.Module):
 
     @nn.compact
     def __call__(self, segments: Float[Array, "B G C"]) -> Float[Array, "B G N"]:
-        """Returns the logits."""
+        """Return the logits."""
         dense = nn.Dense(self.num_classes, kernel_init=vit_init, name="classes")
         return dense(segments.astype(jnp.float32))
 
@@ -47,7 +47,7 @@ class SegmentationModel(nn.Module):
     def __call__(
         self, images: Float[Array, "B H W 3"], *, noise_ids: Int[Array, "B"] | None = None
     ) -> SegmentOutput:
-        """Encodes and classifies.
+        """Encode and classify.
 
         Args:
           images: normalised with ImageNet's statistics; see `ImageEncoder`.

@@ -46,7 +46,7 @@ class TextEncoder(nn.Module):
         ends: Int[Array, "B N"] | None = None,
         places: Int[Array, "W"] | None = None,
     ) -> Float[Array, "B M C"]:
-        """Encodes texts.
+        """Encode texts.
 
         Args:
           tokens: rows of texts, none longer than `context_length`; what follows the last has no
@@ -100,7 +100,7 @@ class TextEncoder(nn.Module):
 def end_of_only_text(
     tokens: Int[Array, "B T"], end_of_text_id: int, context_length: int
 ) -> Int[Array, "B 1"]:
-    """Returns where the text of each row ends: at the first end-of-text token.
+    """Return where the text of each row ends: at the first end-of-text token.
 
     Raises:
       ValueError: the rows are longer than a text may be.
@@ -113,7 +113,7 @@ def end_of_only_text(
 def separate_texts(
     tokens: Int[Array, "B L"], end_of_text_id: int
 ) -> tuple[Int[Array, "B L"], Bool[Array, "B L L"]]:
-    """Returns where the text of each token begins, and which tokens each token sees.
+    """Return where the text of each token begins, and which tokens each token sees.
 
     A token sees itself and those before it in its own text.
     """

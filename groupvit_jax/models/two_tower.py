@@ -37,7 +37,7 @@ class Projector(nn.Module):
         train: bool,
         statistics_of: Float[Array, "S C"] | None = None,
     ) -> Float[Array, "B D"]:
-        """Projects features into the joint space, not normalised.
+        """Project features into the joint space, not normalised.
 
         Args:
           x: the features.
@@ -76,7 +76,7 @@ class TwoTower(nn.Module):
     initial_logit_bias: float | None = None
 
     def setup(self) -> None:
-        """Creates the temperatures, as the logarithm of their inverse, and biases."""
+        """Create the temperatures, as the logarithm of their inverse, and biases."""
         init = nn.initializers.constant(np.log(1 / self.initial_temperature))
         self.logit_scale = self.param("logit_scale", init, ())
         if not self.share_logit_scale:
@@ -95,7 +95,7 @@ class TwoTower(nn.Module):
         *,
         train: bool = False,
     ) -> TwoTowerOutput:
-        """Embeds images and their texts.
+        """Embed images and their texts.
 
         Args:
           images: normalised with ImageNet's statistics.
@@ -119,7 +119,7 @@ class TwoTower(nn.Module):
         noise_ids: Int[Array, "B"] | None = None,
         caption_tokens: bool = False,
     ) -> tuple[ImageFeatures, Float[Array, "B M C"]]:
-        """Returns what both encoders yield: of each example alone, whatever its batch.
+        """Return what both encoders yield: of each example alone, whatever its batch.
 
         Args:
           images: see `__call__`, as the texts.
@@ -144,7 +144,7 @@ class TwoTower(nn.Module):
         *,
         train: bool,
     ) -> TwoTowerOutput:
-        """Returns the joint embeddings of `encode`'s features, without the image features.
+        """Return the joint embeddings of `encode`'s features, without the image features.
 
         Args:
           image: embeddings of the image encoder.

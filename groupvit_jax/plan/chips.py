@@ -97,7 +97,7 @@ GPUS = tuple(sorted(path.stem for path in _GPUS.glob("*.toml")))
 
 
 def read_gpu(kind: str) -> Chip:
-    """Reads the description of a GPU.
+    """Read the description of a GPU.
 
     Args:
       kind: one of `GPUS`, or the path of a file like those in `gpus/`.

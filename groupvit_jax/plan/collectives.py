@@ -82,7 +82,7 @@ class Collective:
 def find_collectives(
     program: Program, mesh_shape: dict[str, int], slice_of: Sequence[int]
 ) -> list[Collective]:
-    """Returns the program's collectives in its order, without those among one chip.
+    """Return the program's collectives in its order, without those among one chip.
 
     Args:
       program: the compiled program.
@@ -127,7 +127,7 @@ def find_collectives(
 
 
 def replica_groups(attributes: str, num_devices: int) -> Groups:
-    """Returns the devices of each group, in any of the three forms that XLA prints.
+    """Return the devices of each group, in any of the three forms that XLA prints.
 
     Raises:
       ValueError: a form that XLA did not have when this was written.
@@ -148,7 +148,7 @@ def replica_groups(attributes: str, num_devices: int) -> Groups:
 
 
 def purpose(op_name: str) -> str:
-    """Returns the purpose of a collective, by the path of the JAX code that it stems from."""
+    """Return the purpose of a collective, by the path of the JAX code that it stems from."""
     backward = "transpose(" in op_name
     if "projector" in op_name and "/norm/" in op_name:
         return "BatchNorm"
@@ -162,12 +162,12 @@ def purpose(op_name: str) -> str:
 
 
 def _most_common(slices: Int[np.ndarray, " chips"]) -> int:
-    """Returns how many of a group's chips are in one slice, at most."""
+    """Return how many of a group's chips are in one slice, at most."""
     return max(collections.Counter(slices.tolist()).values())
 
 
 def _main_purpose(run: Execution) -> str:
-    """Returns the purpose of most bytes: XLA combines collectives and keeps the path of one."""
+    """Return the purpose of most bytes: XLA combines collectives and keeps the path of one."""
     own = run.instruction.op_name
     if len(run.instruction.operands) == 1 and own:
         return purpose(own)
@@ -180,7 +180,7 @@ def _main_purpose(run: Execution) -> str:
 
 
 def _nearest_name(instruction: Instruction, computation: Computation) -> str:
-    """Returns the path of the nearest operation that has one, since views of arrays have none."""
+    """Return the path of the nearest operation that has one, since views of arrays have none."""
     for _ in range(_MAX_VIEWS):
         if "/" in instruction.op_name or not instruction.operands:
             break
@@ -194,7 +194,7 @@ def _iota(dims: Sequence[int], order: Sequence[int]) -> Int[np.ndarray, "..."]:
 
 
 def _mesh_groups(match: re.Match[str], num_devices: int) -> Groups:
-    """Groups along axes of a mesh or parts of axes: `'x':(m)k` is the k after the first m."""
+    """Group along axes of a mesh or parts of axes: `'x':(m)k` is the k after the first m."""
     sizes = {name: int(size) for name, size in re.findall(r"'([^']+)'=(\d+)", match[1])}
     dims, order = ([int(i) for i in (m or "").split(",") if i] for m in (match[2], match[3]))
     ids = _iota(dims or [num_devices], order).ravel()
@@ -220,7 +220,7 @@ def _mesh_groups(match: re.Match[str], num_devices: int) -> Groups:
 def _between_slices(
     kind: str, run: Execution, mesh_shape: dict[str, int], slice_of: Sequence[int]
 ) -> Collective:
-    """Returns the part of a collective over several slices that a chip sends through its host."""
+    """Return the part of a collective over several slices that a chip sends through its host."""
     slices = np.asarray(slice_of).reshape(list(mesh_shape.values()))
     axes = [axis for i, axis in enumerate(mesh_shape) if (np.diff(slices, axis=i) != 0).any()]
     num_slices = len(set(slice_of))

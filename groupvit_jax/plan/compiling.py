@@ -94,7 +94,7 @@ class CompiledStep:
 
 
 def compile_step(config: ConfigDict, topology: Topology) -> CompiledStep:
-    """Compiles the step that training with `config` would run on `topology`; allocates nothing.
+    """Compile the step that training with `config` would run on `topology`; allocates nothing.
 
     Raises:
       ValueError: the mesh or the sharding rules don't fit the topology, the batch can't be
@@ -118,7 +118,7 @@ def compile_step(config: ConfigDict, topology: Topology) -> CompiledStep:
 def lower_step(
     config: ConfigDict, topology: Topology
 ) -> tuple[Any, Mesh, state_lib.TrainState, PyTree]:
-    """Returns the traced step, its mesh, and the shapes and shardings of its state and batch.
+    """Return the traced step, its mesh, and the shapes and shardings of its state and batch.
 
     Raises:
       ValueError: see `compile_step`.
@@ -148,7 +148,7 @@ def lower_step(
 
 
 def _compile(lowered: Any, topology: Topology) -> tuple[Any, float]:
-    """Returns the program, or None and the bytes that it needs of a device's memory."""
+    """Return the program, or None and the bytes that it needs of a device's memory."""
     try:
         return lowered.compile(_GPU_OPTIONS if topology.chip.gpu else None), 0.0
     except jax.errors.JaxRuntimeError as error:
@@ -158,7 +158,7 @@ def _compile(lowered: Any, topology: Topology) -> tuple[Any, float]:
 
 
 def needed_bytes(message: str) -> float | None:
-    """Returns the bytes that a program needs by XLA's message; None for any other message."""
+    """Return the bytes that a program needs by XLA's message; None for any other message."""
     if "RESOURCE_EXHAUSTED" not in message or (found := _NEEDED.search(message)) is None:
         return None
     used, unit = (found[1], found[2]) if found[1] else (found[5], found[6])
@@ -168,7 +168,7 @@ def needed_bytes(message: str) -> float | None:
 def _memory(
     state: state_lib.TrainState, batch: PyTree, topology: Topology, compiled: Any, needed: float
 ) -> Memory:
-    """Returns the memory of a whole chip, which may be several devices."""
+    """Return the memory of a whole chip, which may be several devices."""
     devices = topology.chip.devices
     parameters, optimizer, examples, rest = (
         float(devices * _shard_bytes(tree))
@@ -196,7 +196,7 @@ def _memory(
 
 
 def _shard_bytes(tree: PyTree) -> int:
-    """Returns the bytes of one device's shards."""
+    """Return the bytes of one device's shards."""
     return sum(
         math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize
         for leaf in jax.tree.leaves(tree)
@@ -205,7 +205,7 @@ def _shard_bytes(tree: PyTree) -> int:
 
 @contextmanager
 def _progress(what: str) -> Iterator[None]:
-    """Logs every 30 seconds that a compilation is still running."""
+    """Log every 30 seconds that a compilation is still running."""
     started, done = time.monotonic(), threading.Event()
 
     def report() -> None:

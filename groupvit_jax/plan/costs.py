@@ -16,12 +16,12 @@ _KERNEL_FLOPS = re.compile(r'"cost_estimate":\{[^}]*"flops":"?(\d+)')
 
 
 def matrix_flops(program: Program) -> int:
-    """Returns the FLOPs of a step's products and convolutions on one device."""
+    """Return the FLOPs of a step's products and convolutions on one device."""
     return sum(run.count * flops(run) for run in executions(program))
 
 
 def flops(run: Execution) -> int:
-    """Returns the FLOPs of one execution of a product, convolution or library call; else 0."""
+    """Return the FLOPs of one execution of a product, convolution or library call; else 0."""
     instruction, computation = run.instruction, run.computation
     if instruction.opcode == "custom-call":
         return _custom_call_flops(run)
@@ -37,7 +37,7 @@ def flops(run: Execution) -> int:
 
 
 def logits_bytes(program: Program, embedding_dim: int) -> int:
-    """Returns the bytes of the largest logits that one chip holds at once; 0 if there are none.
+    """Return the bytes of the largest logits that one chip holds at once; 0 if there are none.
 
     Args:
       program: of a training step.
@@ -57,7 +57,7 @@ def logits_bytes(program: Program, embedding_dim: int) -> int:
 
 
 def _custom_call_flops(run: Execution) -> int:
-    """Counts the products of calls into cuBLAS and cuDNN, and of kernels that state theirs."""
+    """Count the products of calls into cuBLAS and cuDNN, and of kernels that state theirs."""
     attributes = run.instruction.attributes
     if stated := _KERNEL_FLOPS.search(attributes):
         return int(stated[1])
@@ -92,7 +92,7 @@ def _contracted(run: Execution) -> float:
 def _convolution_flops(
     attributes: str, lhs: tuple[int, ...], rhs: tuple[int, ...], out: tuple[int, ...]
 ) -> int:
-    """Counts the pairs of input and kernel that meet.
+    """Count the pairs of input and kernel that meet.
 
     A TPU computes batched products as convolutions too, with padding and dilation that keep the
     batches apart; a plain product of the sizes would count the zeros.
@@ -122,7 +122,7 @@ def _pairs(
     *, size: int, kernel: int, out: int, stride: int, padding: int, lhs_dilation: int,
     rhs_dilation: int,
 ) -> int:  # fmt: skip
-    """Counts the (output, kernel) positions of one dimension that fall on an input, not padding."""
+    """Count the (output, kernel) positions of one dimension that fall on an input, not padding."""
     last = (size - 1) * lhs_dilation
     count = 0
     for k in range(kernel):

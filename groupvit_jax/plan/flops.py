@@ -18,14 +18,14 @@ PROMPT_TOKENS = 10
 
 
 def useful_rows(num_texts: int) -> list[int]:
-    """Returns the tokens of an image's caption and of its prompts, without padding."""
+    """Return the tokens of an image's caption and of its prompts, without padding."""
     return [CAPTION_TOKENS] + [PROMPT_TOKENS] * (num_texts - 1)
 
 
 def training_flops(
     model: TwoTower | SegmentationModel, *, rows: Sequence[int], num_texts: int, batch_size: int
 ) -> float:
-    """Returns the FLOPs an image of a training step in which nothing is computed twice.
+    """Return the FLOPs an image of a training step in which nothing is computed twice.
 
     Args:
       model: contrastive, or a segment head trained with masks, for which no text counts.
@@ -49,7 +49,7 @@ def training_flops(
 
 
 def image_encoder_flops(encoder: ImageEncoder) -> float:
-    """Returns the FLOPs of the encoder's forward pass of one image."""
+    """Return the FLOPs of the encoder's forward pass of one image."""
     flops = _patch_flops(encoder)
     S, tokens, widths = _num_patches(encoder), 0, _stage_widths(encoder)
     hidden = encoder.width // 2
@@ -68,7 +68,7 @@ def image_encoder_flops(encoder: ImageEncoder) -> float:
 
 
 def text_encoder_flops(encoder: TextEncoder | BertEncoder, rows: Sequence[int]) -> float:
-    """Returns the FLOPs of the encoder's forward pass of one image's texts.
+    """Return the FLOPs of the encoder's forward pass of one image's texts.
 
     Args:
       encoder: whose MLPs are four times as wide as its blocks.
@@ -79,12 +79,12 @@ def text_encoder_flops(encoder: TextEncoder | BertEncoder, rows: Sequence[int]) 
 
 
 def projector_flops(projector: Projector, width: int) -> float:
-    """Returns the FLOPs of a projector for one vector of `width` channels."""
+    """Return the FLOPs of a projector for one vector of `width` channels."""
     return 2.0 * projector.hidden_dim * (width + projector.out_dim)
 
 
 def segment_head_flops(encoder: ImageEncoder, num_classes: int) -> float:
-    """Returns the FLOPs of the segment head and of its full-size maps for one image.
+    """Return the FLOPs of the segment head and of its full-size maps for one image.
 
     Args:
       encoder: that the head is on.
@@ -107,7 +107,7 @@ def _patch_flops(encoder: ImageEncoder) -> float:
 
 
 def _stage_widths(encoder: ImageEncoder) -> list[int]:
-    """Returns the width of each stage's input, and again the last, which is the output's."""
+    """Return the width of each stage's input, and again the last, which is the output's."""
     factors = [1, *(encoder.width_factors or [1] * len(encoder.depths))[1:]]
     return [encoder.width * factor for factor in [*factors, factors[-1]]]
 
@@ -120,7 +120,7 @@ def _block_flops(num_tokens: int, width: int, mlp_ratio: float) -> float:
 def _grouping_flops(
     segments: int, groups: int, width: int, out_width: int, mlp_ratio: float
 ) -> float:
-    """Counts the groups' attention on the segments, then the assignment of segments to groups."""
+    """Count the groups' attention on the segments, then the assignment of segments to groups."""
     pairs = 4 * groups * segments * width
     attention = 4 * width**2 * (groups + segments) + pairs + 4 * mlp_ratio * groups * width**2
     assignment = 2 * width**2 * (groups + 2 * segments) + pairs + 2 * groups * width * out_width

@@ -57,7 +57,7 @@ class Topology:
         return f"{self.chip.kind}:{'x'.join(['1'] * sides)}"
 
     def island_of(self, device: jax.Device) -> int:
-        """Returns the number of the slice, or of the host of GPUs, within which links are fast."""
+        """Return the number of the slice, or of the host of GPUs, within which links are fast."""
         if self.chip.gpu:
             return device.process_index
         return getattr(device, "slice_index", None) or 0
@@ -67,7 +67,7 @@ class Topology:
 
 
 def describe(name: str, num_slices: int = 1) -> Topology:
-    """Returns the topology of a name such as "v5e:16x16" or "h100:8x8".
+    """Return the topology of a name such as "v5e:16x16" or "h100:8x8".
 
     Args:
       name: kind of chip and the TPUs along each dimension, or the GPUs of one host, or the hosts
@@ -145,7 +145,7 @@ def _gpus(name: str, kind: str, sides: Sequence[int], num_slices: int) -> Topolo
 
 
 def target_config(gpu: Gpu) -> str:
-    """Returns XLA's description of a GPU, a `GpuTargetConfigProto` in text form.
+    """Return XLA's description of a GPU, a `GpuTargetConfigProto` in text form.
 
     The limits of threads, blocks and registers are those of every compute capability from 8.0 on
     (CUDA C++ Programming Guide, "Compute Capabilities").
@@ -180,7 +180,7 @@ device_description_str: "{gpu.name}"
 
 @contextlib.contextmanager
 def _libtpu_environment() -> Iterator[None]:
-    """Keeps libtpu, which reads them as it loads, from looking for chips of this machine."""
+    """Keep libtpu, which reads them as it loads, from looking for chips of this machine."""
     missing = {name: value for name, value in _ENVIRONMENT.items() if name not in os.environ}
     os.environ.update(missing)
     try:

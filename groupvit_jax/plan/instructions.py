@@ -58,7 +58,7 @@ class InstructionCost:
 def instruction_costs(
     program: Program, kernel_cycles: Mapping[str, int] | None = None
 ) -> list[InstructionCost]:
-    """Returns the cost of every instruction that runs, without those inside fusions.
+    """Return the cost of every instruction that runs, without those inside fusions.
 
     Args:
       program: the compiled program.
@@ -119,7 +119,7 @@ class _Parts:
         return part_of(next((name for name in names if "/" in name), ""))
 
     def _along(self, computation: Computation, start: Instruction, *, upwards: bool) -> str | None:
-        """Follows operands, or users, up to the next named instruction."""
+        """Follow operands, or users, up to the next named instruction."""
         current = start
         for _ in range(_MAX_STEPS):
             if upwards:

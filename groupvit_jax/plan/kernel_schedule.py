@@ -55,7 +55,7 @@ class Kernel:
 
 
 def kernel_cycles(program: Program, topology: str) -> dict[str, int]:
-    """Returns the cycles of one execution of each Pallas kernel, by the instruction's name.
+    """Return the cycles of one execution of each Pallas kernel, by the instruction's name.
 
     Args:
       program: compiled for TPUs.
@@ -78,7 +78,7 @@ def kernel_cycles(program: Program, topology: str) -> dict[str, int]:
 
 
 def schedule_cycles(text: str) -> int:
-    """Returns the cycles of a kernel by its final schedule.
+    """Return the cycles of a kernel by its final schedule.
 
     Each bundle counts as often as the loops around it run. The outermost loop is the kernel's grid;
     it runs twice more than the grid has programs, to fill and drain its pipeline, but those rounds
@@ -109,7 +109,7 @@ def schedule_cycles(text: str) -> int:
 
 
 def _regions_of_one_program(lines: Sequence[str], grid: Sequence[int]) -> list[tuple[int, int]]:
-    """Finds the regions whose branch compares the program's index in each dimension with a value.
+    """Find the regions whose branch compares the program's index in each dimension with a value.
 
     A branch jumps over its region. Where it doesn't compare every dimension of the grid, the region
     runs in several programs and is not among those returned.
@@ -131,7 +131,7 @@ def _regions_of_one_program(lines: Sequence[str], grid: Sequence[int]) -> list[t
 def _equalities(
     name: str, value: bool, defined: Mapping[str, tuple[str, tuple[str, ...]]], depth: int = 0
 ) -> int:
-    """Counts the comparisons for equality that must hold for a predicate to have a value."""
+    """Count the comparisons for equality that must hold for a predicate to have a value."""
     op, arguments = defined.get(name, ("", ()))
     if op.startswith(("scmp.eq", "scmp.ne")):
         return int(op.startswith("scmp.eq") == value)
@@ -155,7 +155,7 @@ def _kernel(instruction: Instruction, computation: Computation) -> Kernel:
 
 
 def _compile_apart(kernels: Sequence[Kernel], topology: str) -> list[int]:
-    """Compiles kernels in a process whose libtpu dumps schedules; returns the cycles of each."""
+    """Compile kernels in a process whose libtpu dumps schedules; return the cycles of each."""
     with tempfile.TemporaryDirectory() as folder:
         flags = [os.environ.get("LIBTPU_INIT_ARGS", ""), f"--xla_jf_dump_to={folder}", *_DUMP_FLAGS]
         settings = {
@@ -176,7 +176,7 @@ def _compile_apart(kernels: Sequence[Kernel], topology: str) -> list[int]:
 
 
 def main(topology: str, folder: str) -> None:
-    """Compiles the kernels described on standard input; prints their cycles as a JSON list.
+    """Compile the kernels described on standard input; print their cycles as a JSON list.
 
     Args:
       topology: one chip.
@@ -202,7 +202,7 @@ def main(topology: str, folder: str) -> None:
 
 
 def _compile_kernel(description: dict[str, Any], device: Any) -> None:
-    """Compiles a program of one custom call."""
+    """Compile a program of one custom call."""
     import jax
     import numpy as np
     from jax.sharding import Mesh, NamedSharding, PartitionSpec

@@ -66,7 +66,7 @@ def needs(
     chip_hours: float,
     price_per_chip_hour: float | None,
 ) -> Needs:
-    """Returns what a run at a given speed needs.
+    """Return what a run at a given speed needs.
 
     Args:
       hosts: machines that hold the chips.

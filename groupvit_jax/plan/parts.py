@@ -21,7 +21,7 @@ _BLOCK = (
 
 
 def part_of(op_name: str) -> str:
-    """Returns the part of the training step that an instruction belongs to.
+    """Return the part of the training step that an instruction belongs to.
 
     Args:
       op_name: path of JAX functions and Flax modules, as XLA keeps it; may be empty.

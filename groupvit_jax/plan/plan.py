@@ -168,7 +168,7 @@ def make_plan(
     num_examples: int,
     price_per_chip_hour: float | None = None,
 ) -> Plan:
-    """Compiles the step of `config` for `topology` and works out a plan of the run.
+    """Compile the step of `config` for `topology` and work out a plan of the run.
 
     Args:
       config: the whole configuration.
@@ -227,7 +227,7 @@ def make_plan(
 def count_flops(
     model: nn.Module, *, batch_size: int, num_texts: int, packed_length: int
 ) -> tuple[float, float]:
-    """Returns the FLOPs an image over whole rows of text, and without padding, by hand."""
+    """Return the FLOPs an image over whole rows of text, and without padding, by hand."""
     assert isinstance(model, TwoTower | SegmentationModel)  # all that tasks build
     padded, useful = (
         flops.training_flops(model, rows=rows, num_texts=num_texts, batch_size=batch_size)
@@ -237,14 +237,14 @@ def count_flops(
 
 
 def with_batch_size(config: ConfigDict, batch_size: int) -> ConfigDict:
-    """Returns a copy of the configuration with another global batch."""
+    """Return a copy of the configuration with another global batch."""
     changed = config.copy_and_resolve_references()
     changed.train.batch_size = batch_size
     return changed
 
 
 def find_largest_batch(config: ConfigDict, topology: Topology, first: Plan) -> LargestBatch:
-    """Finds the largest global batch that fits, by the line through compiled batch sizes.
+    """Find the largest global batch that fits, by the line through compiled batch sizes.
 
     A chip's memory is nearly a line in the batch. The line through `first` and half or twice its
     batch says where it meets the available memory; that batch is compiled, and the line drawn
@@ -308,7 +308,7 @@ def _analyse(step: CompiledStep, topology: Topology, batch_size: int, output_dim
 def bound(
     topology: Topology, device_flops: int, traffic: int, collectives: Sequence[Collective]
 ) -> Bound:
-    """Returns the roofline of a step (doi:10.1145/1498765.1498785), links and network included.
+    """Return the roofline of a step (doi:10.1145/1498765.1498785), links and network included.
 
     Args:
       topology: the chips.

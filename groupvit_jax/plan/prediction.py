@@ -68,7 +68,7 @@ class Prediction:
 
 
 def predict(costs: Sequence[InstructionCost], chip: Chip) -> Prediction:
-    """Returns the prediction for one device of a chip.
+    """Return the prediction for one device of a chip.
 
     A TPU executes one instruction after another, so their estimates add up. Asynchronous copies run
     beside them and cost nothing until all traffic together takes longer than the instructions.
@@ -93,7 +93,7 @@ def predict(costs: Sequence[InstructionCost], chip: Chip) -> Prediction:
 
 
 def exposed_seconds(collectives: Sequence[Collective], chip: Chip) -> float:
-    """Returns the seconds of a step in which a chip only exchanges data.
+    """Return the seconds of a step in which a chip only exchanges data.
 
     Args:
       collectives: of the program; those that run beside other work take no time of their own.

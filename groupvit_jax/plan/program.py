@@ -122,7 +122,7 @@ class Program:
     files: dict[int, str]
 
     def stems_from(self, instruction: Instruction, part: str) -> bool:
-        """Returns whether the instruction was traced from a Python file with `part` in its path."""
+        """Return whether the instruction was traced from a Python file with `part` in its path."""
         found = re.search(r"stack_frame_id=(\d+)", instruction.attributes)
         return found is not None and part in self.files.get(int(found[1]), "")
 
@@ -148,7 +148,7 @@ class Execution:
 
 
 def parse_program(text: str) -> Program:
-    """Parses the text that `compiled.as_text()` returns.
+    """Parse the text that `compiled.as_text()` returns.
 
     Raises:
       ValueError: the text has no entry computation.
@@ -170,7 +170,7 @@ def parse_program(text: str) -> Program:
 
 
 def executions(program: Program) -> Iterator[Execution]:
-    """Yields every instruction that runs, those inside loops and fusions included."""
+    """Yield every instruction that runs, those inside loops and fusions included."""
     yield from _executions(program, program.entry, 1, 0, False)
 
 
@@ -189,12 +189,12 @@ def _executions(
 
 
 def is_asynchronous(instruction: Instruction) -> bool:
-    """Returns whether it starts, continues or ends an operation that runs beside others."""
+    """Return whether it starts, continues or ends an operation that runs beside others."""
     return instruction.opcode.endswith(("-start", "-update", "-done"))
 
 
 def called_computations(instruction: Instruction) -> list[str]:
-    """Returns the computations that an instruction runs, without the scalar ones of reductions."""
+    """Return the computations that an instruction runs, without the scalar ones of reductions."""
     if "=" not in instruction.attributes or instruction.opcode.endswith(("-update", "-done")):
         return []  # an asynchronous operation names its computation again where it ends
     names = [name for match in _CALLED.finditer(instruction.attributes)
@@ -205,7 +205,7 @@ def called_computations(instruction: Instruction) -> list[str]:
 
 
 def trip_count(program: Program, loop: Instruction) -> int:
-    """Returns how often the body of a loop runs; 1 if the program doesn't say."""
+    """Return how often the body of a loop runs; 1 if the program doesn't say."""
     if known := _TRIP_COUNT.search(loop.attributes):
         return int(known[1])
     condition = re.search(r"condition=%([\w.\-]+)", loop.attributes)
@@ -218,7 +218,7 @@ def trip_count(program: Program, loop: Instruction) -> int:
 
 
 def _files_of_frames(text: str) -> dict[int, str]:
-    """Reads the tables of stack frames before the computations, if the text has them."""
+    """Read the tables of stack frames before the computations, if the text has them."""
     names = dict(re.findall(r'^(\d+) "([^"]*)"$', _table(text, "FileNames"), re.M))
     table = _table(text, "FileLocations")
     locations = dict(re.findall(r"^(\d+) \{file_name_id=(\d+)", table, re.M))
@@ -261,7 +261,7 @@ def _round_up(size: int, multiple: int) -> int:
 
 
 def _closing(text: str, start: int) -> int:
-    """Returns the position of the parenthesis that closes the one at `start`."""
+    """Return the position of the parenthesis that closes the one at `start`."""
     depth = 0
     for match in re.compile(r"[()]").finditer(text, start):
         depth += 1 if match[0] == "(" else -1

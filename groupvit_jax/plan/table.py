@@ -17,7 +17,7 @@ _SMALLEST_PART = 0.005
 
 
 def details(plan: Plan, largest: LargestBatch | None = None) -> str:
-    """Returns one plan as a page of Markdown.
+    """Return one plan as a page of Markdown.
 
     Args:
       plan: of one topology and batch size.
@@ -64,7 +64,7 @@ def details(plan: Plan, largest: LargestBatch | None = None) -> str:
 
 
 def comparison(plans: Sequence[Plan]) -> str:
-    """Returns a Markdown table with a row for each plan."""
+    """Return a Markdown table with a row for each plan."""
     header = ("topology", "chips", "batch", "fits", "GiB a chip", "of", "ms a step", "by",
               "roofline", "at least", "limited by", "images/s", "useful MFU", "days",
               "chip-hours", "cost", "hosts", "cores a host: raw", "prepared", "GB/s: raw",
@@ -73,7 +73,7 @@ def comparison(plans: Sequence[Plan]) -> str:
 
 
 def to_json(plan: Plan, largest: LargestBatch | None = None) -> dict[str, Any]:
-    """Returns the fields of a plan, and the figures derived from them, as JSON can hold them."""
+    """Return the fields of a plan, and the figures derived from them, as JSON can hold them."""
     program = plan.program
     derived = {
         "fits": plan.memory.fits,
@@ -107,7 +107,7 @@ def _speed_line(plan: Plan, program: Program) -> str:
 
 
 def _part_rows(program: Program) -> Rows:
-    """Lists the parts of the step, largest first; those of less than 0.5 % as one."""
+    """List the parts of the step, largest first; those of less than 0.5 % as one."""
     total = program.seconds
     small = [part for part in program.prediction.parts if part.seconds < _SMALLEST_PART * total]
     rows = [

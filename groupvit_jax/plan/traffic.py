@@ -19,7 +19,7 @@ _NO_TRAFFIC = ('"AllocateBuffer"', '"ConcatBitcast"')
 
 
 def traffic(program: Program, run: Execution) -> int:
-    """Returns the bytes that one execution of an instruction moves to and from HBM.
+    """Return the bytes that one execution of an instruction moves to and from HBM.
 
     An instruction reads its operands and writes its outputs, as they lie in memory with the padding
     of their tiles. Values inside a fusion and arrays in the chip's own memory are free. An operand
@@ -54,7 +54,7 @@ def traffic(program: Program, run: Execution) -> int:
 
 
 def _asynchronous(run: Execution) -> int:
-    """Counts a copy or slice by what arrives, because its source may be a whole stack of layers.
+    """Count a copy or slice by what arrives, because its source may be a whole stack of layers.
 
     A start returns its operands, the outputs of the operation, and scalars of context; a copy
     returns the copy before its operand.
@@ -71,12 +71,12 @@ def _asynchronous(run: Execution) -> int:
 
 
 def _moved(num_bytes: int, source: Buffer, target: Buffer) -> int:
-    """Counts bytes that go from one array to another, on each side that is in HBM."""
+    """Count bytes that go from one array to another, on each side that is in HBM."""
     return num_bytes * ((not source.on_chip) + (not target.on_chip))
 
 
 def _fusion_reads(inner: Computation, operands: list[int]) -> list[int]:
-    """Returns the bytes read of each operand; of those that the fusion only slices, the slices."""
+    """Return the bytes read of each operand; of those that the fusion only slices, the slices."""
     users: dict[str, list[Instruction]] = {}
     for instruction in inner.values():
         for name in instruction.operands:

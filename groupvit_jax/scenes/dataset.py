@@ -127,7 +127,7 @@ def _sample_look(rng: np.random.Generator, style: Style) -> tuple[str, str, str]
 
 
 def _free_place(rng: np.random.Generator, radius: float, others: list[Thing]):
-    """Returns the emptiest of a few random places, so that things are only partly occluded."""
+    """Return the emptiest of a few random places, so that things are only partly occluded."""
     places = rng.uniform(min(radius, 0.3), max(1 - radius, 0.7), (4, 2))
     if not others:
         return tuple(places[0])
@@ -139,7 +139,7 @@ def _free_place(rng: np.random.Generator, radius: float, others: list[Thing]):
 
 
 def make_example(config: SceneConfig, split: str, index: int) -> tuple[Scene, Drawing, str]:
-    """Returns example `index` of a split: a pure function of its arguments."""
+    """Return example `index` of a split: a pure function of its arguments."""
     rng = np.random.default_rng([config.seed, SPLITS.index(split), index])
     scene = sample_scene(rng, SHIFTED if split == "shifted" else USUAL)
     drawing = draw(scene, config.size, rng)
@@ -187,7 +187,7 @@ def _png(pixels: np.ndarray) -> io.BytesIO:
 
 
 def build(data_dir: str, config: str | SceneConfig = "small") -> Scenes:
-    """Builds the data set below `data_dir` unless it exists; returns its builder."""
+    """Build the data set below `data_dir` unless it exists; return its builder."""
     builder = Scenes(data_dir=data_dir, config=config, file_format="array_record")
     builder.download_and_prepare()
     return builder

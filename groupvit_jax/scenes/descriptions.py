@@ -29,7 +29,7 @@ class _Mention:
 
 
 def caption(scene: Scene, visible: Sequence[float], rng: np.random.Generator) -> str:
-    """Returns one sentence about `scene`; `visible` is the visible share of each thing."""
+    """Return one sentence about `scene`; `visible` is the visible share of each thing."""
     mentions = _group([t for t, seen in zip(scene.things, visible, strict=True) if seen > _SEEN])
     where = _background(scene, rng)
     if not mentions:
@@ -51,14 +51,14 @@ def _group(things: Sequence[Thing]) -> list[_Mention]:
 
 
 def plural(kind: str) -> str:
-    """Returns the plural of a kind of thing."""
+    """Return the plural of a kind of thing."""
     if kind == "fish":
         return kind
     return kind + ("es" if kind.endswith(("s", "x")) else "s")
 
 
 def _noun_phrase(mention: _Mention, rng: np.random.Generator) -> str:
-    """Returns count, size, material and colour, each omitted at random, and the kind."""
+    """Return count, size, material and colour, each omitted at random, and the kind."""
     first, count = mention.things[0], len(mention.things)
     radius = np.mean([thing.radius for thing in mention.things])
     words = []
@@ -77,7 +77,7 @@ def _noun_phrase(mention: _Mention, rng: np.random.Generator) -> str:
 
 
 def _relation(a: _Mention, b: _Mention, rng: np.random.Generator) -> str:
-    """Returns the spatial relation of `a` to `b`, which is behind it."""
+    """Return the spatial relation of `a` to `b`, which is behind it."""
     dx, dy = a.centre[0] - b.centre[0], a.centre[1] - b.centre[1]
     reach = a.things[0].radius + b.things[0].radius
     options = ["and", "and", "next to", "with"]
@@ -93,7 +93,7 @@ def _relation(a: _Mention, b: _Mention, rng: np.random.Generator) -> str:
 
 
 def _place(mention: _Mention, rng: np.random.Generator) -> str:
-    """Returns the position of a single thing in the picture, if it is distinct."""
+    """Return the position of a single thing in the picture, if it is distinct."""
     x, y = mention.centre
     side = "left" if x < 0.4 else "right" if x > 0.6 else ""
     height = "top" if y < 0.4 else "bottom" if y > 0.6 else ""

@@ -109,7 +109,7 @@ class Drawing:
 
 
 def draw(scene: Scene, size: int, rng: np.random.Generator) -> Drawing:
-    """Renders `scene` at `size` x `size` pixels; `rng` determines textures and light."""
+    """Render `scene` at `size` x `size` pixels; `rng` determines textures and light."""
     y, x = (np.mgrid[:size, :size].astype(np.float32) + 0.5) / size
     image, mask = _draw_stuff(scene, x, y, rng)
     owner = np.full((size, size), -1)
@@ -126,7 +126,7 @@ def draw(scene: Scene, size: int, rng: np.random.Generator) -> Drawing:
 
 
 def _photograph(image, x, y, rng: np.random.Generator) -> UInt8[np.ndarray, "S S 3"]:
-    """Adds uneven lighting, a global tint and sensor noise."""
+    """Add uneven lighting, a global tint and sensor noise."""
     angle, strength = rng.uniform(0, 2 * np.pi), rng.uniform(0, 0.3)
     light = 1 + strength * ((x - 0.5) * np.cos(angle) + (y - 0.5) * np.sin(angle))
     tint = rng.uniform(0.85, 1.12) * rng.uniform(0.96, 1.04, 3)
@@ -139,7 +139,7 @@ def _photograph(image, x, y, rng: np.random.Generator) -> UInt8[np.ndarray, "S S
 
 
 def _noise(shape: tuple[int, int], cells: tuple[float, float], rng) -> Float[np.ndarray, "S S"]:
-    """Returns smooth noise of standard deviation about 1 with `cells` (rows, columns) bumps."""
+    """Return smooth noise of standard deviation about 1 with `cells` (rows, columns) bumps."""
     grid = tuple(max(2, round(c) + 1) for c in cells)
     coarse = rng.standard_normal(grid, np.float32)
     return cv2.resize(coarse, shape[::-1], interpolation=cv2.INTER_CUBIC)
@@ -192,7 +192,7 @@ _STUFF_TEXTURES: dict[str, Callable[..., np.ndarray]] = {
 
 
 def _draw_stuff(scene: Scene, x, y, rng: np.random.Generator):
-    """Returns float pixels and mask of the background."""
+    """Return float pixels and mask of the background."""
     layers = []
     for stuff in scene.stuff:
         colour = np.array(STUFF_LOOKS[stuff.kind][stuff.look]) * rng.uniform(0.92, 1.08, 3)
@@ -247,7 +247,7 @@ def _heart() -> Polygon:
 
 @functools.cache
 def _shape(kind: str) -> tuple[Part, ...]:
-    """Returns the parts of a kind of thing, from back to front."""
+    """Return the parts of a kind of thing, from back to front."""
     box = _polygon((-0.8, -0.8), (0.8, -0.8), (0.8, 0.8), (-0.8, 0.8))
     slope = _polygon((0.0, -1.1), (0.9, 0.75), (-0.9, 0.75))
     trunk = _polygon((-0.16, 0.2), (0.16, 0.2), (0.22, 1.0), (-0.22, 1.0))
@@ -271,7 +271,7 @@ def _shape(kind: str) -> tuple[Part, ...]:
 
 
 def _coverage(polygons, centre, radius, angle, size: int) -> Float[np.ndarray, "S S"]:
-    """Returns the share of each pixel covered by the transformed polygons."""
+    """Return the share of each pixel covered by the transformed polygons."""
     cos, sin = np.cos(angle), np.sin(angle)
     turn = np.array([[cos, sin], [-sin, cos]])
     fine = size * _SUPERSAMPLING
@@ -284,13 +284,13 @@ def _coverage(polygons, centre, radius, angle, size: int) -> Float[np.ndarray, "
 
 @functools.cache
 def _fill(kind: str) -> float:
-    """Returns the share of its bounding circle that a kind of thing fills."""
+    """Return the share of its bounding circle that a kind of thing fills."""
     layers = [_coverage(p.polygons, (0.5, 0.5), 0.25, 0.0, 128) for p in _shape(kind)]
     return float((np.max(layers, 0) > 0.5).sum() / (np.pi * 32**2))
 
 
 def _recolour(colour: str, hue_shift: float, rng: np.random.Generator) -> np.ndarray:
-    """Returns a random shade of a colour, RGB."""
+    """Return a random shade of a colour, RGB."""
     rgb = np.array([[COLOURS[colour]]], np.uint8)
     hsv = cv2.cvtColor(rgb, cv2.COLOR_RGB2HSV).astype(float)
     hsv += rng.normal(0, 1, 3) * (3, 14, 14) + (hue_shift, 0, 0)
@@ -300,7 +300,7 @@ def _recolour(colour: str, hue_shift: float, rng: np.random.Generator) -> np.nda
 
 
 def _surface(kind: str, u, v, rng: np.random.Generator):
-    """Returns the brightness of the surface relief that is typical of a kind of thing."""
+    """Return the brightness of the surface relief that is typical of a kind of thing."""
     radius = np.hypot(u, v)
     if kind == "ball":
         return 1.1 - 0.45 * (np.sin(3 * np.arctan2(v, u)) > 0)
@@ -321,7 +321,7 @@ def _surface(kind: str, u, v, rng: np.random.Generator):
 
 
 def _material(thing: Thing, u, v, scale: float, rng: np.random.Generator):
-    """Returns the weight of the thing's main colour at every pixel, against its second colour."""
+    """Return the weight of the thing's main colour at every pixel, against its second colour."""
     if thing.material == "striped":
         turn = rng.uniform(0, np.pi)
         return np.sin((u * np.cos(turn) + v * np.sin(turn)) * rng.uniform(8, 12) / scale) > -0.2
@@ -339,7 +339,7 @@ def _material(thing: Thing, u, v, scale: float, rng: np.random.Generator):
 
 
 def _draw_thing(image, thing: Thing, x, y, light: float, scale: float, rng):
-    """Paints `thing` into `image`; returns its coverage."""
+    """Paint `thing` into `image`; return its coverage."""
     size = x.shape[0]
     dx, dy = (x - thing.centre[0]) / thing.radius, (y - thing.centre[1]) / thing.radius
     cos, sin = np.cos(thing.angle), np.sin(thing.angle)
