@@ -15,19 +15,19 @@ BERT_NORM_EPS = 1e-12
 class BertEncoder(nn.Module):
     """Bidirectional transformer whose feature is the last hidden state at a text's first token.
 
-    Rows hold texts as those of `TextEncoder` do. A token sees all of its own text, positions count
-    within the text, and every token is of type 0. There is no pooler and no dropout.
+    Rows hold texts as in `TextEncoder`. Tokens attend to all of their own text, positions count
+    from its start, and every token is of type 0. There is no pooler and no dropout.
 
     Attributes:
       vocab_size: number of token ids.
       context_length: longest text, in tokens.
       width: channels.
-      num_layers: transformer blocks.
-      num_heads: of every attention.
-      mlp_ratio: hidden channels of the MLPs over `width`.
+      num_layers: number of transformer blocks.
+      num_heads: attention heads of a block.
+      mlp_ratio: hidden channels of an MLP over `width`.
       end_of_text_id: the last token of every text, [SEP].
       execution: how the blocks are computed.
-      dtype: of the computation; parameters are float32.
+      dtype: type of the computation; parameters are float32.
     """
 
     vocab_size: int = 30522
@@ -51,7 +51,7 @@ class BertEncoder(nn.Module):
         if ends is None:
             ends = end_of_only_text(tokens, self.end_of_text_id, self.context_length)
         starts, _ = separate_texts(tokens, self.end_of_text_id)
-        # Padding behind the texts is as if it were one more text, which may be longer than any.
+        # The padding counts as one more text, which may be longer than any; hence the clipping.
         own_text = starts[:, :, None] == starts[:, None, :]
         place = jnp.minimum(jnp.arange(tokens.shape[1]) - starts, self.context_length - 1)
         x = self._embed(tokens, place)

@@ -58,13 +58,13 @@ class GroupingStage(nn.Module):
     """Transformer blocks over segments and group tokens, then the grouping block.
 
     Attributes:
-      depth: transformer blocks.
-      num_group_tokens: learned group tokens; 0 makes a plain stage without grouping.
-      num_output_groups: segments the stage yields (unused without group tokens).
-      out_dim: channels of the segments it yields.
+      depth: number of transformer blocks.
+      num_group_tokens: number of group tokens; 0 makes a plain stage without grouping.
+      num_output_groups: number of segments returned (unused without group tokens).
+      out_dim: channels of the segments returned.
       token_hidden_dim: hidden width of the MLPs over the token axis.
-      first: whether no group tokens come from a stage before.
-      kernel_init: of the weights.
+      first: whether this is the first stage, which receives no group tokens.
+      kernel_init: initialiser of the weights.
       num_heads, mlp_ratio, assignment, temperature, assign_eps, execution, dtype: see
         `ImageEncoder`.
     """
@@ -136,7 +136,8 @@ class GroupingStage(nn.Module):
     ) -> Float[Array, "B T C"]:
         B, _, C = segments.shape
         shape = (1, self.num_group_tokens, C)
-        # A later stage's tokens start as what its projector makes of the stage before.
+        # A later stage's own tokens start at zero, so at first its group tokens are those of the
+        # stage before, projected.
         init = vit_init if self.first else nn.initializers.zeros
         tokens = self.param("group_token", init, shape).astype(self.dtype)
         if previous is None:
@@ -152,7 +153,7 @@ class GroupingStage(nn.Module):
 
 
 class GroupProjector(nn.Module):
-    """Carries the group tokens of one stage over to the next."""
+    """Projection of one stage's group tokens to the initial group tokens of the next."""
 
     num_tokens: int
     hidden_dim: int
@@ -162,7 +163,7 @@ class GroupProjector(nn.Module):
 
     @nn.compact
     def __call__(self, tokens: Float[Array, "B P Q"]) -> Float[Array, "B T C"]:
-        """LayerNorm and an MLP over the token axis; a linear layer where the width changes."""
+        """Apply LayerNorm and an MLP over the token axis, then a linear layer if widths differ."""
         x = layer_norm(self.dtype, "norm")(tokens)
         x = TokenMlp(self.hidden_dim, self.num_tokens, self.kernel_init, self.dtype, name="mlp")(x)
         if x.shape[-1] == self.out_dim:
@@ -180,7 +181,7 @@ def find_contradictions(fields: Mapping[str, Any]) -> list[str]:
     """Return a line for every contradiction between the fields of an `ImageEncoder`.
 
     Args:
-      fields: fields of `config.model.image`, each of its own right.
+      fields: fields of `config.model.image`, each valid by itself.
     """
     depths, tokens = fields["depths"], fields["num_group_tokens"]
     groups, factors = fields["num_output_groups"], fields["width_factors"]
@@ -224,21 +225,22 @@ class ImageEncoder(nn.Module):
       image_size: side of the training images, in pixels: the grid of the learned positions.
       patch_size: side of a patch, in pixels.
       width: channels of the first stage.
-      num_heads: of every attention.
-      mlp_ratio: hidden width of the MLPs over their width.
-      depths: transformer blocks of each stage.
-      num_group_tokens: group tokens of each stage; 0 for a last stage without grouping.
-      num_output_groups: segments left after each stage that groups.
+      num_heads: attention heads, the same number in every block.
+      mlp_ratio: hidden width of an MLP over its width.
+      depths: number of transformer blocks in each stage.
+      num_group_tokens: number of group tokens in each stage; 0 for a last stage without grouping.
+      num_output_groups: number of segments after each grouping stage.
       width_factors: width of each stage over `width`; () for the same everywhere.
       position_embedding: "learned" or "sincos".
       assignment: "gumbel" (hard, with noise when training), "hard" or "soft".
-      temperature: divides the assignment's logits.
+      temperature: divisor of the assignment's logits.
       assign_eps: added to a group's number of segments before dividing by it.
-      init_std: of the weights of stages, normally distributed. 0.02 is the published model's; a
-        narrow one needs about `width ** -0.5`, or its assignments start as good as uniform.
-      drop_path_rate: stochastic depth of the last block; rises linearly from 0.
+      init_std: standard deviation of the stages' initial weights. The published model has 0.02;
+        narrow models need about `width ** -0.5`, because their assignments are otherwise almost
+        uniform at the start and the noise alone decides.
+      drop_path_rate: stochastic depth of the last block; rises linearly from 0 over all blocks.
       execution: how the blocks of a stage are computed.
-      dtype: of the computation; parameters are float32.
+      dtype: type of the computation; parameters are float32.
 
     Raises:
       ValueError: if the fields contradict each other.
@@ -280,8 +282,9 @@ class ImageEncoder(nn.Module):
         Args:
           images: normalised with ImageNet's statistics; a height or width that the patch doesn't
             divide is padded with zeros at the bottom or right.
-          noise_ids: by which number each image draws Gumbel noise (rng "gumbel") and stochastic
-            depth (rng "drop_path"), see `layers.example_keys`; None in evaluation: no noise.
+          noise_ids: a number for each image, which determines its Gumbel noise (rng "gumbel") and
+            stochastic depth (rng "drop_path"), see `layers.example_keys`. None: no noise, as in
+            evaluation.
         """
         x = PatchEmbed(self.patch_size, self.width, self.dtype, name="patch_embed")(images)
         grid = (x.shape[1], x.shape[2])
@@ -316,7 +319,7 @@ class ImageEncoder(nn.Module):
             x, group_tokens, assignment = stage(x, group_tokens, stage_scales, noise_ids=noise_ids)
             assignments += [] if assignment is None else [assignment]
         segments = layer_norm(self.dtype, "norm")(x)
-        # The mean is taken in float32: the projector's BatchNorm sees it.
+        # In float32: BatchNorm in the projector would amplify the rounding of bfloat16 means.
         embedding = segments.astype(jnp.float32).mean(axis=1)
         return ImageFeatures(embedding, segments, tuple(assignments))
 

@@ -7,7 +7,7 @@ from groupvit_jax.typing import Array, Float
 
 
 def sincos_position_embedding(grid: tuple[int, int], dim: int) -> Float[np.ndarray, "1 L C"]:
-    """Fixed 2-D sin-cos embedding (arXiv 2104.02057): half the channels for x, half for y.
+    """Return the fixed 2-D sin-cos embedding of arXiv 2104.02057: half the channels are of x.
 
     Args:
       grid: rows and columns.
@@ -34,7 +34,7 @@ def _cubic(distance: np.ndarray, a: float = -0.75) -> np.ndarray:
 
 
 def bicubic_weights(old: int, new: int) -> Float[np.ndarray, "new old"]:
-    """Interpolation matrix of one axis: half-pixel centres, no antialiasing, clamped borders."""
+    """Return the interpolation matrix of an axis: half-pixel centres, borders clamped."""
     centres = (np.arange(new) + 0.5) * (old / new) - 0.5
     taps = np.floor(centres).astype(int)[:, None] + np.arange(-1, 3)
     weights = np.zeros((new, old))
@@ -49,7 +49,7 @@ def resize_position_embedding(
     """Resize as `torch.nn.functional.interpolate(mode="bicubic", align_corners=False)` does.
 
     Args:
-      embedding: one row a patch, in row-major order of `old_grid`.
+      embedding: one row for each patch, in row-major order of `old_grid`.
       old_grid: rows and columns of the embedding.
       new_grid: rows and columns wanted.
     """

@@ -1,4 +1,7 @@
-"""What the accelerator does to a batch of uint8 images: normalisation and random erasing."""
+"""Preprocessing of uint8 images on the accelerator: normalisation and random erasing.
+
+Images cross to the device as uint8, a quarter of the bytes of float32.
+"""
 
 import math
 
@@ -37,11 +40,11 @@ def random_erasing(
     directions. The result doesn't depend on how the batch is sharded or divided.
 
     Args:
-      keys: one an image.
-      images: normalised, so that N(0, 1) noise per pixel and channel looks like them.
-      probability: share of the images that are erased.
-      area: range of the box's share of the image, uniform.
-      aspect: range of height / width, log-uniform.
+      keys: one key an image, so that no image depends on the others.
+      images: normalised, so that N(0, 1) noise has their mean and deviation.
+      probability: that an image is erased.
+      area: range of the box's area over the image's, drawn uniformly.
+      aspect: range of height / width, drawn log-uniformly.
 
     Returns:
       The images, of the same type.

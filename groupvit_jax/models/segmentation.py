@@ -1,4 +1,4 @@
-"""The segment head: class logits of every segment, learnt from masks."""
+"""The segment head: class logits of every segment, trained on masks."""
 
 from typing import NamedTuple
 
@@ -13,7 +13,7 @@ from groupvit_jax.typing import Array, Float, ImageFeatures, Int
 
 
 class SegmentHead(nn.Module):
-    """A linear layer over the last stage's segments; computes in float32."""
+    """Linear classifier of the last stage's segments, in float32."""
 
     num_classes: int
 
@@ -25,11 +25,11 @@ class SegmentHead(nn.Module):
 
 
 class SegmentOutput(NamedTuple):
-    """What the segmentation of images is made of, before it has the images' size.
+    """Segments' classes and the patches' segments, from which masks are computed.
 
     Attributes:
-      logits: of the classes, for each segment of the last stage.
-      maps: how much every patch is of every segment; sums to one over them.
+      logits: class logits of each segment of the last stage.
+      maps: share of each segment in each patch; sums to one over the segments.
       features: of the encoder.
     """
 
@@ -39,7 +39,7 @@ class SegmentOutput(NamedTuple):
 
 
 class SegmentationModel(nn.Module):
-    """The image tower with a segment head; its tower has the names it has in `TwoTower`."""
+    """Image tower with a segment head; parameters of the tower are named as in `TwoTower`."""
 
     image_encoder: ImageEncoder
     segment_head: SegmentHead

@@ -13,20 +13,20 @@ from groupvit_jax.typing import Array, Bool, Float, Int
 class TextEncoder(nn.Module):
     """Causal transformer whose feature is taken at the end-of-text token.
 
-    A row of tokens holds one text or several behind each other, each closed by its end-of-text
-    token. A token sees those before it in its own text, and positions count within the text, so a
-    text's feature is the same wherever it stands.
+    A row of tokens holds one or several texts, each closed by an end-of-text token. Tokens attend
+    to earlier tokens of their own text, and positions count from its start, so the feature of a
+    text does not depend on its place in the row.
 
     Attributes:
       vocab_size: number of token ids.
       context_length: longest text, in tokens.
       width: channels.
-      num_layers: transformer blocks.
-      num_heads: of every attention.
-      mlp_ratio: hidden channels of the MLPs over `width`.
+      num_layers: number of transformer blocks.
+      num_heads: attention heads of a block.
+      mlp_ratio: hidden channels of an MLP over `width`.
       end_of_text_id: the last token of every text.
       execution: how the blocks are computed.
-      dtype: of the computation; parameters are float32.
+      dtype: type of the computation; parameters are float32.
     """
 
     vocab_size: int = 49408
@@ -49,14 +49,14 @@ class TextEncoder(nn.Module):
         """Encode texts.
 
         Args:
-          tokens: rows of texts, none longer than `context_length`; what follows the last has no
-            influence.
-          ends: where in its row each text has its end-of-text token; a place may be named several
-            times. None: a row is one text, which ends at the first such token (N = 1).
-          places: of tokens in every row.
+          tokens: rows of texts, none longer than `context_length`; padding after the last text has
+            no influence.
+          ends: position of each text's end-of-text token in its row; positions may repeat. None: a
+            row is one text, which ends at the first such token (N = 1).
+          places: positions of further tokens whose features are returned, the same in every row.
 
         Returns:
-          The features of the texts, and behind them those of the tokens at `places`.
+          The features of the texts, followed by those of the tokens at `places`.
 
         Raises:
           ValueError: if rows of one text are longer than `context_length`.
@@ -66,7 +66,7 @@ class TextEncoder(nn.Module):
         if places is not None:
             ends = jnp.concatenate([ends, jnp.tile(places, (len(tokens), 1))], axis=1)
         starts, mask = separate_texts(tokens, self.end_of_text_id)
-        # Padding behind the texts may be longer than any of them.
+        # Clipped, because the padding counts as one more text and may be longer than any.
         place = jnp.minimum(jnp.arange(tokens.shape[1]) - starts, self.context_length - 1)
         normal = nn.initializers.normal
         embed = nn.Embed(
@@ -92,7 +92,7 @@ class TextEncoder(nn.Module):
             parent=None,
         )
         x = run_blocks(self, block, self.num_layers, x, mask, execution=self.execution)
-        # Normalising one token a text instead of all is the same and cheaper.
+        # LayerNorm works token by token, so it is enough to normalise the ones selected.
         x = jnp.take_along_axis(x, ends[:, :, None], axis=1)
         return layer_norm(self.dtype, "norm")(x).astype(jnp.float32)
 
@@ -100,7 +100,7 @@ class TextEncoder(nn.Module):
 def end_of_only_text(
     tokens: Int[Array, "B T"], end_of_text_id: int, context_length: int
 ) -> Int[Array, "B 1"]:
-    """Return where the text of each row ends: at the first end-of-text token.
+    """Return the position of the first end-of-text token of each row.
 
     Raises:
       ValueError: the rows are longer than a text may be.
@@ -113,10 +113,7 @@ def end_of_only_text(
 def separate_texts(
     tokens: Int[Array, "B L"], end_of_text_id: int
 ) -> tuple[Int[Array, "B L"], Bool[Array, "B L L"]]:
-    """Return where the text of each token begins, and which tokens each token sees.
-
-    A token sees itself and those before it in its own text.
-    """
+    """Return the start of each token's text and the attention mask, causal within each text."""
     L = tokens.shape[1]
     query, key = jnp.arange(L)[:, None], jnp.arange(L)
     is_end = tokens[:, :-1] == end_of_text_id

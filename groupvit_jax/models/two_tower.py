@@ -17,13 +17,13 @@ from groupvit_jax.models.layers import BatchNorm, fan_in_uniform
 from groupvit_jax.models.text_encoder import TextEncoder
 from groupvit_jax.typing import Array, Float, ImageFeatures, Int, TwoTowerOutput
 
-# Of the computation. Parameters, statistics, softmax and losses are float32 in any case.
+# Types of the computation. Parameters, statistics, softmax and losses are always float32.
 DTYPES = ("bfloat16", "float32")
 TEXT_TOWERS: dict[str, type[TextEncoder | BertEncoder]] = {"clip": TextEncoder, "bert": BertEncoder}
 
 
 class Projector(nn.Module):
-    """Linear, BatchNorm over the global batch, ReLU, Linear; yields float32."""
+    """Linear layer, BatchNorm over the global batch, ReLU, linear layer; returns float32."""
 
     hidden_dim: int = 4096
     out_dim: int = 256
@@ -41,8 +41,8 @@ class Projector(nn.Module):
 
         Args:
           x: the features.
-          train: takes BatchNorm's statistics from the batch.
-          statistics_of: other features to take them from, as if `x` did not exist.
+          train: whether BatchNorm's statistics are those of the batch.
+          statistics_of: features whose statistics are used instead of those of `x`.
         """
 
         def dense(dim: int, name: str) -> nn.Dense:
@@ -58,13 +58,13 @@ class TwoTower(nn.Module):
     """GroupViT with its text tower.
 
     Attributes:
-      image_encoder: images to segments.
-      text_encoder: texts to features.
-      image_projector: of the image embedding and, one by one, of its segments.
-      text_projector: of captions and prompts together.
+      image_encoder: encodes images as segments.
+      text_encoder: encodes texts as features.
+      image_projector: projects image embeddings, and single segments.
+      text_projector: projects captions and prompts.
       initial_temperature: of both losses.
-      share_logit_scale: whether both losses learn one temperature, and one bias.
-      initial_logit_bias: of the sigmoid losses' logits; None: there is none.
+      share_logit_scale: whether both losses share one temperature and one bias.
+      initial_logit_bias: initial bias of the sigmoid losses' logits; None for no bias.
     """
 
     image_encoder: ImageEncoder
@@ -76,7 +76,7 @@ class TwoTower(nn.Module):
     initial_logit_bias: float | None = None
 
     def setup(self) -> None:
-        """Create the temperatures, as the logarithm of their inverse, and biases."""
+        """Create the parameters of the losses: log inverse temperatures and biases."""
         init = nn.initializers.constant(np.log(1 / self.initial_temperature))
         self.logit_scale = self.param("logit_scale", init, ())
         if not self.share_logit_scale:
@@ -100,10 +100,10 @@ class TwoTower(nn.Module):
         Args:
           images: normalised with ImageNet's statistics.
           text: token ids of each image's texts, packed into one row (`data.text.packing`).
-          text_ends: where in the row its caption and then its prompts end; a prompt that is the
-            caption names the same place.
-          train: takes BatchNorm's statistics from the batch and updates the running ones (mutable
-            "batch_stats"); needs the rngs "gumbel" and "drop_path".
+          text_ends: positions at which the row's caption and then its prompts end; a prompt that
+            stands in for the caption has the caption's position.
+          train: whether BatchNorm's statistics are those of the batch, and the running ones are
+            updated (mutable "batch_stats"); needs the rngs "gumbel" and "drop_path".
         """
         noise_ids = jnp.arange(len(images)) if train else None
         features, text_features = self.encode(images, text, text_ends, noise_ids=noise_ids)
@@ -119,15 +119,15 @@ class TwoTower(nn.Module):
         noise_ids: Int[Array, "B"] | None = None,
         caption_tokens: bool = False,
     ) -> tuple[ImageFeatures, Float[Array, "B M C"]]:
-        """Return what both encoders yield: of each example alone, whatever its batch.
+        """Return the features of both encoders; an example's do not depend on its batch.
 
         Args:
-          images: see `__call__`, as the texts.
-          text: tokens.
-          text_ends: ends of the texts.
+          images: see `__call__`.
+          text: see `__call__`.
+          text_ends: see `__call__`.
           noise_ids: see `ImageEncoder`.
-          caption_tokens: whether the features of the texts are followed by those of the tokens that
-            may be a caption's, behind its first token and before the last it can end with.
+          caption_tokens: whether the features of the caption's tokens follow those of the texts:
+            of all positions that can hold one, without the first and the last token.
         """
         # The caption is the row's first text.
         longest = min(self.text_encoder.context_length, text.shape[1])
@@ -149,14 +149,14 @@ class TwoTower(nn.Module):
         Args:
           image: embeddings of the image encoder.
           text: features of the text encoder.
-          segments: of the images; in training, BatchNorm's statistics are those of the images
-            themselves, so that segments see what a trained model projects them with.
-          tokens: features of the captions' tokens, likewise.
+          segments: of the images. In training they are normalised with the statistics of the image
+            embeddings, as in evaluation.
+          tokens: features of the captions' tokens, normalised with the texts' statistics.
           train: see `__call__`; BatchNorm needs the whole batch at once.
         """
         B, N, _ = text.shape
-        # Captions and prompts share one BatchNorm batch, as in the published model, in which a
-        # caption counts as often as it stands in for a prompt.
+        # Captions and prompts are one batch for BatchNorm, as in the published model, where a
+        # caption that stands in for prompts counts once for each of them.
         texts = text.reshape(B * N, -1)
         text_embedding = self.text_projector(texts, train=train)
 
@@ -182,22 +182,22 @@ class TwoTower(nn.Module):
     def encode_image(
         self, images: Float[Array, "B H W 3"]
     ) -> tuple[Float[Array, "B D"], ImageFeatures]:
-        """Joint embeddings (not normalised) and features of normalised images, for evaluation."""
+        """Return joint embeddings (not normalised) and features of normalised images."""
         features = self.image_encoder(images)
         return self.image_projector(features.embedding, train=False), features
 
     def encode_text(self, tokens: Int[Array, "B T"]) -> Float[Array, "B D"]:
-        """Joint embeddings (not normalised) of texts, one a row, for evaluation."""
+        """Return the joint embeddings (not normalised) of texts, one a row."""
         return self.text_projector(self.text_encoder(tokens)[:, 0], train=False)
 
     def project_groups(self, segments: Float[Array, "B G C"]) -> Float[Array, "B G D"]:
-        """Joint embeddings (not normalised) of segments, each projected as if it were an image."""
+        """Return the joint embeddings (not normalised) of segments, projected like images."""
         B, G, C = segments.shape
         return self.image_projector(segments.reshape(B * G, C), train=False).reshape(B, G, -1)
 
 
 def build_model(config: ConfigDict) -> TwoTower:
-    """Build the model that `config.model` describes; all that follows takes modules, not fields.
+    """Build the model that `config.model` describes.
 
     Raises:
       ValueError: naming the field, if the configuration contradicts itself.
@@ -205,7 +205,7 @@ def build_model(config: ConfigDict) -> TwoTower:
     if errors := find_contradictions(config.to_dict()):
         raise ValueError("; ".join(errors))
     dtype = jnp.dtype(config.dtype)
-    # Absent in recorded configurations that are older than the field, as are other `get`s below.
+    # Configurations recorded before a field existed lack it; hence `get`, here and below.
     execution = Execution(config.get("scan_layers", False), config.get("remat", "none"))
     projector = {"hidden_dim": config.projector.hidden_dim, "out_dim": config.projector.output_dim}
     return TwoTower(
@@ -215,7 +215,6 @@ def build_model(config: ConfigDict) -> TwoTower:
         text_projector=Projector(**projector, dtype=dtype),
         initial_temperature=config.initial_temperature,
         share_logit_scale=config.share_logit_scale,
-        # Absent in configurations recorded before there was a sigmoid loss.
         initial_logit_bias=config.get("initial_logit_bias"),
     )
 
