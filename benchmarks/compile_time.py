@@ -1,4 +1,4 @@
-"""What the training step of groupvit-small costs before it runs: compile time, size, memory.
+"""Compile time, program size and memory of groupvit-small's training step.
 
     python -m benchmarks.compile_time [--batch_size=8] [--rows=unrolled,scanned,one_block]
     JAX_PLATFORMS=cpu python -m benchmarks.compile_time --topology=v5e:1x1  # with the extra tpu

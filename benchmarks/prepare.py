@@ -1,4 +1,4 @@
-"""What limits on size and quality cost and save, and the preparation's speed against plain OpenCV.
+"""Cost and gain of limits on size and quality; the preparation's speed against plain OpenCV.
 
     python -m benchmarks.prepare --input=captions.json --images=DIR
 

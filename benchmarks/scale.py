@@ -1,4 +1,4 @@
-"""What large batches on few devices cost: exchanges of the losses, and micro-batches.
+"""Cost of large batches on few devices: exchanges of the losses, and micro-batches.
 
     python -m benchmarks.scale [--devices=8] [--per_device=128] [--batch_size=256] [--repeats=5]
 

@@ -54,7 +54,7 @@ def get_config() -> ConfigDict:
 
 
 def _model() -> ConfigDict:
-    """The published model."""
+    """Return `config.model` of the published model."""
     model = ConfigDict()
     model.image = dict(
         image_size=224,
@@ -97,15 +97,15 @@ def _model() -> ConfigDict:
 
 
 def _loss() -> ConfigDict:
-    """The published losses."""
+    """Return `config.loss` with the published losses."""
     loss = dict(
         kind="softmax",  # or "sigmoid"
         global_weight=1.0,
         multi_label_weight=1.0,
         local_weight=0.0,  # of the alignment of segments with words, docs/losses.md
         local_words="tokens",  # of the caption; or "prompts"
-        # Texts of a batch that say the same are each other's images' "negatives", as published, or
-        # "positives".
+        # Whether equal texts of different images in a batch count as "negatives", as published, or
+        # as "positives".
         identical_texts="negatives",
         exchange="all_gather",  # how devices see each other's embeddings; or "ring"
         block_size=256,  # logits are computed against this many images and their texts at once
@@ -114,11 +114,11 @@ def _loss() -> ConfigDict:
 
 
 def _data() -> ConfigDict:
-    """Sources, texts, augmentation and how they are read."""
+    """Return `config.data`: sources, texts, augmentation, reading."""
     data = ConfigDict()
     # Name -> {kind: "webdataset" (pattern) | "tfds" (name, split, data_dir)}, each maybe with a
-    # weight; without weights several sets are mixed by size. exchange_captions=True pairs them
-    # wrongly: the control that learns nothing of what captions say.
+    # weight; without weights several sets are mixed by size. exchange_captions=True gives images
+    # each other's captions: the control, which can't learn from what captions say.
     data.sources = ConfigDict()
     # "clip", or "sentencepiece" (path of a .model), or "wordpiece" (path of a vocab.txt)
     data.tokenizer = dict(name="clip", path="")
@@ -150,7 +150,7 @@ def _data() -> ConfigDict:
 
 
 def _optimizer() -> ConfigDict:
-    """The published optimisation."""
+    """Return `config.optimizer` of the published recipe."""
     optimizer = dict(
         learning_rate=1.6e-3,
         reference_batch_size=4096,  # the rate is scaled by batch_size / reference_batch_size
@@ -171,7 +171,7 @@ def _optimizer() -> ConfigDict:
 
 
 def _parallel() -> ConfigDict:
-    """Data parallel over all devices, and what other axes would shard."""
+    """Return `config.parallel`: data parallel over all devices; rules for the other axes."""
     parallel = ConfigDict()
     parallel.mesh = dict(data=-1, fsdp=1, tensor=1)  # -1: the devices that remain
     # First match wins; one entry of the spec per dimension.

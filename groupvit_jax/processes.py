@@ -1,4 +1,4 @@
-"""What every worker process needs, whatever it works on."""
+"""Start-up of worker processes, whatever they work on."""
 
 import os
 import threading

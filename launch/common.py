@@ -1,4 +1,4 @@
-"""What the commands share: configuration flags, errors of one line, logging, processes."""
+"""Shared by the commands: configuration flags, one-line errors, logging, processes."""
 
 import contextlib
 import ctypes
@@ -44,7 +44,7 @@ def define_workdir_flag() -> flags.FlagHolder[str]:
 
 
 def define_process_flags() -> None:
-    """Define how this process finds the others, and where compiled programs are kept."""
+    """Define the flags of distributed start-up and of the compilation cache."""
     if "distributed" in flags.FLAGS:  # by another command in this process
         return
     flags.DEFINE_enum(
@@ -77,7 +77,7 @@ def start_jax() -> None:
                 BAD_INPUT,
                 "--coordinator: expected --num_processes and --process_id with it",
             )
-        # Else JAX would look for a cluster, and under Slurm take one device of each machine only.
+        # With cluster detection, JAX under Slurm would use a single device of each machine.
         _join(
             coordinator_address=values.coordinator,
             num_processes=values.num_processes,
@@ -95,7 +95,7 @@ def _join(**arguments: Any) -> None:
 
 
 def parse_flags(argv: list[str]) -> list[str]:
-    """Parse all flags (for `absl.app.run`); what is wrong ends the process, a line for each."""
+    """Parse all flags (for `absl.app.run`); errors end the process with a line for each."""
     if any(argument in ("--help", "-h", "-help", "-?") for argument in argv[1:]):
         print(_help(argv[0]))
         sys.exit(0)
@@ -151,11 +151,11 @@ def keep_freed_memory() -> None:
 
     XLA allocates its temporaries anew each step, gigabytes that glibc otherwise maps, has zeroed
     page by page and unmaps again: 280,000 page faults a step of groupvit-small at batch 8, none
-    with this. To be called before JAX is used: its threads keep the arenas they begin with.
+    with this. Call it before JAX is used: its threads keep the arenas they begin with.
     """
     if not sys.platform.startswith("linux") or os.environ.get("JAX_PLATFORMS") != "cpu":
         return
-    with contextlib.suppress(OSError, AttributeError):  # another C library has none of this
+    with contextlib.suppress(OSError, AttributeError):  # a C library other than glibc
         mallopt = ctypes.CDLL("libc.so.6").mallopt
         mallopt(_M_ARENA_MAX, 1)  # the arenas of threads map whatever is large
         mallopt(_M_MMAP_MAX, 0)
@@ -166,14 +166,14 @@ def use_all_cores() -> None:
     """Make every core of a CPU a device of its own, for work that divides among devices.
 
     Windows on devices of one core each take about half the time of windows that all cores share.
-    To be called before JAX is used; a number of devices that XLA_FLAGS sets stays.
+    Call it before JAX is used. A number of devices in XLA_FLAGS takes precedence.
     """
     if "xla_force_host_platform_device_count" not in os.environ.get("XLA_FLAGS", ""):
         jax.config.update("jax_num_cpu_devices", os.cpu_count() or 1)
 
 
 def is_user_error(error: Exception) -> bool:
-    """Return whether this project raised the error: its message then says all there is to say."""
+    """Return whether this project raised the error, so that its message is meant for users."""
     module = [frame for frame, _ in traceback.walk_tb(error.__traceback__)][-1].f_globals
     spec = module.get("__spec__")  # has the name of a command that runs as __main__
     name = spec.name if spec else module.get("__name__", "")

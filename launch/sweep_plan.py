@@ -17,7 +17,7 @@ from launch import overrides as overrides_lib
 
 
 class Planned(NamedTuple):
-    """What a sweep file and the command's flags describe.
+    """A sweep as its file and the command's flags describe it.
 
     Attributes:
       sweep: with the trials whose configuration could be read.

@@ -1,4 +1,4 @@
-"""What lets segments emerge on the drawn scenes, each from three seeds (docs/emergence.md).
+"""Settings that let segments emerge on the drawn scenes, three seeds each (docs/emergence.md).
 
 python -m groupvit_jax.scenes.dataset data
 python -m launch.sweep --sweep=configs/sweeps/emergence.py --output=sweeps/emergence

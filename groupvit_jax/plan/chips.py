@@ -19,7 +19,7 @@ _MEMORY_FRACTION = 0.75
 
 @dataclasses.dataclass(frozen=True)
 class Gpu:
-    """What the CUDA compiler has to know of a GPU.
+    """A GPU's description for the CUDA compiler.
 
     Attributes:
       name: the driver's.

@@ -26,7 +26,7 @@ _MAX_STEPS = 8
 
 @dataclasses.dataclass(frozen=True)
 class InstructionCost:
-    """What one instruction costs a device.
+    """Cost of one instruction on one device.
 
     Attributes:
       name: of the instruction.

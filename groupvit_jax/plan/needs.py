@@ -1,4 +1,4 @@
-"""What a planned run needs besides accelerators: hosts, input, storage and money."""
+"""Hosts, input, storage and money that a planned run needs besides accelerators."""
 
 import dataclasses
 
@@ -13,7 +13,7 @@ SHARDS = {
 
 @dataclasses.dataclass(frozen=True)
 class Input:
-    """What feeding one host takes, from one kind of shards.
+    """Cores and bandwidth to feed one host from one kind of shards.
 
     Attributes:
       shards: kind of the shards.
@@ -28,7 +28,7 @@ class Input:
 
 @dataclasses.dataclass(frozen=True)
 class Needs:
-    """What a run needs besides its chips.
+    """Requirements of a run besides its chips.
 
     Attributes:
       hosts: machines that hold the chips.

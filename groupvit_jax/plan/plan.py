@@ -58,7 +58,7 @@ class Bound:
 
 @dataclasses.dataclass(frozen=True)
 class Program:
-    """What the compiled step does; there is none of a step that does not fit.
+    """Work of the compiled step, known only of a step that fits.
 
     Attributes:
       flops_per_image: of the matrix products that the chips compute, recomputation included.

@@ -1,4 +1,4 @@
-"""What a sweep records: `sweep.json`, its trials, and a `trial.json` in the workdir of each."""
+"""Files of a sweep: `sweep.json`, its trials, and a `trial.json` in the workdir of each."""
 
 import dataclasses
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""What makes a trial: its settings, the name of its folder and the command that runs it."""
+"""Trials of a sweep: settings, folder names, and the commands that run them."""
 
 import hashlib
 import json

@@ -1,4 +1,4 @@
-"""What the forward passes of all tasks share: placement on the mesh, noise, use of the groups."""
+"""Shared by the forward passes of all tasks: placement on the mesh, noise, use of the groups."""
 
 from typing import Any
 

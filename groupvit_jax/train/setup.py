@@ -30,7 +30,7 @@ logger = logging.getLogger(__name__)
 
 @dataclasses.dataclass(frozen=True)
 class Parts:
-    """What a run is made of, apart from its state.
+    """Parts of a run other than its state.
 
     Attributes:
       config: the whole configuration.
