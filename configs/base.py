@@ -138,7 +138,8 @@ def _data() -> ConfigDict:
         magnitude_std=0.5,
         random_erasing=0.25,
     )
-    data.num_workers = 8
+    # Processes that decode and augment; None: one for each core of this process but one.
+    data.num_workers = placeholder(int)
     data.prefetch = 2  # batches kept ready on the device
     data.max_broken_fraction = 0.01
     # Where tar indices are cached, a folder or a URL; beside the shards by default.

@@ -100,7 +100,7 @@ _DATA: dict[str, Rule] = {
     "augment.magnitude": number(0.0),
     "augment.magnitude_std": number(0.0),
     "augment.random_erasing": share(),
-    "num_workers": whole(0),
+    "num_workers": optional(whole(0)),
     "prefetch": whole(1),
     "max_broken_fraction": share(),
     "index_dir": text(),

@@ -119,13 +119,21 @@ class StepMetrics:
         self.input_seconds += self._clock() - start
 
 
+# Of the time: less is noise, more is worth another worker.
+_LONG_INPUT_WAIT = 0.1
+
+
 class LogMetrics(Hook):
-    """Records the metrics every few steps and at the end, with the speed since the last record."""
+    """Records the metrics every few steps and at the end, with the speed since the last record.
+
+    Warns once where the devices wait for input: nothing else would show that a run is slow.
+    """
 
     def __init__(self, metrics: StepMetrics, every_steps: int, batch_size: int) -> None:
         """Take the metrics that the loop collects, the interval and the global batch size."""
         self._metrics = metrics
         self._every_steps, self._batch_size = every_steps, batch_size
+        self._warned = False
 
     def after_step(self, context: StepContext) -> None:
         """Add metrics and speed to the record."""
@@ -138,7 +146,20 @@ class LogMetrics(Hook):
             context.record["images_per_second"] = self._batch_size * metrics.steps / metrics.seconds
             context.record["seconds_per_step"] = metrics.seconds / metrics.steps
             context.record["input_wait_seconds_per_step"] = metrics.input_seconds / metrics.steps
+            self._warn_of_slow_input(context.step)
         metrics.reset_time()
+
+    def _warn_of_slow_input(self, step: int) -> None:
+        metrics = self._metrics
+        waiting = metrics.input_seconds / metrics.seconds
+        if waiting < _LONG_INPUT_WAIT or self._warned:
+            return
+        self._warned = True
+        logger.warning(
+            "up to step %d the devices waited for input %.0f %% of the time: prepared shards, or "
+            "more workers (config.data.num_workers) on more cores, help (docs/input.md)",
+            step, 100 * waiting,
+        )  # fmt: skip
 
 
 class Evaluate(Hook):

@@ -222,6 +222,27 @@ def test_speed_counts_training_and_waiting_but_not_evaluation():
     )
 
 
+def test_slow_input_is_warned_of_once(caplog):
+    now = [0.0]
+    metrics = hooks.StepMetrics(clock=lambda: now[0])
+    log = hooks.LogMetrics(metrics, every_steps=1, batch_size=10)
+
+    def take_step(step, waiting):
+        with metrics.waiting_for_input():
+            now[0] += waiting
+        with metrics.training():
+            now[0] += 10.0 - waiting
+        log.after_step(hooks.StepContext(step, 10, toy.init_state()))
+
+    take_step(1, waiting=0.9)
+    assert not caplog.records
+    take_step(2, waiting=2.5)
+    take_step(3, waiting=2.5)
+    (record,) = caplog.records
+    assert "up to step 2 the devices waited for input 25 % of the time" in record.getMessage()
+    assert "config.data.num_workers" in record.getMessage()
+
+
 def test_a_profile_is_written_for_the_steps_asked_for(tmp_path):
     profile = hooks.Profile((2, 3), tmp_path / "profile")
     toy.run(tmp_path, 5, more_hooks=[profile])

@@ -181,7 +181,7 @@ class TrainLoader(Iterator[dict[str, np.ndarray]]):
         examples: TrainExamples,
         batch_size: int,
         *,
-        num_workers: int = 0,
+        num_workers: int | None = 0,
         host_index: int = 0,
         host_count: int = 1,
         start_step: int = 0,
@@ -191,7 +191,8 @@ class TrainLoader(Iterator[dict[str, np.ndarray]]):
         Args:
           examples: what `make_train_examples` returns.
           batch_size: global.
-          num_workers: number of worker processes; 0 uses threads of this process.
+          num_workers: number of worker processes; 0 uses threads of this process, None leaves one
+            of the cores that this process may use to the training loop.
           host_index: this process's number, of `host_count`.
           host_count: processes that share the global batch.
           start_step: step of the first batch.
@@ -204,7 +205,8 @@ class TrainLoader(Iterator[dict[str, np.ndarray]]):
                 f"config.train.batch_size={batch_size} can't be divided by {host_count} hosts"
             )
         host_chunks = _HostChunks(examples, start_step, batch_size, host_index, host_count)
-        batches = _batched(host_chunks, num_workers)
+        workers = max(1, _num_cores() - 1) if num_workers is None else num_workers
+        batches = _batched(host_chunks, workers)
         self._batches: grain.DatasetIterator[dict[str, np.ndarray]] | None = iter(batches)
 
     def __next__(self) -> dict[str, np.ndarray]:
@@ -281,7 +283,14 @@ def _batched(
 
 
 def _num_threads() -> int:
-    return min(_MAX_THREADS, os.cpu_count() or 1)
+    return min(_MAX_THREADS, _num_cores())
+
+
+def _num_cores() -> int:
+    """Return how many cores this process may use: schedulers such as Slurm give it a part."""
+    if hasattr(os, "sched_getaffinity"):  # Linux
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
 
 
 def _init_worker(index: int, count: int) -> None:

@@ -209,8 +209,10 @@ class Examples:
         return [{"pid": os.getpid()} for _ in positions]
 
 if __name__ == "__main__":
-    loader = TrainLoader(Examples(), 1, num_workers=1)
-    print(next(loader)["pid"][0], flush=True)
+    loader = TrainLoader(Examples(), 1, num_workers=None)
+    worker = next(loader)["pid"][0]
+    assert worker != os.getpid()
+    print(worker, flush=True)
     os.kill(os.getpid(), signal.SIGKILL)
 """
 
