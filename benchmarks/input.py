@@ -28,8 +28,8 @@ from groupvit_jax.data.pipeline.contrastive import (
     TrainLoader,
     make_train_examples,
 )
-from groupvit_jax.data.sources import tar_index
 from groupvit_jax.data.sources.pairs import WebDatasetSource
+from groupvit_jax.data.sources.patterns import expand_pattern
 from groupvit_jax.data.text.tokenizers import ClipTokenizer
 
 _SHARDS = flags.DEFINE_multi_string("shards", None, "pattern of tar shards", required=True)
@@ -143,7 +143,7 @@ def main(argv: list[str]) -> None:
     rows, usual_patterns = [], _USUAL.value or _SHARDS.value
     for pattern, usual_pattern in zip(_SHARDS.value, usual_patterns, strict=True):
         config = _config(pattern)
-        shards = tar_index.expand_pattern(pattern, "--shards")
+        shards = expand_pattern(pattern, "--shards")
         source = WebDatasetSource(shards)
         tokenizer = ClipTokenizer(config.model.text.context_length)
         print(f"{pattern}: {_describe(source)}", flush=True)
@@ -151,7 +151,7 @@ def main(argv: list[str]) -> None:
         examples = make_train_examples(
             config.data, tokenizer, image_size=config.model.image.image_size, seed=config.seed
         )
-        usual_shards = tar_index.expand_pattern(usual_pattern, "--usual_shards")
+        usual_shards = expand_pattern(usual_pattern, "--usual_shards")
         num_usual = len(WebDatasetSource(usual_shards))
         assert num_usual == len(source), f"{usual_pattern}: {num_usual} images"
         ours, usual, ratio = _compare(usual_shards, examples, config)

@@ -16,9 +16,11 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 
-from groupvit_jax.prepare import counts, preparation, runners
+from groupvit_jax.data.sources import counts
+from groupvit_jax.prepare import preparation, runners
 from groupvit_jax.prepare.images import ENCODINGS
 from groupvit_jax.prepare.writers import FORMATS
+from groupvit_jax.runs import exit_codes
 
 
 def parse_flags(argv: Sequence[str]) -> argparse.Namespace:
@@ -135,7 +137,9 @@ def main(flags: argparse.Namespace) -> None:
             runner = runners.local_runner(num_workers)
         manifest = preparation.prepare(options, runner, num_workers, flags.verify)
     except (OSError, ValueError, ImportError, runners.WorkerDiedError) as error:
-        sys.exit(f"launch.prepare: {error}")
+        print(f"error: {' '.join(str(error).split())}", file=sys.stderr, flush=True)
+        died = isinstance(error, runners.WorkerDiedError)
+        sys.exit(exit_codes.FAILED if died else exit_codes.BAD_INPUT)
     except KeyboardInterrupt:
         sys.exit("launch.prepare: stopped; the same command goes on from here")
     num_bytes = sum(shard["bytes"] for shard in manifest["shards"])

@@ -81,9 +81,10 @@ def _read_lines(path: str) -> Iterator[str]:
 
 def _read_shards(pattern: str, max_captions: int) -> Iterator[str]:
     # These import TFDS: slow, and a text file does without.
-    from groupvit_jax.data.sources import pairs, tar_index
+    from groupvit_jax.data.sources import pairs
+    from groupvit_jax.data.sources.patterns import expand_pattern
 
-    source = pairs.WebDatasetSource(tar_index.expand_pattern(pattern, "--input"), field="--input")
+    source = pairs.WebDatasetSource(expand_pattern(pattern, "--input"), field="--input")
     step = -(-len(source) // max_captions) if max_captions else 1
     num_broken = 0
     for index in range(0, len(source), step):

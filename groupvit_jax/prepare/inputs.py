@@ -9,14 +9,17 @@ import hashlib
 import json
 import math
 import os
+import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from etils import epath
 
-from groupvit_jax.data.sources import captions_table, tar_index
+from groupvit_jax.data.sources import captions_table, tar_scan
+from groupvit_jax.data.sources.counts import BLANK, TOO_LONG, Tally
 from groupvit_jax.data.sources.pairs import (
+    MAX_CAPTION_CHARS,
     MAX_SAMPLE_BYTES,
     BrokenSampleError,
     TfdsSource,
@@ -24,14 +27,16 @@ from groupvit_jax.data.sources.pairs import (
     read_parts,
     texts_of,
 )
+from groupvit_jax.data.sources.patterns import expand_pattern
+from groupvit_jax.data.sources.tar_scan import NO_CAPTION, NO_IMAGE
 from groupvit_jax.data.storage.objects import is_remote
 from groupvit_jax.prepare.files import local_copy, publish, read_json
 
-__all__ = ["Chunk", "Item", "fingerprint", "plan", "read"]
+__all__ = ["Chunk", "Item", "Unmatched", "fingerprint", "plan", "read"]
 
-NO_IMAGE, NO_CAPTION = "no image", "no caption"
-BROKEN_SAMPLE, CUT_OFF = "broken sample", "lost where a tar breaks off"
+BROKEN_SAMPLE = "broken sample"
 _TABLES = (".csv", ".tsv", ".txt", ".json")
+_SURROGATE = re.compile("[\ud800-\udfff]")
 _ROWS_AT_ONCE = 64  # rows of a parquet file held in memory
 
 
@@ -65,20 +70,37 @@ class Item:
     Attributes:
       source: its position in the input, for messages.
       image: the encoded file, None if it is missing.
-      captions: stripped, non-blank captions.
-      num_captions: number of captions, including blank ones.
+      captions: stripped captions, without those that can't be used.
+      num_captions: number of captions, including those.
+      unused: number of those by reason.
       metadata: other fields of its JSON or row.
       problem: the reason why it can't be used, a key of the counts; "" if it can.
       detail: more about the problem.
+      num_files: members of a tar that it consists of.
     """
 
     source: str
     image: bytes | None
     captions: list[str]
     num_captions: int
+    unused: dict[str, int] = dataclasses.field(default_factory=dict)
     metadata: dict[str, Any] = dataclasses.field(default_factory=dict)
     problem: str = ""
     detail: str = ""
+    num_files: int = 0
+
+    @property
+    def tally(self) -> Tally:
+        """Returns its numbers for the counts."""
+        return Tally(1, self.num_captions, self.num_files)
+
+
+@dataclasses.dataclass(frozen=True)
+class Unmatched:
+    """Members of a tar that belong to no sample, for one reason."""
+
+    reason: str
+    tally: Tally
 
 
 def plan(
@@ -130,8 +152,8 @@ def fingerprint(pattern: str) -> str:
     return hashlib.sha256(identity).hexdigest()
 
 
-def read(chunk: Chunk) -> Iterator[Item]:
-    """Yields a chunk's items in order, reading one or a few at a time.
+def read(chunk: Chunk) -> Iterator[Item | Unmatched]:
+    """Yields a chunk's items in order, reading one or a few at a time, then what is unmatched.
 
     Raises:
       ValueError: a parquet file lacks a column or is damaged; OSError: a file can't be read.
@@ -142,7 +164,7 @@ def read(chunk: Chunk) -> Iterator[Item]:
 
 def _expand(pattern: str) -> list[str]:
     if not is_remote(pattern):
-        return tar_index.expand_pattern(pattern, "--input")
+        return expand_pattern(pattern, "--input")
     folder, _, name = pattern.rpartition("/")
     paths = sorted(os.fspath(path) for path in epath.Path(folder).glob(name))
     if not paths:
@@ -201,25 +223,36 @@ def _short_name(path: str) -> str:
     return "/".join(Path(path).parts[-2:])
 
 
-def _read_tar(chunk: Chunk) -> Iterator[Item]:
+def _read_tar(chunk: Chunk) -> Iterator[Item | Unmatched]:
     name = _short_name(chunk.path)
     with local_copy(chunk.path) as path:
-        index = tar_index.scan(path)
+        scanned = tar_scan.scan(path)
+        problems = tar_scan.problems(scanned.index)
         with open(path, "rb") as file:
-            for entry in index:
-                key = entry["key"].decode("utf-8", "replace")
-                yield _tar_item(file.fileno(), entry["offset"], entry["size"], f"{name}: {key}")
+            for entry, problem in zip(scanned.index, problems, strict=True):
+                source = f"{name}: {entry['key'].decode('utf-8', 'replace')}"
+                if problem:
+                    num_captions, num_files = int(entry["size"][1] >= 0), (entry["size"] >= 0).sum()
+                    detail = scanned.note if problem == tar_scan.CUT_OFF else ""
+                    what = dict(problem=problem, detail=detail, num_files=int(num_files))
+                    yield Item(source, None, [], num_captions, **what)
+                else:
+                    yield _tar_item(file.fileno(), entry["offset"], entry["size"], source)
+    for reason, fields in scanned.counts.get("unmatched", {}).items():
+        yield Unmatched(reason, Tally(**fields))
 
 
 def _tar_item(fd: int, offsets: Any, sizes: Any, source: str) -> Item:
-    if (sizes < 0).all():
-        return Item(source, None, [], 0, problem=CUT_OFF)
+    num_files = int((sizes >= 0).sum())
     try:
         image, text, metadata = read_parts(fd, offsets, sizes)
         fields = read_fields(metadata)
-        return _item(source, image, texts_of(text, fields), fields)
+        item = _item(source, image, texts_of(text, fields), fields)
+        return dataclasses.replace(item, num_files=num_files)
     except BrokenSampleError as error:
-        return Item(source, None, [], 0, problem=BROKEN_SAMPLE, detail=str(error))
+        captions = int(sizes[1] >= 0)
+        what = dict(problem=BROKEN_SAMPLE, detail=str(error), num_files=num_files)
+        return Item(source, None, [], captions, **what)
 
 
 def _read_parquet(chunk: Chunk) -> Iterator[Item]:
@@ -231,7 +264,7 @@ def _read_parquet(chunk: Chunk) -> Iterator[Item]:
         with local_copy(chunk.path) as path, parquet.ParquetFile(path) as file:
             columns = file.schema_arrow.names
             usual = (
-                [*tar_index.IMAGE_EXTENSIONS, *captions_table.IMAGE_COLUMNS],
+                [*tar_scan.IMAGE_EXTENSIONS, *captions_table.IMAGE_COLUMNS],
                 captions_table.CAPTION_COLUMNS,
             )
             image, caption = (
@@ -296,9 +329,12 @@ def _item(
     metadata: dict[str, Any] | None = None,
 ) -> Item:
     # JSON may contain lone surrogates, which can't be encoded in a file.
-    clean = [t.encode("utf-8", "replace").decode().strip() for t in texts if isinstance(t, str)]
-    captions = [text for text in clean if text]
-    problem = "" if captions else NO_CAPTION
+    clean = [_SURROGATE.sub("\ufffd", t).strip() for t in texts if isinstance(t, str)]
+    captions = [text for text in clean if 0 < len(text) <= MAX_CAPTION_CHARS]
+    num_long = sum(len(text) > MAX_CAPTION_CHARS for text in clean)
+    num_blank = len(texts) - len(captions) - num_long
+    unused = {reason: n for reason, n in ((BLANK, num_blank), (TOO_LONG, num_long)) if n}
+    problem = "" if captions else TOO_LONG if num_long else NO_CAPTION
     if not image:
         problem = NO_IMAGE
-    return Item(source, image, captions, len(texts), metadata or {}, problem)
+    return Item(source, image, captions, len(texts), unused, metadata or {}, problem)

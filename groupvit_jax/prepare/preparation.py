@@ -23,12 +23,12 @@ from jaxtyping import Bool, UInt64
 
 from groupvit_jax.data.images import transforms
 from groupvit_jax.data.images.decode import BrokenImageError
+from groupvit_jax.data.sources.counts import Counts, add_up, sentence
 from groupvit_jax.data.text import caption_tokens
 from groupvit_jax.data.text.tokenizers import Tokenizer
 from groupvit_jax.prepare import files, inputs, writers
-from groupvit_jax.prepare.counts import Counts, add_up
 from groupvit_jax.prepare.images import ImageLimits, TooSmallError, encode_image
-from groupvit_jax.prepare.inputs import Chunk, Item
+from groupvit_jax.prepare.inputs import Chunk, Item, Unmatched
 from groupvit_jax.prepare.runners import Runner
 from groupvit_jax.prepare.writers import PreparedSample
 
@@ -123,7 +123,8 @@ def prepare(
       The manifest: options, counts, and file, sha256, bytes and counts of every shard.
 
     Raises:
-      ValueError: an option is invalid, or differs from those the folder was started with.
+      ValueError: an option is invalid, or differs from those the folder was started with, or no
+        pair of the input could be used.
       OSError: the input can't be read or the output can't be written.
     """
     identity = _check_folder(options)
@@ -227,7 +228,8 @@ def _is_whole(output: epath.Path, record: dict[str, Any], verify: bool) -> bool:
 
 def hash_chunk(task: Task) -> str:
     """Writes the hashes of a chunk's items, UInt64 "N 2"; zeros stand for unusable items."""
-    rows = [_hash(item, task.options.duplicates) for item in inputs.read(task.chunk)]
+    items = (item for item in inputs.read(task.chunk) if isinstance(item, Item))
+    rows = [_hash(item, task.options.duplicates) for item in items]
     hashes = np.frombuffer(b"".join(rows), "<u8").reshape(len(rows), 2)
     files.publish(task.progress_file("hashes"), files.array_bytes(hashes))
     return f"{len(rows)} images hashed for shard {task.shard_name}"
@@ -279,7 +281,7 @@ def make_shard(task: Task) -> str:
             **counts.as_dict(),
         }
     files.publish(task.progress_file("done"), files.json_bytes(record))
-    return f"{task.shard_name}: {counts.written[0]} of {counts.read[0]} images"
+    return f"{task.shard_name}: {counts.written.images} of {counts.read.images} images"
 
 
 def _samples(task: Task, counts: Counts) -> Iterator[PreparedSample]:
@@ -291,8 +293,10 @@ def _samples(task: Task, counts: Counts) -> Iterator[PreparedSample]:
     limits = ImageLimits(**{field.name: getattr(options, field.name) for field in fields})
     tokenizer = caption_tokens.open_tokenizer(options.tokenizer)
 
-    def convert(numbered: tuple[int, Item]) -> PreparedSample | _Dropped:
+    def convert(numbered: tuple[int, Item | Unmatched]) -> PreparedSample | _Dropped:
         position, item = numbered
+        if isinstance(item, Unmatched):
+            return _Dropped(item.reason)
         if position in duplicates:
             return _Dropped(_DUPLICATE)
         return _convert(f"{task.chunk.number:05d}{position:06d}", item, limits, tokenizer)
@@ -302,11 +306,15 @@ def _samples(task: Task, counts: Counts) -> Iterator[PreparedSample]:
         # A few at a time, since they are all held in memory.
         while window := list(itertools.islice(numbered, 4 * task.num_threads)):
             for (_, item), result in zip(window, pool.map(convert, window), strict=True):
-                if isinstance(result, _Dropped):
-                    counts.drop(result.reason, item.num_captions)
-                    _log_drop(item.source, result, counts.read[0] - counts.written[0])
+                if isinstance(item, Unmatched):
+                    counts.leave(item.reason, item.tally)
+                elif isinstance(result, _Dropped):
+                    example = f"{item.source}: {result.detail}" if result.detail else item.source
+                    counts.drop(result.reason, dataclasses.replace(item.tally, examples=[example]))
+                    _log_drop(item.source, result, counts.read.images - counts.written.images)
                 else:
-                    counts.write(item.num_captions, item.num_captions - len(item.captions))
+                    counts.write(item.tally, item.unused)
+                    counts.replaced += sum("\ufffd" in caption for caption in item.captions)
                     yield result
 
 
@@ -353,9 +361,15 @@ def _convert(
 def _finish(options: Options, records: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """Writes the manifest and a TFDS set's metadata, then removes the intermediate results."""
     output = epath.Path(options.output)
+    counts = add_up(records)
+    if not counts["written"]["images"]:
+        for record in records:  # empty shards; without them the folder can be used again
+            (output / record["file"]).unlink(missing_ok=True)
+        options.progress.rmtree()
+        raise ValueError(f"--input={options.input}: nothing written; found: {sentence(counts)}")
     manifest = {
         "options": files.read_json(options.progress / _OPTIONS),
-        "counts": add_up(records),
+        "counts": counts,
         "shards": list(records),
     }
     if options.format == "tfds":

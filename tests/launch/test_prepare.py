@@ -139,9 +139,9 @@ def test_wrong_input_is_one_line(tmp_path, arguments, message):
         cwd=tmp_path,
         env={**os.environ, "PYTHONPATH": os.getcwd()},
     )
-    assert result.returncode == 1
+    assert result.returncode == 2
     [line] = result.stderr.strip().splitlines()
-    assert line.startswith("launch.prepare: ")
+    assert line.startswith("error: ")
     assert message in line
     assert not list((tmp_path).glob("out/*.tar"))
 
@@ -174,7 +174,7 @@ def test_flags_of_a_runner_need_one(capsys):
 def test_other_options_are_one_line_that_names_the_flag(options):
     prepare(options, local_runner(1))
     result = run(*arguments_of(options, options.output), "--max_side=256")
-    assert result.returncode == 1
+    assert result.returncode == 2
     [line] = result.stderr.strip().splitlines()
     assert "--max_side=256" in line
     assert "begun with --max_side=512" in line

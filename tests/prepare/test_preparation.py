@@ -3,6 +3,7 @@ import hashlib
 import io
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -12,8 +13,8 @@ import numpy as np
 import pytest
 
 from groupvit_jax.data.images.decode import decode
+from groupvit_jax.data.sources import counts as prepare_counts
 from groupvit_jax.data.sources.pairs import make_source
-from groupvit_jax.prepare import counts as prepare_counts
 from groupvit_jax.prepare import preparation as prepare_module
 from groupvit_jax.prepare import writers
 from groupvit_jax.prepare.preparation import Options, find_duplicates, prepare
@@ -153,10 +154,22 @@ def test_what_can_not_be_used_is_dropped_counted_and_named(options, caplog, kind
         "written": {"images": 6, "captions": 12},
         "dropped": {
             "blank caption": {"images": 0, "captions": 1},
-            "broken image": {"images": 1, "captions": 2},
-            "no caption": {"images": 1, "captions": 1},
-            "smaller than 8 pixels": {"images": 1, "captions": 2},
-            "unreadable file": {"images": 1, "captions": 2},
+            "broken image": {
+                "images": 1,
+                "captions": 2,
+                "examples": ["0.jpg: truncated JPEG: no scan"],
+            },
+            "no caption": {"images": 1, "captions": 1, "examples": ["9.jpg"]},
+            "smaller than 8 pixels": {
+                "images": 1,
+                "captions": 2,
+                "examples": ["2.jpg: 4x12 pixels (height x width), expected at least 8"],
+            },
+            "unreadable file": {
+                "images": 1,
+                "captions": 2,
+                "examples": ["1.jpg: No such file or directory"],
+            },
         },
     }
     assert "Dropped 1.jpg: unreadable file (No such file or directory)" in caplog.text
@@ -180,6 +193,44 @@ def test_counts_are_printed_and_have_to_add_up(options):
     counts["written"]["images"] = 9
     with pytest.raises(ValueError, match="don't add up"):
         prepare_counts.add_up([counts])
+
+
+def test_members_of_tars_are_all_accounted_for(tmp_path):
+    samples = [(str(i), {"jpg": encode(value=i), "txt": b"a"}) for i in range(3)]
+    samples += [("2", {"jpg": encode(), "txt": b"b"}), ("3", {"jpg": encode()})]
+    samples += [("4", {"input.jpg": encode(), "cls": b"4"}), ("0", {"jpg": b"?", "txt": b"a"})]
+    write_tar(tmp_path / "0.tar", samples)
+    counts = prepare(Options(f"{tmp_path}/0.tar", str(tmp_path / "out")), RUN)["counts"]
+    lines = prepare_counts.table(counts).splitlines()
+    assert [re.sub(" +", " ", line) for line in lines] == [
+        " images captions files",
+        "read 6 5 13",
+        "written 3 3 6",
+        "dropped: broken image 1 1 2",
+        "dropped: no caption 1 0 1",
+        "unmatched: repeated key 1 1 2 2.jpg, 2.txt",
+        "unmatched: ending that is not read 0 0 2 4.input.jpg, 4.cls",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("samples", "found"),
+    [
+        (
+            [("0", {"jpg": b"-", "cls": b"1"})],
+            r"1 x no caption \(.*: 0\), 1 x ending.*0\.cls",
+        ),
+        ([("0", {"input.jpg": b"-", "output.txt": b"-"})], r"2 x ending that is not read"),
+        ([], "nothing$"),
+    ],
+)
+def test_nothing_written_is_an_error_that_names_what_was_found(tmp_path, samples, found):
+    write_tar(tmp_path / "0.tar", samples)
+    options = Options(f"{tmp_path}/0.tar", str(tmp_path / "out"))
+    with pytest.raises(ValueError, match=f"nothing written; found: {found}"):
+        prepare(options, RUN)
+    write_pairs(tmp_path / "0.tar", range(3))
+    assert prepare(options, RUN)["counts"]["written"]["images"] == 3  # the folder serves again
 
 
 # Duplicates

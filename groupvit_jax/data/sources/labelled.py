@@ -6,8 +6,9 @@ from pathlib import Path
 from typing import Protocol, runtime_checkable
 
 from groupvit_jax.data.sources.pairs import Sample, Source
+from groupvit_jax.data.sources.tar_scan import IMAGE_EXTENSIONS
 
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif")
+IMAGE_SUFFIXES = tuple(f".{extension}" for extension in IMAGE_EXTENSIONS)
 
 
 @runtime_checkable

@@ -4,6 +4,7 @@ A source can be pickled to worker processes, and a read never depends on earlier
 """
 
 import bisect
+import codecs
 import functools
 import json
 import logging
@@ -16,7 +17,8 @@ import cv2
 import numpy as np
 from jaxtyping import Int
 
-from groupvit_jax.data.sources import tar_index, tfds_copy
+from groupvit_jax.data.sources import counts, tar_index, tar_scan, tfds_copy
+from groupvit_jax.data.sources.patterns import expand_pattern
 from groupvit_jax.data.sources.shard_reader import Members, read_members, read_samples
 from groupvit_jax.data.sources.tfds_builders import open_builder, skip_decoding
 from groupvit_jax.data.storage import objects
@@ -27,7 +29,12 @@ logger = logging.getLogger(__name__)
 
 # More than a 16-bit RGB image of 40 megapixels needs, far less than would exhaust a worker.
 MAX_SAMPLE_BYTES = 2**28
-_NOTHING = Members([0] * len(tar_index.PARTS), [-1] * len(tar_index.PARTS))
+# Contexts have at most 512 tokens; the time to tag and tokenize a caption grows with its length.
+MAX_CAPTION_CHARS = 2**14
+# Of a text or JSON member: far more than captions, nouns, token ids and EXIF fields take. Parsed,
+# JSON takes ten times its size and more.
+MAX_TEXT_BYTES = 2**22
+_NOTHING = Members([0] * len(tar_scan.PARTS), [-1] * len(tar_scan.PARTS))
 # Fields of `config.data.sources.NAME` by its kind.
 FIELDS = {
     "webdataset": ("pattern", "weight", "exchange_captions"),
@@ -103,7 +110,7 @@ def make_source(
         raise ValueError(f"{field}.{unknown[0]}: unknown; {kind} has {sorted(FIELDS[kind])}")
     if kind == "webdataset":
         field += ".pattern"
-        shards = tar_index.expand_pattern(fields.get("pattern", ""), field)
+        shards = expand_pattern(fields.get("pattern", ""), field)
         return WebDatasetSource(shards, index_dir, field, cache)
     return TfdsSource(
         fields.get("name", ""),
@@ -115,9 +122,9 @@ def make_source(
 
 
 class WebDatasetSource:
-    """Tar shards in img2dataset's format: KEY.jpg (.jpeg, .png, .webp), KEY.txt, KEY.json.
+    """Tar shards in img2dataset's format: KEY.jpg (or another image), KEY.txt, KEY.json.
 
-    Shards from `launch.prepare` may have KEY.rgb.npy instead of KEY.jpg.
+    The endings of images are `tar_scan.IMAGE_EXTENSIONS`; rgb.npy is from `launch.prepare`.
 
     Captions come from the list "captions" of the JSON if it exists, else from the text file, else
     from "caption" of the JSON. Members are read in place: nothing is extracted, and no path in a
@@ -131,7 +138,7 @@ class WebDatasetSource:
         field: str = "pattern",
         cache: ObjectCache | None = None,
     ):
-        """Indexes the shards, or loads their cached indices.
+        """Indexes the shards, or loads their cached indices; logs what can't be used.
 
         Args:
           shards: paths or URLs of tar files; samples keep their order.
@@ -140,7 +147,7 @@ class WebDatasetSource:
           cache: for shards on stores; without one, samples are read by range.
 
         Raises:
-          ValueError: there is no sample in any shard, or a store can't be read.
+          ValueError: there is no pair in any shard, or a store can't be read.
           FileNotFoundError: a shard isn't on its store.
         """
         self._shards = tar_index.describe_shards(shards, field)
@@ -150,14 +157,26 @@ class WebDatasetSource:
         for shard, file in zip(self._shards, self._index_files, strict=True):
             index = _open_index(file)
             self._ends.append(len(index) + (self._ends[-1] if self._ends else 0))
-            break_at = tar_index.break_of(index)
+            break_at = tar_scan.break_of(index)
             if break_at is not None:
-                kept = tar_index.num_complete(index)
+                kept = tar_scan.num_complete(index)
                 size = os.path.getsize(shard) if isinstance(shard, str) else shard.size
                 message = "%s: the tar breaks off at byte %d of %d; samples kept before it: %d"
                 logger.warning(message, _name(shard), break_at, size, kept)
-        if not any(tar_index.num_complete(_open_index(file)) for file in self._index_files):
-            raise ValueError(f"{field}: no sample in {len(shards)} shards, e.g. {shards[0]}")
+        self._log_counts(field)
+
+    def _log_counts(self, field: str) -> None:
+        """Logs how many members are used and what becomes of the others."""
+        total = counts.add_up(map(tar_index.read_counts, self._index_files))
+        used, left = total["written"], counts.sentence(total)
+        shards = f"{len(self._shards)} shards, e.g. {_name(self._shards[0])}"
+        if not used["images"]:
+            raise ValueError(f"{field}: no pair in {shards}; found: {left}")
+        logger.log(
+            logging.INFO if used == total["read"] else logging.WARNING,
+            "%s: %d of %d files used, in %d pairs of %s; not used: %s",
+            *(field, used["files"], total["read"]["files"], used["images"], shards, left),
+        )
 
     def __len__(self) -> int:
         return self._ends[-1]
@@ -212,7 +231,7 @@ def read_parts(
 
     Args:
       fd: the open tar file.
-      offsets: byte offsets of the members, Int "P", from `tar_index.scan`.
+      offsets: byte offsets of the members, Int "P", from `tar_scan.scan`.
       sizes: sizes of the members; -1 if the sample has no such member.
 
     Returns:
@@ -246,7 +265,7 @@ def _sample_or_error(
     try:
         image, text, metadata = _whole(members, parts)
         if image is None:
-            raise BrokenSampleError(f"no image ({', '.join(tar_index.IMAGE_EXTENSIONS)})")
+            raise BrokenSampleError(f"no image ({', '.join(tar_scan.IMAGE_EXTENSIONS)})")
         fields = read_fields(metadata)
         return _sample(image, texts_of(text, fields), _decode_key(entry), fields)
     except BrokenSampleError as error:
@@ -257,8 +276,9 @@ def read_fields(metadata: bytes | None) -> dict[str, Any]:
     """Parses a sample's JSON.
 
     Raises:
-      BrokenSampleError: it can't be parsed or is not an object.
+      BrokenSampleError: it is too large, can't be parsed or is not an object.
     """
+    _check_text("JSON", metadata)
     try:
         fields = json.loads(metadata) if metadata is not None else {}
     except (ValueError, RecursionError) as error:
@@ -277,10 +297,23 @@ def texts_of(text: bytes | None, fields: Mapping[str, Any]) -> list[Any]:
     if isinstance(fields.get("captions"), list):
         return fields["captions"]
     if text is not None:
-        return [text.decode("utf-8", "replace")]
+        _check_text("text", text)
+        return [decode_text(text)]
     if "caption" in fields:
         return [fields["caption"]]
     raise BrokenSampleError("no caption (txt, or a JSON with caption or captions)")
+
+
+def _check_text(kind: str, content: bytes | None) -> None:
+    if content is not None and len(content) > MAX_TEXT_BYTES:
+        raise BrokenSampleError(f"{kind} of {len(content)} bytes, more than {MAX_TEXT_BYTES}")
+
+
+def decode_text(content: bytes) -> str:
+    """Decodes UTF-8, or UTF-16 with a byte order mark; other bytes become U+FFFD."""
+    if content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        return content.decode("utf-16", "replace")
+    return content.decode("utf-8-sig", "replace")
 
 
 def _sample(image: bytes, texts: Sequence[Any], key: str, fields: Mapping[str, Any]) -> Sample:
@@ -289,24 +322,31 @@ def _sample(image: bytes, texts: Sequence[Any], key: str, fields: Mapping[str, A
     found, tokens = fields.get("nouns"), fields.get("tokens")
     if isinstance(found, dict):
         for kind, words in found.items():
-            _check_parallel(f"nouns.{kind}", words, sample["captions"])
+            _check_parallel(f"nouns.{kind}", words, sample["captions"], str)
         sample["nouns"] = found
     if isinstance(tokens, dict):
-        _check_parallel("tokens.ids", tokens.get("ids"), sample["captions"])
+        _check_parallel("tokens.ids", tokens.get("ids"), sample["captions"], int)
+        if not all(ids and 0 <= min(ids) <= max(ids) < 2**31 for ids in tokens["ids"]):
+            raise BrokenSampleError("the tokens.ids of its JSON are empty or no token ids")
         sample["tokens"] = tokens
     return sample
 
 
-def _check_parallel(name: str, lists: Any, captions: Sequence[str]) -> None:
+def _check_parallel(name: str, lists: Any, captions: Sequence[str], kind: type) -> None:
     whole = isinstance(lists, list) and {*map(type, lists)} <= {list}
     if not whole or len(lists) != len(captions):
         raise BrokenSampleError(f"the {name} of its JSON are not one list for each caption")
+    if not {type(value) for values in lists for value in values} <= {kind}:
+        raise BrokenSampleError(f"the {name} of its JSON hold other values than {kind.__name__}")
 
 
 def _usable(captions: Sequence[Any]) -> list[str]:
-    usable = [text.strip() for text in captions if isinstance(text, str) and text.strip()]
-    if not usable:
+    texts = [text.strip() for text in captions if isinstance(text, str) and text.strip()]
+    usable = [text for text in texts if len(text) <= MAX_CAPTION_CHARS]
+    if not texts:
         raise BrokenSampleError("empty caption")
+    if not usable:
+        raise BrokenSampleError(f"caption of more than {MAX_CAPTION_CHARS} characters")
     return usable
 
 

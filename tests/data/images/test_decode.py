@@ -2,6 +2,7 @@ import io
 import subprocess
 import sys
 import textwrap
+import time
 import zlib
 
 import cv2
@@ -57,6 +58,8 @@ FILES = {
     "gif": encode(PHOTO, "GIF"),
     "bmp": encode(PHOTO, "BMP"),
     "palette bmp": encode(PIL_PHOTO.quantize(32), "BMP"),
+    "tiff": encode(PHOTO, "TIFF", compression="tiff_lzw"),
+    "avif": encode(PHOTO, "AVIF"),
     "animated gif": encode(PHOTO, "GIF", save_all=True, append_images=[OTHER] * 2),
     "animated webp": encode(PHOTO, "WEBP", save_all=True, append_images=[OTHER], lossless=True),
     "animated png": encode(PHOTO, "PNG", save_all=True, append_images=[OTHER]),
@@ -93,12 +96,36 @@ def test_transparency_is_laid_on_white(kind):
     assert (image[0] == 127).all()
 
 
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "TIFF", "AVIF"])
 @pytest.mark.parametrize("orientation", range(1, 9))
-def test_orientation_of_jpegs_is_honoured(orientation):
-    data = encode(PHOTO, "JPEG", exif=_exif(orientation))
+def test_orientation_is_honoured(orientation, kind):
+    options = {"lossless": True} if kind == "WEBP" else {}
+    data = encode(PHOTO, kind, exif=_exif(orientation), **options)
     upright = PIL.ImageOps.exif_transpose(PIL.Image.open(io.BytesIO(data)))
     np.testing.assert_array_equal(decode(data), np.asarray(upright))
-    np.testing.assert_array_equal(orient(pil_rgb(data), orientation), np.asarray(upright))
+    header = read_header(data)
+    assert header.orientation == (1 if kind == "TIFF" else orientation)
+    turned = orient(pil_rgb(data), header.orientation)
+    np.testing.assert_array_equal(turned, np.asarray(upright))
+
+
+def test_scans_of_a_progressive_jpeg_are_limited():
+    """A megabyte of scans of nothing over 50 megapixels would take minutes."""
+    data = declare_size(encode(PHOTO, "JPEG", progressive=True), 6000, 8000)
+    scan = data[data.rindex(b"\xff\xda") : -2]
+    with pytest.raises(BrokenImageError, match="scans of 6000x8000 pixels"):
+        read_header(data[:-2] + scan * 20 + data[-2:])
+
+
+def test_segments_of_a_header_are_limited():
+    start = time.monotonic()
+    for data in (b"\xff\xd8" + b"\xff\x00" * 10_000_000, b"\xff\xd8" + b"\xff" * 20_000_000):
+        with pytest.raises(BrokenImageError, match="segments"):
+            read_header(data)
+    chunks = (b"\0\0\0\0tEXt" + bytes(4)) * 200_000
+    with pytest.raises(BrokenImageError, match="chunks"):
+        read_header(encode(PHOTO, "PNG")[:33] + chunks)
+    assert time.monotonic() - start < 5
 
 
 @pytest.mark.parametrize("cut", [7, 12, 15, 19, 25, 40])

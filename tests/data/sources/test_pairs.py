@@ -13,14 +13,14 @@ import pytest
 import tensorflow_datasets as tfds
 
 from groupvit_jax.data.images.decode import decode
-from groupvit_jax.data.sources import pairs, tar_index
+from groupvit_jax.data.sources import pairs, tar_index, tar_scan
 from groupvit_jax.data.sources.pairs import (
     BrokenSampleError,
     TfdsSource,
     WebDatasetSource,
     make_source,
 )
-from groupvit_jax.data.sources.tar_index import expand_pattern
+from groupvit_jax.data.sources.patterns import expand_pattern
 from tests.data.shard_files import encode, pair, write_pairs, write_tar
 from tests.waiting import PATIENCE
 
@@ -65,6 +65,19 @@ def test_missing_shard_of_a_range_is_named(tmp_path):
 
 
 @pytest.mark.parametrize(
+    ("pattern", "message"),
+    [
+        ("{0..999999999999}.tar", "more than 262,144 files"),
+        ("{a,b}" * 20 + ".tar", "more than 262,144 files"),
+        ("{a,b}" * 2000 + ".tar", "more than 20 braces"),
+    ],
+)
+def test_patterns_of_too_many_files_are_refused(pattern, message):
+    with pytest.raises(ValueError, match=message):
+        expand_pattern(pattern, "field")
+
+
+@pytest.mark.parametrize(
     ("config", "message"),
     [
         ({"kind": "zip"}, r"sources\.x\.kind='zip'"),
@@ -103,9 +116,15 @@ def test_captions_prefer_the_list_then_the_text_then_the_json(tmp_path):
     assert captions_of(source) == [["a", "b"], ["text"], ["c"]]
 
 
-@pytest.mark.parametrize("extension", ["jpg", "jpeg", "png", "webp", "JPG"])
+def test_captions_in_other_encodings_are_read(tmp_path):
+    texts = [b"\xef\xbb\xbfa dog", "a dög".encode("utf-16"), b"caf\xe9"]
+    source = open_tar(tmp_path, [(str(i), {"jpg": b"-", "txt": t}) for i, t in enumerate(texts)])
+    assert captions_of(source) == [["a dog"], ["a dög"], ["caf\ufffd"]]
+
+
+@pytest.mark.parametrize("extension", [*tar_scan.IMAGE_EXTENSIONS, "JPG", "Jpeg"])
 def test_reads_image_formats(tmp_path, extension):
-    image = encode("." + extension.lower())
+    image = encode()
     source = open_tar(tmp_path, [("a", {extension: image, "txt": b"x"})])
     assert source[0]["image"] == image
 
@@ -145,6 +164,10 @@ def test_ignores_other_members_links_and_folders(tmp_path):
         ({"jpg": b"?", "json": b'{"caption": null}'}, "empty caption"),
         ({"jpg": b"?", "json": b"{", "txt": b"a"}, "JSON can't be parsed"),
         ({"jpg": b"?", "json": b"[]", "txt": b"a"}, "not an object"),
+        ({"jpg": b"?", "json": b"[" * 100_000, "txt": b"a"}, "JSON can't be parsed"),
+        ({"jpg": b"?", "json": b" " * 2**23}, "JSON of 8388608 bytes"),
+        ({"jpg": b"?", "txt": b"a" * 2**23}, "text of 8388608 bytes"),
+        ({"jpg": b"?", "txt": b"a" * 20_000}, "caption of more than 16384"),
     ],
 )
 def test_unusable_samples_say_why(tmp_path, contents, reason):
@@ -237,7 +260,7 @@ def test_processes_index_like_one(tmp_path):
     shards = [write_pairs(tmp_path / f"{i}.tar", range(i, 2 * i + 1)) for i in range(8)]
     files = tar_index.load_indices(shards)
     for shard, file in zip(shards, files, strict=True):
-        assert np.array_equal(np.load(file), tar_index.scan(shard))
+        assert np.array_equal(np.load(file), tar_index.scan(shard).index)
 
 
 # Truncated and corrupt shards
@@ -247,7 +270,7 @@ def test_truncated_tar_keeps_what_is_whole(tmp_path, caplog):
     whole = tmp_path / "whole.tar"
     write_pairs(whole, range(4))
     data = whole.read_bytes()
-    ends = [int(entry["offset"][1] + entry["size"][1]) for entry in tar_index.scan(str(whole))]
+    ends = [int(entry["offset"][1] + entry["size"][1]) for entry in tar_scan.scan(str(whole)).index]
     for cut in (*range(ends[0], ends[-1], 300), ends[1], ends[-1]):
         shard = tmp_path / f"cut{cut}.tar"
         shard.write_bytes(data[:cut])
@@ -261,7 +284,9 @@ def test_truncated_tar_keeps_what_is_whole(tmp_path, caplog):
                 with pytest.raises(BrokenSampleError):
                     source[i]
         assert len(source) > readable, "what is lost must be counted"
-        [message] = [r.getMessage() for r in caplog.records if "breaks off" in r.getMessage()]
+        [message] = [
+            r.getMessage() for r in caplog.records if "tar breaks off at" in r.getMessage()
+        ]
         assert str(shard) in message
         assert message.endswith(f"of {cut}; samples kept before it: {readable}")
 
@@ -284,7 +309,7 @@ def test_cached_break_is_logged_again(tmp_path, caplog):
 def test_corrupt_header_ends_the_shard(tmp_path, damage):
     path = Path(write_pairs(tmp_path / "shard.tar", range(4)))
     data = bytearray(path.read_bytes())
-    header = int(tar_index.scan(str(path))[2]["offset"][0]) - 512
+    header = int(tar_scan.scan(str(path)).index[2]["offset"][0]) - 512
     block = bytearray(data[header : header + 512])
     if damage == "zeros":
         block[:] = b"\1" + bytes(511)
@@ -307,7 +332,7 @@ def test_corrupt_header_ends_the_shard(tmp_path, damage):
 @pytest.mark.parametrize("content", [b"", b"not a tar" * 200, bytes(1024)])
 def test_shards_without_any_sample_are_an_error(tmp_path, content):
     (tmp_path / "shard.tar").write_bytes(content)
-    with pytest.raises(ValueError, match=r"sources\.x\.pattern: no sample in 1 shards"):
+    with pytest.raises(ValueError, match=r"sources\.x\.pattern: no pair in 1 shards"):
         make_source("x", {"kind": "webdataset", "pattern": f"{tmp_path}/shard.tar"})
 
 
@@ -328,6 +353,10 @@ def test_shard_that_shrank_after_indexing_is_broken(tmp_path):
         ({"nouns": {"words": 5}}, r"the nouns\.words of its JSON"),
         ({"tokens": {"ids": ["dog", "cat"]}}, r"the tokens\.ids of its JSON"),
         ({"tokens": {}}, r"the tokens\.ids of its JSON"),
+        ({"nouns": {"words": [["dog"], [1]]}}, r"the nouns\.words of its JSON hold other"),
+        ({"tokens": {"ids": [[1], ["a"]]}}, r"the tokens\.ids of its JSON hold other"),
+        ({"tokens": {"ids": [[1], []]}}, r"the tokens\.ids of its JSON are empty"),
+        ({"tokens": {"ids": [[1], [2**40]]}}, r"the tokens\.ids .* no token ids"),
     ],
 )
 def test_nouns_and_tokens_come_with_the_captions(tmp_path, fields, expected):
