@@ -59,13 +59,15 @@ def _add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--input",
         required=True,
-        help="img2dataset's shards ('in/*.tar' or 'in/*.parquet'), a CSV or TSV of image files and "
-        "captions, COCO's captions_*.json, or tfds:NAME/SPLIT",
+        help="img2dataset's shards ('in/*.tar' or 'in/*.parquet'), CSV, TSV or JSON lines of image "
+        "files and captions, COCO's captions_*.json, or tfds:NAME/SPLIT",
     )
     parser.add_argument(
         "--output", required=True, help="the folder for the shards and their manifest.json"
     )
-    parser.add_argument("--images", default="", help="the folder of a table's image files")
+    parser.add_argument(
+        "--images", default="", help="the folder of the image files that a table or parquet names"
+    )
     for column in ("image_column", "caption_column"):
         parser.add_argument(f"--{column}", default="", help="of a table or parquet file")
     parser.add_argument(

@@ -24,7 +24,7 @@ def parse_flags(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument(
         "--input",
         required=True,
-        help="tar shards (pattern or glob), .csv, .tsv, COCO's .json, or .txt (a line each)",
+        help="tar shards (a pattern), .csv, .tsv, .jsonl, COCO's .json, or .txt (a line each)",
     )
     parser.add_argument("--output", required=True, help="the model file to write, FILE.model")
     parser.add_argument("--vocab_size", type=int, default=16384)
@@ -65,7 +65,7 @@ def read_captions(path: str, caption_column: str, max_captions: int) -> Iterator
       ValueError: the table lacks the column.
     """
     suffix = Path(path).suffix.lower()
-    if suffix not in (".csv", ".tsv", ".json", ".txt"):
+    if suffix not in captions_table.TABLES:
         return _read_shards(path, max_captions)
     if not Path(path).is_file():
         raise FileNotFoundError(f"--input={path}: there is no such file")

@@ -4,6 +4,7 @@ Each chunk becomes one shard. Content and order of a chunk are a function of the
 worker can write any shard at any time, always with the same result.
 """
 
+import contextlib
 import dataclasses
 import hashlib
 import json
@@ -30,12 +31,12 @@ from groupvit_jax.data.sources.pairs import (
 from groupvit_jax.data.sources.patterns import expand_pattern
 from groupvit_jax.data.sources.tar_scan import NO_CAPTION, NO_IMAGE
 from groupvit_jax.data.storage.objects import is_remote
-from groupvit_jax.prepare.files import local_copy, publish, read_json
+from groupvit_jax.prepare.files import local_copy, publish, read_json, sha256
 
 __all__ = ["Chunk", "Item", "Unmatched", "fingerprint", "plan", "read"]
 
 BROKEN_SAMPLE = "broken sample"
-_TABLES = (".csv", ".tsv", ".txt", ".json")
+UNREADABLE = "unreadable file"
 _SURROGATE = re.compile("[\ud800-\udfff]")
 _ROWS_AT_ONCE = 64  # rows of a parquet file held in memory
 
@@ -48,7 +49,7 @@ class Chunk:
       number: index of the chunk and of its shard.
       kind: "tar", "parquet", "table" or "tfds".
       path: the file; for a table, the listing written by `plan`; for TFDS, NAME/SPLIT.
-      images: for a table, the folder of its files.
+      images: for a table or parquet, the folder of its files.
       columns: for parquet, names of the image and caption columns, "" for the usual ones.
       start: for TFDS, the first index.
       stop: for TFDS, one past the last index.
@@ -113,9 +114,9 @@ def plan(
     """Splits the input into chunks; the chunks of a table are written to the folder `listings`.
 
     Args:
-      pattern: `--input`: tar or parquet files (globs, braces, comma-separated), a table, or
+      pattern: `--input`: tar and parquet files or tables (globs, braces, comma-separated), or
         tfds:NAME/SPLIT. A tar or parquet file is one chunk.
-      images: the folder of a table's files.
+      images: the folder of the files that a table or parquet file names; "" for absolute paths.
       columns: names of the image and caption columns, "" for the usual names.
       items_per_chunk: for tables and TFDS.
       listings: a folder that the workers can read.
@@ -127,13 +128,17 @@ def plan(
         path = pattern.removeprefix("tfds:")
         spans = _spans(len(_open_tfds(path)), items_per_chunk)
         chunks = [Chunk(n, "tfds", path, start=a, stop=b) for n, (a, b) in enumerate(spans)]
-    elif pattern.endswith(_TABLES):
-        chunks = _plan_table(pattern, images, columns, items_per_chunk, epath.Path(listings))
     else:
-        chunks = [
-            Chunk(number, _kind(path), path, columns=columns)
-            for number, path in enumerate(_expand(pattern))
-        ]
+        paths = _expand(pattern)
+        kinds = {_kind(path) for path in paths}
+        if images and not epath.Path(images).is_dir():
+            raise FileNotFoundError(f"--images={images}: expected a folder")
+        if kinds == {"table"}:
+            chunks = _plan_table(paths, images, columns, items_per_chunk, epath.Path(listings))
+        elif "table" in kinds:
+            raise ValueError(f"--input={pattern}: tables among other files, expected either")
+        else:
+            chunks = [Chunk(n, _kind(p), p, images, columns) for n, p in enumerate(paths)]
     if not chunks:
         raise ValueError(f"--input={pattern}: no image in it")
     return chunks
@@ -144,10 +149,16 @@ def fingerprint(pattern: str) -> str:
     if pattern.startswith("tfds:"):
         path = pattern.removeprefix("tfds:")
         identity = f"{len(_open_tfds(path))} {path}".encode()
-    elif pattern.endswith(_TABLES):
-        identity = epath.Path(pattern).read_bytes()
     else:
-        sizes = [[path, epath.Path(path).stat().length] for path in _expand(pattern)]
+        paths = _expand(pattern)
+        if {_kind(path) for path in paths} == {"table"}:
+            hashes = [sha256(path) for path in paths]
+            return (
+                hashes[0]
+                if len(paths) == 1
+                else hashlib.sha256("".join(hashes).encode()).hexdigest()
+            )
+        sizes = [[path, epath.Path(path).stat().length] for path in paths]
         identity = json.dumps(sizes).encode()
     return hashlib.sha256(identity).hexdigest()
 
@@ -173,10 +184,15 @@ def _expand(pattern: str) -> list[str]:
 
 
 def _kind(path: str) -> str:
-    suffix = Path(path).suffix
+    """Returns the kind of a file's chunk; upper-case endings count too."""
+    suffix = Path(path).suffix.lower()
+    if suffix in captions_table.TABLES:
+        return "table"
     if suffix not in (".tar", ".parquet"):
-        expected = f"tar, parquet, {', '.join(_TABLES)} or tfds:NAME/SPLIT"
-        raise ValueError(f"--input: {path}: expected {expected}")
+        expected = f"tar, parquet, {', '.join(captions_table.TABLES)} or tfds:NAME/SPLIT"
+        packed = suffix in (".gz", ".tgz", ".bz2", ".xz", ".zst", ".zip")
+        hint = "; compressed files must be unpacked" if packed else ""
+        raise ValueError(f"--input: {path}: expected {expected}{hint}")
     return suffix[1:]
 
 
@@ -185,12 +201,19 @@ def _spans(length: int, size: int) -> list[tuple[int, int]]:
 
 
 def _plan_table(
-    path: str, images: str, columns: tuple[str, str], items_per_chunk: int, listings: epath.Path
+    paths: Sequence[str],
+    images: str,
+    columns: tuple[str, str],
+    items_per_chunk: int,
+    listings: epath.Path,
 ) -> list[Chunk]:
-    if not images or not epath.Path(images).is_dir():
-        raise FileNotFoundError(f"--images={images}: expected the folder of the table's files")
-    with local_copy(path) as local:
+    with contextlib.ExitStack() as stack:
+        local = [stack.enter_context(local_copy(path)) for path in paths]
         items = captions_table.read_captions(local, *columns)
+    if not images and items and not os.path.isabs(items[0].file) and not is_remote(items[0].file):
+        raise FileNotFoundError(
+            f"--images=: expected the folder of the table's files, such as {items[0].file[:80]!r}"
+        )
     chunks = []
     for number, (start, stop) in enumerate(_spans(len(items), items_per_chunk)):
         listing = listings / f"{number:05d}.items.json"
@@ -202,17 +225,41 @@ def _plan_table(
 
 def _read_table(chunk: Chunk) -> Iterator[Item]:
     for file, texts in read_json(epath.Path(chunk.path)):
-        try:
-            image = _read_file(chunk.images, file)
-        except (OSError, ValueError) as error:  # ValueError: a zero byte in the name
-            detail = getattr(error, "strerror", None) or str(error)
-            yield Item(file, None, [], len(texts), problem="unreadable file", detail=detail)
-        else:
-            yield _item(file, image, texts)
+        yield _file_item(file, chunk.images, file, texts)
+
+
+def _file_item(
+    source: str,
+    folder: str,
+    file: str,
+    texts: Sequence[Any],
+    metadata: dict[str, Any] | None = None,
+) -> Item:
+    try:
+        image = _read_file(folder, file)
+    except (OSError, ValueError) as error:  # ValueError: a zero byte in the name
+        detail = getattr(error, "strerror", None) or str(error)
+        return Item(source, None, [], len(texts), problem=UNREADABLE, detail=detail)
+    return _item(source, image, texts, metadata)
 
 
 def _read_file(folder: str, file: str) -> bytes:
+    """Reads an image file: an absolute path, or one in the folder and nowhere else.
+
+    Links are followed: whoever put them into the folder wants their files in it.
+    """
+    if file.startswith(("http://", "https://")):
+        raise ValueError("a URL; fetch it with img2dataset first, see docs/prepare.md")
+    if not folder and not os.path.isabs(file) and not is_remote(file):
+        raise ValueError("a relative path, expected its folder as --images")
     path = epath.Path(folder) / file
+    inside = os.path.normpath(os.fspath(path)).startswith(
+        os.path.join(os.path.normpath(folder), "")
+    )
+    if folder and os.path.normpath(folder) != "." and not inside:
+        raise ValueError(f"outside of --images={folder}")
+    if not is_remote(os.fspath(path)) and path.exists() and not os.path.isfile(path):
+        raise OSError("a folder, device or pipe, expected a file")
     if path.stat().length > MAX_SAMPLE_BYTES:
         raise OSError(f"more than {MAX_SAMPLE_BYTES} bytes")
     return path.read_bytes()
@@ -234,7 +281,9 @@ def _read_tar(chunk: Chunk) -> Iterator[Item | Unmatched]:
                 if problem:
                     num_captions, num_files = int(entry["size"][1] >= 0), (entry["size"] >= 0).sum()
                     detail = scanned.note if problem == tar_scan.CUT_OFF else ""
-                    what = dict(problem=problem, detail=detail, num_files=int(num_files))
+                    what: dict[str, Any] = dict(
+                        problem=problem, detail=detail, num_files=int(num_files)
+                    )
                     yield Item(source, None, [], num_captions, **what)
                 else:
                     yield _tar_item(file.fileno(), entry["offset"], entry["size"], source)
@@ -251,7 +300,7 @@ def _tar_item(fd: int, offsets: Any, sizes: Any, source: str) -> Item:
         return dataclasses.replace(item, num_files=num_files)
     except BrokenSampleError as error:
         captions = int(sizes[1] >= 0)
-        what = dict(problem=BROKEN_SAMPLE, detail=str(error), num_files=num_files)
+        what: dict[str, Any] = dict(problem=BROKEN_SAMPLE, detail=str(error), num_files=num_files)
         return Item(source, None, [], captions, **what)
 
 
@@ -276,23 +325,27 @@ def _read_parquet(chunk: Chunk) -> Iterator[Item]:
             number = 0
             for batch in file.iter_batches(_ROWS_AT_ONCE):
                 for row in batch.to_pylist():
-                    yield _parquet_item(f"{name}: row {number}", row, image, caption)
+                    where = f"{name}: row {number}"
+                    yield _parquet_item(where, row, image, caption, chunk.images)
                     number += 1
     except (pyarrow.ArrowException, OSError) as error:
         raise ValueError(f"{chunk.path}: can't be read as parquet: {error}") from error
 
 
-def _parquet_item(source: str, row: dict[str, Any], image: str, caption: str) -> Item:
+def _parquet_item(source: str, row: dict[str, Any], image: str, caption: str, images: str) -> Item:
     data, texts = row.pop(image), row.pop(caption)
+    texts = texts if isinstance(texts, list) else [texts]
+    metadata = {key: value for key, value in row.items() if _is_json(value)}
     if isinstance(data, dict):  # the format of Hugging Face datasets: bytes and path
-        data = data.get("bytes")
+        data = data.get("bytes") or data.get("path")
     if isinstance(data, str):
-        found = "expected a column of image files' bytes, found text"
-        return Item(source, None, [], 0, problem=NO_IMAGE, detail=found)
+        return _file_item(source, images, data, texts, metadata)
+    if data is not None and not isinstance(data, bytes):
+        detail = f"{type(data).__name__} found, expected the bytes or the path of an image file"
+        return Item(source, None, [], len(texts), problem=NO_IMAGE, detail=detail)
     if data is not None and len(data) > MAX_SAMPLE_BYTES:
         return Item(source, None, [], 0, problem=BROKEN_SAMPLE, detail=f"{len(data)} bytes")
-    metadata = {key: value for key, value in row.items() if _is_json(value)}
-    return _item(source, data, texts if isinstance(texts, list) else [texts], metadata)
+    return _item(source, data, texts, metadata)
 
 
 def _is_json(value: Any) -> bool:

@@ -1,5 +1,6 @@
 import io
 import json
+import os
 from pathlib import Path
 
 import numpy as np
@@ -128,6 +129,47 @@ def test_a_table_is_cut_into_chunks(tmp_path):
     assert (c.problem, d.problem) == ("no image", "unreadable file")
 
 
+@pytest.mark.parametrize(
+    "pattern", ["{part0.csv,PART1.TSV}", "*.[ct]sv,*.TSV", "part0.csv,PART1.TSV"]
+)
+def test_patterns_of_tables(tmp_path, pattern, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("part0.csv").write_text(f"image,caption\n{tmp_path}/a.jpg,one\n")
+    Path("PART1.TSV").write_text(f"image\tcaption\n{tmp_path}/a.jpg\ttwo\n")
+    Path("a.jpg").write_bytes(b"a")
+    [[item]] = read_all(tmp_path, pattern)  # absolute paths need no folder
+    assert (item.image, item.captions) == (b"a", ["one", "two"])
+
+
+@pytest.mark.parametrize(
+    ("file", "detail"),
+    [
+        ("../outside.jpg", "outside of --images"),
+        ("/etc/passwd", "outside of --images"),
+        ("https://example.com/a.jpg", "a URL; fetch it with img2dataset"),
+        ("pipe", "a folder, device or pipe"),
+        ("none.jpg", "No such file"),
+    ],
+)
+@pytest.mark.parametrize("kind", ["csv", "parquet"])
+def test_only_files_of_the_folder_are_packed(tmp_path, file, detail, kind):
+    images = tmp_path / "images"
+    images.mkdir()
+    (tmp_path / "outside.jpg").write_bytes(b"a")
+    (images / "a.jpg").write_bytes(b"a")
+    os.mkfifo(images / "pipe")
+    files = [file, "a.jpg", str(images / "a.jpg")]
+    path = tmp_path / f"a.{kind}"
+    if kind == "csv":
+        path.write_text("image,caption\n" + "".join(f"{name},b\n" for name in files))
+    else:
+        write_parquet(path, image=[{"bytes": None, "path": f} for f in files], caption=["b"] * 3)
+    first, *others = [i for items in read_all(tmp_path, path, images) for i in items]
+    assert first.problem == "unreadable file"
+    assert detail in first.detail
+    assert [item.image for item in others] == [b"a", b"a"]
+
+
 def test_a_tfds_set_is_cut_into_chunks(tmp_path):
     folder = build(tmp_path, "file").data_dir
     chunks = read_all(tmp_path, f"tfds:{folder}/train")
@@ -171,12 +213,18 @@ def test_coco_captions_of_tfds_are_texts_with_ids(tmp_path):
         ("tfds:train", "expected tfds:NAME/SPLIT"),
         ("tfds:no_such_set/train", "--input.*no_such_set"),
         ("a.csv", "--images=.*expected the folder"),
+        ("{a.csv,0.tar}", "tables among other files"),
+        ("0.tar.gz", "does not exist"),
+        ("/dev/zero", "/dev/zero is a device or a pipe"),
+        ("pipe.csv", "pipe.csv is a device or a pipe"),
     ],
 )
 def test_wrong_input_is_refused(tmp_path, monkeypatch, pattern, message):
     monkeypatch.chdir(tmp_path)
     Path("file.zip").write_bytes(b"")
-    Path("a.csv").write_text("image,caption\n")
+    Path("a.csv").write_text("image,caption\na.jpg,b\n")
+    Path("0.tar").write_bytes(b"")
+    os.mkfifo("pipe.csv")
     with pytest.raises((ValueError, OSError), match=message):
         read_all(tmp_path, pattern)
 

@@ -26,6 +26,8 @@ def expand_pattern(pattern: str, field: str) -> list[str]:
         exist. Listed objects are checked later, by `tar_index.describe_shards`.
       ValueError: a store can't be listed, or the pattern stands for more than `MAX_FILES`.
     """
+    if os.path.isfile(pattern):  # whatever is in its name
+        return [pattern]
     paths: list[str] = []
     for item in re.split(r",(?![^{]*\})", pattern):
         try:

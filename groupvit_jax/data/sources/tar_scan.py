@@ -3,11 +3,12 @@
 Memory and time are bounded by the size of the file, whatever its headers say.
 """
 
+import dataclasses
 import io
 import os
 import tarfile
 from collections.abc import Iterator
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
@@ -20,8 +21,10 @@ __all__ = ["IMAGE_EXTENSIONS", "PARTS", "Scan", "break_of", "num_complete", "pro
 PARTS = ("image", "txt", "json")
 # The last is written by `launch.prepare --encoding=pixels`; a plain "npy" may hold anything, such
 # as features.
-IMAGE_EXTENSIONS = ("jpg", "jpeg", "jpe", "jfif", "png", "webp", "gif", "bmp", "tif", "tiff")
-IMAGE_EXTENSIONS += ("avif", "rgb.npy")
+IMAGE_EXTENSIONS = (
+    *("jpg", "jpeg", "jpe", "jfif", "png", "webp", "gif", "bmp", "tif", "tiff", "avif"),
+    "rgb.npy",
+)
 _PART_OF_EXTENSION = dict.fromkeys(IMAGE_EXTENSIONS, 0) | {"txt": 1, "json": 2}
 
 # The index stores every key at the length of the longest: one of a megabyte would take gigabytes.
@@ -54,7 +57,8 @@ _COMPRESSED = {
 }
 
 
-class Scan(NamedTuple):
+@dataclasses.dataclass(frozen=True)
+class Scan:
     """The samples of a shard and the account of all its members.
 
     Attributes:
@@ -213,7 +217,7 @@ def _reason(
 def _account(index: np.ndarray, grouping: _Grouping, note: str) -> dict[str, Any]:
     """Returns the counts of all members."""
     counts = grouping.counts
-    present = index["size"] >= 0
+    present = np.asarray(index["size"] >= 0)
     for entry, held, problem in zip(index, present, problems(index), strict=True):
         key = entry["key"].decode("utf-8", "replace")
         # What a truncated archive has lost counts as one image.
@@ -231,7 +235,7 @@ def _account(index: np.ndarray, grouping: _Grouping, note: str) -> dict[str, Any
 
 def problems(index: np.ndarray) -> list[str]:
     """Returns for each sample of an index why it is incomplete; "" for a complete one."""
-    present = index["size"] >= 0
+    present = np.asarray(index["size"] >= 0)
     image, caption = present[:, 0], present[:, 1:].any(axis=1)
     found = np.full(len(index), "", object)
     found[image & ~caption] = NO_CAPTION
@@ -256,5 +260,5 @@ def break_of(index: np.ndarray) -> int | None:
 
 def num_complete(index: np.ndarray) -> int:
     """Returns the number of samples with an image and something that may hold a caption."""
-    present = index["size"] >= 0
+    present = np.asarray(index["size"] >= 0)
     return int((present[:, 0] & present[:, 1:].any(axis=1)).sum())

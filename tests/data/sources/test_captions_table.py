@@ -52,13 +52,22 @@ def test_coco_captions(tmp_path):
         ("a.csv", "", "expected one of image"),
         ("a.csv", "image,caption\na.jpg,b\na.jpg,one, two\n", "line 3: 3 columns.*has 2.*quoted"),
         ("a.json", '{"images": []}', "expected COCO captions"),
-        ("a.json", "[", "expected COCO captions"),
-        ("a.csv", "image,caption\na.jpg,caf\udce9\n", "a.csv: no table in UTF-8"),
-        ("a.csv", "image,caption\na.jpg," + "long" * 40_000 + "\n", "a.csv: no table.*limit"),
+        ("a.json", "[", "a.json: can't be parsed as JSON"),
+        ("a.json", "[" * 100_000, "a.json: can't be parsed"),
+        ("a.json", "[1]", "entry 0: '1' found, expected an object"),
+        ("a.jsonl", '{"image": "a", "text": "b"}\n{"image": "a"}\n', "line 2: no 'text'"),
+        ("a.jsonl", '{"image": 5, "text": "b"}\n', "line 1: 5 found, expected the path"),
+        ("a.jsonl", '{"image": "a", "text": "b"}\n{\n', "line 2: can't be parsed"),
+        ("a.csv", "url,text\nhttp://a.b,c\n", "fetched with img2dataset first"),
+        ("a.csv", "image,caption\na.jpg,b\na.jpg,caf\udce9\n", r"line 3: not UTF-8 \(b'\\xe9' in"),
+        ("a.csv", "image,caption\na.jpg," + "long" * 300_000 + "\n", "line 2: a quote opens here"),
+        ("a.csv", "x" * 2**22, "line 1: more than 4194304 characters"),
+        ("a.csv", 'image,caption\na.jpg,b\nb.jpg,"c\nd.jpg,e\n', "line 3: a quote opens here"),
+        ("a.csv", 'image,caption\nb.jpg,"c\nd.jpg,e\nf.jpg,"g"\n', "line 2: a quote opens"),
     ],
 )
 def test_unreadable_captions_say_what_was_expected(tmp_path, name, text, message):
-    (tmp_path / name).write_text(text, encoding="utf-8", errors="surrogateescape")
+    (tmp_path / name).write_text(text, encoding="utf-8", errors="surrogateescape", newline="")
     with pytest.raises(ValueError, match=message):
         read_captions(str(tmp_path / name))
 
@@ -72,3 +81,61 @@ def test_texts_need_no_column_of_images(tmp_path):
     (tmp_path / "a.tsv").write_text("caption\tlanguage\none\ten\ndeux\tfr\n")
     assert list(read_texts(str(tmp_path / "a.tsv"))) == ["one", "deux"]
     assert list(read_texts(str(tmp_path / "a.tsv"), "language")) == ["en", "fr"]
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        (
+            "a.jsonl",
+            '{"file_name": "a.jpg", "text": ["one", null]}\n\n{"text": "b", "file_name": "b.jpg"}',
+        ),
+        (
+            "A.JSON",
+            '[{"image": "a.jpg", "caption": ["one", 5]}, {"image": "b.jpg", "caption": "b"}]',
+        ),
+    ],
+)
+def test_objects_are_rows(tmp_path, name, text):
+    (tmp_path / name).write_text(text)
+    expected = [ImageCaptions("a.jpg", ["one", ""]), ImageCaptions("b.jpg", ["b"])]
+    assert read_captions(str(tmp_path / name)) == expected
+
+
+def test_captions_may_span_lines(tmp_path):
+    (tmp_path / "a.csv").write_text('image,caption\na.jpg,"one\ntwo, three"\n  \nb.jpg,"four\n"\n')
+    expected = [ImageCaptions("a.jpg", ["one\ntwo, three"]), ImageCaptions("b.jpg", ["four\n"])]
+    assert read_captions(str(tmp_path / "a.csv")) == expected
+
+
+@pytest.mark.parametrize("stray", ['"Welcome home', '"Welcome" home', '5" pipe', 'a "sign', '"'])
+@pytest.mark.parametrize("row", [0, 3, 7])
+def test_a_stray_quote_swallows_no_row_of_a_tsv(tmp_path, stray, row):
+    captions = [f"caption {i}" for i in range(8)]
+    captions[row] = stray
+    rows = [f"{i}.jpg\t{caption}\n" for i, caption in enumerate(captions)]
+    (tmp_path / "a.tsv").write_text("filepath\ttitle\n" + "".join(rows))
+    found = read_captions(str(tmp_path / "a.tsv"))
+    assert [item.captions for item in found] == [[caption] for caption in captions]
+
+
+def test_utf_16_of_spreadsheets_is_read(tmp_path):
+    (tmp_path / "a.csv").write_text("image,caption\na.jpg,dög\n", encoding="utf-16")
+    assert read_captions(str(tmp_path / "a.csv")) == [ImageCaptions("a.jpg", ["dög"])]
+
+
+def test_several_tables_are_joined(tmp_path):
+    for i in range(2):
+        (tmp_path / f"{i}.csv").write_text(f"image,caption\na.jpg,{i}\n{i}.jpg,x\n")
+    found = read_captions([f"{tmp_path}/{i}.csv" for i in range(2)])
+    assert [(i.file, i.captions) for i in found] == [
+        ("a.jpg", ["0", "1"]),
+        ("0.jpg", ["x"]),
+        ("1.jpg", ["x"]),
+    ]
+
+
+@pytest.mark.parametrize("path", ["/dev/zero", "."])
+def test_only_files_are_read(path):
+    with pytest.raises(ValueError, match="expected a file"):
+        read_captions(path)
