@@ -51,7 +51,10 @@ def test_a_requeued_job_goes_on_where_it_stopped(slurm, shards, tmp_path):
     cluster.wait_for(lambda: said("resuming after step"), tmp_path)
     cluster.wait_for(lambda: state() == "COMPLETED", tmp_path)
     assert said("slurm.sbatch: all steps are done")
-    assert "Restarts=1" in cluster.run(slurm, "scontrol", "show", "job", "--oneliner", job)
+    fields = cluster.run(slurm, "scontrol", "show", "job", "--oneliner", job)
+    # A loaded machine may lose a process's heartbeat, after which the script restarts the job.
+    lost = log.read_text().count("slurm.sbatch: a process was lost")
+    assert re.search(r"Restarts=(\d+)", fields)[1] == str(1 + lost)
     assert "2 x" not in log.read_text()
     assert said("4 x cpu on mesh")
     assert [line["step"] for line in lines(workdir)] == list(range(1, 41))
