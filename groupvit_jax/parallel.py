@@ -1,15 +1,16 @@
 """Device mesh, sharding rules as data, and global arrays from the arrays of hosts."""
 
 import collections
+import json
 import math
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import jax
 import numpy as np
 from jax.experimental import mesh_utils
-from jax.experimental.multihost_utils import process_allgather
+from jax.experimental.multihost_utils import broadcast_one_to_all, process_allgather
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from orbax.checkpoint import multihost
 
@@ -179,6 +180,33 @@ def wait_for_processes(key: str) -> None:
       key: name of the barrier, the same in all processes.
     """
     multihost.get_barrier_sync_fn()(key=key, timeout_ms=WAITING_MILLISECONDS)
+
+
+def by_first_process(task: Callable[[], Any]) -> Any:
+    """Run a task in process 0 and return its result in every process; all processes must call it.
+
+    Args:
+      task: returns what JSON can hold.
+
+    Raises:
+      ValueError: the task's error, in every process.
+    """
+    if jax.process_count() == 1:
+        return task()
+    outcome = dict(result=None, error="")
+    if jax.process_index() == 0:
+        try:
+            outcome["result"] = task()
+        except ValueError as error:
+            outcome["error"] = str(error)
+    wait_for_processes("first")  # the task may take longer than a collective waits
+    text = np.frombuffer(json.dumps(outcome).encode(), np.uint8).astype(np.int32)
+    size = int(broadcast_one_to_all(np.int32(text.size)))
+    sent = broadcast_one_to_all(np.resize(text, size))
+    outcome = json.loads(np.asarray(sent, np.uint8).tobytes())
+    if outcome["error"]:
+        raise ValueError(outcome["error"])
+    return outcome["result"]
 
 
 def sum_over_processes(counts: Int[np.ndarray, "*shape"]) -> Int[np.ndarray, "*shape"]:

@@ -9,7 +9,7 @@ from groupvit_jax.interop.huggingface import read_huggingface
 from groupvit_jax.interop.orbax_steps import read_orbax
 from groupvit_jax.interop.original import read_original
 from groupvit_jax.interop.pretrained import Pretrained
-from groupvit_jax.runs.checkpoints import find_step
+from groupvit_jax.runs.checkpoints import find_step, find_whole_step
 from groupvit_jax.runs.files import read_json
 
 KINDS = ("orbax", "safetensors", "huggingface", "original")
@@ -31,7 +31,7 @@ def load_pretrained(path: str | Path, model_config: ConfigDict | None = None) ->
     if kind == "original":
         return read_original(path, model_config)
     if kind == "orbax":
-        return read_orbax(find_step(path) or path)
+        return read_orbax(find_whole_step(path))
     return (native.read_native if kind == "safetensors" else read_huggingface)(path)
 
 

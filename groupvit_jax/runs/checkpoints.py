@@ -6,12 +6,16 @@
                      config         the run's configuration (JSON)
                      tokenizer      the vocabulary with its fingerprint (JSON)
                      metrics        the metrics of the step (JSON, written by Orbax itself)
+                     MANIFEST.json  size and checksum of every file, see `manifest`
 
 Model and training are items of their own, so that inference never reads the optimizer state, twice
 the size of the parameters. Orbax writes a step under a temporary name and renames it when it is
-complete: a folder whose name is a number is a whole checkpoint.
+complete. What happens to it later, on disks and in copies, the manifest shows: a damaged step is
+passed over by readers, and set aside as STEP.damaged by the run that resumes.
 """
 
+import logging
+from collections.abc import Collection
 from pathlib import Path
 
 import jax
@@ -21,20 +25,27 @@ from ml_collections import ConfigDict
 
 from groupvit_jax.data.text import vocabulary
 from groupvit_jax.data.text.vocabulary import Vocabulary
+from groupvit_jax.runs import manifest
 from groupvit_jax.runs.configuration import config_from_dict
 from groupvit_jax.runs.files import read_json
 from groupvit_jax.runs.layout import CHECKPOINTS
 from groupvit_jax.typing import PyTree
 
+logger = logging.getLogger(__name__)
+
 MODEL, TRAINING = "model", "training"
 DATA_POSITION, CONFIG, TOKENIZER = "data_position", "config", "tokenizer"
+METRICS = "metrics"
 ARRAY_ITEMS = (MODEL, TRAINING)
 JSON_ITEMS = (DATA_POSITION, CONFIG, TOKENIZER)
+INFERENCE_ITEMS = (MODEL, CONFIG, TOKENIZER)
+# In Orbax's metadata of a step: whether it was written with a manifest.
+MARK = {"manifest": True}
 _JSON_FILE = "metadata"  # the name that Orbax's JSON handler gives the file of an item
 
 
 def find_step(path: Path) -> Path | None:
-    """Return the step that a path names, None if it names none.
+    """Return the step that a path names, whole or not; None if it names none.
 
     Args:
       path: a step, or a run's folder or its checkpoints, which stand for their last step.
@@ -42,13 +53,84 @@ def find_step(path: Path) -> Path | None:
     path = path.absolute()  # Orbax refuses relative paths
     if _is_step(path):
         return path
-    return last_step(path) or last_step(path / CHECKPOINTS)
+    return next(filter(_is_step, _steps_of(path)), None)
 
 
-def last_step(directory: Path) -> Path | None:
-    """Return the last of the steps in a directory, None without any."""
-    steps = [path for path in directory.glob("[0-9]*") if _is_step(path)]
-    return max(steps, key=lambda path: int(path.name), default=None)
+def find_whole_step(path: Path) -> Path:
+    """Return the step that a path names, verified as far as inference reads it.
+
+    Nothing is renamed: the run that owns a damaged step may be running.
+
+    Args:
+      path: a step, or a run's folder or its checkpoints, which stand for their last whole step.
+
+    Raises:
+      ValueError: the step is damaged, or all steps are.
+    """
+    path = path.absolute()
+    steps = [path] if _is_step(path) else _steps_of(path)
+    damages: list[str] = []
+    for step in steps:
+        if (damage := find_damage(step, INFERENCE_ITEMS)) is None:
+            for line in damages:
+                logger.warning("damaged step passed over: %s", line)
+            log = logger.warning if damages else logger.info
+            log("step %s is read (%s)", step.name, step)
+            return step
+        damages.append(damage)
+    raise ValueError(_none_whole(path, damages))
+
+
+def set_aside_damaged(directory: Path) -> list[str]:
+    """Rename the damaged steps, so that the last step is a whole one.
+
+    The content of the last whole step is verified; of the steps before it only what Orbax reads of
+    every step (the metrics), and the sizes of the files.
+
+    Args:
+      directory: the folder of a run's steps, used by this run alone.
+
+    Returns:
+      The damages of the steps that were renamed.
+
+    Raises:
+      ValueError: there are steps and none is whole; nothing is renamed.
+    """
+    items: Collection[str] | None = None
+    damaged: dict[Path, str] = {}
+    steps = _numbered(directory)
+    for step in steps:
+        if damage := find_damage(step, items):
+            damaged[step] = damage
+        else:
+            items = (METRICS,)
+    if steps and len(damaged) == len(steps):
+        found = _none_whole(directory, list(damaged.values()))
+        raise ValueError(f"{found}, or move the folder away to start from the beginning")
+    return [f"{damage}; set aside as {_set_aside(step).name}" for step, damage in damaged.items()]
+
+
+def find_damage(step: Path, items: Collection[str] | None = None) -> str | None:
+    """Return which file of a step is damaged and how; None for a whole step.
+
+    A step that an older version wrote has no manifest and can't be verified, which is logged.
+
+    Args:
+      step: the folder of a step.
+      items: see `manifest.find_damage`.
+    """
+    if (step / manifest.MANIFEST).exists():
+        return manifest.find_damage(step, items)
+    try:
+        metadata = read_json(step / manifest.STEP_METADATA)
+    except (OSError, ValueError) as error:
+        return f"{error} (not a whole step of a run)"
+    if metadata.get("custom_metadata") == MARK:
+        return f"{step / manifest.MANIFEST}: no such file (the step is incomplete)"
+    if not (step / MODEL).is_dir():
+        return f"{step / MODEL}: no such folder (the step is incomplete or not of a run)"
+    logger.warning("%s has no manifest: written by an older version, not verified", step)
+    return None
 
 
 def has_checkpoints(workdir: Path) -> bool:
@@ -80,10 +162,19 @@ def last_vocabulary(workdir: Path) -> Vocabulary | None:
     """Return the vocabulary in a run's last checkpoint; None without either.
 
     Raises:
-      ValueError: it is damaged.
+      ValueError: it is damaged in every step.
     """
-    step = last_step(workdir / CHECKPOINTS)
-    return stored_vocabulary(step) if step else None
+    damages = []
+    for step in filter(_is_step, _numbered(workdir / CHECKPOINTS)):
+        # All steps of a run hold the same one; what is damaged is said when the run resumes.
+        has_manifest = (step / manifest.MANIFEST).exists()
+        damage = manifest.find_damage(step, (TOKENIZER,)) if has_manifest else None
+        if damage is None:
+            return stored_vocabulary(step)
+        damages.append(damage)
+    if damages:
+        raise ValueError(_none_whole(workdir / CHECKPOINTS, damages))
+    return None
 
 
 def read_model(step: Path) -> PyTree:
@@ -103,4 +194,29 @@ def _json_file(step: Path, item: str) -> Path:
 
 
 def _is_step(path: Path) -> bool:
-    return path.name.isdecimal() and (path / MODEL).is_dir()
+    # Any name will do where there is a manifest: people rename steps when they copy them.
+    named = path.name.isdecimal() or (path / manifest.MANIFEST).is_file()
+    return named and (path / MODEL).is_dir()
+
+
+def _steps_of(path: Path) -> list[Path]:
+    return _numbered(path) or _numbered(path / CHECKPOINTS)
+
+
+def _numbered(directory: Path) -> list[Path]:
+    """Return the folders in a directory that Orbax takes for steps, the last step first."""
+    found = [path for path in directory.glob("[0-9]*") if path.name.isdecimal() and path.is_dir()]
+    return sorted(found, key=lambda path: int(path.name), reverse=True)
+
+
+def _set_aside(step: Path) -> Path:
+    """Rename a damaged step and return its new path."""
+    number, target = 1, step.with_name(f"{step.name}.damaged")
+    while target.exists():  # the same step, written again after a resume and damaged again
+        number += 1
+        target = step.with_name(f"{step.name}.damaged{number}")
+    return step.rename(target)
+
+
+def _none_whole(path: Path, damages: list[str]) -> str:
+    return f"{path}: no whole step found ({'; '.join(damages)}), restore a copy of one"

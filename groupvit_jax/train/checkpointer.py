@@ -1,8 +1,10 @@
 """Saving and restoring checkpoints, in the layout of `groupvit_jax.runs.checkpoints`."""
 
 import dataclasses
+import logging
 import math
-from collections.abc import Mapping
+import shutil
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -10,11 +12,18 @@ import jax
 import orbax.checkpoint as ocp
 from orbax.checkpoint import checkpoint_managers
 
+from groupvit_jax import parallel
 from groupvit_jax.data.text.vocabulary import Vocabulary, to_json
 from groupvit_jax.runs import checkpoints
+from groupvit_jax.runs.manifest import write_manifest
 from groupvit_jax.train.state import TrainState
 from groupvit_jax.typing import PyTree
 
+logger = logging.getLogger(__name__)
+
+# Steps that are no longer kept move here before they are deleted: a step that a kill left
+# half-deleted under its own name would look damaged.
+_DELETED = ".deleted"
 # The item of the checkpoint that holds each field of the state.
 FIELDS = {
     checkpoints.MODEL: ("params", "batch_stats"),
@@ -53,13 +62,16 @@ class Checkpointer:
         run_config: Mapping[str, Any] | None = None,
         vocabulary: Vocabulary | None = None,
     ) -> None:
-        """Open the directory, create it if missing and remove half-written steps.
+        """Open or create the directory, remove half-written steps and set damaged ones aside.
 
         Args:
           directory: the folder of the steps.
           settings: which steps are kept.
           run_config: the whole configuration, a copy of which goes into every checkpoint.
           vocabulary: likewise: a checkpoint can then be used without any other file.
+
+        Raises:
+          ValueError: there are steps, and all of them are damaged.
         """
         self._json = {checkpoints.CONFIG: dict(run_config or {})}
         if vocabulary is not None:
@@ -67,8 +79,15 @@ class Checkpointer:
         self._directory = Path(directory).absolute()  # Orbax refuses relative paths
         arrays = {name: ocp.StandardCheckpointHandler() for name in checkpoints.ARRAY_ITEMS}
         json_items = {name: ocp.JsonCheckpointHandler() for name in checkpoints.JSON_ITEMS}
+        # Before Orbax opens them: it reads metrics of every step and fails with those of one.
+        self._set_aside: list[str] = parallel.by_first_process(
+            lambda: checkpoints.set_aside_damaged(self._directory)
+        )
+        self._report_damages()
         self._manager = ocp.CheckpointManager(
-            self._directory, options=_options(settings), item_handlers=arrays | json_items
+            self._directory,
+            options=_options(settings, self._complete),
+            item_handlers=arrays | json_items,
         )
 
     def save(
@@ -95,7 +114,11 @@ class Checkpointer:
         )
         values = {name: float(value) for name, value in metrics.items()}
         # Forced: when to save is decided by the hooks, not by the manager's interval.
-        self._manager.save(step, args=items, metrics=values, force=True)
+        self.wait()  # as Orbax does next; the step before needs its number until it is complete
+        self._saving = step
+        self._manager.save(
+            step, args=items, metrics=values, force=True, custom_metadata=checkpoints.MARK
+        )
 
     def restore_latest(self, abstract_state: TrainState) -> tuple[TrainState, dict] | None:
         """Return the last state and its data position, or None without a checkpoint.
@@ -142,6 +165,27 @@ class Checkpointer:
     def close(self) -> None:
         """Wait until everything is written, and end the background threads."""
         self._manager.close()
+        self._delete_old()
+        # Said again at the end, because the beginning of a long run's log is far away.
+        self._report_damages()
+
+    def _complete(self) -> None:
+        """Finish the step that is being saved; called in process 0 before it gets its name.
+
+        One process reads what all have written: at this model's size, less than a gigabyte, that
+        takes a second or two beside the training.
+        """
+        (unfinished,) = self._directory.glob(f"{self._saving}.orbax-checkpoint-tmp*")
+        write_manifest(unfinished)
+        self._delete_old()
+
+    def _delete_old(self) -> None:
+        if jax.process_index() == 0:
+            shutil.rmtree(self._directory / _DELETED, ignore_errors=True)
+
+    def _report_damages(self) -> None:
+        for damage in self._set_aside:
+            logger.warning("damaged checkpoint: %s", damage)
 
 
 def check_same_arrays(origin: Path, found: PyTree, expected: PyTree) -> None:
@@ -165,7 +209,9 @@ def check_same_arrays(origin: Path, found: PyTree, expected: PyTree) -> None:
         )
 
 
-def _options(settings: CheckpointSettings) -> ocp.CheckpointManagerOptions:
+def _options(
+    settings: CheckpointSettings, complete: Callable[[], None]
+) -> ocp.CheckpointManagerOptions:
     def score(metrics: Mapping[str, float]) -> float:
         """Return a score, higher for better; a step without the metric is worse than any."""
         value = metrics.get(settings.best_metric, math.nan)
@@ -179,6 +225,10 @@ def _options(settings: CheckpointSettings) -> ocp.CheckpointManagerOptions:
         best_fn=score,  # without it, Orbax writes no metrics and `best_step` has no answer
         preservation_policy=checkpoint_managers.AnyPreservationPolicy(keep),
         cleanup_tmp_directories=True,
+        async_options=ocp.AsyncOptions(post_finalization_callback=complete),
+        todelete_subdir=_DELETED,
+        # A folder renamed by process 0 may for a while keep its old name in other hosts' caches.
+        single_host_load_and_broadcast=True,
     )
 
 

@@ -16,6 +16,7 @@ from groupvit_jax.interop.pretrained import with_image_size
 from groupvit_jax.interop.save import save_pretrained
 from groupvit_jax.runs.configuration import config_from_dict, write_config
 from groupvit_jax.runs.layout import CHECKPOINTS
+from groupvit_jax.runs.manifest import write_manifest
 from groupvit_jax.train.checkpointer import Checkpointer, CheckpointSettings
 from groupvit_jax.train.state import TrainState
 from tests.interop import weights
@@ -66,6 +67,16 @@ def test_a_run_its_checkpoints_and_a_step_are_all_accepted(tmp_path, small, asse
     assert not any(array.any() for array in earlier.values())
 
 
+def test_a_damaged_last_step_is_passed_over(tmp_path, small):
+    write_run(tmp_path, small, steps=(9, 10))
+    content = tmp_path / "checkpoints" / "10" / "model" / "_METADATA"
+    content.write_text(content.read_text()[:-1])
+    earlier = weights.flat(load_pretrained(tmp_path))
+    assert not any(array.any() for array in earlier.values())
+    with pytest.raises(ValueError, match=r"10/model/_METADATA: \d+ bytes found, expected"):
+        load_pretrained(tmp_path / "checkpoints" / "10")
+
+
 def test_a_relative_run_is_accepted(tmp_path, small, assert_identical, monkeypatch):
     write_run(tmp_path / "runs", small)
     monkeypatch.chdir(tmp_path)
@@ -76,6 +87,7 @@ def test_a_step_of_another_configuration_names_the_tensor(tmp_path, small):
     write_run(tmp_path, small)
     path = tmp_path / "checkpoints" / "3" / "config" / "metadata"
     path.write_text(path.read_text().replace('"width": 32', '"width": 16'))
+    write_manifest(tmp_path / "checkpoints" / "3")
     with pytest.raises(ValueError, match=r"3/model: tensor 'params/.*' has shape .*, expected"):
         load_pretrained(tmp_path)
 

@@ -1,3 +1,7 @@
+import collections
+import logging
+import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -6,6 +10,8 @@ import jax
 import numpy as np
 import pytest
 
+from groupvit_jax.runs import checkpoints
+from groupvit_jax.runs.manifest import MANIFEST, find_damage
 from groupvit_jax.train.checkpointer import Checkpointer, CheckpointSettings
 from tests.train import toy
 
@@ -113,9 +119,107 @@ def test_saving_a_step_twice_keeps_the_first(tmp_path):
     assert restored.batch_stats["tower"]["mean"][0] == 1.0
 
 
+@pytest.fixture(scope="module")
+def two_steps(tmp_path_factory):
+    """A folder with the steps 1 and 2, whose states are `toy.init_state(1)` and `(2)`."""
+    directory = tmp_path_factory.mktemp("two") / "checkpoints"
+    checkpointer = Checkpointer(directory, settings(), {"model": {"width": 8}})
+    for step in (1, 2):
+        state = toy.on_mesh(toy.make_mesh(1, 1), toy.init_state(step))
+        checkpointer.save(step, state, POSITION | {"step": step}, {"loss": 1.5})
+    checkpointer.close()
+    return directory
+
+
+def test_every_step_has_a_manifest_and_deleted_ones_leave_nothing(tmp_path):
+    state = toy.on_mesh(toy.make_mesh(1, 1), toy.init_state())
+    checkpointer = Checkpointer(tmp_path, settings(keep_last=1))
+    for step in (1, 2, 3):
+        checkpointer.save(step, state, POSITION, {})
+    checkpointer.close()
+    assert find_damage(tmp_path / "3") is None
+    Checkpointer(tmp_path, settings(keep_last=1)).close()
+    assert [path.name for path in tmp_path.iterdir()] == ["3"]
+
+
+def test_a_damaged_step_is_set_aside_and_the_one_before_is_restored(two_steps, tmp_path, caplog):
+    directory = shutil.copytree(two_steps, tmp_path / "checkpoints")
+    damage(next((directory / "2/model/d").iterdir()), random.Random(0))
+    checkpointer = Checkpointer(directory, settings())
+    restored, position = checkpointer.restore_latest(target())
+    toy.assert_same(restored, toy.init_state(1))
+    assert position["step"] == 1
+    checkpointer.save(2, toy.on_mesh(toy.make_mesh(1, 1), toy.init_state(2)), POSITION, {})
+    caplog.clear()
+    checkpointer.close()  # says it again
+    assert "damaged checkpoint: " in caplog.text
+    assert "set aside as 2.damaged" in caplog.text
+    assert {path.name for path in directory.iterdir()} == {"1", "2", "2.damaged"}
+    assert find_damage(directory / "2") is None
+
+
+def target():
+    return toy.abstract(toy.make_mesh(1, 1), toy.init_state())
+
+
+def damage(path, rng):
+    """Flip a bit of a file or truncate it; return which."""
+    content = bytearray(path.read_bytes())
+    if rng.random() < 0.2 or not content:
+        path.write_bytes(content[: rng.randrange(len(content))] if content else b"x")
+        return "truncated"
+    bit = rng.randrange(8 * len(content))
+    content[bit // 8] ^= 1 << bit % 8
+    path.write_bytes(content)
+    return "flipped"
+
+
+def restored_after_damage(two_steps, directory, rng):
+    """Damage a file of a copy of two steps, chosen by size; return how a resume then ends."""
+    shutil.rmtree(directory, ignore_errors=True)
+    shutil.copytree(two_steps, directory)
+    files = sorted(path for path in directory.rglob("*") if path.is_file())
+    # Half of them by size, where bits flip, half of them equally, where small files matter.
+    weights = [path.stat().st_size + 1 for path in files] if rng.random() < 0.5 else None
+    kind = damage(rng.choices(files, weights)[0], rng)
+    checkpointer = Checkpointer(directory, settings())
+    restored, position = checkpointer.restore_latest(target())
+    checkpointer.close()
+    step = position["step"]
+    toy.assert_same(restored, toy.init_state(step))
+    model = checkpoints.read_model(checkpoints.find_whole_step(directory))
+    toy.assert_same(model["params"], toy.init_state(step).params)
+    assert step == 2 or (directory / "2.damaged").exists()
+    return kind, step
+
+
+@pytest.mark.parametrize("count", [20, pytest.param(1000, marks=pytest.mark.slow)])
+def test_random_damages_cost_at_most_a_step(two_steps, tmp_path, count):
+    logging.disable(logging.WARNING)
+    rng, ends = random.Random(count), collections.Counter()
+    try:
+        for _ in range(count):
+            ends[restored_after_damage(two_steps, tmp_path / "c", rng)] += 1
+    finally:
+        logging.disable(logging.NOTSET)
+    print(dict(ends))
+    assert {step for _, step in ends} == {1, 2}
+
+
+def test_without_any_whole_step_nothing_is_renamed(two_steps, tmp_path):
+    directory = shutil.copytree(two_steps, tmp_path / "checkpoints")
+    for step in "1", "2":
+        (directory / step / MANIFEST).unlink()
+    with pytest.raises(ValueError, match=r"no whole step found \(.*2/MANIFEST.json: no such file"):
+        Checkpointer(directory, settings())
+    assert {path.name for path in directory.iterdir()} == {"1", "2"}
+
+
 SAVE_AND_BE_KILLED = """
 import os, sys
 from tests.train import toy
+from groupvit_jax.runs import checkpoints
+from groupvit_jax.runs.manifest import MANIFEST, find_damage
 from groupvit_jax.train.checkpointer import Checkpointer, CheckpointSettings
 state = toy.on_mesh(toy.make_mesh(1, 1), toy.init_state(width=1 << 21))
 settings = CheckpointSettings(keep_last=9)
