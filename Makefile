@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 PYTEST := $(BIN)/python -m pytest -n 2 --dist loadfile
 
-.PHONY: demo test test-slow test-all test-isa lint extras smoke
+.PHONY: demo fuzz test test-slow test-all test-isa lint extras smoke
 .DEFAULT_GOAL := test
 .SECONDARY:
 
@@ -38,6 +38,12 @@ extras: $(VENV)/extras.stamp
 	$(BIN)/python -m pip install --quiet --no-deps timm==1.0.31
 	tests/install_programs.sh
 	@touch $(VENV)/dev.stamp
+
+# Damaged, foreign and hostile files of every kind; what fails is kept in fuzz_failures/.
+FUZZ_INPUTS ?= 12000
+FUZZ_SEED ?= 0
+fuzz: $(VENV)/dev.stamp
+	JAX_PLATFORMS=cpu $(BIN)/python -W ignore -m tests.fuzz --inputs=$(FUZZ_INPUTS) --seed=$(FUZZ_SEED)
 
 # The numeric tests with the instructions that every x86-64 processor has: sums in another order.
 test-isa: $(VENV)/dev.stamp

@@ -7,6 +7,7 @@ from typing import Any
 import jax
 from ml_collections import ConfigDict
 
+from groupvit_jax.foreign import naming
 from groupvit_jax.interop.huggingface import read_tensors
 from groupvit_jax.interop.initialise import InitialisationReport, placed_like
 from groupvit_jax.interop.layout import (
@@ -148,7 +149,8 @@ def initialise_text_from(
       FileNotFoundError: a file is missing.
       ValueError: fields differ or a tensor doesn't fit; the message names them.
     """
-    flat, unused = read_bert(Path(path), build_model(model_config))
+    with naming(path):
+        flat, unused = read_bert(Path(path), build_model(model_config))
     arrays = unflatten({name.removeprefix(_PREFIX): array for name, array in flat.items()})
     tower = jax.tree.map(placed_like, dict(params["text_encoder"]), arrays)
     loaded = tuple(f"{_PREFIX}{name}" for name in flatten(tower))

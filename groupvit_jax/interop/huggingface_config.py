@@ -30,6 +30,8 @@ _TEXT_FIELDS = (
     ("num_heads", "num_attention_heads", 4),
     ("end_of_text_id", "eos_token_id", 49407),
 )
+# Building a model takes time by its layers, and nobody's has more.
+_MAX_LAYERS, _MAX_SIZE = 200, 2**20
 # Before transformers 4.33, configurations had this value and meant the highest id.
 _LEGACY_END_OF_TEXT_ID = 2
 
@@ -68,7 +70,21 @@ def to_model_config(config: dict[str, Any], path: Path) -> ConfigDict:
         "hidden_dim": config.get("projection_intermediate_dim", 4096),
         "output_dim": config.get("projection_dim", 256),
     }
+    for section, fields in (("vision", image), ("text", text), ("projector", projector)):
+        _check_sizes(fields, f"{path}: {section}")
     return make_model_config(image, text, projector)
+
+
+def _check_sizes(fields: dict[str, Any], where: str) -> None:
+    """Checks that all fields are numbers, or tuples of numbers, that a model can have."""
+    for field, value in fields.items():
+        values = value if isinstance(value, tuple) else (value,)
+        kinds = (int, float) if field in ("assign_eps", "mlp_ratio") else (int,)
+        if not all(type(v) in kinds and 0 <= v <= _MAX_SIZE for v in values):
+            found = str(value)[:60]
+            raise ValueError(f"{where}: {field} is {found}, expected numbers up to {_MAX_SIZE:,}")
+        if field in ("depths", "num_layers") and sum(values) > _MAX_LAYERS:
+            raise ValueError(f"{where}: {sum(values)} layers, expected up to {_MAX_LAYERS}")
 
 
 def from_model_config(model: TwoTower) -> dict[str, Any]:

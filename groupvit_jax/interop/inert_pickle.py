@@ -47,6 +47,10 @@ _VALUES = re.compile(
     r"INT|BININT[12]?|LONG[14]?|FLOAT|BINFLOAT|BYTEARRAY8|UNICODE|(SHORT_)?BINUNICODE8?|"
     r"(SHORT_)?(BIN)?STRING|(SHORT_)?BINBYTES8?"
 )
+# Entries that calls of OrderedDict may copy, all together: a file can repeat a call with one list.
+_MAX_COPIED = 2**22
+# NumPy has no larger arrays; Python's integers have no limit.
+_MAX_DIMENSIONS, _MAX_SIZE = 64, 2**48
 # Hashing any other key could recurse into objects built by the file.
 _KEYS = (str, int, float, bytes, type(None))
 
@@ -66,8 +70,8 @@ def read_pickle(content: bytes) -> Any:
             if opcode.name == "STOP":
                 return machine.stack.pop()
             machine.run(opcode.name, argument)
-    except (IndexError, KeyError, TypeError) as error:
-        raise ValueError(f"not a pickle of tensors: {error!r}") from error
+    except Exception as error:  # pickletools and our machine fail as they like on damaged bytes
+        raise ValueError(f"not a pickle of tensors: {str(error)[:200] or repr(error)}") from error
     raise ValueError("the pickle has no end")
 
 
@@ -77,6 +81,7 @@ class _Machine:
     def __init__(self) -> None:
         self.stack: list[Any] = []
         self.memo: dict[int, Any] = {}
+        self.num_copied = 0
 
     def run(self, name: str, argument: Any) -> None:
         """Executes one opcode."""
@@ -133,7 +138,7 @@ class _Machine:
             case "BINPERSID":
                 return _make_storage(self.pop(1)[0])
             case "REDUCE":
-                return _call(*self.pop(2))
+                return self.call(*self.pop(2))
             case "NEWOBJ" | "NEWOBJ_EX":
                 self.pop(2 if name == "NEWOBJ" else 3)
                 return Inert()
@@ -165,22 +170,24 @@ class _Machine:
         if isinstance(self.stack[-1], dict):
             self.stack[-1].update(_make_dict(items))
 
+    def call(self, function: Any, arguments: Any) -> Any:
+        """Returns what a call in the file gives: data for the three known ones, else `Inert`."""
+        if function == _REBUILD_TENSOR:
+            return _make_tensor(*arguments[:4])
+        if function == _REBUILD_PARAMETER:
+            return arguments[0]
+        if function == _ORDERED_DICT:
+            pairs = arguments[0] if arguments else []
+            self.num_copied += len(pairs)
+            if self.num_copied > _MAX_COPIED:
+                raise ValueError(f"dictionaries of more than {_MAX_COPIED:,} entries")
+            return {key: value for key, value in pairs if isinstance(key, _KEYS)}
+        return Inert()
+
 
 def _make_dict(items: list[Any]) -> dict:
     pairs = zip(items[::2], items[1::2], strict=True)
     return {key: value for key, value in pairs if isinstance(key, _KEYS)}
-
-
-def _call(function: Any, arguments: Any) -> Any:
-    """Returns the result of a call in the file: data for the three known calls, else `Inert`."""
-    if function == _REBUILD_TENSOR:
-        return _make_tensor(*arguments[:4])
-    if function == _REBUILD_PARAMETER:
-        return arguments[0]
-    if function == _ORDERED_DICT:
-        pairs = arguments[0] if arguments else []
-        return {key: value for key, value in pairs if isinstance(key, _KEYS)}
-    return Inert()
 
 
 def _make_storage(persistent_id: Any) -> Storage:
@@ -193,11 +200,12 @@ def _make_storage(persistent_id: Any) -> Storage:
 
 def _make_tensor(storage: Any, offset: Any, shape: Any, stride: Any) -> TensorView:
     tuples = isinstance(shape, tuple) and isinstance(stride, tuple) and len(shape) == len(stride)
-    sizes = tuples and all(map(_is_size, (offset, *shape, *stride)))
+    sizes = tuples and len(shape) <= _MAX_DIMENSIONS
+    sizes = sizes and all(map(_is_size, (offset, *shape, *stride)))
     if not (isinstance(storage, Storage) and sizes):
         raise ValueError("not a pickle of tensors: a tensor without storage, shape or strides")
     return TensorView(storage, offset, shape, stride)
 
 
 def _is_size(value: Any) -> bool:
-    return isinstance(value, int) and value >= 0
+    return isinstance(value, int) and 0 <= value < _MAX_SIZE

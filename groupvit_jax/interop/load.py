@@ -4,6 +4,7 @@ from pathlib import Path
 
 from ml_collections import ConfigDict
 
+from groupvit_jax.foreign import naming
 from groupvit_jax.interop import native
 from groupvit_jax.interop.huggingface import read_huggingface
 from groupvit_jax.interop.orbax_steps import read_orbax
@@ -27,6 +28,11 @@ def load_pretrained(path: str | Path, model_config: ConfigDict | None = None) ->
       ValueError: a field or tensor doesn't fit; the message names it and the file.
     """
     path = Path(path)
+    with naming(path):
+        return _load(path, model_config)
+
+
+def _load(path: Path, model_config: ConfigDict | None) -> Pretrained:
     kind = find_kind(path)
     if kind == "original":
         return read_original(path, model_config)

@@ -13,6 +13,8 @@ from safetensors.numpy import save
 
 from groupvit_jax.runs.files import read_json
 
+_MAX_HEADER_BYTES = 100_000_000  # the library's own limit
+
 
 def read_safetensors(path: Path) -> dict[str, np.ndarray]:
     """Reads every tensor of a file.
@@ -26,7 +28,7 @@ def read_safetensors(path: Path) -> dict[str, np.ndarray]:
     try:
         with safe_open(path, framework="numpy") as file:
             return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    except SafetensorError as error:
+    except (SafetensorError, TypeError, ValueError, AttributeError) as error:  # unknown types
         raise ValueError(f"{path}: {_first_wrong(path) or error}") from error
 
 
@@ -80,16 +82,13 @@ def write_safetensors(
 
 def _first_wrong(path: Path) -> str:
     """Returns the first tensor with bytes beyond the file, which the library doesn't name."""
-    content = path.read_bytes()
     try:
-        (length,) = struct.unpack_from("<Q", content)
-        header = json.loads(content[8 : 8 + length])
-    except (struct.error, ValueError):
-        return "truncated, the description of its tensors is incomplete"
-    available = len(content) - 8 - length
-    entries = {name: entry for name, entry in header.items() if name != "__metadata__"}
-    for name, entry in sorted(entries.items(), key=lambda item: item[1]["data_offsets"]):
-        _, end = entry["data_offsets"]
-        if end > available:
-            return f"tensor {name!r} ends at byte {end} of {available} that the file has"
-    return ""
+        with path.open("rb") as file:
+            (length,) = struct.unpack("<Q", file.read(8))
+            header = json.loads(file.read(min(length, _MAX_HEADER_BYTES)))
+        available = path.stat().st_size - 8 - length
+        ends = [(e["data_offsets"][1], n) for n, e in header.items() if n != "__metadata__"]
+        end, name = min((found for found in ends if found[0] > available), default=(0, ""))
+    except (struct.error, ValueError, LookupError, TypeError, AttributeError, RecursionError):
+        return "truncated or damaged, the description of its tensors is incomplete"
+    return f"tensor {name!r} ends at byte {end} of {available} that the file has" if name else ""

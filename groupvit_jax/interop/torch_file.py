@@ -34,6 +34,9 @@ DTYPES: dict[str, np.dtype] = {
     }.items()
 }
 _MAX_PICKLE_BYTES = 1 << 28
+# Tied weights are views of one storage, so that tensors may take more than their file; a small
+# file of many views would fill any memory.
+_MAX_SHARING = 4
 # Errors that zipfile raises for inconsistent files.
 _DAMAGES = (zipfile.BadZipFile, NotImplementedError, EOFError, OSError, struct.error)
 _ENCRYPTED = 0x61  # flags of encrypted or patched zip members
@@ -63,7 +66,18 @@ def read_torch_file(path: Path) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
         views = tensor_views(content)
         if not views:
             raise ValueError(f"{path}: holds no state dict")
+        num_bytes = sum(map(_num_bytes, views.values()))
+        if num_bytes > _MAX_SHARING * (path.stat().st_size + 1):
+            raise ValueError(
+                f"{path}: {len(views)} tensors take {num_bytes:,} bytes, more than {_MAX_SHARING} "
+                "times the file"
+            )
         return {name: reader.tensor(name, view) for name, view in views.items()}, content
+
+
+def _num_bytes(view: TensorView) -> int:
+    dtype = DTYPES.get(view.storage.dtype_name, np.dtype(np.uint8))
+    return math.prod(view.shape) * dtype.itemsize
 
 
 def tensor_views(content: Any) -> dict[str, TensorView]:

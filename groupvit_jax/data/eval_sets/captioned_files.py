@@ -4,9 +4,10 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
-from groupvit_jax.data.eval_sets.mask_files import below, naming
+from groupvit_jax.data.eval_sets.mask_files import below
 from groupvit_jax.data.sources.captions_table import read_captions
 from groupvit_jax.data.sources.pairs import Sample
+from groupvit_jax.foreign import naming
 
 
 class CaptionedFiles:

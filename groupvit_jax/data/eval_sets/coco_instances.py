@@ -9,11 +9,15 @@ from typing import Any
 import numpy as np
 import pycocotools.mask
 
-from groupvit_jax.data.eval_sets.mask_files import below, naming
+from groupvit_jax.data.eval_sets.mask_files import below
 from groupvit_jax.data.sources.masks import IdTable, MaskedImage, decode_photo, pair
+from groupvit_jax.foreign import naming
 from groupvit_jax.typing import Bool, Int
 
 _FARTHEST = 1e5  # largest coordinate of a point, in pixels
+# Pixels along the polygons of an instance; pycocotools needs 100 bytes for each. COCO's longest
+# outline has a few thousand.
+_LONGEST_OUTLINE = 2**20
 
 
 class InstanceMasks:
@@ -38,7 +42,7 @@ class InstanceMasks:
             for instance in content["annotations"]:
                 fields = {key: instance[key] for key in ("category_id", "segmentation", "iscrowd")}
                 self._instances[instance["image_id"]].append(fields)
-        except (KeyError, TypeError, ValueError) as error:
+        except (KeyError, TypeError, ValueError, RecursionError) as error:
             expected = "expected COCO instances (images and annotations)"
             raise ValueError(f"{annotations}: {expected}, got {error!r}") from error
 
@@ -75,28 +79,41 @@ def draw_instances(
     Raises:
       ValueError: the segmentation of an instance is invalid.
     """
-    drawn = [(_decode(instance["segmentation"], size), instance) for instance in instances]
-    drawn.sort(key=lambda pair: (not pair[1]["iscrowd"], -int(pair[0].sum())))
+    # Encoded, because the pixels of all instances together may take gigabytes.
+    drawn = [(_run_lengths(instance["segmentation"], size), instance) for instance in instances]
+    areas = [int(pycocotools.mask.area(encoded)) if encoded else 0 for encoded, _ in drawn]
+    order = sorted(range(len(drawn)), key=lambda i: (not drawn[i][1]["iscrowd"], -areas[i]))
     mask = np.zeros(size, np.int32)
-    for inside, instance in drawn:
-        mask[inside] = instance["category_id"]
+    for encoded, instance in (drawn[i] for i in order):
+        if encoded:
+            mask[_decode(encoded)] = instance["category_id"]
     return mask
 
 
-def _decode(shape: Any, size: tuple[int, int]) -> Bool[np.ndarray, "H W"]:
-    """Fills polygons [[x, y, x, y, ...], ...] or decodes {"counts", "size"}."""
+def _decode(encoded: dict[str, Any]) -> Bool[np.ndarray, "H W"]:
+    return pycocotools.mask.decode(encoded).astype(bool)
+
+
+def _run_lengths(shape: Any, size: tuple[int, int]) -> dict[str, Any] | None:
+    """Encodes polygons [[x, y, x, y, ...], ...] or plain run lengths; None for no polygon."""
     if isinstance(shape, dict):
         if tuple(shape.get("size", ())) != size:
             found = f"run lengths of size {shape.get('size')} found"
             raise ValueError(f"{found}, expected the photo's {list(size)} (height, width)")
-        encoded = shape if isinstance(shape["counts"], str) else _encode(shape, size)
-        return pycocotools.mask.decode(encoded).astype(bool)
+        return shape if isinstance(shape["counts"], str) else _encode(shape, size)
     if not (isinstance(shape, list) and all(map(_is_polygon, shape))):
         raise ValueError(f"segmentation {str(shape)[:60]} found, expected polygons or run lengths")
     if not shape:
-        return np.zeros(size, bool)
-    merged = pycocotools.mask.merge(pycocotools.mask.frPyObjects(shape, *size))
-    return pycocotools.mask.decode(merged).astype(bool)
+        return None
+    if (outline := sum(map(_outline, shape))) > _LONGEST_OUTLINE:
+        raise ValueError(f"polygons of {outline:,} pixels, more than {_LONGEST_OUTLINE:,}")
+    return pycocotools.mask.merge(pycocotools.mask.frPyObjects(shape, *size))
+
+
+def _outline(points: Sequence[Any]) -> int:
+    """Returns how many pixels the sides of a polygon have."""
+    sides = np.abs(np.diff(np.reshape(points, (-1, 2)), axis=0, append=[points[:2]]))
+    return int(sides.max(axis=1).sum())
 
 
 def _is_polygon(points: Any) -> bool:

@@ -1,15 +1,16 @@
 """Shared by the readers of evaluation sets: locating a set, name lists, and mask files."""
 
-import contextlib
 import dataclasses
 import importlib.resources
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from jaxtyping import Integer
 
 from groupvit_jax.data.sources.masks import IdTable, MaskedImage, decode_photo, pair, read_mask
+from groupvit_jax.foreign import naming
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,8 +71,9 @@ def class_names(name: str) -> tuple[str, ...]:
 
 
 def read_lines(path: Path) -> tuple[str, ...]:
-    """Returns the lines that are neither blank nor comments."""
-    return _names(path.read_text("utf-8-sig"))
+    """Returns the lines that are neither blank nor comments; a ValueError names the file."""
+    with naming(path):
+        return _names(path.read_text("utf-8-sig"))
 
 
 def _names(text: str) -> tuple[str, ...]:
@@ -79,22 +81,11 @@ def _names(text: str) -> tuple[str, ...]:
     return tuple(line for line in lines if line and not line.startswith("#"))
 
 
-def below(root: Path, name: str, where: str) -> Path:
+def below(root: Path, name: Any, where: str) -> Path:
     """Returns root/name; raises ValueError if a name read from a file leaves `root`."""
-    if Path(name).is_absolute() or ".." in Path(name).parts:
+    if not isinstance(name, str) or Path(name).is_absolute() or ".." in Path(name).parts:
         raise ValueError(f"{where}: file name {name!r} found, expected one inside {root}")
     return root / name
-
-
-@contextlib.contextmanager
-def naming(path: Path | str) -> Iterator[None]:
-    """Turns errors about a file into a ValueError that begins with its name."""
-    try:
-        yield
-    except ValueError as error:
-        raise ValueError(f"{path}: {error}") from error
-    except OSError as error:
-        raise ValueError(f"{path}: can't be read ({error.strerror})") from error
 
 
 def read_png(path: Path, size: tuple[int, int]) -> Integer[np.ndarray, "H W"]:

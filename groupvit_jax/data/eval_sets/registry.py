@@ -12,6 +12,7 @@ from pathlib import Path
 from groupvit_jax.data.sources.labelled import LabelledSource
 from groupvit_jax.data.sources.masks import MaskedSource
 from groupvit_jax.data.sources.pairs import Source
+from groupvit_jax.foreign import naming
 
 
 @dataclasses.dataclass(frozen=True)
@@ -138,7 +139,8 @@ def open_benchmark(name: str, data_dir: str | os.PathLike, split: str = "") -> B
     if split not in splits:
         raise ValueError(f"benchmark {name}: split {split!r} found, expected one of {splits}")
     arguments = (split,) if len(splits) > 1 else ()
-    benchmark = opener(Path(data_dir).expanduser(), *arguments)
+    with naming(data_dir):
+        benchmark = opener(Path(data_dir).expanduser(), *arguments)
     if not len(benchmark.source):
         raise FileNotFoundError(f"{name}: no image found in {data_dir}; see docs/benchmarks.md")
     return benchmark

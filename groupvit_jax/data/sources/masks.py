@@ -93,17 +93,19 @@ def read_mask(data: bytes, size: tuple[int, int]) -> Integer[np.ndarray, "H W"]:
     """
     try:
         with PIL.Image.open(io.BytesIO(data), formats=["PNG"]) as image:
-            found = (image.height, image.width)
-            if sorted(found) != sorted(size):
-                raise ValueError(_sizes(found, size))
-            if image.mode not in _GREY_MODES:
-                raise ValueError(
-                    f"mask with the channels {image.mode} found, expected one value for each "
-                    "pixel (a grey or palette PNG)"
-                )
-            return np.array(image).astype(np.int32)
-    except (OSError, SyntaxError, PIL.Image.DecompressionBombError) as error:
-        raise ValueError(f"mask is no readable PNG ({error})") from error
+            found, mode = (image.height, image.width), image.mode
+            usable = sorted(found) == sorted(size) and mode in _GREY_MODES
+            values = np.array(image).astype(np.int32) if usable else None
+    except Exception as error:  # Pillow raises whatever damaged chunks lead to
+        raise ValueError(f"mask is no readable PNG ({error!r})") from error
+    if sorted(found) != sorted(size):
+        raise ValueError(_sizes(found, size))
+    if values is None:
+        raise ValueError(
+            f"mask with the channels {mode} found, expected one value for each pixel (a grey or "
+            "palette PNG)"
+        )
+    return values
 
 
 def pair(photo: Photo, mask: Integer[np.ndarray, "h w"], ids: IdTable | None) -> MaskedImage:
