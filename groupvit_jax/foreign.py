@@ -1,12 +1,12 @@
 """The border to files that others wrote: whatever is wrong with one names the file."""
 
 import contextlib
+import os
 from collections.abc import Iterator
-from pathlib import Path
 
 
 @contextlib.contextmanager
-def naming(path: Path | str) -> Iterator[None]:
+def naming(path: str | os.PathLike) -> Iterator[None]:
     """Turns every error about a file into a ValueError that names it.
 
     Libraries raise whatever a damaged or foreign file leads to: KeyError, struct.error, TypeError,

@@ -57,7 +57,7 @@ def read_captions(
     Raises:
       ValueError: a column can't be found, or a row is malformed; names the file and the line.
     """
-    wanted = [("image_column", image_column, IMAGE_COLUMNS)]
+    wanted: list[_Wanted] = [("image_column", image_column, IMAGE_COLUMNS)]
     wanted += [("caption_column", caption_column, CAPTION_COLUMNS)]
     captions: dict[str, list[str]] = {}
     for each in [path] if isinstance(path, str) else path:
@@ -171,7 +171,7 @@ def _table_rows(path: str, wanted: Sequence[_Wanted]) -> Iterator[tuple[str, tup
         )
     # Tables with tabs are often written without any quoting.
     quoting = csv.QUOTE_NONE if stray else csv.QUOTE_MINIMAL
-    rows = csv.reader(_lines(path), delimiter=delimiter, quoting=quoting)
+    rows = csv.reader(_lines(path), delimiter=delimiter, quoting=quoting)  # type: ignore[arg-type]
     try:
         header = [name.strip() for name in next(rows, [])]
         places = [find_column(path, header, *column) for column in wanted]
@@ -249,15 +249,14 @@ def _undecodable(path: str, is_utf16: bool) -> str:
     if is_utf16:
         return f"{path}: damaged UTF-16"
     with open(path, "rb") as file:
-        for number in itertools.count(1):
-            line = file.readline(MAX_LINE_CHARS)
+        for number, line in enumerate(iter(lambda: file.readline(MAX_LINE_CHARS), b""), 1):
             try:
                 line.decode()
             except UnicodeDecodeError as error:
+                found = line[error.start : error.start + 1]
+                around = line[max(0, error.start - 20) : error.start + 20]
                 return (
-                    f"{path}, line {number}: not UTF-8 ({line[error.start : error.start + 1]!r} in "
-                    f"{line[max(0, error.start - 20) : error.start + 20]!r}); convert the table, "
-                    "e.g. iconv -f latin1 -t utf-8"
+                    f"{path}, line {number}: not UTF-8 ({found!r} in {around!r}); convert the "
+                    "table, e.g. iconv -f latin1 -t utf-8"
                 )
-            if not line:
-                return f"{path}: not UTF-8"
+    return f"{path}: not UTF-8"

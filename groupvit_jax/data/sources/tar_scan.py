@@ -6,6 +6,7 @@ Memory and time are bounded by the size of the file, whatever its headers say.
 import dataclasses
 import io
 import os
+import re
 import tarfile
 from collections.abc import Iterator
 from typing import Any
@@ -33,6 +34,8 @@ MAX_KEY_BYTES = 1024
 MAX_HEADER_BYTES = 2**16
 # tarfile copies the global fields of a PAX archive for each of its members.
 MAX_GLOBAL_FIELDS = 100
+# tarfile searches extended headers with an expression that takes quadratic time in these.
+_LONG_NUMBER = re.compile(rb"\d{200}")
 _BLOCK = 512
 
 # Samples that can't be used.
@@ -129,7 +132,10 @@ class _Headers:
         """Reads for tarfile, which reads nothing but headers, of whatever length one declares."""
         if size > MAX_HEADER_BYTES:
             raise ValueError(f"a header of {size} bytes, more than {MAX_HEADER_BYTES}")
-        return self._file.read(size)
+        content = self._file.read(size)
+        if size > _BLOCK and _LONG_NUMBER.search(content):
+            raise ValueError("a header with a number of hundreds of digits")
+        return content
 
     def seek(self, position: int) -> int:
         """Seeks for tarfile."""
@@ -194,9 +200,13 @@ class _Grouping:
                 offsets[part], sizes[part] = member.offset_data, member.size
                 return
             reason = _REPEATED
-        shown = member.name if len(member.name) <= 80 else f"...{member.name[-77:]}"
-        shown = shown.encode("utf-8", "replace").decode()
-        self.counts.leave(reason, Tally(int(part == 0), int(part == 1), 1, [shown]))
+        self.counts.leave(reason, Tally(int(part == 0), int(part == 1), 1, [_shown(member.name)]))
+
+
+def _shown(name: str) -> str:
+    """Returns the end of a name in printable characters, as an example in messages."""
+    short = name if len(name) <= 80 else f"...{name[-77:]}"
+    return "".join(c if c.isprintable() else "\ufffd" for c in short)
 
 
 def _reason(
@@ -219,7 +229,7 @@ def _account(index: np.ndarray, grouping: _Grouping, note: str) -> dict[str, Any
     counts = grouping.counts
     present = np.asarray(index["size"] >= 0)
     for entry, held, problem in zip(index, present, problems(index), strict=True):
-        key = entry["key"].decode("utf-8", "replace")
+        key = _shown(entry["key"].decode("utf-8", "replace"))
         # What a truncated archive has lost counts as one image.
         num_images = 1 if problem == CUT_OFF else int(held[0])
         item = Tally(num_images, int(held[1:].any()), int(held.sum()))
@@ -236,7 +246,7 @@ def _account(index: np.ndarray, grouping: _Grouping, note: str) -> dict[str, Any
 def problems(index: np.ndarray) -> list[str]:
     """Returns for each sample of an index why it is incomplete; "" for a complete one."""
     present = np.asarray(index["size"] >= 0)
-    image, caption = present[:, 0], present[:, 1:].any(axis=1)
+    image, caption = present[:, 0], np.asarray(present[:, 1:].any(axis=1))
     found = np.full(len(index), "", object)
     found[image & ~caption] = NO_CAPTION
     found[caption & ~image] = NO_IMAGE

@@ -75,6 +75,7 @@ PAIR = [("0.jpg", b"-"), ("0.txt", b"a")]
             {"image and caption not side by side in the tar": 4},
         ),
         ([("d", (tarfile.DIRTYPE, "")), *PAIR], {"used": 2}),
+        ([*PAIR, ("a\nb.cls", b"-")], {"used": 2, "ending that is not read": 1}),
         ([*PAIR, ("x" * 2000 + ".jpg", b"-")], {"used": 2, "name longer than 1024 bytes": 1}),
     ],
 )
@@ -129,6 +130,7 @@ def test_memory_does_not_follow_what_headers_say(tmp_path):
         "long links": header(tarfile.GNUTYPE_LONGNAME, b"0.jpg\0") * 2000,
         "extended headers": header(tarfile.XHDTYPE, record("path", "0.jpg")) * 2000,
         "a vast name": header(tarfile.GNUTYPE_LONGNAME, b"x" * 2**27),
+        "a vast number": header(tarfile.XHDTYPE, b"9" * 60_000) * 700,
         "many global fields": header(tarfile.XGLTYPE, fields),
     }
     for name, start in files.items():
