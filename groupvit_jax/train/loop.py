@@ -27,7 +27,7 @@ from groupvit_jax.train.initial_state import Initialisers, initial_state
 from groupvit_jax.train.kernel_check import checked_loss
 from groupvit_jax.train.prefetch import DeviceBatch, DevicePrefetcher
 from groupvit_jax.train.state import TrainState
-from groupvit_jax.train.step import make_train_step
+from groupvit_jax.train.step import NormsOfLoggedSteps, make_train_step
 from groupvit_jax.train.stopping import StopRequest
 from groupvit_jax.train.writers import make_writer
 from groupvit_jax.typing import Array
@@ -132,7 +132,10 @@ def train(
         ]
         batches = stack.enter_context(open_batches(parts, position))
         context = hooks_lib.StepContext(position.first_step, parts.num_steps, state)
-        context = run_steps(context, _make_step(parts), batches, hooks, metrics, stop)
+        train_step = NormsOfLoggedSteps(
+            _make_step(parts), context.step, context.num_steps, config.log_every_steps
+        )
+        context = run_steps(context, train_step, batches, hooks, metrics, stop)
     return Result(context.step, complete=context.is_last)
 
 

@@ -37,8 +37,7 @@ def make_train_step(
 
     Returns:
       A jitted function of the state and a global batch (see `typing.Batch`). Its metrics are
-      float32 scalars: those of the loss, `gradient_norm` (before clipping), `update_norm`,
-      `parameter_norm` (after the update) and `learning_rate`.
+      float32 scalars: those of the loss, `gradient_norm` (before clipping) and `learning_rate`.
     """
 
     def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
@@ -50,8 +49,11 @@ def make_train_step(
 
         gradients, (batch_stats, metrics) = jax.grad(trainable_loss, has_aux=True)(state.params)
         metrics["learning_rate"] = schedule(state.step)
-        state, norms = apply_gradients(state, optimizer, gradients, batch_stats)
-        return state, jax.tree.map(jnp.float32, metrics | norms)
+        metrics["gradient_norm"] = optax.tree.norm(gradients)
+        updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
+        params = optax.apply_updates(state.params, updates)
+        state = TrainState(state.step + 1, params, batch_stats, opt_state, state.key)
+        return state, jax.tree.map(jnp.float32, metrics)
 
     return jax.jit(
         train_step,
@@ -63,20 +65,37 @@ def make_train_step(
     )
 
 
-def apply_gradients(
-    state: TrainState,
-    optimizer: optax.GradientTransformation,
-    gradients: PyTree,
-    batch_stats: PyTree,
-) -> tuple[TrainState, Metrics]:
-    """Return the state after the update, and the norms of gradients, update and new parameters."""
-    updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
-    params = optax.apply_updates(state.params, updates)
-    norms = {
-        "gradient_norm": optax.tree.norm(gradients),
-        "update_norm": optax.tree.norm(updates),
-        # Finite exactly when every new parameter is: the loss of this step can't show a parameter
-        # that this step has made NaN.
-        "parameter_norm": optax.tree.norm(params),
+class NormsOfLoggedSteps:
+    """A training step that adds `update_norm` and `parameter_norm` to the metrics of logged steps.
+
+    They are no part of the step itself, where they would take 1.2 of its 15 ms with 16 images on a
+    v5e. A logged step keeps a copy of the parameters as they were before it.
+    """
+
+    def __init__(self, train_step: Any, first_step: int, num_steps: int, every_steps: int) -> None:
+        """Take the step, how many steps are done, and the run's length and logging interval."""
+        self._train_step, self._step = train_step, first_step
+        self._num_steps, self._every_steps = num_steps, every_steps
+
+    def __call__(self, state: TrainState, batch: Any) -> tuple[TrainState, Metrics]:
+        """Do a step; the state is donated."""
+        self._step += 1
+        if self._step % self._every_steps and self._step != self._num_steps:
+            return self._train_step(state, batch)
+        before = _copy(state.params)
+        state, metrics = self._train_step(state, batch)
+        return state, {**metrics, **_norms(before, state.params)}
+
+
+@jax.jit
+def _copy(tree: PyTree) -> PyTree:
+    return jax.tree.map(jnp.copy, tree)
+
+
+@jax.jit
+def _norms(before: PyTree, after: PyTree) -> Metrics:
+    return {
+        "update_norm": optax.tree.norm(jax.tree.map(jnp.subtract, after, before)),
+        # Finite exactly when every new parameter is.
+        "parameter_norm": optax.tree.norm(after),
     }
-    return TrainState(state.step + 1, params, batch_stats, opt_state, state.key), norms
