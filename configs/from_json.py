@@ -22,6 +22,11 @@ def get_config(path: str) -> ConfigDict:
     """
     config = base.get_config()
     recorded = config_from_json(Path(path))
+    for name, section in config.items():
+        if isinstance(section, ConfigDict) and not isinstance(
+            recorded.get(name, section), ConfigDict
+        ):
+            raise ValueError(f"{path}: {name} is {recorded[name]!r:.40}, expected an object")
     for old, new in MOVED.items():
         (old_section, old_name), (new_section, new_name) = old.split("."), new.split(".")
         if old_name in recorded.get(old_section, ()):

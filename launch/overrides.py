@@ -11,7 +11,9 @@ from absl import flags
 from ml_collections import ConfigDict, config_flags
 
 import configs
+from configs import from_json
 from groupvit_jax.eval import evaluators
+from groupvit_jax.foreign import naming
 from groupvit_jax.runs import checkpoints, validation
 from groupvit_jax.runs.config_check import FREE_FIELDS, flatten
 from groupvit_jax.runs.fields import FIELDS
@@ -91,9 +93,12 @@ def normalised(argv: Sequence[str]) -> list[str]:
 
 
 def _load(path: str) -> ConfigDict:
-    file = path.partition(":")[0]
+    file, _, recorded = path.partition(":")
     if not Path(file).is_file():
         raise ValueError(f"--config={file}: no such file")
+    if recorded.endswith(".json"):
+        with naming(recorded):  # the flag's own errors quote a traceback
+            from_json.get_config(recorded)
     values = flags.FlagValues()
     argv = ["", f"--config={path}"]
     holder = config_flags.DEFINE_config_file("config", flag_values=values, sys_argv=argv)

@@ -250,3 +250,21 @@ def test_the_json_of_a_run_gives_the_same_configuration(tmp_path):
         ["launch.train", f"--config={path}", "--config.optimizer.warmup_steps=5"]
     )
     assert changed.optimizer.warmup_steps == 5
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("[", "not JSON"),
+        ("[" * 100_000, "RecursionError"),
+        ('{"model": 5}', "model is 5, expected an object"),
+        ('{"model": {"image": {"width": "x"}}}', "width"),
+    ],
+)
+def test_a_foreign_json_is_one_sentence(tmp_path, content, message):
+    path = tmp_path / "a b's.json"
+    path.write_text(content)
+    with pytest.raises(ValueError, match=message) as error:
+        overrides.read(["", f"--config={path}"])
+    assert str(error.value).startswith(str(path))
+    assert "Traceback" not in str(error.value)

@@ -2,7 +2,7 @@
 
     ROOT/
       classes.txt            one name per line; the first line is mask value 0
-      images/anything.jpg    JPEG, PNG, WebP, BMP or GIF
+      images/anything.jpg    JPEG, PNG, WebP, BMP, GIF, TIFF or AVIF
       masks/anything.png     greyscale or palette; 255 is ignored
 
 If the first line is `background`, its pixels are evaluated as the background class.
@@ -20,12 +20,16 @@ _LAYOUT = Layout("folder", ("folder",), ("classes.txt", "images", "masks"), "you
 
 @register("folder")
 def open_folder(data_dir: Path) -> SegmentationSet:
-    """Opens the set; raises ValueError if classes.txt has no name or too many."""
+    """Opens the set; raises ValueError if classes.txt has no name, too many, or one twice."""
     _, root = find(data_dir, _LAYOUT)
     names = read_lines(root / "classes.txt")
     has_background = names[:1] == ("background",)
     if not has_background < len(names) <= 255:
         raise ValueError(f"{root / 'classes.txt'}: {len(names)} names found, expected 1 to 255")
+    if twice := [name for name in names if names.count(name) > 1]:
+        raise ValueError(
+            f"{root / 'classes.txt'}: {twice[0]!r} found twice, expected each name once"
+        )
     photos = [f for f in sorted((root / "images").iterdir()) if f.suffix.lower() in IMAGE_SUFFIXES]
     masks = [root / "masks" / f"{photo.stem}.png" for photo in photos]
     source = MaskFiles(photos, masks, class_ids(len(names)))

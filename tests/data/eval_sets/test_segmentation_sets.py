@@ -283,6 +283,12 @@ def test_set_without_images_is_an_error(tmp_path):
         open_benchmark("folder", tmp_path)
 
 
+def test_own_set_with_a_class_twice_is_an_error(tmp_path):
+    miniatures.folder(tmp_path, "crane\nwall\ncrane")
+    with pytest.raises(ValueError, match=r"classes.txt: 'crane' found twice"):
+        open_benchmark("folder", tmp_path)
+
+
 @pytest.mark.parametrize(("names", "found"), [("", 0), ("background", 1)])
 def test_own_set_without_classes_is_an_error(names, found, tmp_path):
     miniatures.folder(tmp_path, names)
