@@ -8,9 +8,9 @@ python -m launch.train --config=runs/first/config.json --workdir=runs/again
 The second command repeats a run with its recorded configuration.
 
 Exit codes: 0 all steps are done; 1 training failed (the last line says why; the checkpoints are
-good); 2 something is wrong with flags, configuration, workdir or data; 75 another process of the
-run has died; 143 the run was stopped by SIGTERM and its state is saved. After 75 and 143 the same
-command resumes.
+good); 2 something is wrong with flags, configuration, workdir (in use by another run, for example)
+or data; 75 another process of the run has died; 143 the run was stopped by SIGTERM and its state is
+saved. After 75 and 143 the same command resumes.
 """
 
 import sys
@@ -24,6 +24,7 @@ from groupvit_jax.eval.evaluators import make_evaluators
 from groupvit_jax.interop import INITIALISERS
 from groupvit_jax.runs import exit_codes
 from groupvit_jax.runs.evaluator import Evaluator
+from groupvit_jax.runs.lock import LockLostError
 from groupvit_jax.train.hooks import NonFiniteError
 from groupvit_jax.train.loop import train
 from groupvit_jax.train.setup import Parts
@@ -57,7 +58,7 @@ def main(argv: list[str]) -> int:
                 initialisers=INITIALISERS,
                 show=show,
             )
-    except (NonFiniteError, TooManyBrokenSamplesError, StorageError) as error:
+    except (NonFiniteError, TooManyBrokenSamplesError, StorageError, LockLostError) as error:
         common.fail(exit_codes.FAILED, error)
     except (ValueError, FileNotFoundError) as error:
         if not common.is_user_error(error):

@@ -35,11 +35,23 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def replace_text(path: Path, text: str) -> None:
-    """Write a text file, the whole file or nothing.
+    """Write a text file in UTF-8, the whole file or nothing."""
+    replace_bytes(path, text.encode())
+
+
+def replace_bytes(path: Path, content: bytes) -> None:
+    """Write a file, the whole file or nothing.
 
     A rename is atomic, so a reader, or a start after a kill, sees the old file or the new one. The
     temporary name is unique: processes of several hosts may write the same file at once.
     """
     beside = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}")
-    beside.write_text(text, encoding="utf-8")
-    os.replace(beside, path)
+    try:
+        with beside.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())  # else a crash may keep the rename and lose the content
+        os.replace(beside, path)
+    except OSError:
+        beside.unlink(missing_ok=True)
+        raise

@@ -6,6 +6,7 @@
             metrics.jsonl   one line for each step with metrics
             checkpoints/    one folder for each saved step, see `checkpoints`
             profile/        traces, with `config.profile_steps`
+            run-1.lock      which process trains here, see `lock`
             wandb_id        the run's id at Weights & Biases, with `config.wandb_project`
 
 A sweep's folder has `sweep.json` and a workdir for each trial, which also holds `trial.json`,

@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 
 from groupvit_jax.runs.evaluator import Evaluator
+from groupvit_jax.runs.lock import RunLock
 from groupvit_jax.train.checkpointer import Checkpointer, CheckpointSettings
 from groupvit_jax.train.state import TrainState
 from groupvit_jax.train.writers import MetricWriter
@@ -59,6 +60,18 @@ class Hook:
 
     def at_end(self, context: StepContext) -> None:
         """Run once when the run is complete or stops on request, not after an error."""
+
+
+class CheckLock(Hook):
+    """Ends a run whose workdir another one has taken over, before it writes there again."""
+
+    def __init__(self, lock: RunLock) -> None:
+        """Take the lock; processes that don't hold it never lose it."""
+        self._lock = lock
+
+    def after_step(self, context: StepContext) -> None:
+        """Raise LockLostError if the lock is lost."""
+        self._lock.check()
 
 
 class StepMetrics:

@@ -18,7 +18,9 @@ from groupvit_jax.data.pipeline.contrastive import BrokenSampleMonitor, TrainLoa
 from groupvit_jax.runs import layout
 from groupvit_jax.runs.configuration import check_same_run
 from groupvit_jax.runs.evaluator import Evaluator
+from groupvit_jax.runs.lock import RunLock
 from groupvit_jax.runs.starts import write_start
+from groupvit_jax.runs.workdir import check_writable
 from groupvit_jax.train import hooks as hooks_lib
 from groupvit_jax.train import setup
 from groupvit_jax.train.checkpointer import Checkpointer, CheckpointSettings
@@ -75,18 +77,21 @@ def train(
       show: shows step, number of steps and a text.
 
     Raises:
-      ValueError, FileNotFoundError: something is wrong with configuration, workdir or data; raised
-        before anything is compiled.
+      ValueError, FileNotFoundError: something is wrong with configuration, workdir or data, or
+        another run uses the workdir; raised before anything is compiled.
       NonFiniteError: training has diverged; earlier checkpoints are kept.
+      LockLostError: the workdir was removed, or another run has taken it over.
       TooManyBrokenSamplesError: more than `config.data.max_broken_fraction` of the samples are
         broken.
     """
     workdir = Path(workdir).absolute()
-    parts = setup.build(config, workdir)
-    # Before anything is restored: wrong evaluation data should be found in seconds.
-    evaluators = make_evaluators(parts)
-    # Closed in reverse order: first the readers, last the checkpoints, which wait for their write.
+    # Closed in reverse order: first the readers, then the checkpoints, which wait for their write,
+    # last the lock.
     with contextlib.ExitStack() as stack:
+        lock = _lock(workdir, stack)
+        parts = setup.build(config, workdir)
+        # Before anything is restored: wrong evaluation data should be found in seconds.
+        evaluators = make_evaluators(parts)
         stop = stack.enter_context(StopRequest())
         keep = CheckpointSettings(**config.checkpoint)
         checkpoints = Checkpointer(
@@ -123,6 +128,7 @@ def train(
         # The order matters: metrics and evaluations enter the record before it is shown, written
         # and, last, saved with the checkpoint.
         hooks = [
+            hooks_lib.CheckLock(lock),
             hooks_lib.Profile(config.profile_steps, workdir / layout.PROFILE),
             hooks_lib.LogMetrics(metrics, config.log_every_steps, config.train.batch_size),
             hooks_lib.ShowProgress(show if jax.process_index() == 0 else _show_nothing),
@@ -137,6 +143,18 @@ def train(
         )
         context = run_steps(context, train_step, batches, hooks, metrics, stop)
     return Result(context.step, complete=context.is_last)
+
+
+def _lock(workdir: Path, stack: contextlib.ExitStack) -> RunLock:
+    """Take the workdir for this run until the stack closes; one of its processes holds the lock."""
+    lock = RunLock(workdir)
+
+    def take() -> None:
+        check_writable(workdir)
+        stack.enter_context(lock)
+
+    parallel.by_first_process(take)
+    return lock
 
 
 def run_steps(

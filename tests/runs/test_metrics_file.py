@@ -1,3 +1,4 @@
+import errno
 import json
 import os
 import subprocess
@@ -73,3 +74,64 @@ def test_a_foreign_line_is_named_by_its_number(tmp_path, line):
     (tmp_path / "metrics.jsonl").write_text(f'{{"step": 1}}\n{line}\n{{"step": 3}}\n')
     with pytest.raises(ValueError, match=r"metrics\.jsonl:2: .*expected"):
         read_metrics(tmp_path)
+
+
+def test_resuming_repairs_what_is_no_line_and_says_so(tmp_path, caplog):
+    foreign = '{"step": 10, "loss": 0.1}\n\0\xff\n{"step": 12, "lo{"step": 15, "loss": 1}\n[]\n'
+    write(tmp_path, 0, [5, 10])
+    with (tmp_path / "metrics.jsonl").open("a", encoding="latin-1") as file:
+        file.write(foreign)
+    MetricsFile(tmp_path, 10)
+    assert [line["step"] for line in lines(tmp_path)] == [5, 10]
+    for number, what in (
+        (3, "a second line of step 10"),
+        (4, ""),
+        (5, ""),
+        (6, "expected an object"),
+    ):
+        assert any(f"metrics.jsonl:{number}: " in m and what in m for m in caplog.messages), number
+
+
+class Disk:
+    """Takes so many bytes and then none, as a full disk does."""
+
+    def __init__(self, file, free):
+        self.file, self.free = file, free
+
+    def __getattr__(self, name):
+        return getattr(self.file, name)
+
+    def write(self, content):
+        if not self.free:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        content = content[: self.free]
+        self.free -= len(content)
+        return self.file.write(content)
+
+
+@pytest.mark.parametrize("free", [0, 1, 20])
+def test_a_line_that_does_not_fit_leaves_the_lines_before_whole(tmp_path, free):
+    file = write(tmp_path, 0, [5])
+    file._file = Disk(file._file, free)
+    with pytest.raises(OSError, match="No space left"):
+        file.write(10, {"loss": 1.0})
+    assert [line["step"] for line in lines(tmp_path)] == [5]
+    file._file.free = 1000
+    file.write(10, {"loss": 1.0})
+    assert [line["step"] for line in lines(tmp_path)] == [5, 10]
+
+
+def test_a_short_write_is_completed(tmp_path):
+    file = write(tmp_path, 0, [5])
+    short = file._file.write
+    file._file = Disk(file._file, 1000)
+    file._file.write = lambda content: short(content[:3])
+    file.write(10, {"loss": 1.0})
+    assert [line["step"] for line in lines(tmp_path)] == [5, 10]
+
+
+def test_a_file_removed_during_the_run_is_an_error(tmp_path):
+    file = write(tmp_path, 0, [5])
+    (tmp_path / "metrics.jsonl").unlink()
+    with pytest.raises(FileNotFoundError, match="removed during the run"):
+        file.write(10, {"loss": 1.0})
