@@ -66,8 +66,8 @@ def test_a_killed_process_of_this_host_is_succeeded_at_once(tmp_path, caplog):
     process = hold_in_another_process(tmp_path)
     with pytest.raises(ValueError, match=f"process {process.pid}"):
         RunLock(tmp_path, sleep=never).__enter__()
-    process.kill()  # a zombie until it is waited for
-    process.stdout.read()
+    process.kill()
+    os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)  # and leave it a zombie
     with RunLock(tmp_path, sleep=never):
         assert locks(tmp_path) == ["run-2.lock"]
     process.wait()
