@@ -13,6 +13,7 @@ or data; 75 another process of the run has died; 143 the run was stopped by SIGT
 saved. After 75 and 143 the same command resumes.
 """
 
+import errno
 import sys
 from pathlib import Path
 
@@ -25,6 +26,7 @@ from groupvit_jax.interop import INITIALISERS
 from groupvit_jax.runs import exit_codes
 from groupvit_jax.runs.evaluator import Evaluator
 from groupvit_jax.runs.lock import LockLostError
+from groupvit_jax.runs.workdir import WorkdirError
 from groupvit_jax.train.hooks import NonFiniteError
 from groupvit_jax.train.loop import train
 from groupvit_jax.train.setup import Parts
@@ -33,6 +35,10 @@ from launch import common, overrides
 CONFIG = common.define_config_flag()
 WORKDIR = common.define_workdir_flag()
 common.define_process_flags()
+
+FAILURES = NonFiniteError, TooManyBrokenSamplesError, StorageError, LockLostError, WorkdirError
+# Of whatever else writes to the workdir: a disk that is full, over quota, read-only or gone.
+DISK_ERRORS = errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.ESTALE, errno.ENOTCONN
 
 
 def main(argv: list[str]) -> int:
@@ -58,12 +64,16 @@ def main(argv: list[str]) -> int:
                 initialisers=INITIALISERS,
                 show=show,
             )
-    except (NonFiniteError, TooManyBrokenSamplesError, StorageError, LockLostError) as error:
+    except FAILURES as error:
         common.fail(exit_codes.FAILED, error)
     except (ValueError, FileNotFoundError) as error:
         if not common.is_user_error(error):
             raise
         common.fail(exit_codes.BAD_INPUT, error)
+    except OSError as error:
+        if error.errno not in DISK_ERRORS:
+            raise
+        common.fail(exit_codes.FAILED, WorkdirError(Path(WORKDIR.value), "a file", error))
     return 0 if result.complete else exit_codes.STOPPED
 
 

@@ -1,5 +1,6 @@
 """The metrics file of a run: one JSON object a line, `{"step": 120, "loss": 3.1, ...}`."""
 
+import contextlib
 import errno
 import json
 import logging
@@ -11,6 +12,7 @@ from typing import Any
 
 from groupvit_jax.runs.files import replace_bytes
 from groupvit_jax.runs.layout import METRICS_FILE
+from groupvit_jax.runs.workdir import WorkdirError
 
 logger = logging.getLogger(__name__)
 
@@ -34,8 +36,8 @@ class MetricsFile:
         """Append one line; NaN and infinity become null, because JSON has neither.
 
         Raises:
-          OSError: the disk is full or gone, or the file was removed. The file ends with the line
-            before.
+          WorkdirError: the disk is full or gone, or the file was removed. The file ends with the
+            line before.
         """
         values = {
             name: float(value) if math.isfinite(value) else None for name, value in metrics.items()
@@ -48,11 +50,13 @@ class MetricsFile:
                 line = line[self._file.write(line) :]
             # A few milliseconds a line, against losing metrics that no checkpoint can give again.
             os.fsync(self._file.fileno())
-        except OSError:
-            os.ftruncate(self._file.fileno(), size)
-            raise
-        if not self._path.exists():  # written to a file that nobody will ever find
-            raise FileNotFoundError(errno.ENOENT, "removed during the run", str(self._path))
+            # Else written to a file that nobody will ever find.
+            if not self._path.exists():
+                raise FileNotFoundError(errno.ENOENT, "removed during the run")
+        except OSError as error:
+            with contextlib.suppress(OSError):  # of a disk that is gone
+                os.ftruncate(self._file.fileno(), size)
+            raise WorkdirError(self._path, f"the metrics of step {step}", error) from error
 
     def close(self) -> None:
         """Close the file."""

@@ -1,7 +1,19 @@
-"""Whether a run may use a workdir."""
+"""Whether a run may use a workdir, and what it says when it no longer can."""
 
 import uuid
 from pathlib import Path
+
+
+class WorkdirError(RuntimeError):
+    """Raised when a run can't write to its workdir: a full disk, a lost mount, a removed folder."""
+
+    def __init__(self, path: Path, what: str, error: Exception) -> None:
+        """Take the path, what could not be written there, and why."""
+        reason = error.strerror if isinstance(error, OSError) and error.strerror else error
+        super().__init__(
+            f"{path}: {what} could not be written ({' '.join(str(reason).split())}); what was "
+            "saved before is untouched, and the same command resumes from it once there is space"
+        )
 
 
 def check_writable(workdir: Path, flag: str = "--workdir") -> None:

@@ -1,10 +1,12 @@
 """Saving and restoring checkpoints, in the layout of `groupvit_jax.runs.checkpoints`."""
 
+import contextlib
 import dataclasses
+import errno
 import logging
 import math
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +18,7 @@ from groupvit_jax import parallel
 from groupvit_jax.data.text.vocabulary import Vocabulary, to_json
 from groupvit_jax.runs import checkpoints
 from groupvit_jax.runs.manifest import write_manifest
+from groupvit_jax.runs.workdir import WorkdirError
 from groupvit_jax.train.state import TrainState
 from groupvit_jax.typing import PyTree
 
@@ -76,6 +79,7 @@ class Checkpointer:
         self._json = {checkpoints.CONFIG: dict(run_config or {})}
         if vocabulary is not None:
             self._json[checkpoints.TOKENIZER] = to_json(vocabulary)
+        self._saving = 0
         self._directory = Path(directory).absolute()  # Orbax refuses relative paths
         arrays = {name: ocp.StandardCheckpointHandler() for name in checkpoints.ARRAY_ITEMS}
         json_items = {name: ocp.JsonCheckpointHandler() for name in checkpoints.JSON_ITEMS}
@@ -100,8 +104,10 @@ class Checkpointer:
         """Copy the state to the host and write it in the background.
 
         The state may be donated as soon as this returns. A step that is saved already stays as it
-        is: after a resume it would be written again with the same content. Errors of an earlier
-        background write are raised here.
+        is: after a resume it would be written again with the same content.
+
+        Raises:
+          WorkdirError: this step or, in the background, the one before can't be written.
         """
         if step in self._manager.all_steps():
             return
@@ -116,9 +122,13 @@ class Checkpointer:
         # Forced: when to save is decided by the hooks, not by the manager's interval.
         self.wait()  # as Orbax does next; the step before needs its number until it is complete
         self._saving = step
-        self._manager.save(
-            step, args=items, metrics=values, force=True, custom_metadata=checkpoints.MARK
-        )
+        with self._named_errors():
+            # Orbax would make a folder anew that was removed, or lies on a mount that is gone.
+            if not self._directory.is_dir():
+                raise FileNotFoundError(errno.ENOENT, "the folder was removed")
+            self._manager.save(
+                step, args=items, metrics=values, force=True, custom_metadata=checkpoints.MARK
+            )
 
     def restore_latest(self, abstract_state: TrainState) -> tuple[TrainState, dict] | None:
         """Return the last state and its data position, or None without a checkpoint.
@@ -159,15 +169,28 @@ class Checkpointer:
         return sorted(self._manager.all_steps())
 
     def wait(self) -> None:
-        """Wait until everything is written."""
-        self._manager.wait_until_finished()
+        """Wait until everything is written; errors as for `save`."""
+        with self._named_errors():
+            self._manager.wait_until_finished()
 
     def close(self) -> None:
-        """Wait until everything is written, and end the background threads."""
-        self._manager.close()
+        """Wait until everything is written and end the threads; errors as for `save`."""
+        with self._named_errors():
+            self._manager.close()
         self._delete_old()
         # Said again at the end, because the beginning of a long run's log is far away.
         self._report_damages()
+
+    @contextlib.contextmanager
+    def _named_errors(self) -> Iterator[None]:
+        try:
+            yield
+        except jax.errors.JaxRuntimeError:  # another process has died
+            raise
+        # TensorStore and Orbax raise errors of many types for a disk that is full.
+        except Exception as error:
+            what = f"the state after step {self._saving}"
+            raise WorkdirError(self._directory, what, error) from error
 
     def _complete(self) -> None:
         """Finish the step that is being saved; called in process 0 before it gets its name.

@@ -1,10 +1,13 @@
+import errno
 import io
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
 import tarfile
+from pathlib import Path
 
 import jax
 import numpy as np
@@ -16,6 +19,9 @@ from groupvit_jax.data.pipeline.contrastive import TooManyBrokenSamplesError
 from groupvit_jax.data.storage.retries import StorageError
 from groupvit_jax.interop import INITIALISERS
 from groupvit_jax.interop.load import load_pretrained
+from groupvit_jax.runs import exit_codes
+from groupvit_jax.runs.lock import LockLostError
+from groupvit_jax.runs.workdir import WorkdirError
 from groupvit_jax.train import setup
 from groupvit_jax.train.checkpointer import Checkpointer, CheckpointSettings
 from groupvit_jax.train.hooks import NonFiniteError
@@ -289,6 +295,8 @@ def test_too_many_broken_samples_stop_the_run(config, tmp_path):
         (NonFiniteError("step 7: loss is nan"), 1),
         (TooManyBrokenSamplesError("90 of 100 samples were broken"), 1),
         (StorageError("s3://pairs/0.tar: PermissionError: Forbidden"), 1),
+        (LockLostError("runs/a: run-1.lock is no longer this run's"), 1),
+        (WorkdirError(Path("runs/a"), "the metrics of step 3", OSError(28, "No space left")), 1),
     ],
 )
 def test_a_failed_training_ends_with_one_line(monkeypatch, capsys, tmp_path, error, code):
@@ -301,6 +309,29 @@ def test_a_failed_training_ends_with_one_line(monkeypatch, capsys, tmp_path, err
         launch_train.main([])
     assert end.value.code == code
     assert capsys.readouterr().err == f"error: {error}\n"
+
+
+def test_a_full_disk_is_one_line_whatever_was_being_written(monkeypatch, capsys, tmp_path):
+    def fail(*args, **kwargs):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(launch_train, "train", fail)
+    flags.FLAGS(["launch.train", "--config=configs/tiny.py", f"--workdir={tmp_path}"])
+    with pytest.raises(SystemExit) as end:
+        launch_train.main([])
+    assert end.value.code == exit_codes.FAILED
+    said = f"error: {tmp_path}: a file could not be written (No space left on device); what was "
+    assert capsys.readouterr().err.startswith(said)
+
+
+@pytest.mark.slow
+def test_of_two_runs_started_at_once_one_trains_and_the_other_says_why_not(config, tmp_path):
+    arguments = write(config, tmp_path / "c.json"), f"--workdir={tmp_path}/run"
+    ended = [outcome(process) for process in [launch(*arguments), launch(*arguments)]]
+    assert sorted(code for code, _ in ended) == [0, exit_codes.BAD_INPUT]
+    errors = max(ended)[1]
+    assert re.search(r"error: --workdir=.* in use by process \d+ on \S+ since 20", errors)
+    assert [line["step"] for line in lines(tmp_path / "run")] == [1, 2, 3, 4, 5, 6]
 
 
 @pytest.mark.parametrize("workdir", ["", "gs://bucket/run"])

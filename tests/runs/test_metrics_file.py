@@ -7,6 +7,7 @@ import sys
 import pytest
 
 from groupvit_jax.runs.metrics_file import MetricsFile, read_metrics
+from groupvit_jax.runs.workdir import WorkdirError
 
 
 def lines(workdir):
@@ -113,7 +114,9 @@ class Disk:
 def test_a_line_that_does_not_fit_leaves_the_lines_before_whole(tmp_path, free):
     file = write(tmp_path, 0, [5])
     file._file = Disk(file._file, free)
-    with pytest.raises(OSError, match="No space left"):
+    with pytest.raises(
+        WorkdirError, match=r"metrics of step 10 could not be written \(No space left"
+    ):
         file.write(10, {"loss": 1.0})
     assert [line["step"] for line in lines(tmp_path)] == [5]
     file._file.free = 1000
@@ -133,5 +136,5 @@ def test_a_short_write_is_completed(tmp_path):
 def test_a_file_removed_during_the_run_is_an_error(tmp_path):
     file = write(tmp_path, 0, [5])
     (tmp_path / "metrics.jsonl").unlink()
-    with pytest.raises(FileNotFoundError, match="removed during the run"):
+    with pytest.raises(WorkdirError, match="removed during the run"):
         file.write(10, {"loss": 1.0})

@@ -1,6 +1,7 @@
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -12,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from groupvit_jax.runs.workdir import WorkdirError
 from groupvit_jax.train import hooks
 from groupvit_jax.train.hooks import NonFiniteError
 from tests.train import toy
@@ -304,3 +306,44 @@ def test_killed_runs_end_with_the_parameters_of_an_undisturbed_one(tmp_path):
 @pytest.mark.slow
 def test_ten_kills_lose_nothing(tmp_path):
     check_killed_runs(tmp_path, num_steps=200, kills=10)
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """A file system of 3 MB."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    command = ["mount", "-t", "tmpfs", "-o", "size=3m", "tmpfs", str(disk)]
+    if subprocess.run(command, capture_output=True, check=False).returncode:
+        pytest.skip("mounting a file system is left to root")
+    yield disk
+    subprocess.run(["umount", "-l", str(disk)], check=True)
+
+
+def test_a_full_disk_is_one_error_and_the_run_goes_on_when_there_is_space(tmp_path, small_disk):
+    toy.run(small_disk / "run", 2, width=1 << 13, save_every=1)
+    filler = small_disk / "filler"
+    free = shutil.disk_usage(small_disk).free
+    filler.write_bytes(b"x" * (free - 200_000))  # a state is 400,000 bytes
+    message = r"checkpoints: the state after step \d could not be written \(.*No space left"
+    with pytest.raises(WorkdirError, match=message) as error:
+        toy.run(small_disk / "run", 6, width=1 << 13, save_every=1)
+    assert "\n" not in str(error.value)
+    filler.unlink()
+    toy.run(small_disk / "run", 6, width=1 << 13, save_every=1)
+    toy.run(tmp_path / "undisturbed", 6, width=1 << 13, save_every=1)
+    fresh = toy.abstract(toy.make_mesh(1, 1), toy.init_state(width=1 << 13))
+    toy.assert_same(
+        toy.last_state(small_disk / "run", fresh), toy.last_state(tmp_path / "undisturbed", fresh)
+    )
+
+
+def test_a_folder_removed_during_the_run_is_not_made_anew(tmp_path):
+    class Remove(hooks.Hook):
+        def after_step(self, context):
+            if context.step == 4:
+                shutil.rmtree(tmp_path / "run")
+
+    with pytest.raises(WorkdirError, match=r"step 5 could not be written \(.*removed"):
+        toy.run(tmp_path / "run", 9, save_every=5, log_every=3, more_hooks=[Remove()])
+    assert not (tmp_path / "run").exists()
