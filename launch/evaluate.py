@@ -32,8 +32,9 @@ from groupvit_jax.eval import evaluation_report, results
 from groupvit_jax.eval.encoding import Encoder
 from groupvit_jax.eval.evaluators import benchmark_evaluator, make_encoder
 from groupvit_jax.eval.head_segmentation import HeadSegmentation, HeadTower
-from groupvit_jax.eval.protocol import BACKGROUND_RULES, PROTOCOLS
+from groupvit_jax.eval.protocol import CHOICES, PROTOCOLS
 from groupvit_jax.eval.segmentation_evaluator import Segmentation
+from groupvit_jax.eval.zero_shot import Classification
 from groupvit_jax.interop import load_pretrained
 from groupvit_jax.runs import exit_codes
 from groupvit_jax.runs.starts import environment
@@ -64,11 +65,14 @@ _KNOBS: dict[str, flags.FlagHolder] = {
         flags.DEFINE_integer("stride", None, "Pixels between windows."),
         flags.DEFINE_integer("num_kept", None, "Classes that a window may show."),
         flags.DEFINE_float("background_threshold", None, "What a class has to score, 0 to 1."),
-        flags.DEFINE_enum("background_rule", None, BACKGROUND_RULES, "See eval/protocol.py."),
-        flags.DEFINE_integer("pamr_iterations", None, "Refinement by the image; usual: 10."),
+        flags.DEFINE_integer("pamr_iterations", None, "Refinement by the image; 0 for none."),
         flags.DEFINE_list("pamr_dilations", None, "Distances of the neighbours that refine."),
         flags.DEFINE_list("resize", None, "Longest and shortest side of the images."),
         flags.DEFINE_list("prompts", None, "Texts with {} for a class's name."),
+        *(
+            flags.DEFINE_enum(name, None, choices, "See eval/protocol.py.")
+            for name, choices in CHOICES.items()
+        ),
     )
 }
 common.define_process_flags()
@@ -217,7 +221,7 @@ def _say(text: str) -> None:
 def _protocol_of(evaluator: Any) -> str:
     """Return the name of how images are segmented, where they are."""
     if isinstance(evaluator, HeadSegmentation):
-        return "segment head"
+        return results.SEGMENT_HEAD
     return _PROTOCOL.value if isinstance(evaluator, Segmentation) else ""
 
 
@@ -227,6 +231,9 @@ def _settings(evaluator: Any) -> dict[str, Any]:
     settings: dict[str, Any] = {"images": len(source), "first": source.locate(0)}
     if isinstance(evaluator, Segmentation):
         settings["protocol"] = dataclasses.asdict(evaluator.protocol)
+        settings["classes"] = evaluator.all_names
+    if isinstance(evaluator, Classification):
+        settings |= {"classes": evaluator.class_names, "prompts": evaluator.prompts}
     return json.loads(json.dumps(settings))
 
 

@@ -17,10 +17,11 @@ from groupvit_jax.models.preprocess import normalize
 from groupvit_jax.models.two_tower import TwoTower
 from groupvit_jax.typing import Array, Float, ImageFeatures, Int, Params, UInt8
 
-# Prompts of the published evaluation, from CLIP's notebooks.
+# Prompts of the published evaluation. Six are from CLIP's notebooks, which have "the" in the
+# second.
 IMAGENET_PROMPTS = (
     "itap of a {}.",
-    "a bad photo of the {}.",
+    "a bad photo of a {}.",
     "a origami {}.",
     "a photo of the large {}.",
     "a {} in a video game.",

@@ -25,7 +25,7 @@ from groupvit_jax.data.text.tokenizers import Tokenizer
 from groupvit_jax.eval.encoding import Encoder, ImageTower
 from groupvit_jax.eval.head_segmentation import HeadSegmentation, HeadTower, head_protocol
 from groupvit_jax.eval.probe import LinearProbe, NearestNeighbours, Probe
-from groupvit_jax.eval.protocol import BACKGROUND_RULES, PROTOCOLS, Protocol, make_protocol
+from groupvit_jax.eval.protocol import CHOICES, PROTOCOLS, Protocol, class_names, make_protocol
 from groupvit_jax.eval.segmentation_evaluator import Segmentation
 from groupvit_jax.eval.zero_shot import Classification, Retrieval
 from groupvit_jax.models.segmentation import SegmentationModel
@@ -163,7 +163,7 @@ def benchmark_evaluator(
     return Segmentation(
         encoder,
         opened.source,
-        opened.class_names,
+        class_names(protocol, benchmark, opened.class_names),
         chosen,
         name=name,
         windows_at_once=windows_at_once,
@@ -202,13 +202,13 @@ def _classification(encoder: Encoder, name: str, options: dict[str, Any]) -> Eva
 
 def _segmentation(encoder: Encoder, name: str, options: dict[str, Any]) -> Evaluator:
     source = TfdsMasks(**options.pop("source", {}))
-    class_names = options.pop("classes", ())
+    classes = options.pop("classes", ())
     rest = {key: options.pop(key) for key in _SEGMENTATION_OPTIONS if key in options}
     has_background = options.get("background_threshold") is not None
     protocol = make_protocol(
         options.pop("protocol", "groupvit"), has_background=has_background, **options
     )
-    return Segmentation(encoder, source, class_names, protocol, name=name, **rest)
+    return Segmentation(encoder, source, classes, protocol, name=name, **rest)
 
 
 def _head_segmentation(encoder: HeadTower, name: str, options: dict[str, Any]) -> Evaluator:
@@ -279,7 +279,7 @@ _RULES: Mapping[str, Rule] = {
     "classes": _TEXTS,
     "prompts": _TEXTS,
     "protocol": one_of(PROTOCOLS),
-    "background_rule": one_of(BACKGROUND_RULES),
+    **{name: one_of(choices) for name, choices in CHOICES.items()},
     "background_threshold": optional(number()),
     "background_name": text(),
     "batch_size": whole(1),

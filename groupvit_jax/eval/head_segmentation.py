@@ -16,6 +16,7 @@ from groupvit_jax.data.sources.masks import MaskedSource
 from groupvit_jax.eval.encoding import ImageTower
 from groupvit_jax.eval.inference import WindowEncoder, WindowOutput
 from groupvit_jax.eval.protocol import Protocol, make_protocol
+from groupvit_jax.eval.segmentation import fit_to_patches
 from groupvit_jax.eval.segmentation_evaluator import Segmentation
 from groupvit_jax.models.grouping import group_maps
 from groupvit_jax.models.preprocess import normalize
@@ -47,7 +48,8 @@ def head_protocol(image_size: int, *, protocol: str = "groupvit", **knobs: Any) 
             f"{key}={value!r}: no meaning for a segment head, which compares with no texts and has "
             "learnt the background"
         )
-    return make_protocol(protocol, **{"window": image_size} | given)
+    # A head is trained on images that the encoder pads.
+    return make_protocol(protocol, **{"window": image_size, "partial_patches": "pad"} | given)
 
 
 class HeadTower(ImageTower):
@@ -96,7 +98,10 @@ class HeadWindowEncoder(WindowEncoder):
         """See `WindowEncoder`; compilation happens at the first use."""
         super().__init__(encoder, protocol, views=views, windows_at_once=windows_at_once)
 
+        patch_size = encoder.model.image_encoder.patch_size
+
         def classify(variables: Params, windows: UInt8[Array, "B H W 3"]) -> Any:
+            windows = fit_to_patches(windows, patch_size, protocol.partial_patches)
             output: Any = encoder.model.apply(variables, normalize(windows))
             maps = group_maps(output.features.assignments, output.maps.shape[1:3])
             scores = jax.nn.softmax(output.logits)

@@ -140,7 +140,7 @@ class WindowEncoder:
         wanted = windows_at_once or per_device * self.mesh.size
         self.batch_size = -(-wanted // self.mesh.size) * self.mesh.size
         self.sharding = NamedSharding(self.mesh, PartitionSpec(self.mesh.axis_names))
-        self._encode = _compiled_towers(encoder, self.sharding, views)
+        self._encode = _compiled_towers(encoder, self.sharding, views, protocol.partial_patches)
         # Separate from the tower, which need not be recompiled for another number of classes.
         self._classify = jax.jit(
             functools.partial(segmentation.class_scores, num_kept=protocol.num_kept),
@@ -149,8 +149,9 @@ class WindowEncoder:
 
     def prepare(self, image: UInt8[np.ndarray, "H W 3"]) -> Prepared:
         """Resize an image on the host and compute the layout of its windows."""
-        resize, side = self.protocol.resize, self.protocol.window
+        resize, patch = self.protocol.resize, self.encoder.model.image_encoder.patch_size
         pixels = resize_to_fit(image, resize) if resize else image
+        side = -(-self.protocol.window // patch) * patch
         view = cv2.resize(pixels, (side, side)) if self._views else None
         return Prepared(pixels, lay_out(pixels.shape[:2], self.protocol), image.shape[:2], view)
 
@@ -191,11 +192,15 @@ class WindowEncoder:
 
 
 @functools.lru_cache(maxsize=4)
-def _compiled_towers(encoder: ImageTower, sharding: NamedSharding, views: bool) -> Any:
+def _compiled_towers(
+    encoder: ImageTower, sharding: NamedSharding, views: bool, partial_patches: str
+) -> Any:
     """Return the jitted image tower, shared by all sets evaluated with an encoder."""
 
     def encode(variables: Params, windows: UInt8[Array, "B H W 3"]) -> WindowFeatures:
-        features = segmentation.encode_windows(encoder.model, variables, windows)
+        features = segmentation.encode_windows(
+            encoder.model, variables, windows, partial_patches
+        )
         return features if views else features._replace(maps=features.maps[-1:])
 
     return jax.jit(encode, out_shardings=sharding)

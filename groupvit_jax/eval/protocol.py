@@ -7,6 +7,14 @@ from typing import Any
 from groupvit_jax.eval.encoding import IMAGENET_PROMPTS, SEGMENTATION_PROMPTS
 
 BACKGROUND_RULES = ("window", "constant")
+PARTIAL_PATCHES = ("drop", "pad")
+PAMR_PLACES = ("window", "image")
+# Values of the fields of `Protocol` that name a rule.
+CHOICES = {
+    "background_rule": BACKGROUND_RULES,
+    "partial_patches": PARTIAL_PATCHES,
+    "pamr_place": PAMR_PLACES,
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -24,8 +32,13 @@ class Protocol:
         threshold (or the window's best score if that is lower), and 0 elsewhere; "constant":
         background scores the threshold everywhere, after averaging the windows.
       prompts: templates with one `{}` for the class name, whose embeddings are averaged.
+      partial_patches: rows and columns of pixels at a window's end that fill no patch: "drop" them,
+        as the published patch embedding does, or "pad" them to a patch.
       pamr_iterations: number of refinement steps (`eval.pamr`).
       pamr_dilations: distances to the neighbours in refinement.
+      pamr_place: what is refined: "window", each window's scores, one per patch, before windows are
+        averaged and background is added (TCL); or "image", all scores of the joined windows, one
+        per pixel.
     """
 
     resize: tuple[int, ...] = (2048, 448)
@@ -35,8 +48,10 @@ class Protocol:
     background_threshold: float | None = None
     background_rule: str = "window"
     prompts: tuple[str, ...] = SEGMENTATION_PROMPTS
+    partial_patches: str = "drop"
     pamr_iterations: int = 0
     pamr_dilations: tuple[int, ...] = (1, 2, 4, 8, 12, 24)
+    pamr_place: str = "image"
 
     def __post_init__(self) -> None:
         """Raise a ValueError that names the field of an invalid value."""
@@ -50,11 +65,9 @@ class Protocol:
                 f"stride={self.stride}: expected at most the window of {self.window}, or pixels "
                 "between the windows would belong to none"
             )
-        if self.background_rule not in BACKGROUND_RULES:
-            raise ValueError(
-                f"background_rule={self.background_rule!r}: expected one of {BACKGROUND_RULES}"
-            )
-
+        for name, choices in CHOICES.items():
+            if getattr(self, name) not in choices:
+                raise ValueError(f"{name}={getattr(self, name)!r}: expected one of {choices}")
         check_prompts(self.prompts)
 
     @property
@@ -82,11 +95,36 @@ PROTOCOLS = {
     "tcl": Protocol(
         background_rule="constant",
         prompts=(*IMAGENET_PROMPTS, "a photo of many {}.", "a photo of {}s."),
+        partial_patches="pad",
+        pamr_iterations=10,
+        pamr_place="window",
     ),
 }
-# Published with the model; there are no values for other sets with background.
-THRESHOLDS = {"voc": 0.95, "context": 0.35, "coco_object": 0.95}
-_DEFAULT_THRESHOLD = 0.95
+# Background thresholds of each protocol by set, and for all other sets with background under "".
+# GroupViT published values for three sets; TCL has one for all.
+THRESHOLDS = {
+    "groupvit": {"voc": 0.95, "context": 0.35, "coco_object": 0.95, "": 0.95},
+    "tcl": {"": 0.4},
+}
+# Where a protocol's class names differ from those in `data.eval_sets`, by protocol and set.
+_CONTEXT = {"aeroplane": "airplane", "pottedplant": "plant", "tvmonitor": "monitor"}
+_VOC = {"table": "diningtable", "plant": "pottedplant", "monitor": "tvmonitor"}
+CLASS_NAMES: dict[str, dict[str, dict[str, str]]] = {
+    "groupvit": {"context": _CONTEXT, "context59": _CONTEXT},
+    "tcl": {"voc": _VOC, "voc20": _VOC, "ade20k": {"television": "television receiver"}},
+}
+
+
+def class_names(protocol: str, benchmark: str, names: Sequence[str]) -> tuple[str, ...]:
+    """Return the class names that a protocol compares a set's images with.
+
+    Args:
+      protocol: a key of `PROTOCOLS`.
+      benchmark: name of the set.
+      names: the set's names, as `data.eval_sets` has them.
+    """
+    other = CLASS_NAMES[protocol].get(benchmark, {})
+    return tuple(other.get(name, name) for name in names)
 
 
 _PUBLISHED_IMAGE_SIZE = 224
@@ -104,7 +142,7 @@ def make_protocol(
 
     Args:
       name: a key of `PROTOCOLS`.
-      benchmark: name of the set, for its published threshold.
+      benchmark: name of the set, for its threshold.
       has_background: whether the set has a background class.
       image_size: training size of the model; windows, defined for 224 pixels, scale with it.
       **knobs: overrides of `Protocol` fields; None keeps the protocol's value. Stride and resize
@@ -119,7 +157,8 @@ def make_protocol(
     protocol = PROTOCOLS[name]
     given = {key: value for key, value in knobs.items() if value is not None}
     if has_background:
-        given.setdefault("background_threshold", THRESHOLDS.get(benchmark, _DEFAULT_THRESHOLD))
+        thresholds = THRESHOLDS[name]
+        given.setdefault("background_threshold", thresholds.get(benchmark, thresholds[""]))
     elif "background_threshold" in given:
         raise ValueError(f"background_threshold: {benchmark or 'the set'} has no background")
     check_prompts(

@@ -3,7 +3,7 @@
 import hashlib
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,8 @@ import numpy as np
 from groupvit_jax.report.markdown import markdown_table
 from groupvit_jax.typing import Params
 
+# In place of a protocol's name.
+SEGMENT_HEAD = "segment head"
 # Metrics in the table, in per cent, with their column titles; a set has some of them.
 COLUMNS = {
     "miou": "mIoU",
@@ -41,15 +43,36 @@ def table(benchmarks: Mapping[str, Mapping[str, Any]]) -> tuple[list[str], list[
     """Return header and rows of the results in per cent, without empty columns.
 
     Args:
-      benchmarks: results by set, with `metrics`, `images` and `protocol`.
+      benchmarks: results by set, with `metrics`, `images`, `protocol` and `settings`.
     """
     found = [key for key in COLUMNS if any(key in b["metrics"] for b in benchmarks.values())]
-    header = ["benchmark", "protocol", "images", *(COLUMNS[key] for key in found)]
+    header = ["benchmark", "protocol", "background", "refinement", "templates", "images"]
+    header += [COLUMNS[key] for key in found]
     rows: list[list[object]] = []
     for name, entry in benchmarks.items():
         figures = [100 * entry["metrics"].get(key, float("nan")) for key in found]
-        rows.append([name, entry["protocol"], entry["images"], *figures])
+        how = [entry["protocol"], *_how(entry)]
+        rows.append([name, *how, entry["images"], *figures])
     return header, rows
+
+
+def _how(entry: Mapping[str, Any]) -> tuple[str, str, str]:
+    """Returns background threshold and rule, refinement, and number of templates of a result."""
+    protocol = entry.get("settings", {}).get("protocol", {})
+    threshold = protocol.get("background_threshold")
+    background = "" if threshold is None else f"{threshold}, {protocol['background_rule']}"
+    refinement = ""
+    if iterations := protocol.get("pamr_iterations"):
+        # Earlier versions refined the joined windows, and their results don't say so.
+        refinement = f"PAMR x{iterations} per {protocol.get('pamr_place', 'image')}"
+    return background, refinement, str(len(_prompts(entry)) or "")
+
+
+def _prompts(entry: Mapping[str, Any]) -> Sequence[str]:
+    """Returns the templates of a result; a segment head has none."""
+    settings = entry.get("settings", {})
+    of_protocol = settings.get("protocol", {}).get("prompts", ())
+    return () if entry["protocol"] == SEGMENT_HEAD else settings.get("prompts", of_protocol)
 
 
 def markdown(results: Mapping[str, Any]) -> str:
@@ -60,11 +83,22 @@ def markdown(results: Mapping[str, Any]) -> str:
         [
             markdown_table(header, [[_cell(value) for value in row] for row in rows]),
             "",
+            *_templates(results["benchmarks"]),
             f"Figures in per cent. Checkpoint `{checkpoint['path']}`, SHA-256 of its parameters "
             f"`{checkpoint['sha256']}`.",
             "",
         ]
     )
+
+
+def _templates(benchmarks: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """Returns a line for each list of templates, with the sets that it served."""
+    users: dict[tuple[str, ...], list[str]] = {}
+    for name, entry in benchmarks.items():
+        if found := _prompts(entry):
+            users.setdefault(tuple(found), []).append(name)
+    lines = [f"Templates of {', '.join(sets)}: {' '.join(t)}" for t, sets in users.items()]
+    return [*lines, ""] if lines else []
 
 
 def _cell(value: object) -> str:

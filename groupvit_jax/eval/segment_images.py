@@ -79,7 +79,8 @@ class ImageSegmenter:
         """Resize the groups of the whole-image view to the image."""
         if output.view is None:
             return ()
-        size, side = output.prepared.size, self.protocol.window
+        assert output.prepared.view is not None
+        size, side = output.prepared.size, len(output.prepared.view)
         tables = [
             resampling(side, new, padded, self._patch_size)
             for new, padded in zip(size, round_up_size(size), strict=True)

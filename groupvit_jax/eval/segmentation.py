@@ -6,6 +6,7 @@ the windows of one image. Between these steps, a window is reduced to the soft a
 patches and the scores of its best classes.
 """
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
@@ -87,16 +88,39 @@ def class_scores(
     return classes, jax.nn.softmax(keep(affinity)) * keep(jax.nn.softmax(affinity))
 
 
+def fit_to_patches(
+    windows: UInt8[Array, "B H W 3"], patch_size: int, partial_patches: str
+) -> UInt8[Array, "B h w 3"]:
+    """Drops the rows and columns that fill no patch, or leaves them for the encoder to pad.
+
+    A side shorter than one patch is always left.
+
+    Args:
+      windows: pixels.
+      patch_size: side of a patch.
+      partial_patches: see `Protocol`.
+    """
+    if partial_patches == "pad":
+        return windows
+    h, w = (side // patch_size * patch_size or side for side in windows.shape[1:3])
+    return windows[:, :h, :w]
+
+
 def encode_windows(
-    model: TwoTower, variables: Params, windows: UInt8[Array, "B H W 3"]
+    model: TwoTower,
+    variables: Params,
+    windows: UInt8[Array, "B H W 3"],
+    partial_patches: str = "pad",
 ) -> WindowFeatures:
     """Run the image tower once over a batch of windows of one size.
 
     Args:
       model: the two towers.
       variables: the model's parameters and statistics.
-      windows: pixels; the encoder pads them to multiples of its patches.
+      windows: pixels.
+      partial_patches: see `Protocol`.
     """
+    windows = fit_to_patches(windows, model.image_encoder.patch_size, partial_patches)
     image, features = encode_images(model, variables, normalize(windows))
     groups = project_groups(model, variables, features.segments)
     (H, W), p = windows.shape[1:3], model.image_encoder.patch_size
@@ -123,12 +147,22 @@ def add_background(scores: Float[Array, "H W K"], threshold: Array) -> Float[Arr
     return jnp.concatenate([background.astype(scores.dtype), scores], axis=-1)
 
 
+def scores_of_pixels(
+    groups: Int[Array, "H W"] | Float[Array, "H W G"], scores: Float[Array, "G K"]
+) -> Float[Array, "H W K"]:
+    """Returns the scores of each pixel's group, or their mean weighted by a soft assignment."""
+    if groups.ndim == 2:
+        return scores[groups]
+    return jnp.matmul(groups, scores, precision=_HIGHEST)
+
+
 def join_windows(
     groups: Int[Array, "V H W"] | Float[Array, "V H W G"],
     scores: Float[Array, "V G K"],
     corners: Int[Array, "V 2"],
     canvas: tuple[int, int],
     protocol: Protocol,
+    paint: Callable[[Array, Array], Float[Array, "H W K"]] = scores_of_pixels,
 ) -> Float[Array, "h w M"]:
     """Return class scores per pixel, averaged over the windows that contain it.
 
@@ -138,16 +172,14 @@ def join_windows(
       corners: top left corners of the windows.
       canvas: height and width of the result; 0 outside the image.
       protocol: determines whether a background score comes first.
+      paint: returns the scores of a window's pixels, from its entries of `groups` and `scores`.
     """
     threshold = protocol.background_threshold
     per_window = threshold is not None and protocol.background_rule == "window"
 
     def add(total, window):
-        index, of_group, (y, x) = window
-        if index.ndim == 2:
-            part = of_group[index]
-        else:
-            part = jnp.matmul(index, of_group, precision=_HIGHEST)
+        of_pixel, of_group, (y, x) = window
+        part = paint(of_pixel, of_group)
         if per_window:
             part = add_background(part, jnp.minimum(jnp.asarray(threshold), of_group.max()))
         part = jnp.concatenate([part, jnp.ones_like(part[..., :1])], axis=-1)
@@ -195,9 +227,16 @@ def segment(
       mixture: weight the scores of all groups by the soft assignment, instead of taking the scores
         of the most probable group.
     """
-    groups = (resize_maps if mixture else pixel_groups)(windows.maps, window, patch_size)
-    scores = join_windows(groups, windows.scores, windows.corners, canvas, protocol)
-    if protocol.pamr_iterations:
+    of_windows = windows.scores, windows.corners, canvas, protocol
+    if protocol.pamr_iterations and protocol.pamr_place == "window":
+        refined = _refine_windows(windows, window, patch_size, protocol, mixture)
+        scores = join_windows(
+            refined, *of_windows, lambda maps, _: resize_maps(maps[None], window, patch_size)[0]
+        )
+    else:
+        groups = (resize_maps if mixture else pixel_groups)(windows.maps, window, patch_size)
+        scores = join_windows(groups, *of_windows)
+    if protocol.pamr_iterations and protocol.pamr_place == "image":
         assert windows.pixels is not None
         scores = refine(
             scores[None],
@@ -207,3 +246,36 @@ def segment(
             windows.size,
         )[0]
     return resample(scores, windows.rows, windows.columns)
+
+
+def _refine_windows(
+    windows: ImageWindows,
+    window: tuple[int, int],
+    patch_size: int,
+    protocol: Protocol,
+    mixture: bool,
+) -> Float[Array, "V h w K"]:
+    """Returns each window's scores, one per patch, refined along the edges of its pixels.
+
+    The pixels are resized to the patches with aligned corners, as TCL does.
+    """
+    assert windows.pixels is not None
+    pixels = windows.pixels.astype(jnp.float32)
+    (h, w), (H, W) = windows.maps.shape[1:3], window
+    # In pixels of the window; where it is padded, its outermost pixels are repeated.
+    rows = jnp.linspace(0, max(h * patch_size, H) - 1, h)
+    columns = jnp.linspace(0, max(w * patch_size, W) - 1, w)
+    places = jnp.meshgrid(rows, columns, indexing="ij")
+
+    def reduced(corner: Int[Array, " 2"]) -> Float[Array, "h w 3"]:
+        cut = jax.lax.dynamic_slice(pixels, (corner[0], corner[1], 0), (H, W, 3))
+        sample = jax.scipy.ndimage.map_coordinates
+        return jax.vmap(lambda c: sample(c, places, 1, "nearest"), 2, 2)(cut)
+
+    groups = windows.maps if mixture else windows.maps.argmax(-1)
+    return refine(
+        jax.vmap(scores_of_pixels)(groups, windows.scores),
+        jax.vmap(reduced)(windows.corners),
+        protocol.pamr_iterations,
+        protocol.pamr_dilations,
+    )

@@ -35,6 +35,7 @@ class Segmentation:
 
     Attributes:
       name: prefix of the metrics.
+      class_names: the names that images are compared with.
       all_names: class names, preceded by the background's if there is one.
       source: images with masks.
       protocol: the settings of the evaluation.
@@ -70,7 +71,7 @@ class Segmentation:
         self.name = name
         self._encoder, self.source, self.protocol = encoder, source, protocol
         self.has_background = protocol.has_background
-        self._class_names = tuple(class_names)
+        self.class_names = tuple(class_names)
         self.all_names = (*([background_name] if protocol.has_background else []), *class_names)
         self._windows = self.window_encoder(encoder, protocol, windows_at_once=windows_at_once)
         self._count = jax.jit(self._count_images, static_argnums=(0, 1))
@@ -97,7 +98,7 @@ class Segmentation:
           variables: the model's parameters and statistics.
           progress: called with the number of this process's finished images.
         """
-        text = self._encoder.class_embeddings(variables, self._class_names, self.protocol.prompts)
+        text = self._encoder.class_embeddings(variables, self.class_names, self.protocol.prompts)
         counter = _PixelCounter(self._windows, len(self.all_names), self._count)
         outputs = self._windows(variables, text, self._read())
         for done, (output, mask) in enumerate(outputs, 1):
@@ -110,7 +111,7 @@ class Segmentation:
         count = min(count, len(self.source))
         indices = np.linspace(0, len(self.source) - 1, count).round().astype(int).tolist()
         pairs = [self.source[i] for i in indices]
-        text = self._encoder.class_embeddings(variables, self._class_names, self.protocol.prompts)
+        text = self._encoder.class_embeddings(variables, self.class_names, self.protocol.prompts)
         segmented = ImageSegmenter(self._windows)(variables, text, [image for image, _ in pairs])
         painted = self.all_names, self.has_background
         return [

@@ -101,6 +101,12 @@ class Classification:
     """Zero-shot classification.
 
     Metrics: `top1` and `top5` accuracy, and the number of images read.
+
+    Attributes:
+      name: prefix of the metrics.
+      source: images with labels.
+      class_names: class names by label.
+      prompts: templates whose embeddings are averaged.
     """
 
     def __init__(
@@ -128,13 +134,13 @@ class Classification:
           crop: side of the classified central square; the training size by default.
         """
         self.name = name
-        self._encoder, self.source, self._class_names = encoder, source, class_names
-        self._batch_size, self._prompts = encoder.batch_size(batch_size), prompts
+        self._encoder, self.source, self.class_names = encoder, source, tuple(class_names)
+        self._batch_size, self.prompts = encoder.batch_size(batch_size), tuple(prompts)
         self._resize, self._crop = encoder.image_sizes(resize, crop)
 
     def __call__(self, variables: Params) -> dict[str, float]:
         """Return the accuracies."""
-        text = self._encoder.class_embeddings(variables, self._class_names, self._prompts)
+        text = self._encoder.class_embeddings(variables, self.class_names, self.prompts)
         ranks = []
         for batch in batches(
             self._encoder, self.source, self._batch_size, self._resize, self._crop

@@ -85,10 +85,11 @@ def resize_maps(
     Args:
       maps: shares of every patch in every group.
       size: height and width of the images.
-      patch_size: side of a patch; padding beyond `size` is cut off.
+      patch_size: side of a patch. Padding beyond `size` is cut off; maps that lack the rest of an
+        image, which fills no patch, are stretched over all of it, as published.
     """
     B, h, w, G = maps.shape
-    shape = (B, h * patch_size, w * patch_size, G)
+    shape = (B, max(h * patch_size, size[0]), max(w * patch_size, size[1]), G)
     resized = jax.image.resize(maps, shape, "bilinear", antialias=False)
     return resized[:, : size[0], : size[1]]
 

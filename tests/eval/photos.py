@@ -73,7 +73,11 @@ def slow_labels(encoder, variables, image, text, protocol):
         groups = project_groups(encoder.model, variables, features.segments)
         return groups[0], embedding[0], [a[0] for a in features.assignments]
 
+    patch, drop = encoder.model.image_encoder.patch_size, protocol.partial_patches == "drop"
+
     def outputs(y, x, h, w):
+        if drop:  # what remains is at least one patch, padded where the image is smaller
+            h, w = (min(side, slow.tokens(side, patch, drop) * patch) for side in (h, w))
         arrays = towers(resized[None, y : y + h, x : x + w])
         return *jax.tree.map(np.float64, arrays), float(variables["params"]["logit_scale"])
 
@@ -84,7 +88,7 @@ def slow_labels(encoder, variables, image, text, protocol):
     return slow.image(
         outputs, *resized.shape[:2], np.float64(text),
         size=protocol.window, stride=protocol.stride,
-        patch=encoder.model.image_encoder.patch_size,
+        patch=patch, drop=drop,
         threshold=protocol.background_threshold, constant=protocol.background_rule == "constant",
         original=image.shape[:2], kept=protocol.num_kept,
     )  # fmt: skip

@@ -43,7 +43,12 @@ def fitting_size(image, long, short):
     return math.floor(height * scale + 0.5), math.floor(width * scale + 0.5)
 
 
-def window(outputs, text, height, width, patch, threshold, kept=5):
+def tokens(side, patch, drop):
+    """Rows or columns of tokens; what fills no patch is dropped, unless there is nothing else."""
+    return max(side // patch, 1) if drop else math.ceil(side / patch)
+
+
+def window(outputs, text, height, width, patch, threshold, kept=5, drop=True):
     """Scores [height, width, classes]; `outputs` are float64 arrays of one window."""
     groups, image, assignments, logit_scale = outputs
     scale = min(math.exp(logit_scale), 100)
@@ -62,8 +67,9 @@ def window(outputs, text, height, width, patch, threshold, kept=5):
             [[sum(later[h, g] * of_patch[g, p] for g in range(len(of_patch)))
               for p in range(of_patch.shape[1])] for h in range(len(later))]
         )  # fmt: skip
-    rows, columns = math.ceil(height / patch), math.ceil(width / patch)
-    maps = interpolate(of_patch.T.reshape(rows, columns, -1), rows * patch, columns * patch)
+    rows, columns = (tokens(side, patch, drop) for side in (height, width))
+    reach = max(rows * patch, height), max(columns * patch, width)
+    maps = interpolate(of_patch.T.reshape(rows, columns, -1), *reach)
     highest = max(max(q) for q in quality)
     result = np.zeros((height, width, num_classes + (threshold is not None)))
     for y in range(height):
@@ -84,7 +90,8 @@ def starts(length, size, stride):
 
 
 def image(
-    encode, height, width, text, *, size, stride, patch, threshold, original, kept=5, constant=False
+    encode, height, width, text, *, size, stride, patch, threshold, original, kept=5, constant=False,
+    drop=True,
 ):
     """Labels [original]; `encode(y, x, h, w)` gives the outputs of a window."""
     h, w = min(size, height), min(size, width)
@@ -94,7 +101,7 @@ def image(
     total, count = np.zeros((height, width, channels)), np.zeros((height, width, 1))
     for y in starts(height, h, stride):
         for x in starts(width, w, stride):
-            part = window(encode(y, x, h, w), text, h, w, patch, threshold, kept)
+            part = window(encode(y, x, h, w), text, h, w, patch, threshold, kept, drop)
             total[y : y + h, x : x + w] += part
             count[y : y + h, x : x + w] += 1
     scores = total / count

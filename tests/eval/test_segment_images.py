@@ -7,10 +7,11 @@ from groupvit_jax.eval.protocol import Protocol
 from groupvit_jax.eval.segment_images import ImageSegmenter
 from tests.eval.photos import NAMES, Photos, slow_labels, spread_text, with_highest_scale
 
-# Landscape and portrait, square, odd, larger and smaller than the window, up to 1 : 9.
+# Landscape and portrait, square, odd, larger and smaller than the window, up to 1 : 9. With its
+# 18 rows, one is no multiple of the patches of 8.
 SIZES = [
     (24, 32), (32, 24), (25, 25), (17, 24), (38, 50), (50, 33), (60, 26), (16, 16), (49, 22),
-    (20, 45), (31, 31), (64, 48), (10, 23), (23, 10), (35, 19), (24, 55), (5, 45), (45, 6),
+    (20, 45), (31, 31), (64, 48), (10, 23), (23, 10), (35, 19), (18, 55), (5, 45), (45, 6),
     (42, 30), (12, 12),
 ]  # fmt: skip
 KNOBS = dict(resize=(56, 28), window=24, stride=12)
@@ -18,7 +19,12 @@ PROTOCOLS = {
     "no background": Protocol(**KNOBS),
     "background": Protocol(**KNOBS, background_threshold=0.5),
     # Not 0.5, which is what a class scores that one of two windows is sure of.
-    "constant": Protocol(**KNOBS, background_threshold=0.45, background_rule="constant"),
+    "constant": Protocol(
+        **KNOBS,
+        background_threshold=0.45,
+        background_rule="constant",
+        partial_patches="pad",
+    ),
 }
 
 
