@@ -123,7 +123,9 @@ def _data() -> ConfigDict:
     # "clip", or "sentencepiece" (path of a .model), or "wordpiece" (path of a vocab.txt)
     data.tokenizer = dict(name="clip", path="")
     data.num_nouns = 3  # K; 0 switches the multi-label loss off
-    data.noun_kind = "words"  # or "phrases"
+    # The published drawing; "words" (each once, real words, alt text tagged in lower case) or
+    # "phrases" (docs/text.md).
+    data.noun_kind = "tagged_words"
     # Tokens of the row that an image's texts share, at least the context length. Real captions and
     # 3 prompts take about 45; a prompt that does not fit becomes the caption (docs/text.md).
     data.packed_length = 80
@@ -154,11 +156,13 @@ def _optimizer() -> ConfigDict:
     """Return `config.optimizer` of the published recipe."""
     optimizer = dict(
         learning_rate=1.6e-3,
-        reference_batch_size=4096,  # the rate is scaled by batch_size / reference_batch_size
+        reference_batch_size=4096,  # rates are scaled by batch_size / reference_batch_size
+        scaled_rates="all",  # or "peak": the rates at both ends stay
         warmup_learning_rate=4e-6,
         final_learning_rate=4e-5,
         warmup_epochs=2.0,
         warmup_steps=placeholder(int),  # takes precedence over warmup_epochs
+        update_lag=1,  # as published: update i has the rate of step i - 1
         weight_decay=0.05,
         b1=0.9,
         b2=0.999,

@@ -10,12 +10,12 @@ from pathlib import Path
 from ml_collections import ConfigDict
 
 from configs import base
-from groupvit_jax.runs.configuration import config_from_json
+from groupvit_jax.runs.configuration import complete, config_from_json
 from groupvit_jax.runs.fields import MOVED
 
 
 def get_config(path: str) -> ConfigDict:
-    """Return the recorded values; fields added since the run have their defaults.
+    """Return the recorded values; fields added since the run describe it as it was.
 
     Args:
       path: a run's `config.json`.
@@ -32,5 +32,5 @@ def get_config(path: str) -> ConfigDict:
         if old_name in recorded.get(old_section, ()):
             recorded[new_section][new_name] = recorded[old_section][old_name]
             del recorded[old_section][old_name]
-    config.update(recorded)
+    config.update(complete(recorded))
     return config

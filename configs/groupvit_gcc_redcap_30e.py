@@ -22,10 +22,12 @@ def get_config() -> ConfigDict:
     config.data.packed_length = 77  # one caption
     config.train.update(batch_size=4096, num_epochs=30.0)
     config.optimizer.update(
-        learning_rate=1.6e-3,  # cosine, after 2 epochs of linear warm-up
+        # Cosine, after 2 epochs of linear warm-up; all three rates are those of batch 4096.
+        learning_rate=1.6e-3,
         warmup_learning_rate=4e-6,
         final_learning_rate=4e-5,
         warmup_epochs=2.0,
+        update_lag=1,
         weight_decay=0.05,
         clip_norm=5.0,
     )

@@ -1,7 +1,7 @@
 """The published model of CC3M, CC12M and YFCC14M with the multi-label loss (52.3 mIoU on VOC).
 
 python -m launch.train --config=configs/groupvit_gcc_yfcc_30e.py --workdir=runs/gcc_yfcc \
-        --config.data.sources.gcc3m.pattern='/data/gcc3m/{00000..00436}.tar' ...
+        --config.data.sources.gcc3m.pattern='/data/gcc3m/{00000..00331}.tar' ...
 
 To train without one of the evaluation sets: --config.evaluators.imagenet.kind=off
 """
@@ -18,14 +18,17 @@ def get_config() -> ConfigDict:
     config.data.sources.gcc3m = dict(kind="webdataset", pattern="data/gcc3m/*.tar")
     config.data.sources.gcc12m = dict(kind="webdataset", pattern="data/gcc12m/*.tar")
     config.data.sources.yfcc14m = dict(kind="webdataset", pattern="data/yfcc14m/*.tar")
-    config.data.num_nouns = 3  # prompts an image, for the multi-label loss
+    # Prompts an image, for the multi-label loss, of any words that are tagged as nouns or verbs.
+    config.data.update(num_nouns=3, noun_kind="tagged_words")
     config.loss.update(global_weight=1.0, multi_label_weight=1.0)
     config.train.update(batch_size=4096, num_epochs=30.0)
     config.optimizer.update(
-        learning_rate=1.6e-3,  # cosine, after 2 epochs of linear warm-up
+        # Cosine, after 2 epochs of linear warm-up; all three rates are those of batch 4096.
+        learning_rate=1.6e-3,
         warmup_learning_rate=4e-6,
         final_learning_rate=4e-5,
         warmup_epochs=2.0,
+        update_lag=1,
         weight_decay=0.05,
         clip_norm=5.0,
     )

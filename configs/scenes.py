@@ -32,7 +32,7 @@ def get_config() -> ConfigDict:
         kind="tfds", name="scenes/small", split="train", data_dir="data", exchange_captions=False
     )
     config.loss.update(local_weight=1.0, local_words="prompts", identical_texts="positives")
-    config.data.num_nouns = 3
+    config.data.update(num_nouns=3, noun_kind="words")
     config.data.packed_length = 64
     config.data.augment.update(min_area=0.8, flip=0.0, num_ops=0, random_erasing=0.0)
     config.data.num_workers = 0

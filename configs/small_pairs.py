@@ -27,7 +27,7 @@ def get_config() -> ConfigDict:
     config.model.projector.update(hidden_dim=512, output_dim=128)
     config.model.dtype = "float32"
     config.data.sources.pairs = dict(kind="webdataset", pattern="shards/*.tar")
-    config.data.packed_length = 56
+    config.data.update(noun_kind="words", packed_length=56)
     config.data.augment.update(min_area=0.5, num_ops=0, random_erasing=0.0)
     config.data.num_workers = 0
     config.train.update(batch_size=128, num_epochs=60.0)

@@ -13,6 +13,10 @@ from ml_collections import ConfigDict
 from groupvit_jax.typing import Params, PyTree
 
 
+# The rates that follow the batch size: all of them, as published, or the peak alone.
+SCALED_RATES = ("all", "peak")
+
+
 def make_schedule(
     learning_rate: float,
     num_steps: int,
@@ -21,6 +25,8 @@ def make_schedule(
     start: float = 0.0,
     end: float = 0.0,
     batch_size_ratio: float = 1.0,
+    scaled_rates: str = "all",
+    update_lag: int = 0,
 ) -> optax.Schedule:
     """Return the learning rate as a function of the step: linear warm-up, then a cosine.
 
@@ -29,13 +35,17 @@ def make_schedule(
     the end of the warm-up, which is another curve.
 
     Args:
-      learning_rate: peak, for the reference batch size.
+      learning_rate: peak, for the reference batch size, as are `start` and `end`.
       num_steps: length of the run.
       warmup_steps: length of the warm-up; may be 0.
       start: rate at step 0 of a warm-up.
       end: rate at the end of the run.
-      batch_size_ratio: batch size over the reference batch size; only the peak is scaled by it
-        (linear scaling rule, arXiv 1706.02677), the rates at both ends stay.
+      batch_size_ratio: batch size over the reference batch size, which scales the rates (linear
+        scaling rule, arXiv 1706.02677).
+      scaled_rates: "all" scales the peak and both ends, "peak" leaves `start` and `end` as they
+        are.
+      update_lag: updates by which the rate lags behind the step. The published training sets a
+        step's rate after its update, so that update i has the rate of step max(i - 1, 0).
 
     Raises:
       ValueError: the warm-up is not shorter than the run.
@@ -46,9 +56,11 @@ def make_schedule(
             f"less than the run's {num_steps} steps (set warmup_steps or warmup_epochs)"
         )
     peak = learning_rate * batch_size_ratio
+    if scaled_rates == "all":
+        start, end = start * batch_size_ratio, end * batch_size_ratio
 
     def schedule(step: Any) -> Any:
-        step = jnp.asarray(step, jnp.float32)
+        step = jnp.maximum(jnp.asarray(step, jnp.float32) - update_lag, 0.0)
         warmup = start + (peak - start) * step / max(warmup_steps, 1)
         progress = jnp.minimum(step / num_steps, 1.0)
         cosine = end + (peak - end) * (1 + jnp.cos(jnp.pi * progress)) / 2

@@ -7,7 +7,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from groupvit_jax.runs.config_check import differences
+from groupvit_jax.runs.config_check import differences, flatten
 from groupvit_jax.runs.files import read_json, write_json
 from groupvit_jax.runs.layout import CONFIG_FILE
 
@@ -18,6 +18,12 @@ logger = logging.getLogger(__name__)
 FIXED_FIELDS = ("model.", "data.tokenizer.name", "task", "segmentation.class_names")
 # These change how the model is computed, not what it computes.
 EXECUTION_FIELDS = ("model.kernels", "model.scan_layers", "model.remat", "model.fused_attention")
+
+# What was done before there was a choice: values of fields that older records lack, where it is
+# not what a new run does.
+_EARLIER: dict[str, Any] = {"optimizer.scaled_rates": "peak", "optimizer.update_lag": 0}
+# A resumed run keeps these as it began, although the defaults of configs have changed since.
+KEPT_FIELDS = (*_EARLIER, "data.noun_kind")
 
 
 def write_config(config: Mapping[str, Any], workdir: Path) -> None:
@@ -50,13 +56,42 @@ def lists_as_tuples(value: Any) -> Any:
     return tuple(map(lists_as_tuples, value)) if isinstance(value, list | tuple) else value
 
 
+def complete(recorded: ConfigDict) -> ConfigDict:
+    """Return a recorded configuration with the fields of `_EARLIER` that it lacks."""
+    completed = ConfigDict(recorded.to_dict())
+    for field, value in _EARLIER.items():
+        section, _, name = field.rpartition(".")
+        if section in completed and name not in completed[section]:
+            completed[section][name] = value
+    return completed
+
+
+def keep_recorded(config: ConfigDict, workdir: Path) -> ConfigDict:
+    """Return the configuration of a resumed run: `KEPT_FIELDS` have their recorded values."""
+    path = workdir / CONFIG_FILE
+    if not path.exists():
+        return config
+    kept = config.copy_and_resolve_references()
+    recorded = flatten(complete(config_from_json(path)))
+    for field in KEPT_FIELDS:
+        section, _, name = field.rpartition(".")
+        if field in recorded and recorded[field] != kept[section][name]:
+            logger.warning(
+                "config.%s: %r, with which the run of %s began, is kept in place of %r; use "
+                "another --workdir to change it",
+                *(field, recorded[field], workdir, kept[section][name]),
+            )
+            kept[section][name] = recorded[field]
+    return kept
+
+
 def check_same_run(config: ConfigDict, workdir: Path, resuming: bool) -> None:
     """Compare the configuration with that of the workdir's last start.
 
     Another model or tokenizer is an error if there is a checkpoint to resume from; any other
-    difference is logged, and the run continues with the new value. A field that the recorded
-    configuration lacks is no difference: it was added to the code since, and its default describes
-    the model as it was.
+    difference is logged, and the run continues with the new value (`keep_recorded` has kept some
+    before). A field that the recorded configuration lacks is no difference: it was added to the code
+    since, and its default, or that of `_EARLIER`, describes the run as it was.
 
     Raises:
       ValueError: model or tokenizer differ.

@@ -7,7 +7,7 @@ user, have rules by kind (`validation`).
 from collections.abc import Mapping
 from typing import Any
 
-from groupvit_jax import losses, parallel
+from groupvit_jax import losses, optim, parallel
 from groupvit_jax.data.text import nouns, vocabulary
 from groupvit_jax.models import two_tower
 from groupvit_jax.models.blocks import REMAT
@@ -114,6 +114,8 @@ _OPTIMIZER: dict[str, Rule] = {
     "final_learning_rate": number(0.0),
     "warmup_epochs": number(0.0),
     "warmup_steps": optional(whole(0)),
+    "scaled_rates": one_of(optim.SCALED_RATES),
+    "update_lag": whole(0),
     "weight_decay": number(0.0),
     "b1": number(0.0, below=1.0),
     "b2": number(0.0, below=1.0),

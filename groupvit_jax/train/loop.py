@@ -90,6 +90,7 @@ def train(
     with contextlib.ExitStack() as stack:
         lock = _lock(workdir, stack)
         parts = setup.build(config, workdir)
+        config = parts.config  # with what a resumed run keeps of its record
         # Before anything is restored: wrong evaluation data should be found in seconds.
         evaluators = make_evaluators(parts)
         stop = stack.enter_context(StopRequest())

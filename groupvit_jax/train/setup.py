@@ -19,6 +19,7 @@ from groupvit_jax.data.text.vocabulary import Vocabulary, read_vocabulary
 from groupvit_jax.models import fused_attention
 from groupvit_jax.models.image_encoder import ImageEncoder
 from groupvit_jax.runs import checkpoints
+from groupvit_jax.runs.configuration import keep_recorded
 from groupvit_jax.runs.validation import validate
 from groupvit_jax.runs.workdir import check_writable
 from groupvit_jax.train import state
@@ -76,6 +77,8 @@ class Parts:
 def build(config: ConfigDict, workdir: Path) -> Parts:
     """Returns the parts; cheap checks come first.
 
+    A run that resumes keeps what its record says of some fields (`runs.configuration`).
+
     Raises:
       ValueError: the workdir is not writable, the batch can't be divided, the tokenizer doesn't fit
         the model, or a setting is wrong.
@@ -83,6 +86,7 @@ def build(config: ConfigDict, workdir: Path) -> Parts:
     """
     check_writable(workdir)
     resumes = checkpoints.has_checkpoints(workdir)
+    config = keep_recorded(config, workdir) if resumes else config
     if errors := validate(config, find_task_errors, resumes=resumes):
         raise ValueError("; ".join(errors))
     task = task_of(config)
@@ -119,6 +123,8 @@ def build(config: ConfigDict, workdir: Path) -> Parts:
         start=config.optimizer.warmup_learning_rate,
         end=config.optimizer.final_learning_rate,
         batch_size_ratio=config.train.batch_size / config.optimizer.reference_batch_size,
+        scaled_rates=config.optimizer.scaled_rates,
+        update_lag=config.optimizer.update_lag,
     )
     shapes = task.batch_shapes(config)
     params = state.abstract_params(model, shapes)
