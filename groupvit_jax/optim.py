@@ -12,7 +12,6 @@ from ml_collections import ConfigDict
 
 from groupvit_jax.typing import Params, PyTree
 
-
 # The rates that follow the batch size: all of them, as published, or the peak alone.
 SCALED_RATES = ("all", "peak")
 

@@ -58,12 +58,29 @@ def test_schedule_is_timms(config, batch_size, warmup_steps):
         expected = timm_rate(
             step,
             peak=1.6e-3 * batch_size / 4096,
-            final=4e-5,
-            warmup_rate=4e-6,
+            final=4e-5 * batch_size / 4096,
+            warmup_rate=4e-6 * batch_size / 4096,
             warmup_steps=warmup_steps,
             num_steps=100,
         )
         np.testing.assert_allclose(schedule(step), expected, rtol=1e-5)
+
+
+def test_published_rates_at_half_the_batch():
+    """All three rates scale, and update i has the rate of step i - 1."""
+    schedule = optim.make_schedule(
+        1.6e-3, 100, 20, start=4e-6, end=4e-5, batch_size_ratio=0.5, update_lag=1
+    )
+    first, second, third = map(float, map(schedule, range(3)))
+    assert first == second == pytest.approx(2e-6)
+    assert third == pytest.approx(2e-6 + (8e-4 - 2e-6) / 20)
+    assert float(schedule(101)) == pytest.approx(2e-5)
+    earlier = optim.make_schedule(
+        1.6e-3, 100, 20, start=4e-6, end=4e-5, batch_size_ratio=0.5, scaled_rates="peak"
+    )
+    assert float(earlier(0)) == pytest.approx(4e-6)
+    assert float(earlier(1)) == pytest.approx(4e-6 + (8e-4 - 4e-6) / 20)
+    assert float(earlier(100)) == pytest.approx(4e-5)
 
 
 def test_schedule_refuses_a_warmup_longer_than_the_run():

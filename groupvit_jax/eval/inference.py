@@ -198,9 +198,7 @@ def _compiled_towers(
     """Return the jitted image tower, shared by all sets evaluated with an encoder."""
 
     def encode(variables: Params, windows: UInt8[Array, "B H W 3"]) -> WindowFeatures:
-        features = segmentation.encode_windows(
-            encoder.model, variables, windows, partial_patches
-        )
+        features = segmentation.encode_windows(encoder.model, variables, windows, partial_patches)
         return features if views else features._replace(maps=features.maps[-1:])
 
     return jax.jit(encode, out_shardings=sharding)

@@ -57,7 +57,7 @@ def table(benchmarks: Mapping[str, Mapping[str, Any]]) -> tuple[list[str], list[
 
 
 def _how(entry: Mapping[str, Any]) -> tuple[str, str, str]:
-    """Returns background threshold and rule, refinement, and number of templates of a result."""
+    """Return background threshold and rule, refinement, and number of templates of a result."""
     protocol = entry.get("settings", {}).get("protocol", {})
     threshold = protocol.get("background_threshold")
     background = "" if threshold is None else f"{threshold}, {protocol['background_rule']}"
@@ -69,7 +69,7 @@ def _how(entry: Mapping[str, Any]) -> tuple[str, str, str]:
 
 
 def _prompts(entry: Mapping[str, Any]) -> Sequence[str]:
-    """Returns the templates of a result; a segment head has none."""
+    """Return the templates of a result; a segment head has none."""
     settings = entry.get("settings", {})
     of_protocol = settings.get("protocol", {}).get("prompts", ())
     return () if entry["protocol"] == SEGMENT_HEAD else settings.get("prompts", of_protocol)
@@ -92,7 +92,7 @@ def markdown(results: Mapping[str, Any]) -> str:
 
 
 def _templates(benchmarks: Mapping[str, Mapping[str, Any]]) -> list[str]:
-    """Returns a line for each list of templates, with the sets that it served."""
+    """Return a line for each list of templates, with the sets that it served."""
     users: dict[tuple[str, ...], list[str]] = {}
     for name, entry in benchmarks.items():
         if found := _prompts(entry):

@@ -91,7 +91,7 @@ def class_scores(
 def fit_to_patches(
     windows: UInt8[Array, "B H W 3"], patch_size: int, partial_patches: str
 ) -> UInt8[Array, "B h w 3"]:
-    """Drops the rows and columns that fill no patch, or leaves them for the encoder to pad.
+    """Drop the rows and columns that fill no patch, or leave them for the encoder to pad.
 
     A side shorter than one patch is always left.
 
@@ -150,14 +150,14 @@ def add_background(scores: Float[Array, "H W K"], threshold: Array) -> Float[Arr
 def scores_of_pixels(
     groups: Int[Array, "H W"] | Float[Array, "H W G"], scores: Float[Array, "G K"]
 ) -> Float[Array, "H W K"]:
-    """Returns the scores of each pixel's group, or their mean weighted by a soft assignment."""
+    """Return the scores of each pixel's group, or their mean weighted by a soft assignment."""
     if groups.ndim == 2:
         return scores[groups]
     return jnp.matmul(groups, scores, precision=_HIGHEST)
 
 
 def join_windows(
-    groups: Int[Array, "V H W"] | Float[Array, "V H W G"],
+    groups: Int[Array, "V H W"] | Float[Array, "V _ _ _"],
     scores: Float[Array, "V G K"],
     corners: Int[Array, "V 2"],
     canvas: tuple[int, int],
@@ -167,7 +167,7 @@ def join_windows(
     """Return class scores per pixel, averaged over the windows that contain it.
 
     Args:
-      groups: group of every pixel of each window, or its soft assignment.
+      groups: group of every pixel of each window, or its soft assignment; or what `paint` takes.
       scores: scores of each window's groups for the same K classes in all windows.
       corners: top left corners of the windows.
       canvas: height and width of the result; 0 outside the image.
@@ -255,7 +255,7 @@ def _refine_windows(
     protocol: Protocol,
     mixture: bool,
 ) -> Float[Array, "V h w K"]:
-    """Returns each window's scores, one per patch, refined along the edges of its pixels.
+    """Return each window's scores, one per patch, refined along the edges of its pixels.
 
     The pixels are resized to the patches with aligned corners, as TCL does.
     """

@@ -18,6 +18,7 @@ from groupvit_jax.models.layers import (
     example_keys,
     fan_in_uniform,
     layer_norm,
+    uniform_bias,
     vit_init,
 )
 from groupvit_jax.models.position_embedding import (
@@ -48,6 +49,7 @@ class PatchEmbed(nn.Module):
             patch,
             "VALID",
             kernel_init=fan_in_uniform,
+            bias_init=uniform_bias(3 * self.patch_size**2),
             dtype=self.dtype,
             name="proj",
         )

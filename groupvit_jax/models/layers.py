@@ -16,6 +16,21 @@ AttentionFn = Callable[[Array, Array, Array], Array]
 
 # PyTorch's default for linear and convolutional weights: uniform within ±fan_in^-0.5.
 fan_in_uniform = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
+
+
+def uniform_bias(fan_in: int) -> Initializer:
+    """Return PyTorch's default of a bias: uniform within ±fan_in^-0.5.
+
+    The published model leaves it to some layers, in none of which it sets the bias itself.
+    """
+    limit = fan_in**-0.5
+
+    def init(key: Key[Array, ""], shape: Sequence[int], dtype: Dtype = jnp.float32) -> Array:
+        return jax.random.uniform(key, shape, dtype, -limit, limit)
+
+    return init
+
+
 # The published model is initialised by PyTorch's trunc_normal_, which truncates at ±2 and not at
 # two standard deviations: at 0.02 nothing is cut off, and a plain normal is the same.
 vit_init = nn.initializers.normal(0.02)
@@ -80,9 +95,22 @@ def _linear_backward(inputs: tuple[Array, Array], gradient: Array) -> tuple[Arra
 linear.defvjp(_linear_forward, _linear_backward)
 
 
-def dense(features: int, init: Initializer, dtype: Dtype, name: str) -> nn.Dense:
+def dense(
+    features: int,
+    init: Initializer,
+    dtype: Dtype,
+    name: str,
+    bias_init: Initializer = nn.initializers.zeros,
+) -> nn.Dense:
     """Return a linear layer with a bias, over the last axis."""
-    return nn.Dense(features, kernel_init=init, dtype=dtype, dot_general=_dot, name=name)
+    return nn.Dense(
+        features,
+        kernel_init=init,
+        bias_init=bias_init,
+        dtype=dtype,
+        dot_general=_dot,
+        name=name,
+    )
 
 
 def _dot(x: Array, kernel: Array, *_: Any, **__: Any) -> Array:
@@ -90,7 +118,17 @@ def _dot(x: Array, kernel: Array, *_: Any, **__: Any) -> Array:
 
 
 class Mlp(nn.Module):
-    """Two linear layers with an activation in between, over the last axis."""
+    """Two linear layers with an activation in between, over the last axis.
+
+    Attributes:
+      hidden_dim: width between the layers.
+      out_dim: channels of the result.
+      activation: function between the layers.
+      fc1_init: initialiser of the first layer's weights.
+      fc2_init: initialiser of the second layer's weights.
+      dtype: dtype of the computation.
+      uniform_biases: biases start as `uniform_bias`, not at zero.
+    """
 
     hidden_dim: int
     out_dim: int
@@ -98,12 +136,19 @@ class Mlp(nn.Module):
     fc1_init: Initializer = vit_init
     fc2_init: Initializer = vit_init
     dtype: Dtype = jnp.float32
+    uniform_biases: bool = False
 
     @nn.compact
     def __call__(self, x: Float[Array, "*B C"]) -> Float[Array, "*B O"]:
         """Map the channels."""
-        x = self.activation(dense(self.hidden_dim, self.fc1_init, self.dtype, "fc1")(x))
-        return dense(self.out_dim, self.fc2_init, self.dtype, "fc2")(x)
+
+        def linear_layer(dim: int, init: Initializer, name: str, fan_in: int) -> nn.Dense:
+            bias = uniform_bias(fan_in) if self.uniform_biases else nn.initializers.zeros
+            return dense(dim, init, self.dtype, name, bias)
+
+        x = linear_layer(self.hidden_dim, self.fc1_init, "fc1", x.shape[-1])(x)
+        x = self.activation(x)
+        return linear_layer(self.out_dim, self.fc2_init, "fc2", self.hidden_dim)(x)
 
 
 class TokenMlp(nn.Module):
@@ -246,7 +291,7 @@ def draw_branch_scales(keys: Key[Array, "B"], rates: Sequence[float]) -> Float[A
 
 
 class TransformerBlock(nn.Module):
-    """Pre-norm transformer block."""
+    """Pre-norm transformer block; for `uniform_biases` of its MLP see `Mlp`."""
 
     num_heads: int
     mlp_ratio: float = 4.0
@@ -257,6 +302,7 @@ class TransformerBlock(nn.Module):
     fc2_init: Initializer = vit_init
     dtype: Dtype = jnp.float32
     attention_fn: AttentionFn = attend
+    uniform_biases: bool = False
 
     @nn.compact
     def __call__(
@@ -294,6 +340,7 @@ class TransformerBlock(nn.Module):
             self.fc1_init,
             self.fc2_init,
             self.dtype,
+            self.uniform_biases,
             name="mlp",
         )
         x = x + scaled(0, attention(layer_norm(self.dtype, "norm1")(x), mask))

@@ -88,6 +88,7 @@ class TextEncoder(nn.Module):
             proj_init=normal(deep),
             fc1_init=normal((2 * self.width) ** -0.5),
             fc2_init=normal(deep),
+            uniform_biases=True,
             dtype=self.dtype,
             parent=None,
         )

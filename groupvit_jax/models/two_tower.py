@@ -13,7 +13,7 @@ from groupvit_jax.models import image_encoder
 from groupvit_jax.models.bert_encoder import BertEncoder
 from groupvit_jax.models.blocks import REMAT, Execution
 from groupvit_jax.models.image_encoder import ImageEncoder
-from groupvit_jax.models.layers import BatchNorm, fan_in_uniform
+from groupvit_jax.models.layers import BatchNorm, fan_in_uniform, uniform_bias
 from groupvit_jax.models.text_encoder import TextEncoder
 from groupvit_jax.typing import Array, Float, ImageFeatures, Int, TwoTowerOutput
 
@@ -45,13 +45,16 @@ class Projector(nn.Module):
           statistics_of: features whose statistics are used instead of those of `x`.
         """
 
-        def dense(dim: int, name: str) -> nn.Dense:
-            return nn.Dense(dim, kernel_init=fan_in_uniform, dtype=self.dtype, name=name)
+        def dense(dim: int, name: str, fan_in: int) -> nn.Dense:
+            bias = uniform_bias(fan_in)
+            return nn.Dense(
+                dim, kernel_init=fan_in_uniform, bias_init=bias, dtype=self.dtype, name=name
+            )
 
-        hidden = dense(self.hidden_dim, "linear_hidden")
+        hidden = dense(self.hidden_dim, "linear_hidden", x.shape[-1])
         batch = None if statistics_of is None else hidden(statistics_of)
         x = nn.relu(BatchNorm(name="norm")(hidden(x), train=train, statistics_of=batch))
-        return dense(self.out_dim, "linear_out")(x).astype(jnp.float32)
+        return dense(self.out_dim, "linear_out", self.hidden_dim)(x).astype(jnp.float32)
 
 
 class TwoTower(nn.Module):

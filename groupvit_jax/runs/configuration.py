@@ -90,8 +90,8 @@ def check_same_run(config: ConfigDict, workdir: Path, resuming: bool) -> None:
 
     Another model or tokenizer is an error if there is a checkpoint to resume from; any other
     difference is logged, and the run continues with the new value (`keep_recorded` has kept some
-    before). A field that the recorded configuration lacks is no difference: it was added to the code
-    since, and its default, or that of `_EARLIER`, describes the run as it was.
+    before). A field that the recorded configuration lacks is no difference: it was added to the
+    code since, and its default, or that of `_EARLIER`, describes the run as it was.
 
     Raises:
       ValueError: model or tokenizer differ.

@@ -90,7 +90,18 @@ def starts(length, size, stride):
 
 
 def image(
-    encode, height, width, text, *, size, stride, patch, threshold, original, kept=5, constant=False,
+    encode,
+    height,
+    width,
+    text,
+    *,
+    size,
+    stride,
+    patch,
+    threshold,
+    original,
+    kept=5,
+    constant=False,
     drop=True,
 ):
     """Labels [original]; `encode(y, x, h, w)` gives the outputs of a window."""

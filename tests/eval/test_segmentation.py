@@ -8,6 +8,7 @@ from groupvit_jax.eval.protocol import Protocol
 from groupvit_jax.eval.windows import resampling
 from groupvit_jax.models import grouping
 from tests.eval import protocol as slow
+from tests.eval.test_pamr import slowly as pamr_slowly
 
 
 @pytest.mark.parametrize("size", [(5, 7), (24, 16), (3, 3)])
@@ -98,3 +99,57 @@ def test_windows_are_averaged_where_they_overlap():
     join_windows = jax.jit(segmentation.join_windows, static_argnums=(3, 4))
     found = join_windows(groups, scores, corners, (1, 4), Protocol())[0]
     np.testing.assert_allclose(found, [[0.2, 0.4], [0.4, 0.2], [0.6, 0.0], [0, 0]], atol=1e-6)
+
+
+def test_refinement_of_a_window_is_at_its_patches():
+    """TCL's order: score patches, refine them along the reduced window, then resize to pixels."""
+    rng = np.random.default_rng(0)
+    pixels = rng.integers(0, 256, (32, 40, 3), np.uint8)
+    maps = rng.uniform(size=(1, 4, 5, 3)).astype(np.float32)
+    scores = rng.uniform(size=(1, 3, 2)).astype(np.float32)
+    windows = segmentation.ImageWindows(
+        maps, scores, np.zeros((1, 2), np.int32), resampling(32, 32, 32), resampling(40, 40, 40),
+        np.array([32, 40], np.int32), pixels,
+    )  # fmt: skip
+    knobs = dict(pamr_iterations=3, pamr_dilations=(1, 2), pamr_place="window")
+    constant = dict(background_threshold=0.4, background_rule="constant")
+    found = segmentation.segment(
+        jax.tree.map(jnp.asarray, windows),
+        window=(32, 40),
+        canvas=(32, 40),
+        patch_size=8,
+        protocol=Protocol(**knobs, **constant),
+    )
+    # Corners of the window and of the patches coincide: rows 0, 31/3, ..., columns 0, 39/4, ...
+    reduced = np.stack(
+        [
+            [bilinear(pixels.astype(float), y, x) for x in np.linspace(0, 39, 5)]
+            for y in np.linspace(0, 31, 4)
+        ]
+    )
+    refined = pamr_slowly(scores[0][maps[0].argmax(-1)], reduced, 3, (1, 2))
+    np.testing.assert_allclose(
+        found[..., 1:], slow.interpolate(refined, 32, 40), rtol=1e-4, atol=1e-5
+    )
+    np.testing.assert_allclose(found[..., 0], 0.4)  # background isn't refined
+
+
+def bilinear(image, y, x):
+    y0, x0 = int(y), int(x)
+    y1, x1 = min(y0 + 1, len(image) - 1), min(x0 + 1, image.shape[1] - 1)
+    top = image[y0, x0] * (1 - x + x0) + image[y0, x1] * (x - x0)
+    bottom = image[y1, x0] * (1 - x + x0) + image[y1, x1] * (x - x0)
+    return top * (1 - y + y0) + bottom * (y - y0)
+
+
+def test_what_fills_no_patch_is_dropped_but_for_a_side_shorter_than_one():
+    """An 85 x 480 photo resizes to 363 x 2048: windows of 363 rows have 22 rows of tokens."""
+    windows = jnp.zeros((1, 363, 448, 3), jnp.uint8)
+    assert segmentation.fit_to_patches(windows, 16, "drop").shape == (1, 22 * 16, 448, 3)
+    assert segmentation.fit_to_patches(windows, 16, "pad").shape == windows.shape
+    assert segmentation.fit_to_patches(windows[:, :7], 16, "drop").shape == (1, 7, 448, 3)
+    # Their maps are stretched over all rows: row 181 is the middle, between tokens 10 and 11.
+    maps = jnp.arange(22.0).reshape(1, 22, 1, 1)
+    resized = grouping.resize_maps(maps, (363, 448), 16)
+    assert resized.shape == (1, 363, 448, 1)
+    assert resized[0, 181, 0, 0] == pytest.approx(10.5, abs=1e-4)

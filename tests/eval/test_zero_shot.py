@@ -13,6 +13,19 @@ from groupvit_jax.eval.zero_shot import Classification, Retrieval, match_ranks
 from groupvit_jax.models.preprocess import normalize
 from tests.eval.conftest import make_mesh
 
+
+def test_the_prompts_of_imagenet_are_the_published_ones():
+    assert IMAGENET_PROMPTS == (
+        "itap of a {}.",
+        "a bad photo of a {}.",
+        "a origami {}.",
+        "a photo of the large {}.",
+        "a {} in a video game.",
+        "art of the {}.",
+        "a photo of the small {}.",
+    )
+
+
 WORDS = ["dog", "cat", "tree", "house", "boat", "sky", "grass", "person", "red", "blue", "old"]
 
 

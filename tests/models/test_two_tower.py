@@ -1,3 +1,4 @@
+import re
 from functools import partial
 
 import jax
@@ -7,6 +8,7 @@ import pytest
 
 from configs import base
 from groupvit_jax.models import build_model
+from groupvit_jax.models.layers import Mlp
 
 RNGS = {"gumbel": jax.random.key(3), "drop_path": jax.random.key(4)}
 
@@ -25,6 +27,43 @@ def test_groupvit_small_has_the_published_number_of_parameters():
     published = 55_726_609
     count = sum(np.prod(x.shape, dtype=int) for x in jax.tree.leaves(shapes["params"]))
     assert count == published + 1  # the multi-label loss's own temperature
+
+
+def starts_uniform(path):
+    """PyTorch's default: patch embedding, MLPs of the text tower, linear layers of projectors."""
+    name = jax.tree_util.keystr(path, simple=True, separator="/")
+    return re.fullmatch(
+        r"image_encoder/patch_embed/proj/bias|text_encoder/blocks_\d+/mlp/fc[12]/bias"
+        r"|(image|text)_projector/linear_(hidden|out)/bias",
+        name,
+    )
+
+
+def test_biases_start_uniform_where_the_published_ones_do(variables):
+    for path, bias in jax.tree_util.tree_leaves_with_path(variables["params"]):
+        name = jax.tree_util.keystr(path[-1:], simple=True)
+        if name == "bias" and not starts_uniform(path):
+            np.testing.assert_array_equal(bias, 0)
+        elif name == "bias":
+            owner = variables["params"]
+            for key in path[:-1]:
+                owner = owner[key.key]
+            limit = np.prod(owner["kernel"].shape[:-1]) ** -0.5
+            assert 0.5 * limit < np.abs(bias).max() <= limit
+            assert abs(np.mean(bias)) < 0.5 * limit
+
+
+def test_the_published_model_has_29_uniform_biases():
+    model = build_model(base.get_config().model)
+    inputs = jnp.zeros((1, 224, 224, 3)), jnp.zeros((1, 80), int), jnp.zeros((1, 2), int)
+    shapes = jax.eval_shape(model.init, jax.random.key(0), *inputs)["params"]
+    paths = [path for path, _ in jax.tree_util.tree_leaves_with_path(shapes)]
+    assert len(list(filter(starts_uniform, paths))) == 29
+    # Measured in a published start: `text_encoder/blocks_0/mlp/fc1` has 0.0365.
+    mlp = Mlp(1024, 256, uniform_biases=True)
+    params = mlp.init(jax.random.key(0), jnp.zeros((1, 256)))["params"]
+    assert np.std(params["fc1"]["bias"]) == pytest.approx(0.0365, rel=0.05)
+    assert np.std(params["fc2"]["bias"]) == pytest.approx(1024**-0.5 / 3**0.5, rel=0.1)
 
 
 def test_both_temperatures_start_at_the_configured_one(variables):

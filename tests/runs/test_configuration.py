@@ -1,6 +1,6 @@
 import pytest
 
-from configs import base
+from configs import base, from_json
 from groupvit_jax.runs import configuration
 
 
@@ -43,3 +43,30 @@ def test_fields_that_came_after_the_run_began_are_no_other_model(tmp_path):
     del recorded.model.text["kind"]
     configuration.write_config(recorded.to_dict(), tmp_path)
     configuration.check_same_run(base.get_config(), tmp_path, resuming=True)
+
+
+def test_a_record_older_than_a_choice_says_what_was_done_then(tmp_path):
+    recorded = base.get_config().to_dict()
+    for field in ("scaled_rates", "update_lag"):
+        del recorded["optimizer"][field]
+    recorded["data"]["noun_kind"] = "words"
+    configuration.write_config(recorded, tmp_path)
+    again = from_json.get_config(str(tmp_path / "config.json"))
+    resumed = configuration.keep_recorded(base.get_config(), tmp_path)
+    for config in (again, resumed):
+        optimizer = config.optimizer
+        assert (optimizer.scaled_rates, optimizer.update_lag) == ("peak", 0)
+        assert config.data.noun_kind == "words"
+
+
+def test_a_resumed_run_keeps_how_it_began_and_says_so(tmp_path, caplog):
+    config = base.get_config()
+    config.optimizer.update_lag = 0
+    configuration.write_config(config.to_dict(), tmp_path)
+    changed = base.get_config()
+    changed.optimizer.weight_decay = 0.1  # not of these fields
+    kept = configuration.keep_recorded(changed, tmp_path)
+    assert (kept.optimizer.update_lag, kept.optimizer.weight_decay) == (0, 0.1)
+    assert changed.optimizer.update_lag == 1
+    assert "config.optimizer.update_lag: 0, with which the run of" in caplog.text
+    assert configuration.keep_recorded(changed, tmp_path / "fresh") is changed
