@@ -16,7 +16,7 @@ from tests.eval import protocol as slow
 from tests.eval.conftest import make_mesh
 from tests.eval.photos import NAMES, Photos
 
-PROTOCOL = Protocol(resize=(), window=32, stride=16)
+PROTOCOL = Protocol(resize=(), window=32, stride=16, partial_patches="pad")  # as `head_protocol`
 SIZES = [(32, 32), (40, 32), (20, 50)]
 
 

@@ -97,7 +97,7 @@ def test_each_kind_of_benchmark_is_in_table_and_report(run, tmp_path):
         assert 0 <= found[name]["metrics"][metric] <= 1
     table = (tmp_path / "results.md").read_text()
     assert table in printed
-    assert re.search(r"\| voc \| groupvit \| 2 \| \d+\.\d\d \|", table)
+    assert re.search(r"\| voc \| groupvit \| 0.95, window \|  \| 1 \| 2 \| \d+\.\d\d \|", table)
     report = (tmp_path / "report.html").read_text()
     assert report.count("data:image/jpeg") == 3
     assert "http" not in re.sub(r"http://www.w3.org/\S+", "", report)

@@ -18,7 +18,7 @@ from launch import (
 TINY = "--config=configs/tiny.py"
 # (field, value, what the line says after the field's name)
 WRONG = [
-    ("data.noun_kind", "word", "'word' found, expected 'words' or 'phrases'"),
+    ("data.noun_kind", "word", "'word' found, expected 'tagged_words' or 'words' or 'phrases'"),
     ("init_from", "/nonexistent", "'/nonexistent' found, where there is no file or folder"),
     ("text_init_from", "/nonexistent", "'/nonexistent' found, where there is no file or folder"),
     ("profile_steps", (2,), "(2,) found, expected (first, last) steps"),

@@ -65,7 +65,11 @@ def test_shards_hold_every_pair_in_order(options, kind):
             "image": encode(value=20 * i),
             "captions": [f"a dog {i}", f"red kites {i}"],
             "key": f"{i // 3:05d}{i % 3:06d}",
-            "nouns": {"words": [["dog"], ["kites"]], "phrases": [["dog"], ["red kites"]]},
+            "nouns": {
+                "tagged_words": [["dog"], ["kites"]],
+                "words": [["dog"], ["kites"]],
+                "phrases": [["dog"], ["red kites"]],
+            },
         }
         for i in range(9)
     ]
@@ -133,7 +137,7 @@ def test_a_sample_keeps_what_its_json_said(tmp_path):
         "url": "u",
         "key": "00000000000",
         "source": "cc3m/0.tar: deep/path.x/0",
-        "nouns": {"words": [["dog"]], "phrases": [["dog"]]},
+        "nouns": {"tagged_words": [["dog"]], "words": [["dog"]], "phrases": [["dog"]]},
     }
 
 

@@ -24,7 +24,7 @@ def test_training_takes_what_is_stored_in_place_of_tagging(tmp_path, monkeypatch
     options = Options(raw, str(tmp_path / "out"), duplicates="keep", tokenizer="clip")
     prepare(options, local_runner(1))
     config = base.get_config()
-    for kind in ("words", "phrases"):
+    for kind in nouns.KINDS:
         config.data.noun_kind = kind
         config.data.sources.pairs = dict(kind="webdataset", pattern=raw)
         tagged = examples_of(config)
@@ -32,7 +32,7 @@ def test_training_takes_what_is_stored_in_place_of_tagging(tmp_path, monkeypatch
         config.data.sources.pairs.pattern = f"{options.output}/*.tar"
         stored = examples_of(config)
         with monkeypatch.context() as patch:
-            patch.setattr(nouns, "tag", None)
+            patch.setattr(nouns, "_lexicon_tags", None)
             for i in range(8):
                 [example] = stored.read([i])
                 assert example.keys() == expected[i].keys()

@@ -45,7 +45,7 @@ FIELDS = {
 class Sample(TypedDict):
     """An encoded image with all its captions (at least one, none blank).
 
-    Samples from `launch.prepare` have `nouns`, which maps a kind ("words", "phrases") to the words
+    Samples from `launch.prepare` have `nouns`, which maps a kind (of `nouns.KINDS`) to the words
     of each caption, and optionally `tokens`, with the tokenizer's fingerprint under "tokenizer" and
     the ids of each caption under "ids".
     """

@@ -55,11 +55,11 @@ def annotate(captions: Sequence[str], tokenizer: Tokenizer | None) -> dict[str, 
     """Returns the fields `nouns` and, with a tokenizer, `tokens` of a sample's JSON.
 
     Returns:
-      {"nouns": {"words": lists, "phrases": lists}, "tokens": {"tokenizer": fingerprint, "ids":
+      {"nouns": {kind: lists}, "tokens": {"tokenizer": fingerprint, "ids":
       lists}}, each with one list for every caption; ids run from start to end of text.
     """
-    found = [nouns.both_kinds(caption) for caption in captions]
-    kinds = {kind: [lists[kind] for lists in found] for kind in ("words", "phrases")}
+    found = [nouns.all_kinds(caption) for caption in captions]
+    kinds = {kind: [lists[kind] for lists in found] for kind in nouns.KINDS}
     fields: dict[str, Any] = {"nouns": kinds}
     if tokenizer is not None:
         end = tokenizer.end_of_text_id

@@ -17,7 +17,7 @@ from groupvit_jax.data.text.tokenizers import clean_text
 
 __all__ = [
     "KINDS",
-    "both_kinds",
+    "all_kinds",
     "clip_templates",
     "draw_prompts",
     "make_prompts",
@@ -25,9 +25,10 @@ __all__ = [
     "nouns",
     "split_words",
     "tag",
+    "tagged_words",
 ]
 
-KINDS = ("words", "phrases")
+KINDS = ("tagged_words", "words", "phrases")
 # The published choice. It includes verbs, which describe the image too, and lacks NNPS.
 _TAGS = frozenset(["NN", "NNS", "NNP", "VB", "VBD", "VBG", "VBN", "VBP", "VBZ"])
 
@@ -48,6 +49,15 @@ _PHRASE = re.compile(r"J*N+|(?<=D)J*VN*")
 _loading = threading.Lock()
 
 
+def tagged_words(caption: str) -> list[str]:
+    """Return the caption's nouns and verbs as published: repeats, single letters and symbols too.
+
+    Tags are those of the caption as it is written, in which most capitalised words are NNP.
+    """
+    words = split_words(caption)
+    return _tagged_words(words, _lexicon_tags(words))
+
+
 def nouns(caption: str) -> list[str]:
     """Returns the caption's nouns and verbs, each once (whatever its case), in order."""
     words = split_words(caption)
@@ -60,11 +70,20 @@ def noun_phrases(caption: str) -> list[str]:
     return _noun_phrases(words, tag(words))
 
 
-def both_kinds(caption: str) -> dict[str, list[str]]:
-    """Returns `nouns` as "words" and `noun_phrases` as "phrases", tagging the caption once."""
+def all_kinds(caption: str) -> dict[str, list[str]]:
+    """Return the words of each of `KINDS`, tagging the caption once."""
     words = split_words(caption)
-    tags = tag(words)
-    return {"words": _nouns(words, tags), "phrases": _noun_phrases(words, tags)}
+    written = _lexicon_tags(words)
+    tags = _without_proper_nouns(words, written)
+    return {
+        "tagged_words": _tagged_words(words, written),
+        "words": _nouns(words, tags),
+        "phrases": _noun_phrases(words, tags),
+    }
+
+
+def _tagged_words(words: Sequence[str], tags: Sequence[str]) -> list[str]:
+    return [word for word, t in zip(words, tags, strict=True) if t in _TAGS]
 
 
 def _nouns(words: Sequence[str], tags: Sequence[str]) -> list[str]:
@@ -102,7 +121,8 @@ def draw_prompts(
       caption: the text, not cleaned.
       num_nouns: K, the number of prompts.
       rng: source of the draws; the same state gives the same prompts.
-      kind: "words" (nouns and verbs) or "phrases" (noun phrases).
+      kind: "tagged_words" (nouns and verbs, as published), "words" (each once, real words only) or
+        "phrases" (noun phrases).
       found: the nouns or phrases of the caption, if known; saves the tagging.
 
     Returns:
@@ -117,7 +137,8 @@ def draw_prompts(
     if num_nouns == 0:
         return [], []
     if found is None:
-        found = nouns(caption) if kind == "words" else noun_phrases(caption)
+        find = {"tagged_words": tagged_words, "words": nouns, "phrases": noun_phrases}
+        found = find[kind](caption)
     templates = clip_templates()
     chosen = [found[i] for i in rng.permutation(len(found))[:num_nouns]]
     drawn = rng.integers(len(templates), size=len(chosen))
@@ -137,7 +158,10 @@ def tag(words: Sequence[str]) -> list[str]:
     Proper nouns of the lexicon are looked up again in lower case, because alt texts capitalise
     every word ("Gorgeous Black Bag"), adjectives too.
     """
-    tags = _lexicon_tags(words)
+    return _without_proper_nouns(words, _lexicon_tags(words))
+
+
+def _without_proper_nouns(words: Sequence[str], tags: list[str]) -> list[str]:
     if not any(t.startswith("NNP") for t in tags):
         return tags
     lower = _lexicon_tags([word.lower() for word in words])

@@ -24,6 +24,7 @@ def test_nouns_are_those_of_the_tagger():
     found = annotate(CAPTIONS, None)
     assert list(found) == ["nouns"]
     assert found["nouns"] == {
+        "tagged_words": [nouns.tagged_words(caption) for caption in CAPTIONS],
         "words": [nouns.nouns(caption) for caption in CAPTIONS],
         "phrases": [nouns.noun_phrases(caption) for caption in CAPTIONS],
     }

@@ -43,6 +43,19 @@ def test_nouns_are_the_distinct_nouns_and_verbs_in_order(caption, expected):
     assert nouns.nouns(caption) == expected
 
 
+def test_the_published_drawing_takes_all_tagged_words_as_they_are_written():
+    assert nouns.tagged_words("a dog and a dog and a cat") == ["dog", "dog", "cat"]
+    rng = np.random.default_rng(0)
+    drawn = [
+        nouns.draw_prompts("a dog and a dog and a cat", 1, rng, "tagged_words")[1]
+        for _ in range(3000)
+    ]
+    assert 0.64 < np.mean([word == ["dog"] for word in drawn]) < 0.7  # 2/3
+    caption = "Gorgeous Black Leather Bag"
+    assert nouns.tagged_words(caption) == caption.split()
+    assert nouns.tagged_words("12 x 7 % of cats") == ["x", "%", "cats"]
+
+
 @pytest.mark.parametrize(
     ("caption", "expected"),
     [
@@ -109,7 +122,7 @@ def test_phrases_as_prompts():
 
 def test_an_unknown_kind_names_the_field():
     with pytest.raises(
-        ValueError, match=r"config.data.noun_kind: 'verbs' found, expected 'words' or"
+        ValueError, match=r"config.data.noun_kind: 'verbs' found, expected 'tagged_words' or"
     ):
         nouns.make_prompts("a dog", 1, np.random.default_rng(0), "verbs")
 
