@@ -49,7 +49,8 @@ def head_protocol(image_size: int, *, protocol: str = "groupvit", **knobs: Any) 
             "learnt the background"
         )
     # A head is trained on images that the encoder pads.
-    return make_protocol(protocol, **{"window": image_size, "partial_patches": "pad"} | given)
+    settings: dict[str, Any] = {"window": image_size, "partial_patches": "pad"} | given
+    return make_protocol(protocol, **settings)
 
 
 class HeadTower(ImageTower):
