@@ -108,7 +108,7 @@ def _loss() -> ConfigDict:
         # as "positives".
         identical_texts="negatives",
         exchange="all_gather",  # how devices see each other's embeddings; or "ring"
-        block_size=256,  # logits are computed against this many images and their texts at once
+        block_size=1024,  # logits are computed against this many images and their texts at once
     )
     return ConfigDict(loss)
 

@@ -311,3 +311,20 @@ def test_layer_decay_gives_each_parameter_one_factor():
 def test_layer_decay_is_checked(decay):
     with pytest.raises(ValueError, match="layer decay"):
         optim.layer_decay_groups((1, 1), (8, 0), decay)
+
+
+@pytest.mark.parametrize("max_norm", [0.5, 100.0])
+def test_clipping_is_that_of_optax(max_norm):
+    rng = np.random.default_rng(0)
+    shapes = {"scale": (), "bias": (5,), "norm": (3,), "kernel": (4, 5), "empty": (0,)}
+    tree = {
+        name: jnp.asarray(rng.normal(size=shape), jnp.float32) for name, shape in shapes.items()
+    }
+    norm = np.sqrt(sum(np.sum(np.square(x, dtype=np.float64)) for x in tree.values()))
+    np.testing.assert_allclose(optim.global_norm(tree), norm, rtol=1e-6)
+    found, expected = (
+        make(max_norm).update(tree, ())[0]
+        for make in (optim.clip_by_global_norm, optax.clip_by_global_norm)
+    )
+    for name in shapes:
+        np.testing.assert_allclose(found[name], expected[name], rtol=1e-6, err_msg=name)

@@ -49,7 +49,7 @@ def make_train_step(
 
         gradients, (batch_stats, metrics) = jax.grad(trainable_loss, has_aux=True)(state.params)
         metrics["learning_rate"] = schedule(state.step)
-        metrics["gradient_norm"] = optax.tree.norm(gradients)
+        metrics["gradient_norm"] = optim.global_norm(gradients)
         updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
         state = TrainState(state.step + 1, params, batch_stats, opt_state, state.key)
