@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 @contextlib.contextmanager
 def naming(path: str | os.PathLike) -> Iterator[None]:
-    """Turns every error about a file into a ValueError that names it.
+    """Turn every error about a file into a ValueError that names it.
 
     Libraries raise whatever a damaged or foreign file leads to: KeyError, struct.error, TypeError,
     RecursionError, ... All mean that the file is unusable; commands show them as one line. Our own

@@ -23,7 +23,7 @@ def end_with_parent() -> None:
 
 @contextlib.contextmanager
 def hidden_main() -> Iterator[None]:
-    """Starts processes by "spawn" that don't run the main script again.
+    """Start processes by "spawn" that don't run the main script again.
 
     Otherwise scripts without `if __name__ == "__main__":` couldn't call a function that starts
     processes. The functions that the processes run must not be the script's own.

@@ -59,7 +59,7 @@ _rename = renamer(
 
 
 def names(name: str) -> tuple[str, ...]:
-    """Returns Hugging Face's names for one of our text tower's arrays."""
+    """Return Hugging Face's names for one of our text tower's arrays."""
     foreign = _rename(name)
     if ".self.qkv." not in foreign:
         return (foreign,)
@@ -67,7 +67,7 @@ def names(name: str) -> tuple[str, ...]:
 
 
 def read_text_config(directory: Path, context_length: int, end_of_text_id: int) -> dict[str, Any]:
-    """Returns the `config.model.text` that matches a directory's BERT.
+    """Return the `config.model.text` that matches a directory's BERT.
 
     Args:
       directory: contains the `config.json` of a `BertModel`.
@@ -134,7 +134,7 @@ def read_bert(directory: Path, model: TwoTower) -> tuple[FlatVariables, tuple[st
 def initialise_text_from(
     path: str | Path, params: Params, batch_stats: PyTree, model_config: ConfigDict
 ) -> tuple[Params, PyTree, InitialisationReport]:
-    """Initialises the text tower from a BERT (`config.text_init_from`).
+    """Initialise the text tower from a BERT (`config.text_init_from`).
 
     Args:
       path: a Hugging Face directory, see `read_bert`.
@@ -176,6 +176,6 @@ def _check_sizes(directory: Path, text: TextEncoder | BertEncoder) -> None:
 
 
 def _modern_name(name: str) -> str:
-    """Strips the prefix of models with heads, and translates older LayerNorm names."""
+    """Strip the prefix of models with heads, and translate older LayerNorm names."""
     name = re.sub(r"LayerNorm\.gamma$", "LayerNorm.weight", name.removeprefix("bert."))
     return re.sub(r"LayerNorm\.beta$", "LayerNorm.bias", name)

@@ -70,7 +70,7 @@ _rename = renamer(
 
 
 def names(name: str) -> tuple[str, ...]:
-    """Returns Hugging Face's names for one of our arrays; queries, keys and values are separate."""
+    """Return Hugging Face's names for one of our arrays; queries, keys and values are separate."""
     foreign = _rename(name)
     if ".self_attn.qkv." not in foreign:
         return (foreign,)
@@ -86,7 +86,7 @@ _READERS: dict[str, Callable[[Path], dict[str, np.ndarray]]] = {
 
 
 def read_huggingface(directory: Path) -> Pretrained:
-    """Reads a directory of `GroupViTModel`, from (sharded) safetensors or a PyTorch file.
+    """Read a directory of `GroupViTModel`, from (sharded) safetensors or a PyTorch file.
 
     Raises:
       FileNotFoundError: a file is missing.
@@ -107,7 +107,7 @@ def read_huggingface(directory: Path) -> Pretrained:
 
 
 def read_tensors(directory: Path) -> tuple[Path, dict[str, np.ndarray]]:
-    """Reads every tensor of a directory; also returns the file or index that was read.
+    """Read every tensor of a directory; also returns the file or index that was read.
 
     Raises:
       FileNotFoundError: there is no file of tensors.
@@ -120,7 +120,7 @@ def read_tensors(directory: Path) -> tuple[Path, dict[str, np.ndarray]]:
 
 
 def write_huggingface(directory: Path, pretrained: Pretrained) -> None:
-    """Writes a directory that `GroupViTModel` and `CLIPProcessor` load.
+    """Write a directory that `GroupViTModel` and `CLIPProcessor` load.
 
     The tokenizer files are CLIP's, or a copy of the model's own file for another tokenizer.
 
@@ -147,7 +147,7 @@ def write_huggingface(directory: Path, pretrained: Pretrained) -> None:
 
 
 def write_clip_tokenizer(directory: Path, context_length: int) -> None:
-    """Writes `vocab.json`, `merges.txt` and `tokenizer_config.json` of `CLIPTokenizer`."""
+    """Write `vocab.json`, `merges.txt` and `tokenizer_config.json` of `CLIPTokenizer`."""
     ids = {token: i for i, token in enumerate(byte_pairs.read_tokens())}
     write_json(directory / "vocab.json", ids)
     (directory / "merges.txt").write_bytes(byte_pairs.MERGES_FILE.read_bytes())

@@ -37,7 +37,7 @@ _LEGACY_END_OF_TEXT_ID = 2
 
 
 def to_model_config(config: dict[str, Any], path: Path) -> ConfigDict:
-    """Translates a `config.json` of `GroupViTModel`.
+    """Translate a `config.json` of `GroupViTModel`.
 
     Args:
       config: content of the file.
@@ -76,7 +76,7 @@ def to_model_config(config: dict[str, Any], path: Path) -> ConfigDict:
 
 
 def _check_sizes(fields: dict[str, Any], where: str) -> None:
-    """Checks that all fields are numbers, or tuples of numbers, that a model can have."""
+    """Check that all fields are numbers, or tuples of numbers, that a model can have."""
     for field, value in fields.items():
         values = value if isinstance(value, tuple) else (value,)
         kinds = (int, float) if field in ("assign_eps", "mlp_ratio") else (int,)
@@ -88,7 +88,7 @@ def _check_sizes(fields: dict[str, Any], where: str) -> None:
 
 
 def from_model_config(model: TwoTower) -> dict[str, Any]:
-    """Translates our configuration for `GroupViTModel`.
+    """Translate our configuration for `GroupViTModel`.
 
     Raises:
       ValueError: it doesn't support a field; the message names it.
@@ -138,7 +138,7 @@ def check_text_tower(model: TwoTower, target: str) -> None:
 
 
 def processor_config(image_size: int) -> dict[str, Any]:
-    """Returns an image processor with the statistics and interpolation of training."""
+    """Return an image processor with the statistics and interpolation of training."""
     return {
         "image_processor_type": "CLIPImageProcessor",
         "processor_class": "CLIPProcessor",
@@ -157,7 +157,7 @@ def processor_config(image_size: int) -> dict[str, Any]:
 
 
 def _section(config: dict[str, Any], name: str) -> dict[str, Any]:
-    """Returns a tower's fields; old files repeat them in a second section that takes precedence."""
+    """Return a tower's fields; old files repeat them in a second section that takes precedence."""
     first, second = config.get(f"{name}_config"), config.get(f"{name}_config_dict")
     return (first or {}) | (second or {})
 
@@ -189,7 +189,7 @@ def _check_fixed(config: dict[str, Any], section: str, path: Path, **expected: A
 
 
 def _check_group_tokens(image: dict[str, Any], where: str) -> None:
-    """Checks a restriction: Hugging Face sizes a projector by the groups of the previous stage."""
+    """Check a restriction: Hugging Face sizes a projector by the groups of the previous stage."""
     tokens, groups = image["num_group_tokens"], image["num_output_groups"]
     for i in range(1, _num_grouping(image)):
         if tokens[i - 1] != groups[i - 1]:

@@ -56,7 +56,7 @@ _KEYS = (str, int, float, bytes, type(None))
 
 
 def read_pickle(content: bytes) -> Any:
-    """Interprets a pickle.
+    """Interpret a pickle.
 
     Returns:
       The object, made of dicts, lists, tuples, numbers, strings, `TensorView` and `Inert`.
@@ -84,7 +84,7 @@ class _Machine:
         self.num_copied = 0
 
     def run(self, name: str, argument: Any) -> None:
-        """Executes one opcode."""
+        """Execute one opcode."""
         stack, memo = self.stack, self.memo
         match name:
             case "PROTO" | "FRAME":
@@ -113,7 +113,7 @@ class _Machine:
                 stack.append(self.make(name, argument))
 
     def make(self, name: str, argument: Any) -> Any:
-        """Executes an opcode that pushes one object."""
+        """Execute an opcode that pushes one object."""
         match name:
             case "NONE" | "NEWTRUE" | "NEWFALSE":
                 return {"NONE": None, "NEWTRUE": True, "NEWFALSE": False}[name]
@@ -152,26 +152,26 @@ class _Machine:
         raise ValueError(f"not a pickle of tensors: instruction {name}")
 
     def pop(self, count: int) -> list[Any]:
-        """Pops the last `count` items, in order."""
+        """Pop the last `count` items, in order."""
         return [self.stack.pop() for _ in range(count)][::-1]
 
     def pop_to_mark(self) -> list[Any]:
-        """Pops the items since the last mark, and the mark."""
+        """Pop the items since the last mark, and the mark."""
         items = list(iter(self.stack.pop, _MARK))
         return items[::-1]
 
     def extend(self, items: list[Any]) -> None:
-        """Appends to the list on top of the stack."""
+        """Append to the list on top of the stack."""
         if isinstance(self.stack[-1], list):
             self.stack[-1].extend(items)
 
     def update(self, items: list[Any]) -> None:
-        """Adds alternating keys and values to the dict on top of the stack."""
+        """Add alternating keys and values to the dict on top of the stack."""
         if isinstance(self.stack[-1], dict):
             self.stack[-1].update(_make_dict(items))
 
     def call(self, function: Any, arguments: Any) -> Any:
-        """Returns what a call in the file gives: data for the three known ones, else `Inert`."""
+        """Return what a call in the file gives: data for the three known ones, else `Inert`."""
         if function == _REBUILD_TENSOR:
             return _make_tensor(*arguments[:4])
         if function == _REBUILD_PARAMETER:

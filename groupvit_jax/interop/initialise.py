@@ -37,7 +37,7 @@ class InitialisationReport(NamedTuple):
     notes: tuple[str, ...]
 
     def lines(self) -> list[str]:
-        """Returns the report as log lines, one per variable that was not simply copied."""
+        """Return the report as log lines, one per variable that was not simply copied."""
         counts = f"{len(self.loaded)} loaded, {len(self.resized)} resized, "
         counts += f"{len(self.initialised)} left at initialisation, {len(self.unused)} unused"
         details = [f"resized {name}: {how}" for name, how in self.resized.items()]
@@ -49,7 +49,7 @@ class InitialisationReport(NamedTuple):
 def initialise_from(
     path: str | Path, params: Params, batch_stats: PyTree, model_config: ConfigDict
 ) -> tuple[Params, PyTree, InitialisationReport]:
-    """Replaces initialised variables by those of a file if they fit.
+    """Replace initialised variables by those of a file if they fit.
 
     Args:
       path: a checkpoint in any format of `load_pretrained`.
@@ -97,7 +97,7 @@ def initialise_from(
 def _fit_positions(
     found: dict[str, np.ndarray], source: TwoTower, target: TwoTower
 ) -> tuple[dict[str, np.ndarray], dict[str, str]]:
-    """Resizes image positions to the model's grid and truncates text positions to its context."""
+    """Resize image positions to the model's grid and truncate text positions to its context."""
     fitted, resized = dict(found), {}
     side = target.image_encoder.image_size // target.image_encoder.patch_size
     table = found.get(_IMAGE_POSITIONS)
@@ -115,7 +115,7 @@ def _fit_positions(
 
 
 def placed_like(leaf: Array, value: np.ndarray) -> Array:
-    """Returns the value with the dtype and sharding of the leaf it replaces."""
+    """Return the value with the dtype and sharding of the leaf it replaces."""
     value = np.asarray(value, leaf.dtype)
     return jax.make_array_from_callback(leaf.shape, leaf.sharding, lambda index: value[index])
 

@@ -34,12 +34,12 @@ _LEAF_NAMES = {
 
 
 def flatten(variables: PyTree) -> dict[str, Any]:
-    """Returns variables by "/"-joined path."""
+    """Return variables by "/"-joined path."""
     return flatten_dict(variables, sep="/")
 
 
 def unflatten(flat: Mapping[str, Any]) -> dict[str, Any]:
-    """Inverts `flatten`."""
+    """Invert `flatten`."""
     return unflatten_dict(dict(flat), sep="/")
 
 
@@ -59,7 +59,7 @@ def _shapes(model: TwoTower | SegmentationModel) -> dict[str, tuple[int, ...]]:
 
 
 def renamer(rules: Sequence[tuple[str, str]]) -> Callable[[str], str]:
-    """Builds a function from our paths to dotted names of a PyTorch state dict.
+    """Build a function from our paths to dotted names of a PyTorch state dict.
 
     Args:
       rules: (pattern, replacement) pairs of `re.sub`, applied in order to the path of the module;
@@ -77,21 +77,21 @@ def renamer(rules: Sequence[tuple[str, str]]) -> Callable[[str], str]:
 
 
 def to_torch(name: str, array: np.ndarray) -> np.ndarray:
-    """Transposes to PyTorch's axis order: linear [out, in], convolutions [out, in, h, w]."""
+    """Transpose to PyTorch's axis order: linear [out, in], convolutions [out, in, h, w]."""
     if not name.endswith("/kernel"):
         return array
     return array.transpose(3, 2, 0, 1) if array.ndim == 4 else array.T
 
 
 def from_torch(name: str, array: np.ndarray) -> np.ndarray:
-    """Inverts `to_torch`."""
+    """Invert `to_torch`."""
     if not name.endswith("/kernel"):
         return array
     return array.transpose(2, 3, 1, 0) if array.ndim == 4 else array.T
 
 
 def export_arrays(flat: Mapping[str, np.ndarray], names: Names) -> FlatVariables:
-    """Renames and transposes our variables for PyTorch; bits are preserved."""
+    """Rename and transpose our variables for PyTorch; bits are preserved."""
     exported: FlatVariables = {}
     for name, array in flat.items():
         targets = names(name)
@@ -109,7 +109,7 @@ def import_arrays(
     *,
     allow_extra: bool = False,
 ) -> tuple[FlatVariables, list[str]]:
-    """Finds a model's variables in a PyTorch state dict.
+    """Find a model's variables in a PyTorch state dict.
 
     Args:
       source: arrays by foreign name.
@@ -147,7 +147,7 @@ def gather_arrays(
     names: Names,
     path: Path | str,
 ) -> FlatVariables:
-    """Extracts variables from a PyTorch state dict, which may contain others.
+    """Extract variables from a PyTorch state dict, which may contain others.
 
     Args:
       source: arrays by foreign name.
@@ -174,7 +174,7 @@ def gather_arrays(
 
 
 def check_names(found: Iterable[str], expected: Iterable[str], path: Path | str) -> None:
-    """Raises a ValueError that names the first missing or superfluous tensor."""
+    """Raise a ValueError that names the first missing or superfluous tensor."""
     found, expected = set(found), set(expected)
     missing, extra = sorted(expected - found), _extra_names(found, expected)
     if missing:

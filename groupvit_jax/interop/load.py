@@ -17,7 +17,7 @@ KINDS = ("orbax", "safetensors", "huggingface", "original")
 
 
 def load_pretrained(path: str | Path, model_config: ConfigDict | None = None) -> Pretrained:
-    """Reads a model in any format, with both towers or a segment head.
+    """Read a model in any format, with both towers or a segment head.
 
     Args:
       path: a run folder or one of its steps, an export, a Hugging Face directory, or a `.pth`.
@@ -42,7 +42,7 @@ def _load(path: Path, model_config: ConfigDict | None) -> Pretrained:
 
 
 def find_kind(path: Path) -> str:
-    """Detects the format of a checkpoint, one of `KINDS`.
+    """Detect the format of a checkpoint, one of `KINDS`.
 
     Raises:
       FileNotFoundError: the path doesn't exist.

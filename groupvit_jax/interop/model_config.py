@@ -14,7 +14,7 @@ from groupvit_jax.models.two_tower import Projector, TwoTower
 
 
 def make_model_config(image: dict, text: dict, projector: dict) -> ConfigDict:
-    """Builds a `config.model` from the differences to the published model.
+    """Build a `config.model` from the differences to the published model.
 
     Args:
       image: fields of `ImageEncoder`.
@@ -47,7 +47,7 @@ def make_model_config(image: dict, text: dict, projector: dict) -> ConfigDict:
 
 
 def config_to_dict(config: ConfigDict) -> dict[str, Any]:
-    """Returns a configuration as plain JSON values."""
+    """Return a configuration as plain JSON values."""
     return json.loads(json.dumps(config.to_dict()))
 
 

@@ -12,14 +12,14 @@ FORMAT = "groupvit_jax"
 
 
 def write_native(directory: Path, pretrained: Pretrained) -> None:
-    """Writes an export; arrays keep their bits, names and axes."""
+    """Write an export; arrays keep their bits, name and axes."""
     directory.mkdir(parents=True, exist_ok=True)
     write_safetensors(directory / "model.safetensors", to_host(pretrained.variables))
     write_json(directory / "config.json", {"format": FORMAT, **describe(pretrained, directory)})
 
 
 def read_native(directory: Path) -> Pretrained:
-    """Reads an export.
+    """Read an export.
 
     Raises:
       FileNotFoundError: a file is missing.

@@ -58,12 +58,12 @@ _rename = renamer(
 
 
 def names(name: str) -> tuple[str, ...]:
-    """Returns the original name of one of our arrays."""
+    """Return the original name of one of our arrays."""
     return (_rename(name),)
 
 
 def read_original(path: Path, model_config: ConfigDict | None = None) -> Pretrained:
-    """Reads the model of a checkpoint, without its optimizer state and configuration object.
+    """Read the model of a checkpoint, without its optimizer state and configuration object.
 
     Args:
       path: a `.pth` file.
@@ -89,7 +89,7 @@ def read_original(path: Path, model_config: ConfigDict | None = None) -> Pretrai
 
 
 def write_original(path: Path, pretrained: Pretrained) -> None:
-    """Writes a checkpoint for the original code and `torch.load(weights_only=True)`.
+    """Write a checkpoint for the original code and `torch.load(weights_only=True)`.
 
     Raises:
       ValueError: the original format doesn't support the model; the message names the field.
@@ -111,14 +111,14 @@ def write_original(path: Path, pretrained: Pretrained) -> None:
 
 
 def _as_convolution(name: str, array: np.ndarray) -> np.ndarray:
-    """Adds the axes of a 1x1 convolution, the original's form of the projectors' linear layers."""
+    """Add the axes of a 1x1 convolution, the original's form of the projectors' linear layers."""
     return array[..., None] if "_projector.linear" in name and array.ndim == 2 else array
 
 
 def _infer_config(
     tensors: Mapping[str, np.ndarray], path: Path, known: Mapping[str, Any]
 ) -> ConfigDict:
-    """Infers the configuration from tensor shapes, and takes the rest from `known`."""
+    """Infer the configuration from tensor shapes, and take the rest from `known`."""
 
     def shape(name: str) -> tuple[int, ...]:
         if name not in tensors:

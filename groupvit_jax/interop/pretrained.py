@@ -41,12 +41,12 @@ class Pretrained(NamedTuple):
     class_names: tuple[str, ...] = ()
 
     def build_model(self) -> TwoTower | SegmentationModel:
-        """Builds both towers, or the image tower with its segment head."""
+        """Build both towers, or the image tower with its segment head."""
         model = build_model(self.model_config)
         return with_segment_head(model, len(self.class_names)) if self.class_names else model
 
     def check_two_towers(self, wanted_by: str) -> None:
-        """Raises ValueError if there is a segment head instead of a text tower."""
+        """Raise ValueError if there is a segment head instead of a text tower."""
         if self.class_names:
             raise ValueError(
                 f"a segment head of {len(self.class_names)} classes found, but {wanted_by} needs a "
@@ -55,12 +55,12 @@ class Pretrained(NamedTuple):
 
 
 def to_host(variables: PyTree) -> FlatVariables:
-    """Copies variables to the host."""
+    """Copy variables to the host."""
     return {name: np.asarray(jax.device_get(leaf)) for name, leaf in flatten(variables).items()}
 
 
 def describe(pretrained: Pretrained, directory: Path | None = None) -> dict[str, Any]:
-    """Returns configuration and tokenizer as plain values.
+    """Return configuration and tokenizer as plain values.
 
     Args:
       pretrained: the model.
@@ -78,7 +78,7 @@ def describe(pretrained: Pretrained, directory: Path | None = None) -> dict[str,
 
 
 def described_tokenizer(description: dict[str, Any], origin: Path) -> Vocabulary:
-    """Returns the tokenizer of a description read from the file `origin`; CLIP's by default.
+    """Return the tokenizer of a description read from the file `origin`; CLIP's by default.
 
     Raises:
       FileNotFoundError: its vocabulary file is missing.
@@ -90,7 +90,7 @@ def described_tokenizer(description: dict[str, Any], origin: Path) -> Vocabulary
 
 
 def with_image_size(pretrained: Pretrained, image_size: int) -> Pretrained:
-    """Returns the model for another training resolution, with learned positions resized.
+    """Return the model for another training resolution, with learned positions resized.
 
     Raises:
       ValueError: the patch size doesn't divide the image size.
@@ -106,13 +106,13 @@ def with_image_size(pretrained: Pretrained, image_size: int) -> Pretrained:
 
 
 def resize_grid(table: Float[np.ndarray, "1 L C"], side: int) -> Float[np.ndarray, "1 M C"]:
-    """Resizes position embeddings of a square grid to `side` x `side` patches."""
+    """Resize position embeddings of a square grid to `side` x `side` patches."""
     old = math.isqrt(table.shape[1])
     return np.asarray(resize_position_embedding(jnp.asarray(table), (old, old), (side, side)))
 
 
 def with_learned_positions(pretrained: Pretrained) -> Pretrained:
-    """Returns the model with sin-cos positions stored as learned ones, for other formats."""
+    """Return the model with sin-cos positions stored as learned ones, for other formats."""
     image = pretrained.model_config.image
     if image.position_embedding == "learned":
         return pretrained

@@ -18,7 +18,7 @@ FORMATS = tuple(_WRITERS)
 
 
 def save_pretrained(path: Path, pretrained: Pretrained, kind: str) -> None:
-    """Writes a model.
+    """Write a model.
 
     Args:
       path: a directory, or a `.pth` file for "original".

@@ -23,7 +23,7 @@ PLATFORMS = ("cpu", "cuda", "tpu")
 
 
 def image_program(pretrained: Pretrained) -> Callable[[UInt8[Array, "B H W 3"]], dict[str, Any]]:
-    """Builds the function from RGB images to float32 outputs.
+    """Build the function from RGB images to float32 outputs.
 
     Returns:
       A function that returns "embedding" [B, D] and "segments" [B, G, D], both in the joint space
@@ -44,7 +44,7 @@ def image_program(pretrained: Pretrained) -> Callable[[UInt8[Array, "B H W 3"]],
 
 
 def head_program(pretrained: Pretrained) -> Callable[[UInt8[Array, "B H W 3"]], dict[str, Any]]:
-    """Builds the function that segments RGB images with a trained head.
+    """Build the function that segments RGB images with a trained head.
 
     Returns:
       A function that returns "labels" [B, H, W], the most probable class of each pixel by
@@ -68,7 +68,7 @@ def head_program(pretrained: Pretrained) -> Callable[[UInt8[Array, "B H W 3"]], 
 
 
 def text_program(pretrained: Pretrained) -> Callable[[Int[Array, "B T"]], Float[Array, "B D"]]:
-    """Builds the function from token ids to embeddings in the joint space, not normalised."""
+    """Build the function from token ids to embeddings in the joint space, not normalised."""
     model, variables = _in_float32(pretrained)
 
     def program(tokens: Int[Array, "B T"]) -> Float[Array, "B D"]:
@@ -83,7 +83,7 @@ def write_stablehlo(
     image_size: int | None = None,
     platforms: Sequence[str] = PLATFORMS,
 ) -> None:
-    """Writes `image.stablehlo`, `text.stablehlo` (unless there is a head) and `config.json`.
+    """Write `image.stablehlo`, `text.stablehlo` (unless there is a head) and `config.json`.
 
     Args:
       directory: output folder; created if missing.

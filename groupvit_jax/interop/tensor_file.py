@@ -17,7 +17,7 @@ _MAX_HEADER_BYTES = 100_000_000  # the library's own limit
 
 
 def read_safetensors(path: Path) -> dict[str, np.ndarray]:
-    """Reads every tensor of a file.
+    """Read every tensor of a file.
 
     Raises:
       FileNotFoundError: there is no such file.
@@ -33,7 +33,7 @@ def read_safetensors(path: Path) -> dict[str, np.ndarray]:
 
 
 def read_sharded_safetensors(index: Path) -> dict[str, np.ndarray]:
-    """Reads sharded tensors listed in Hugging Face's `model.safetensors.index.json`.
+    """Read sharded tensors listed in Hugging Face's `model.safetensors.index.json`.
 
     Args:
       index: path of the index; its `weight_map` gives the file of each tensor in the same folder.
@@ -75,13 +75,13 @@ def read_sharded_safetensors(index: Path) -> dict[str, np.ndarray]:
 def write_safetensors(
     path: Path, tensors: Mapping[str, np.ndarray], metadata: dict[str, str] | None = None
 ) -> None:
-    """Writes tensors in row-major order, with default file permissions."""
+    """Write tensors in row-major order, with default file permissions."""
     contiguous = {name: np.asarray(array, order="C") for name, array in tensors.items()}
     path.write_bytes(save(contiguous, metadata))
 
 
 def _first_wrong(path: Path) -> str:
-    """Returns the first tensor with bytes beyond the file, which the library doesn't name."""
+    """Return the first tensor with bytes beyond the file, which the library doesn't name."""
     try:
         with path.open("rb") as file:
             (length,) = struct.unpack("<Q", file.read(8))

@@ -46,7 +46,7 @@ _LEGACY_START = (
 
 
 def read_torch_file(path: Path) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
-    """Reads the tensors of a state dict, at the top level or under "model".
+    """Read the tensors of a state dict, at the top level or under "model".
 
     Returns:
       The tensors by name, and the file's object with `Inert` in place of anything but data.
@@ -81,7 +81,7 @@ def _num_bytes(view: TensorView) -> int:
 
 
 def tensor_views(content: Any) -> dict[str, TensorView]:
-    """Returns the tensors of the state dict in a file."""
+    """Return the tensors of the state dict in a file."""
     state = content.get("model", content) if isinstance(content, dict) else {}
     entries = state.items() if isinstance(state, dict) else []
     return {str(name): view for name, view in entries if isinstance(view, TensorView)}
@@ -126,7 +126,7 @@ class _Reader:
         self.swapped = order in members and self.read(order, "byte order") != b"little"
 
     def describe(self) -> Any:
-        """Returns the content of data.pkl."""
+        """Return the content of data.pkl."""
         name = f"{self.root}data.pkl"
         if self.members[name].file_size > _MAX_PICKLE_BYTES:
             raise ValueError(f"{self.path}: {name} is larger than {_MAX_PICKLE_BYTES} bytes")
@@ -137,7 +137,7 @@ class _Reader:
             raise ValueError(f"{self.path}: {name}: {error}") from error
 
     def tensor(self, name: str, view: TensorView) -> np.ndarray:
-        """Returns the values of a tensor in row-major order."""
+        """Return the values of a tensor in row-major order."""
         dtype, what = DTYPES.get(view.storage.dtype_name), f"tensor {name!r}"
         if dtype is None:
             raise ValueError(f"{self.path}: {what} is of the unknown {view.storage.dtype_name}")
@@ -161,7 +161,7 @@ class _Reader:
         return np.array(strided, order="C")
 
     def check(self, member: str, what: str, num_bytes: int | None = None) -> None:
-        """Raises ValueError if a member is missing, compressed, or not `num_bytes` long."""
+        """Raise ValueError if a member is missing, compressed, or not `num_bytes` long."""
         info = self.members.get(member)
         if info is None:
             raise ValueError(f"{self.path}: {what}: member {member!r} is missing")
@@ -174,7 +174,7 @@ class _Reader:
             )
 
     def read(self, member: str, what: str) -> bytes:
-        """Returns the bytes of a member; it is uncompressed, so no longer than the file."""
+        """Return the bytes of a member; it is uncompressed, so no longer than the file."""
         try:
             self.check(member, what)
             return self.archive.read(member)
@@ -183,7 +183,7 @@ class _Reader:
 
 
 def _first_incomplete(path: Path) -> str:
-    """Locates the break in a truncated file, which lacks the directory at its end."""
+    """Locate the break in a truncated file, which lacks the directory at its end."""
     with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
         if len(data) < 30:
             return "its first header is incomplete"
@@ -204,7 +204,7 @@ def _first_incomplete(path: Path) -> str:
 
 
 def _local_member(data: mmap.mmap, name: bytes) -> int | None:
-    """Returns the offset of a zip member's content, from its local header."""
+    """Return the offset of a zip member's content, from its local header."""
     pattern = rb"PK\x03\x04.{22}" + re.escape(struct.pack("<H", len(name))) + b"(..)"
     match = re.search(pattern + re.escape(name), data, re.DOTALL)
     return match and match.end() + struct.unpack("<H", match[1])[0]

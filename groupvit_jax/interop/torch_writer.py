@@ -18,7 +18,7 @@ _ORDERED_DICT = b"ccollections\nOrderedDict\n)R"
 def write_torch_file(
     path: Path, tensors: Mapping[str, np.ndarray], texts: Mapping[str, str]
 ) -> None:
-    """Writes a dict with a state dict under "model", and text entries.
+    """Write a dict with a state dict under "model", and text entries.
 
     Args:
       path: path of the new file.
@@ -41,7 +41,7 @@ def write_torch_file(
 
 
 def _tensor(key: str, array: np.ndarray) -> bytes:
-    """Returns the opcodes that rebuild a contiguous tensor from the storage `key`."""
+    """Return the opcodes that rebuild a contiguous tensor from the storage `key`."""
     storage_type = f"ctorch\n{_STORAGES[array.dtype]}\n".encode()
     storage = b"(" + _plain("storage") + storage_type + _plain(key) + _plain("cpu")
     storage += _plain(array.size) + b"tQ"
@@ -52,10 +52,10 @@ def _tensor(key: str, array: np.ndarray) -> bytes:
 
 
 def _plain(value: Any) -> bytes:
-    """Returns the opcodes that build a number, a string or a tuple of them."""
+    """Return the opcodes that build a number, a string or a tuple of them."""
     return pickle.dumps(value, protocol=2)[2:-1]
 
 
 def _add(archive: zipfile.ZipFile, name: str, content: bytes) -> None:
-    """Adds a member with a fixed date, so that equal content gives equal files."""
+    """Add a member with a fixed date, so that equal content gives equal files."""
     archive.writestr(zipfile.ZipInfo(f"archive/{name}", (1980, 1, 1, 0, 0, 0)), content)

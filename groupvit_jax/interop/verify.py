@@ -34,14 +34,14 @@ class Difference(NamedTuple):
 
     @property
     def relative(self) -> float:
-        """Returns the deviation relative to the output's scale."""
+        """Return the deviation relative to the output's scale."""
         return self.absolute / self.scale
 
 
 def random_inputs(
     pretrained: Pretrained, batch_size: int = 2, seed: int = 0
 ) -> tuple[Float[np.ndarray, "B H W 3"], Int[np.ndarray, "B T"]]:
-    """Returns images of normal noise and texts of random tokens and lengths."""
+    """Return images of normal noise and texts of random tokens and lengths."""
     rng = np.random.default_rng(seed)
     side, text = pretrained.model_config.image.image_size, pretrained.model_config.text
     images = rng.normal(size=(batch_size, side, side, 3)).astype(np.float32)
@@ -58,7 +58,7 @@ def our_outputs(
     images: Float[np.ndarray, "B H W 3"],
     tokens: Int[np.ndarray, "N T"],
 ) -> dict[str, np.ndarray]:
-    """Returns every output of both towers in evaluation mode.
+    """Return every output of both towers in evaluation mode.
 
     Args:
       pretrained: the model.
@@ -160,7 +160,7 @@ def golden_logits(pretrained: Pretrained, image_path: Path) -> Float[np.ndarray,
 
 
 def clip_preprocess(path: Path, size: int) -> Float[np.ndarray, "H W 3"]:
-    """Resizes the shorter side bicubically, crops the centre and normalises as CLIP does."""
+    """Resize the shorter side bicubically, crop the centre and normalise as CLIP does."""
     pillow = _extra("PIL.Image")
     with pillow.open(path) as file:
         image = file.convert("RGB")
@@ -173,7 +173,7 @@ def clip_preprocess(path: Path, size: int) -> Float[np.ndarray, "H W 3"]:
 
 
 def _extra(name: str) -> Any:
-    """Imports a library that only comparisons need."""
+    """Import a library that only comparisons need."""
     try:
         return importlib.import_module(name)
     except ModuleNotFoundError as error:

@@ -24,7 +24,7 @@ INCOMPLETE = ".incomplete-"  # followed by a unique name: two workers may write 
 
 @contextlib.contextmanager
 def local_copy(path: epath.PathLike) -> Iterator[str]:
-    """Yields a local path: the file itself, or a temporary copy of a remote one."""
+    """Yield a local path: the file itself, or a temporary copy of a remote one."""
     if not is_remote(os.fspath(path)):
         yield os.fspath(path)
         return
@@ -36,7 +36,7 @@ def local_copy(path: epath.PathLike) -> Iterator[str]:
 
 @contextlib.contextmanager
 def written_complete(target: epath.Path) -> Iterator[str]:
-    """Yields a local path to write to; on success the file becomes `target` atomically."""
+    """Yield a local path to write to; on success the file becomes `target` atomically."""
     name = f"{target.name}{INCOMPLETE}{uuid.uuid4().hex}"
     folder = tempfile.gettempdir() if is_remote(os.fspath(target)) else os.fspath(target.parent)
     local = os.path.join(folder, name)
@@ -57,24 +57,24 @@ def _sync(path: str) -> None:
 
 
 def publish(target: epath.Path, content: bytes) -> None:
-    """Writes a small file atomically."""
+    """Write a small file atomically."""
     with written_complete(target) as local:
         Path(local).write_bytes(content)
 
 
 def sha256(path: epath.PathLike) -> str:
-    """Returns a file's checksum, as sha256sum prints it."""
+    """Return a file's checksum, as sha256sum prints it."""
     with local_copy(path) as local, open(local, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def json_bytes(value: Any) -> bytes:
-    """Encodes a value as readable JSON."""
+    """Encode a value as readable JSON."""
     return (json.dumps(value, indent=1) + "\n").encode()
 
 
 def read_json(path: epath.Path) -> Any:
-    """Parses a JSON file.
+    """Parse a JSON file.
 
     Raises:
       ValueError: it can't be parsed; the message names the file.
@@ -86,12 +86,12 @@ def read_json(path: epath.Path) -> Any:
 
 
 def array_bytes(array: np.ndarray) -> bytes:
-    """Encodes an array as a .npy file."""
+    """Encode an array as a .npy file."""
     file = io.BytesIO()
     np.save(file, array)
     return file.getvalue()
 
 
 def read_array(path: epath.Path) -> np.ndarray:
-    """Reads a .npy file."""
+    """Read a .npy file."""
     return np.load(io.BytesIO(path.read_bytes()))

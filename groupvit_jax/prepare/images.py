@@ -37,7 +37,7 @@ class ImageLimits:
     encoding: str = "jpeg"
 
     def scale(self, height: int, width: int) -> float:
-        """Returns the factor for both sides, at most 1."""
+        """Return the factor for both sides, at most 1."""
         longer = self.max_side / max(height, width) if self.max_side else 1.0
         shorter = self.short_side / min(height, width) if self.short_side else 1.0
         return min(1.0, longer, shorter)
@@ -48,7 +48,7 @@ class TooSmallError(BrokenImageError):
 
 
 def encode_image(data: bytes, limits: ImageLimits) -> tuple[bytes, dict[str, int]]:
-    """Checks an image and converts it to an upright RGB JPEG or a .npy file of its pixels.
+    """Check an image and convert it to an upright RGB JPEG or a .npy file of its pixels.
 
     An upright RGB JPEG within the limits keeps its bytes. In all other images, the EXIF orientation
     is applied to the pixels.
@@ -87,7 +87,7 @@ def encode_image(data: bytes, limits: ImageLimits) -> tuple[bytes, dict[str, int
 
 
 def _encode(image: UInt8[np.ndarray, "H W 3"], quality: int) -> bytes:
-    """Encodes a 4:2:0 JPEG, like img2dataset's, in independently decodable tiles."""
+    """Encode a 4:2:0 JPEG, like img2dataset's, in independently decodable tiles."""
     blocks = -(-image.shape[1] // _BLOCK)
     # Restart markers at the same columns of every row let training decode only a crop (see
     # `jpeg_crop`). Each adds about 5 bytes; tiles of fewer than 3 blocks would be mostly markers.

@@ -92,7 +92,7 @@ class Item:
 
     @property
     def tally(self) -> Tally:
-        """Returns its numbers for the counts."""
+        """Return its numbers for the counts."""
         return Tally(1, self.num_captions, self.num_files)
 
 
@@ -111,7 +111,7 @@ def plan(
     items_per_chunk: int,
     listings: epath.PathLike,
 ) -> list[Chunk]:
-    """Splits the input into chunks; the chunks of a table are written to the folder `listings`.
+    """Split the input into chunks; the chunks of a table are written to the folder `listings`.
 
     Args:
       pattern: `--input`: tar and parquet files or tables (globs, braces, comma-separated), or
@@ -145,7 +145,7 @@ def plan(
 
 
 def fingerprint(pattern: str) -> str:
-    """Returns a fingerprint that detects a changed input: a table's content, files and sizes."""
+    """Return a fingerprint that detects a changed input: a table's content, files and sizes."""
     if pattern.startswith("tfds:"):
         path = pattern.removeprefix("tfds:")
         identity = f"{len(_open_tfds(path))} {path}".encode()
@@ -164,7 +164,7 @@ def fingerprint(pattern: str) -> str:
 
 
 def read(chunk: Chunk) -> Iterator[Item | Unmatched]:
-    """Yields a chunk's items in order, reading one or a few at a time, then what is unmatched.
+    """Yield a chunk's items in order, reading one or a few at a time, then what is unmatched.
 
     Raises:
       ValueError: a parquet file lacks a column or is damaged; OSError: a file can't be read.
@@ -184,7 +184,7 @@ def _expand(pattern: str) -> list[str]:
 
 
 def _kind(path: str) -> str:
-    """Returns the kind of a file's chunk; upper-case endings count too."""
+    """Return the kind of a file's chunk; upper-case endings count too."""
     suffix = Path(path).suffix.lower()
     if suffix in captions_table.TABLES:
         return "table"
@@ -244,7 +244,7 @@ def _file_item(
 
 
 def _read_file(folder: str, file: str) -> bytes:
-    """Reads an image file: an absolute path, or one in the folder and nowhere else.
+    """Read an image file: an absolute path, or one in the folder and nowhere else.
 
     Links are followed: whoever put them into the folder wants their files in it.
     """
@@ -266,7 +266,7 @@ def _read_file(folder: str, file: str) -> bytes:
 
 
 def _short_name(path: str) -> str:
-    """Returns folder and file name, because shards of different sets share file names."""
+    """Return folder and file name, because shards of different sets share file names."""
     return "/".join(Path(path).parts[-2:])
 
 

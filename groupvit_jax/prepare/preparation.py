@@ -85,7 +85,7 @@ class Options:
 
     @property
     def progress(self) -> epath.Path:
-        """Returns the folder of intermediate results, removed at the end."""
+        """Return the folder of intermediate results, removed at the end."""
         return epath.Path(self.output) / _PROGRESS
 
 
@@ -104,14 +104,14 @@ class Task:
         return writers.shard_name(self.options.format, self.chunk.number, self.num_shards)
 
     def progress_file(self, kind: str) -> epath.Path:
-        """Returns the file of a worker's result; `kind` is its extension."""
+        """Return the file of a worker's result; `kind` is its extension."""
         return self.options.progress / f"{self.chunk.number:05d}.{kind}"
 
 
 def prepare(
     options: Options, run: Runner, num_workers: int = 1, verify: bool = False
 ) -> dict[str, Any]:
-    """Writes the missing shards and the manifest.
+    """Write the missing shards and the manifest.
 
     Args:
       options: input, output and settings of the shards.
@@ -150,7 +150,7 @@ def prepare(
 
 
 def _check_folder(options: Options) -> dict[str, Any]:
-    """Returns the settings of the shards, after checking that the folder was started with them."""
+    """Return the settings of the shards, after checking that the folder was started with them."""
     output = epath.Path(options.output)
     if output.suffix == ".tar":
         raise ValueError(f"--output={output}: expected a folder, in which shards get their names")
@@ -205,7 +205,7 @@ def _check_same(options: Options, old: dict[str, Any], new: dict[str, Any]) -> N
 
 
 def _finished(options: Options, verify: bool) -> dict[str, dict[str, Any]]:
-    """Returns the records of existing shards, by file name."""
+    """Return the records of existing shards, by file name."""
     output = epath.Path(options.output)
     if (output / MANIFEST).exists():
         records = files.read_json(output / MANIFEST)["shards"]
@@ -227,7 +227,7 @@ def _is_whole(output: epath.Path, record: dict[str, Any], verify: bool) -> bool:
 
 
 def hash_chunk(task: Task) -> str:
-    """Writes the hashes of a chunk's items, UInt64 "N 2"; zeros stand for unusable items."""
+    """Write the hashes of a chunk's items, UInt64 "N 2"; zeros stand for unusable items."""
     items = (item for item in inputs.read(task.chunk) if isinstance(item, Item))
     rows = [_hash(item, task.options.duplicates) for item in items]
     hashes = np.frombuffer(b"".join(rows), "<u8").reshape(len(rows), 2)
@@ -255,7 +255,7 @@ def _mark_duplicates(tasks: Sequence[Task]) -> None:
 
 
 def find_duplicates(hashes: UInt64[np.ndarray, "N 2"]) -> Bool[np.ndarray, " N"]:
-    """Returns which hashes occurred before; zeros are never duplicates."""
+    """Return which hashes occurred before; zeros are never duplicates."""
     order = np.lexsort(
         (hashes[:, 1], hashes[:, 0])
     )  # a stable sort keeps the first occurrence first
@@ -267,7 +267,7 @@ def find_duplicates(hashes: UInt64[np.ndarray, "N 2"]) -> Bool[np.ndarray, " N"]
 
 
 def make_shard(task: Task) -> str:
-    """Writes a chunk's shard and its record."""
+    """Write a chunk's shard and its record."""
     transforms.init_worker()
     counts = Counts()
     target = epath.Path(task.options.output) / task.shard_name
@@ -285,7 +285,7 @@ def make_shard(task: Task) -> str:
 
 
 def _samples(task: Task, counts: Counts) -> Iterator[PreparedSample]:
-    """Yields a chunk's samples in order, and counts the outcome of each item."""
+    """Yield a chunk's samples in order, and count the outcome of each item."""
     options, marks = task.options, task.progress_file("duplicates")
     drop_duplicates = options.duplicates != "keep"
     duplicates = frozenset(files.read_array(marks).tolist() if drop_duplicates else ())
@@ -359,7 +359,7 @@ def _convert(
 
 
 def _finish(options: Options, records: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """Writes the manifest and a TFDS set's metadata, then removes the intermediate results."""
+    """Write the manifest and a TFDS set's metadata, then remove the intermediate results."""
     output = epath.Path(options.output)
     counts = add_up(records)
     if not counts["written"]["images"]:

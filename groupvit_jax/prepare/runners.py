@@ -25,7 +25,7 @@ class WorkerDiedError(RuntimeError):
 
 
 def local_runner(num_workers: int) -> Runner:
-    """Returns a runner with `num_workers` processes on this machine; 1 uses this process."""
+    """Return a runner with `num_workers` processes on this machine; 1 uses this process."""
 
     def run(function: Callable[[Any], Any], tasks: Sequence[Any]) -> None:
         num_processes = min(num_workers, len(tasks))
@@ -56,7 +56,7 @@ def _run_processes(
 
 
 def beam_runner(name: str, arguments: Sequence[str]) -> Runner:
-    """Returns a runner that executes tasks as an Apache Beam pipeline.
+    """Return a runner that executes tasks as an Apache Beam pipeline.
 
     Args:
       name: e.g. "DirectRunner", "FlinkRunner", "SparkRunner", "DataflowRunner".

@@ -29,14 +29,14 @@ class PreparedSample(NamedTuple):
 
 
 def shard_name(kind: str, number: int, count: int) -> str:
-    """Returns the file name of shard `number` of `count`."""
+    """Return the file name of shard `number` of `count`."""
     if kind == "webdataset":
         return f"{number:05d}.tar"
     return f"pairs-train.array_record-{number:05d}-of-{count:05d}"
 
 
 def write_shard(kind: str, path: str, samples: Iterable[PreparedSample], encoding: str) -> None:
-    """Writes one shard of images in an encoding of `prepare.images` to a local path."""
+    """Write one shard of images in an encoding of `prepare.images` to a local path."""
     {"webdataset": _write_tar, "tfds": _write_array_record}[kind](path, samples, encoding)
 
 
@@ -96,7 +96,7 @@ def write_tfds_metadata(
     description: str,
     encoding: str,
 ) -> None:
-    """Writes the metadata that turn shards into the TFDS set "pairs" with the split "train".
+    """Write the metadata that turn shards into the TFDS set "pairs" with the split "train".
 
     Args:
       folder: folder of the shards.

@@ -52,7 +52,7 @@ def _lists_as_tuples(value: Any) -> Any:
 
 
 def _similarity(name: str, field: str) -> float:
-    """Compares the last parts first: the section is more often left out than misspelt."""
+    """Compare the last parts first: the section is more often left out than misspelt."""
     last_name, last_field = name.rpartition(".")[2], field.rpartition(".")[2]
     return (
         difflib.SequenceMatcher(None, last_name, last_field).ratio()

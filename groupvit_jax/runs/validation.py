@@ -130,7 +130,7 @@ def _model(values: Values) -> Iterable[str]:
 
 
 def _section(values: Values, name: str) -> dict[str, Any]:
-    """Returns the nested fields of a section."""
+    """Return the nested fields of a section."""
     section: dict[str, Any] = {}
     for field, value in values.items():
         if field.startswith(f"{name}."):

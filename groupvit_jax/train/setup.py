@@ -62,7 +62,7 @@ class Parts:
     abstract_state: state.TrainState
 
     def fresh_state(self) -> state.TrainState:
-        """Returns the state before the first step, a function of the seed."""
+        """Return the state before the first step, a function of the seed."""
         fresh, _ = state.create_sharded_state(
             self.model,
             self.optimizer,
@@ -75,7 +75,7 @@ class Parts:
 
 
 def build(config: ConfigDict, workdir: Path) -> Parts:
-    """Returns the parts; cheap checks come first.
+    """Return the parts; cheap checks come first.
 
     A run that resumes keeps what its record says of some fields (`runs.configuration`).
 

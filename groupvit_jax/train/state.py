@@ -39,7 +39,7 @@ class TrainState:
 
 
 def batch_shapes(config: ConfigDict) -> BatchShapes:
-    """Returns the shapes of the global batches that `config` describes."""
+    """Return the shapes of the global batches that `config` describes."""
     B, side = config.train.batch_size, config.model.image.image_size
     return {
         "image": jax.ShapeDtypeStruct((B, side, side, 3), jnp.uint8),
@@ -52,7 +52,7 @@ def batch_shapes(config: ConfigDict) -> BatchShapes:
 
 
 def masked_batch_shapes(config: ConfigDict) -> BatchShapes:
-    """Returns the shapes of the global batches of images and masks that `config` describes."""
+    """Return the shapes of the global batches of images and masks that `config` describes."""
     B, side = config.train.batch_size, config.model.image.image_size
     return {
         "image": jax.ShapeDtypeStruct((B, side, side, 3), jnp.uint8),
@@ -62,7 +62,7 @@ def masked_batch_shapes(config: ConfigDict) -> BatchShapes:
 
 
 def init_variables(model: nn.Module, key: Key[Array, ""], shapes: BatchShapes) -> PyTree:
-    """Returns the model's variables, {"params", maybe "batch_stats"}.
+    """Return the model's variables, {"params", maybe "batch_stats"}.
 
     Args:
       model: a model with `TwoTower`'s call; without texts in the batch, with one of images alone.
@@ -77,7 +77,7 @@ def init_variables(model: nn.Module, key: Key[Array, ""], shapes: BatchShapes) -
 
 
 def abstract_params(model: nn.Module, shapes: BatchShapes) -> Params:
-    """Returns the shapes of the parameters, without computing anything."""
+    """Return the shapes of the parameters, without computing anything."""
     init = functools.partial(init_variables, model, shapes=shapes)
     return jax.eval_shape(init, jax.random.key(0))["params"]
 
@@ -88,7 +88,7 @@ def init_state(
     key: Key[Array, ""],
     shapes: BatchShapes,
 ) -> TrainState:
-    """Returns the state before the first step; see `create_sharded_state` for the arguments."""
+    """Return the state before the first step; see `create_sharded_state` for the arguments."""
     params_key, noise_key = jax.random.split(key)
     variables = init_variables(model, params_key, shapes)
     return TrainState(
@@ -107,7 +107,7 @@ def abstract_state(
     mesh: Mesh,
     rules: parallel.Rules,
 ) -> TrainState:
-    """Returns the state's shapes with their shardings: what to restore a checkpoint into.
+    """Return the state's shapes with their shardings: what to restore a checkpoint into.
 
     Raises:
       ValueError: the rules don't fit the parameters or the mesh.
@@ -130,7 +130,7 @@ def create_sharded_state(
     mesh: Mesh,
     rules: parallel.Rules,
 ) -> tuple[TrainState, PyTree]:
-    """Creates the state on the mesh; no leaf ever exists unsharded.
+    """Create the state on the mesh; no leaf ever exists unsharded.
 
     Args:
       model: a model with `TwoTower`'s call.

@@ -40,7 +40,7 @@ class Task:
 
 
 def _augmentation(segmentation: Mapping[str, Any]) -> MaskedAugmentation:
-    """Returns the fields of `config.segmentation` that augment."""
+    """Return the fields of `config.segmentation` that augment."""
     names = [field.name for field in dataclasses.fields(MaskedAugmentation)]
     return MaskedAugmentation(**{name: segmentation[name] for name in names})
 

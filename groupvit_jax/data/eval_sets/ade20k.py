@@ -26,7 +26,7 @@ _LAYOUT = Layout(
 
 @register("ade20k", tuple(_FOLDERS))
 def open_ade20k(data_dir: Path, split: str) -> SegmentationSet:
-    """Opens the set."""
+    """Open the set."""
     images, annotations = (f"{kind}/{_FOLDERS[split]}" for kind in ("images", "annotations"))
     _, root = find(data_dir, dataclasses.replace(_LAYOUT, needs=(images, annotations)))
     photos = sorted((root / images).glob("*.jpg"))

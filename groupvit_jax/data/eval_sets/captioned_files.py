@@ -14,25 +14,25 @@ class CaptionedFiles:
     """A source of image files with captions."""
 
     def __init__(self, files: Sequence[Path], captions: Sequence[Sequence[str]]) -> None:
-        """Takes the file and captions of each image."""
+        """Take the file and captions of each image."""
         self._items = list(zip(files, captions, strict=True))
 
     def __len__(self) -> int:
         return len(self._items)
 
     def __getitem__(self, index: int) -> Sample:
-        """Reads a file; raises a ValueError that names it if it doesn't exist."""
+        """Read a file; raise a ValueError that names it if it doesn't exist."""
         file, captions = self._items[index]
         with naming(file):
             return Sample(image=file.read_bytes(), captions=list(captions), key=file.name)
 
     def locate(self, index: int) -> str:
-        """Returns the path."""
+        """Return the path."""
         return str(self._items[index][0])
 
 
 def read_karpathy(path: Path, photos: Path, split: str = "test") -> CaptionedFiles:
-    """Reads the images of one split from dataset_*.json.
+    """Read the images of one split from dataset_*.json.
 
     Args:
       path: the JSON.
@@ -55,7 +55,7 @@ def read_karpathy(path: Path, photos: Path, split: str = "test") -> CaptionedFil
 
 
 def read_table(path: Path, photos: Path) -> CaptionedFiles:
-    """Reads all images of a CSV or COCO JSON; for errors, see `captions_table.read_captions`."""
+    """Read all images of a CSV or COCO JSON; for errors, see `captions_table.read_captions`."""
     items = read_captions(str(path))
     if not items:
         raise ValueError(f"{path}: no image found")

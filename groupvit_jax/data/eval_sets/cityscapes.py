@@ -27,7 +27,7 @@ _LABEL_IDS = dict.fromkeys([*range(34), IGNORED], IGNORED) | {
 
 @register("cityscapes")
 def open_cityscapes(data_dir: Path) -> SegmentationSet:
-    """Opens the set."""
+    """Open the set."""
     layout, root = find(data_dir, _FILES, _TFDS)
     return SegmentationSet(
         _files(root) if layout is _FILES else _tfds(root), class_names("cityscapes"), False

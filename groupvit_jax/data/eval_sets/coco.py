@@ -30,7 +30,7 @@ _IDS = tuple(id_ for id_ in range(1, 183) if id_ not in _ABSENT)
 
 @register("coco_stuff", _SPLITS)
 def open_coco_stuff(data_dir: Path, split: str) -> SegmentationSet:
-    """Opens the set of 171 classes."""
+    """Open the set of 171 classes."""
     ids = {id_ - 1: class_ for class_, id_ in enumerate(_IDS)} | {IGNORED: IGNORED}
     source = _map_files(*find(data_dir, *_map_layouts(split)), ids)
     return SegmentationSet(source, class_names("coco_stuff"), False)
@@ -38,7 +38,7 @@ def open_coco_stuff(data_dir: Path, split: str) -> SegmentationSet:
 
 @register("coco_object", _SPLITS)
 def open_coco_object(data_dir: Path, split: str) -> SegmentationSet:
-    """Opens the set of 80 things and background."""
+    """Open the set of 80 things and background."""
     needs = (f"{split}2017", f"annotations/instances_{split}2017.json")
     instances = Layout("coco", ("coco",), needs, _URL)
     layout, root = find(data_dir, *_map_layouts(split), instances)

@@ -24,7 +24,7 @@ class InstanceMasks:
     """A masked source of photos with the instances of COCO's JSON drawn into one mask."""
 
     def __init__(self, annotations: Path, photos: Path, ids: Mapping[int, int]) -> None:
-        """Parses the JSON.
+        """Parse the JSON.
 
         Args:
           annotations: instances_*.json; images without instances are included.
@@ -59,14 +59,14 @@ class InstanceMasks:
             return pair(photo, draw_instances(instances, photo.stored_size), self._ids)
 
     def locate(self, index: int) -> str:
-        """Returns the photo's path."""
+        """Return the photo's path."""
         return str(self._folder / self._images[index][1])
 
 
 def draw_instances(
     instances: Sequence[Mapping[str, Any]], size: tuple[int, int]
 ) -> Int[np.ndarray, "H W"]:
-    """Returns the category id of each pixel; 0 if no instance covers it.
+    """Return the category id of each pixel; 0 if no instance covers it.
 
     Of overlapping instances, the smaller one is in front: an object on another, such as a cup on a
     table, is usually smaller, and the order in COCO's file carries no information. Crowd regions
@@ -95,7 +95,7 @@ def _decode(encoded: dict[str, Any]) -> Bool[np.ndarray, "H W"]:
 
 
 def _run_lengths(shape: Any, size: tuple[int, int]) -> dict[str, Any] | None:
-    """Encodes polygons [[x, y, x, y, ...], ...] or plain run lengths; None for no polygon."""
+    """Encode polygons [[x, y, x, y, ...], ...] or plain run lengths; None for no polygon."""
     if isinstance(shape, dict):
         if tuple(shape.get("size", ())) != size:
             found = f"run lengths of size {shape.get('size')} found"
@@ -111,13 +111,13 @@ def _run_lengths(shape: Any, size: tuple[int, int]) -> dict[str, Any] | None:
 
 
 def _outline(points: Sequence[Any]) -> int:
-    """Returns how many pixels the sides of a polygon have."""
+    """Return how many pixels the sides of a polygon have."""
     sides = np.abs(np.diff(np.reshape(points, (-1, 2)), axis=0, append=[points[:2]]))
     return int(sides.max(axis=1).sum())
 
 
 def _is_polygon(points: Any) -> bool:
-    """Validates a polygon: pycocotools writes out of bounds for other numbers."""
+    """Validate a polygon: pycocotools writes out of bounds for other numbers."""
     return (
         isinstance(points, list)
         and len(points) >= 6
@@ -127,7 +127,7 @@ def _is_polygon(points: Any) -> bool:
 
 
 def _encode(shape: Mapping[str, Any], size: tuple[int, int]) -> dict[str, Any]:
-    """Compresses plain run lengths after checking their sum, which pycocotools doesn't."""
+    """Compress plain run lengths after checking their sum, which pycocotools doesn't."""
     counts = shape["counts"]
     if sum(counts) != size[0] * size[1] or min(counts) < 0:
         raise ValueError(

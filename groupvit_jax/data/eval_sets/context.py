@@ -54,13 +54,13 @@ _IDS_OF_459 = (
 
 @register("context")
 def open_context(data_dir: Path) -> SegmentationSet:
-    """Opens the set of 59 classes and background."""
+    """Open the set of 59 classes and background."""
     return SegmentationSet(_files(data_dir, background=True), class_names("context"), True)
 
 
 @register("context59")
 def open_context59(data_dir: Path) -> SegmentationSet:
-    """Opens the set of 59 classes."""
+    """Open the set of 59 classes."""
     return SegmentationSet(_files(data_dir, background=False), class_names("context"), False)
 
 
@@ -84,7 +84,7 @@ def _photos(root: Path, stems: tuple[str, ...]) -> list[Path]:
 
 
 def _read_mat(path: Path, size: tuple[int, int]) -> Integer[np.ndarray, "H W"]:
-    """Reads the map of a .mat file; the caller compares its size with the photo's."""
+    """Read the map of a .mat file; the caller compares its size with the photo's."""
     del size
     content = path.read_bytes()
     try:

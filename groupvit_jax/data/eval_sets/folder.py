@@ -20,7 +20,7 @@ _LAYOUT = Layout("folder", ("folder",), ("classes.txt", "images", "masks"), "you
 
 @register("folder")
 def open_folder(data_dir: Path) -> SegmentationSet:
-    """Opens the set; raises ValueError if classes.txt has no name, too many, or one twice."""
+    """Open the set; raise ValueError if classes.txt has no name, too many, or one twice."""
     _, root = find(data_dir, _LAYOUT)
     names = read_lines(root / "classes.txt")
     has_background = names[:1] == ("background",)

@@ -15,7 +15,7 @@ from groupvit_jax.data.sources.labelled import ImageFolder
 
 @register("image_folder", ("val", "train"))
 def open_image_folder(data_dir: Path, split: str) -> ClassificationSet:
-    """Opens `data_dir`/image_folder, or `data_dir` itself if that doesn't exist."""
+    """Open `data_dir`/image_folder, or `data_dir` itself if that doesn't exist."""
     own = data_dir / "image_folder"
     root = own if own.is_dir() else data_dir
     is_split = (root / "train").is_dir() and (root / "val").is_dir()

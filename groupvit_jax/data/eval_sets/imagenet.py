@@ -30,7 +30,7 @@ _TFDS = Layout("imagenet", ("imagenet2012/*",), ("features.json",), _URL)
 
 @register("imagenet", ("val", "train"))
 def open_imagenet(data_dir: Path, split: str) -> ClassificationSet:
-    """Opens the set; raises ValueError if the class of a file is unknown."""
+    """Open the set; raise ValueError if the class of a file is unknown."""
     synset_folders = Layout("imagenet", _FOLDERS, (f"{split}/n0*",), _URL)
     flat = _FLAT if split == "val" else ()
     layout, root = find(data_dir, synset_folders, *flat, _TFDS)
@@ -48,7 +48,7 @@ def open_imagenet(data_dir: Path, split: str) -> ClassificationSet:
 
 
 def _tfds_list(name: str) -> tuple[str, ...]:
-    """Returns the lines of a list that ships with TFDS's imagenet2012."""
+    """Return the lines of a list that ships with TFDS's imagenet2012."""
     import tensorflow_datasets as tfds
 
     return read_lines(Path(tfds.core.tfds_path("datasets/imagenet2012"), name))
@@ -60,7 +60,7 @@ def _number(file: Path) -> int:
 
 
 def _labels(root: Path, found: Sequence[str]) -> list[int]:
-    """Returns class indices of synsets; classes are in the order of synset ids."""
+    """Return class indices of synsets; classes are in the order of synset ids."""
     index = {synset: i for i, synset in enumerate(_tfds_list("labels.txt"))}
     if unknown := sorted(set(found) - index.keys()):
         raise ValueError(
@@ -74,7 +74,7 @@ class TfdsImages:
     """A labelled source for a split of the TFDS set imagenet2012."""
 
     def __init__(self, root: Path, split: str) -> None:
-        """Opens the folder of the set's version; raises ValueError if it isn't imagenet2012."""
+        """Open the folder of the set's version; raise ValueError if it isn't imagenet2012."""
         import tensorflow_datasets as tfds
 
         self._root = root
@@ -95,9 +95,9 @@ class TfdsImages:
         return Sample(image=self._examples[index]["image"], captions=[name], key=str(index))
 
     def label(self, index: int) -> int:
-        """Returns the class."""
+        """Return the class."""
         return self._labels[self._examples[index]["label"]]
 
     def locate(self, index: int) -> str:
-        """Returns the set's folder and the image's index."""
+        """Return the set's folder and the image's index."""
         return f"{self._root}, image {index}"

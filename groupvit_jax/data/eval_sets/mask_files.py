@@ -30,12 +30,12 @@ class Layout:
     url: str
 
     def places(self, data_dir: Path) -> list[Path]:
-        """Returns candidate folders; later versions of a TFDS set come first."""
+        """Return candidate folders; later versions of a TFDS set come first."""
         found = [place for folder in self.folders for place in sorted(data_dir.glob(folder))[::-1]]
         return [data_dir, *found] if data_dir.is_dir() else []
 
     def missing(self, place: Path) -> list[str]:
-        """Returns the required files that a folder lacks."""
+        """Return the required files that a folder lacks."""
         return [need for need in self.needs if not any(place.glob(need))]
 
     def __str__(self) -> str:
@@ -44,7 +44,7 @@ class Layout:
 
 
 def find(data_dir: Path, *layouts: Layout) -> tuple[Layout, Path]:
-    """Returns the first layout found on disk, and its folder.
+    """Return the first layout found on disk, and its folder.
 
     Raises:
       FileNotFoundError: none is found; names the first missing file of the most complete one.
@@ -65,13 +65,13 @@ def find(data_dir: Path, *layouts: Layout) -> tuple[Layout, Path]:
 
 
 def class_names(name: str) -> tuple[str, ...]:
-    """Returns the names in classes/NAME.txt."""
+    """Return the names in classes/NAME.txt."""
     file = importlib.resources.files(__package__).joinpath("classes", f"{name}.txt")
     return _names(file.read_text("utf-8"))
 
 
 def read_lines(path: Path) -> tuple[str, ...]:
-    """Returns the lines that are neither blank nor comments; a ValueError names the file."""
+    """Return the lines that are neither blank nor comments; a ValueError names the file."""
     with naming(path):
         return _names(path.read_text("utf-8-sig"))
 
@@ -82,14 +82,14 @@ def _names(text: str) -> tuple[str, ...]:
 
 
 def below(root: Path, name: Any, where: str) -> Path:
-    """Returns root/name; raises ValueError if a name read from a file leaves `root`."""
+    """Return root/name; raise ValueError if a name read from a file leaves `root`."""
     if not isinstance(name, str) or Path(name).is_absolute() or ".." in Path(name).parts:
         raise ValueError(f"{where}: file name {name!r} found, expected one inside {root}")
     return root / name
 
 
 def read_png(path: Path, size: tuple[int, int]) -> Integer[np.ndarray, "H W"]:
-    """Reads a mask from a PNG; see `masks.read_mask`."""
+    """Read a mask from a PNG; see `masks.read_mask`."""
     return read_mask(path.read_bytes(), size)
 
 
@@ -125,5 +125,5 @@ class MaskFiles:
             return pair(photo, self._read(mask_file, photo.stored_size), self._ids)
 
     def locate(self, index: int) -> str:
-        """Returns the photo's path."""
+        """Return the photo's path."""
         return str(self._files[index][0])

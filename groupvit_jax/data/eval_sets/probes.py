@@ -17,7 +17,7 @@ _SETS = ("imagenet", "image_folder")
 
 
 def open_probe(set_name: str, probe: str, data_dir: Path) -> ProbeSet:
-    """Opens both splits; raises ValueError if their classes differ."""
+    """Open both splits; raise ValueError if their classes differ."""
     train, val = (open_benchmark(set_name, data_dir, split) for split in ("train", "val"))
     assert isinstance(train, ClassificationSet)
     assert isinstance(val, ClassificationSet)

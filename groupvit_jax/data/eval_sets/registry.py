@@ -32,11 +32,11 @@ class SegmentationSet:
 
     @property
     def all_names(self) -> tuple[str, ...]:
-        """Returns the names of the mask values from 0 on."""
+        """Return the names of the mask values from 0 on."""
         return (*(["background"] if self.has_background else []), *self.class_names)
 
     def check_names(self, names: Sequence[str], whose: str) -> None:
-        """Raises a ValueError that shows the first difference unless `names` equal `all_names`."""
+        """Raise a ValueError that shows the first difference unless `names` equal `all_names`."""
         pairs = enumerate(itertools.zip_longest(self.all_names, names))
         different = next((found for found in pairs if found[1][0] != found[1][1]), None)
         if different:
@@ -95,7 +95,7 @@ _OPENERS: dict[str, tuple[Opener, tuple[str, ...]]] = {}
 
 
 def register(name: str, splits: tuple[str, ...] = ("val",)) -> Callable[[Opener], Opener]:
-    """Registers a function that maps the data folder to a set under `name`.
+    """Register a function that maps the data folder to a set under `name`.
 
     Args:
       name: name of the set.
@@ -116,12 +116,12 @@ def register(name: str, splits: tuple[str, ...] = ("val",)) -> Callable[[Opener]
 
 
 def names() -> tuple[str, ...]:
-    """Returns the names of all sets in alphabetical order."""
+    """Return the names of all sets in alphabetical order."""
     return tuple(sorted(_OPENERS))
 
 
 def open_benchmark(name: str, data_dir: str | os.PathLike, split: str = "") -> Benchmark:
-    """Opens a set: lists its files, but reads no image.
+    """Open a set: lists its files, but reads no image.
 
     Args:
       name: one of `names()`.

@@ -32,7 +32,7 @@ _COCO_TFDS = Layout("coco_retrieval", ("coco_captions/2014/*",), ("features.json
 
 @register("coco_retrieval")
 def open_coco(data_dir: Path) -> RetrievalSet:
-    """Opens COCO's test split, or val2017."""
+    """Open COCO's test split, or val2017."""
     needs = [("dataset_coco.json", "val2014"), ("annotations/captions_val2017.json", "val2017")]
     layouts = [Layout("coco_retrieval", ("coco",), pair, _COCO_URL) for pair in needs]
     layout, root = find(data_dir, *layouts, _COCO_TFDS)
@@ -43,7 +43,7 @@ def open_coco(data_dir: Path) -> RetrievalSet:
 
 @register("flickr30k_retrieval")
 def open_flickr30k(data_dir: Path) -> RetrievalSet:
-    """Opens the test split."""
+    """Open the test split."""
     url = "https://shannon.cs.illinois.edu/DenotationGraph/"
     photos = ("flickr30k[-_]images", "[Ii]mages")
     return _open_flickr(data_dir, "flickr30k", ("dataset_flickr30k.json",), photos, url)
@@ -51,7 +51,7 @@ def open_flickr30k(data_dir: Path) -> RetrievalSet:
 
 @register("flickr8k_retrieval")
 def open_flickr8k(data_dir: Path) -> RetrievalSet:
-    """Opens the test split, or all images of captions.txt."""
+    """Open the test split, or all images of captions.txt."""
     url = "https://forms.illinois.edu/sec/1713398"
     tables, photos = ("dataset_flickr8k.json", "captions.txt"), ("Flick*8k_Dataset", "[Ii]mages")
     return _open_flickr(data_dir, "flickr8k", tables, photos, url)
@@ -60,7 +60,7 @@ def open_flickr8k(data_dir: Path) -> RetrievalSet:
 def _open_flickr(
     data_dir: Path, name: str, tables: Sequence[str], photos: Sequence[str], url: str
 ) -> RetrievalSet:
-    """Opens the first caption file and the first photo folder that exist."""
+    """Open the first caption file and the first photo folder that exist."""
     pairs, folders = itertools.product(tables, photos), (name, name.capitalize())
     return _read(*find(data_dir, *(Layout(f"{name}_retrieval", folders, p, url) for p in pairs)))
 

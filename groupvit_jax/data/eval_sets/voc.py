@@ -27,13 +27,13 @@ _LAYOUT = Layout(
 
 @register("voc", _SPLITS)
 def open_voc(data_dir: Path, split: str) -> SegmentationSet:
-    """Opens the set of 20 classes and background."""
+    """Open the set of 20 classes and background."""
     return SegmentationSet(_files(data_dir, split, class_ids(21)), class_names("voc"), True)
 
 
 @register("voc20", _SPLITS)
 def open_voc20(data_dir: Path, split: str) -> SegmentationSet:
-    """Opens the set of 20 classes."""
+    """Open the set of 20 classes."""
     return SegmentationSet(
         _files(data_dir, split, class_ids(20, first=1)), class_names("voc"), False
     )

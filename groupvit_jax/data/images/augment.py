@@ -29,7 +29,7 @@ def rand_augment(
     magnitude_std: float = 0.5,
     probability: float = 0.5,
 ) -> Image:
-    """Applies `num_ops` operations drawn uniformly, each with a probability.
+    """Apply `num_ops` operations drawn uniformly, each with a probability.
 
     Args:
       image: UInt8 [H, W, 3], RGB; not changed.
@@ -53,7 +53,7 @@ def rand_augment(
 
 
 def _auto_contrast(image: Image, strength: float) -> Image:
-    """Stretches each channel to 0-255."""
+    """Stretch each channel to 0-255."""
     del strength
     planes = cv2.split(image)
     for plane in planes:
@@ -65,7 +65,7 @@ def _auto_contrast(image: Image, strength: float) -> Image:
 
 
 def _equalize(image: Image, strength: float) -> Image:
-    """Equalises each channel's histogram; like PIL, excludes the brightest value from the step."""
+    """Equalise each channel's histogram; like PIL, exclude the brightest value from the step."""
     del strength
     planes = cv2.split(image)
     for plane in planes:
@@ -83,13 +83,13 @@ def _invert(image: Image, strength: float) -> Image:
 
 
 def _posterize(image: Image, strength: float) -> Image:
-    """Keeps 4 bits at level 0, 1 bit at level 10 (timm's 0 bits are refused by current PIL)."""
+    """Keep 4 bits at level 0, 1 bit at level 10 (timm's 0 bits are refused by current PIL)."""
     bits = max(4 - int(abs(strength) * 4), 1)
     return image & np.uint8(256 - (1 << (8 - bits)))
 
 
 def _solarize(image: Image, strength: float) -> Image:
-    """Inverts values above a threshold that falls from 256 at level 0 to 0 at level 10."""
+    """Invert values above a threshold that falls from 256 at level 0 to 0 at level 10."""
     threshold = 256 - int(abs(strength) * 256)
     # 255 where it is reached, and v ^ 255 = 255 - v.
     _, reached = cv2.threshold(image, threshold - 1, 255, cv2.THRESH_BINARY)
@@ -97,7 +97,7 @@ def _solarize(image: Image, strength: float) -> Image:
 
 
 def _solarize_add(image: Image, strength: float) -> Image:
-    """Adds up to 110 to values below 128."""
+    """Add up to 110 to values below 128."""
     _, added = cv2.threshold(image, 127, int(abs(strength) * 110), cv2.THRESH_BINARY_INV)
     return cv2.add(image, added)
 
@@ -108,35 +108,35 @@ def _enhancement(strength: float) -> float:
 
 
 def _color(image: Image, strength: float) -> Image:
-    """Blends with the grey image, or away from it."""
+    """Blend with the grey image, or away from it."""
     factor = _enhancement(strength)
     grey = cv2.cvtColor(cv2.cvtColor(image, cv2.COLOR_RGB2GRAY), cv2.COLOR_GRAY2RGB)
     return cv2.addWeighted(image, factor, grey, 1.0 - factor, 0.0)
 
 
 def _contrast(image: Image, strength: float) -> Image:
-    """Blends with the mean grey, or away from it."""
+    """Blend with the mean grey, or away from it."""
     factor = _enhancement(strength)
     mean = math.floor(cv2.mean(cv2.cvtColor(image, cv2.COLOR_RGB2GRAY))[0] + 0.5)
     return _scale(image, factor, (1.0 - factor) * mean)
 
 
 def _brightness(image: Image, strength: float) -> Image:
-    """Blends with black, or away from it."""
+    """Blend with black, or away from it."""
     return _scale(image, _enhancement(strength), 0.0)
 
 
 def _scale(
     image: np.ndarray, factor: float, offset: float, out: np.ndarray | None = None
 ) -> np.ndarray:
-    """Returns factor * image + offset within 0-255, rounded (PIL rounds down)."""
+    """Return factor * image + offset within 0-255, rounded (PIL rounds down)."""
     # Vectorised, unlike a look-up table. addWeighted with a second weight of 0 avoids the absolute
     # value that convertScaleAbs takes.
     return cv2.addWeighted(image, factor, image, 0.0, offset, dst=out)
 
 
 def _sharpness(image: Image, strength: float) -> Image:
-    """Blends with a smoothed image, or away from it; border pixels are unchanged, as in PIL."""
+    """Blend with a smoothed image, or away from it; border pixels are unchanged, as in PIL."""
     factor = _enhancement(strength)
     # PIL smooths with [[1, 1, 1], [1, 5, 1], [1, 1, 1]] / 13: 9/13 of a box and 4/13 of the pixel.
     box, pixel = (1.0 - factor) * 9 / 13, factor + (1.0 - factor) * 4 / 13
@@ -162,7 +162,7 @@ def _affine(image: Image, a: float, b: float, c: float, d: float, e: float, f: f
 
 
 def _rotate(image: Image, strength: float) -> Image:
-    """Rotates by up to 30 degrees about the centre; positive is counter-clockwise."""
+    """Rotate by up to 30 degrees about the centre; positive is counter-clockwise."""
     angle = math.radians(30.0 * strength)
     cos, sin = math.cos(angle), math.sin(angle)
     x, y = image.shape[1] / 2, image.shape[0] / 2

@@ -45,7 +45,7 @@ class Box(NamedTuple):
 
 
 def decode(data: bytes, *, min_size: int = 0, max_pixels: int = MAX_PIXELS) -> Image:
-    """Decodes JPEG, PNG, WebP, GIF, BMP, TIFF, AVIF or NPY to upright 8-bit RGB.
+    """Decode JPEG, PNG, WebP, GIF, BMP, TIFF, AVIF or NPY to upright 8-bit RGB.
 
     The EXIF orientation is applied (img2dataset's shards have none, photos straight from a
     camera do). Transparency is composited on white, as img2dataset does. 16-bit channels are
@@ -72,7 +72,7 @@ def decode(data: bytes, *, min_size: int = 0, max_pixels: int = MAX_PIXELS) -> I
 def decode_box(
     data: bytes, header: ImageHeader, box: Box, *, min_size: int = 0, max_pixels: int = MAX_PIXELS
 ) -> Image:
-    """Decodes a rectangle of an image as stored (see `orient`), reduced in scale if allowed.
+    """Decode a rectangle of an image as stored (see `orient`), reduced in scale if allowed.
 
     Baseline JPEGs are decoded from the first row of the image to the last row of the box, at 1/1,
     1/2, 1/4 or 1/8 of the size; with suitable restart markers, only the tiles under the box are
@@ -113,7 +113,7 @@ def decode_box(
 
 
 def orient(image: Shaped[np.ndarray, "H W C"], orientation: int) -> Shaped[np.ndarray, "h w C"]:
-    """Turns stored pixels upright according to the EXIF orientation (1-8)."""
+    """Turn stored pixels upright according to the EXIF orientation (1-8)."""
     if orientation == 1:
         return image
     if orientation >= 5:
@@ -139,7 +139,7 @@ def _check_pixels(header: ImageHeader, height: int, width: int, max_pixels: int)
 
 
 def _reduction(box: Box, min_size: int) -> int:
-    """Returns libjpeg's largest fast reduction that keeps both sides of a box long enough."""
+    """Return libjpeg's largest fast reduction that keeps both sides of a box long enough."""
     if min_size <= 0:
         return 1
     shorter = min(box.height, box.width)
@@ -149,7 +149,7 @@ def _reduction(box: Box, min_size: int) -> int:
 def _decode_jpeg(
     data: bytes, header: ImageHeader, bottom: int, reduction: int, max_pixels: int
 ) -> Image:
-    """Decodes rows 0 .. bottom (at least) of a JPEG, divided by `reduction`."""
+    """Decode rows 0 .. bottom (at least) of a JPEG, divided by `reduction`."""
     rows = header.height
     if header.height_offset == 0:
         _check_pixels(header, header.height, header.width, max_pixels)
@@ -175,7 +175,7 @@ def _decode_jpeg(
 def _cut(
     data: bytes, header: ImageHeader, tiles: JpegTiles, box: Box
 ) -> tuple[bytes, ImageHeader, Box]:
-    """Reduces a JPEG to the tiles that cover a box; returns a damaged one whole, to be reported."""
+    """Reduce a JPEG to the tiles that cover a box; return a damaged one whole, to be reported."""
     rows = range(box.top, box.top + box.height)
     columns = range(box.left, box.left + box.width)
     part = cut(data, tiles, (header.height, header.width), rows, columns)
@@ -213,7 +213,7 @@ def _decode_in_pil(data: bytes, kind: str) -> Image:
 
 
 def _to_rgb(pixels: np.ndarray) -> Image:
-    """Converts OpenCV's grey, BGR or BGRA of 8 or 16 bits to 8-bit RGB on white."""
+    """Convert OpenCV's grey, BGR or BGRA of 8 or 16 bits to 8-bit RGB on white."""
     if pixels.dtype == np.uint16:
         pixels = (pixels >> 8).astype(np.uint8)
     channels = pixels.shape[2] if pixels.ndim == 3 else 1
@@ -227,6 +227,6 @@ def _to_rgb(pixels: np.ndarray) -> Image:
 
 
 def lay_on_white(pixels: UInt8[np.ndarray, "H W 4"]) -> Image:
-    """Composites RGBA pixels with straight (not premultiplied) alpha on white."""
+    """Composite RGBA pixels with straight (not premultiplied) alpha on white."""
     colour, alpha = pixels[..., :3].astype(np.uint16), pixels[..., 3:].astype(np.uint16)
     return ((colour * alpha + 255 * (255 - alpha) + 127) // 255).astype(np.uint8)

@@ -54,7 +54,7 @@ class ImageHeader:
 
 
 def read_header(data: bytes) -> ImageHeader:
-    """Reads format and declared size without decoding.
+    """Read format and declared size without decoding.
 
     Raises:
       BrokenImageError: unknown format, truncated header or an empty image.
@@ -166,7 +166,7 @@ def _webp_orientation(data: bytes) -> int:
 
 
 def _jpeg_header(data: bytes) -> ImageHeader:
-    """Parses the segments up to the first scan."""
+    """Parse the segments up to the first scan."""
     position, orientation, frame, interval = 2, 1, None, 0
     for _ in range(_MAX_SEGMENTS):
         position = data.find(b"\xff", position)
@@ -207,7 +207,7 @@ def _jpeg_header(data: bytes) -> ImageHeader:
 def _tiles(
     data: bytes, offset: int, width: int, components: int, interval: int, scan: int
 ) -> JpegTiles | None:
-    """Returns the tiles of a JPEG whose restart interval divides its rows of blocks."""
+    """Return the tiles of a JPEG whose restart interval divides its rows of blocks."""
     if interval == 0 or width == 0:
         return None
     sampling = [data[offset + 6 + 3 * i] for i in range(components)]
@@ -223,7 +223,7 @@ def _tiles(
 
 
 def _exif_orientation(tiff: bytes) -> int:
-    """Returns tag 0x0112 of the first directory; 1 if it is missing or the block is damaged."""
+    """Return tag 0x0112 of the first directory; 1 if it is missing or the block is damaged."""
     order = {b"II*\0": "<", b"MM\0*": ">"}.get(tiff[:4])
     if order is None:
         return 1

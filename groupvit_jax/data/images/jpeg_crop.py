@@ -49,7 +49,7 @@ class JpegPart(NamedTuple):
 def cut(
     data: bytes, tiles: JpegTiles, size: tuple[int, int], rows: range, columns: range
 ) -> JpegPart | None:
-    """Builds a JPEG from the tiles that cover a box.
+    """Build a JPEG from the tiles that cover a box.
 
     Args:
       data: the encoded file.
@@ -83,7 +83,7 @@ def cut(
 def _join(
     data: bytes, header: bytes, starts: Int[np.ndarray, " R"], ends: Int[np.ndarray, "R C"]
 ) -> bytes:
-    """Joins rows of tiles and renumbers their markers."""
+    """Join rows of tiles and renumber their markers."""
     stops = ends[:, -1] + 2
     pieces = [data[start:stop] for start, stop in zip(starts.tolist(), stops.tolist(), strict=True)]
     joined = bytearray(b"".join([header, *pieces]))
@@ -96,7 +96,7 @@ def _join(
 
 
 def _tile_ends(data: bytes, start: int, count: int) -> Int[np.ndarray, " N"] | None:
-    """Returns the position of the marker after each tile, or None if their numbering is wrong."""
+    """Return the position of the marker after each tile, or None if their numbering is wrong."""
     coded = np.frombuffer(data, np.uint8, offset=start)
     escapes = np.flatnonzero(coded[:-1] == 0xFF)
     codes = coded[escapes + 1]
@@ -110,6 +110,6 @@ def _tile_ends(data: bytes, start: int, count: int) -> Int[np.ndarray, " N"] | N
 
 
 def _covering(pixels: range, tile: int, count: int) -> range:
-    """Returns the tiles that contain these pixels and their context."""
+    """Return the tiles that contain these pixels and their context."""
     first = max(pixels.start - _CONTEXT, 0) // tile
     return range(first, min(-(-(pixels.stop + _CONTEXT) // tile), count))

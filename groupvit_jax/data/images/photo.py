@@ -15,7 +15,7 @@ RgbImage = UInt8[np.ndarray, "H W 3"]
 
 
 def read_photo(photo: Any, name: str = "image") -> RgbImage:
-    """Returns upright RGB pixels, with transparency composited on white.
+    """Return upright RGB pixels, with transparency composited on white.
 
     Args:
       photo: a file's path; a `PIL.Image`; or an array, UInt8 [H, W] (grey), [H, W, 3] (RGB) or

@@ -27,7 +27,7 @@ _MARGIN = 1.5  # minimum ratio of a pre-reduced image to the result
 
 
 def init_worker() -> None:
-    """Configures OpenCV in a data loading process.
+    """Configure OpenCV in a data loading process.
 
     One thread per process, and no multi-line log messages about broken images: `BrokenImageError`
     reports them.
@@ -113,7 +113,7 @@ def random_resized_crop(
     area: tuple[float, float] = (0.08, 1.0),
     ratio: tuple[float, float] = (3 / 4, 4 / 3),
 ) -> Square:
-    """Crops a random box (see `sample_crop`) and resizes it to a square."""
+    """Crop a random box (see `sample_crop`) and resize it to a square."""
     box = sample_crop(image.shape[0], image.shape[1], rng, area=area, ratio=ratio)
     return resize(_cut(image, box), size, size)
 
@@ -126,7 +126,7 @@ def sample_crop(
     area: tuple[float, float] = (0.08, 1.0),
     ratio: tuple[float, float] = (3 / 4, 4 / 3),
 ) -> Box:
-    """Draws the box of a random resized crop, with the algorithm of torchvision and timm.
+    """Draw the box of a random resized crop, with the algorithm of torchvision and timm.
 
     Args:
       height: rows of the image.
@@ -156,7 +156,7 @@ def sample_crop(
 
 
 def resize(image: Image, height: int, width: int) -> Resized:
-    """Resizes bilinearly with fast, approximate antialiasing, for training.
+    """Resize bilinearly with fast, approximate antialiasing, for training.
 
     PIL, which the published models were trained with, widens its triangular filter by the reduction
     factor s, to a variance of s^2 / 6 pixels^2. A short blur adds the (s^2 - 1) / 6 that plain
@@ -184,13 +184,13 @@ def _resize(image: Image, height: int, width: int) -> Resized:
 
 
 def resize_like_pil(image: Image, height: int, width: int) -> Resized:
-    """Resizes bilinearly with PIL's antialiasing, to one grey level, for evaluation."""
+    """Resize bilinearly with PIL's antialiasing, to one grey level, for evaluation."""
     rows = _resize_axis(image.astype(np.float32), 1, width)
     return np.clip(np.rint(_resize_axis(rows, 0, height)), 0, 255).astype(np.uint8)
 
 
 def resize_and_center_crop(image: Image, size: int = 256, crop: int = 224) -> Square:
-    """Resizes the shorter side to `size` and crops the central square, as in ImageNet evaluation.
+    """Resize the shorter side to `size` and crop the central square, as in ImageNet evaluation.
 
     Args:
       image: UInt8 [H, W, 3].
@@ -212,17 +212,17 @@ def _cut(image: Image, box: Box) -> Resized:
 
 
 def _shrunk(old: int, new: int) -> int:
-    """Returns the size after averaging whole pixels that leaves at least `_MARGIN * new`."""
+    """Return the size after averaging whole pixels that leaves at least `_MARGIN * new`."""
     return old // max(int(old / (_MARGIN * new)), 1)
 
 
 def _missing_variance(reduction: float) -> float:
-    """Returns by how much the variance of PIL's filter exceeds plain bilinear's, in pixels^2."""
+    """Return by how much the variance of PIL's filter exceeds plain bilinear's, in pixels^2."""
     return max(reduction**2 - 1, 0) / 6
 
 
 def _taps(variance: float) -> np.ndarray:
-    """Returns a blur without negative taps, for reductions up to 3."""
+    """Return a blur without negative taps, for reductions up to 3."""
     if variance > 0.5:
         half = _taps(variance / 2)
         return np.convolve(half, half)
@@ -230,7 +230,7 @@ def _taps(variance: float) -> np.ndarray:
 
 
 def _resize_axis(image: np.ndarray, axis: int, size: int) -> np.ndarray:
-    """Filters one axis with a triangle as wide as the reduction, renormalised at the edges."""
+    """Filter one axis with a triangle as wide as the reduction, renormalised at the edges."""
     old = image.shape[axis]
     scale = old / size
     support = max(scale, 1.0)

@@ -60,7 +60,7 @@ class TrainExamples:
         seed: int,
         transform: Callable[[Any, np.random.Generator], dict[str, np.ndarray]],
     ):
-        """Combines a source, the order of its samples, and the transform applied to each."""
+        """Combine a source, the order of its samples, and the transform applied to each."""
         self.num_samples = len(source)
         self._source = source
         self._order = order
@@ -68,7 +68,7 @@ class TrainExamples:
         self._transform = transform
 
     def read(self, positions: Sequence[int]) -> Iterator[dict[str, np.ndarray]]:
-        """Yields examples, requesting their samples together because stores have high latency.
+        """Yield examples, requesting their samples together because stores have high latency.
 
         Yields:
           The transform's arrays of each example, with "index" (of the sample) and "broken" (1:
@@ -110,7 +110,7 @@ def transform_pair(
     noun_kind: str,
     packed_length: int,
 ) -> dict[str, np.ndarray]:
-    """Draws a caption and its prompts and augments the image; see `typing.Batch`."""
+    """Draw a caption and its prompts and augment the image; see `typing.Batch`."""
     index = int(rng.integers(len(sample["captions"])))
     caption, found = sample["captions"][index], sample.get("nouns", {}).get(noun_kind)
     known = found[index] if found else None
@@ -159,7 +159,7 @@ class _HostChunks:
 
 
 def _stack(examples: Iterator[dict[str, np.ndarray]], count: int) -> dict[str, np.ndarray]:
-    """Copies each example while it is in cache, so that the next one can reuse its memory."""
+    """Copy each example while it is in cache, so that the next one can reuse its memory."""
     stacked: dict[str, np.ndarray] = {}
     for row, example in enumerate(examples):
         for name, array in example.items():
@@ -186,7 +186,7 @@ class TrainLoader(Iterator[dict[str, np.ndarray]]):
         host_count: int = 1,
         start_step: int = 0,
     ):
-        """Starts the worker processes.
+        """Start the worker processes.
 
         Args:
           examples: what `make_train_examples` returns.
@@ -215,7 +215,7 @@ class TrainLoader(Iterator[dict[str, np.ndarray]]):
         return next(self._batches)
 
     def close(self) -> None:
-        """Ends worker processes and threads; call it before the program exits."""
+        """End worker processes and threads; call it before the program exits."""
         if self._batches is not None:
             self._batches.close()
             self._batches = None  # Grain's iterators log errors if they outlive their modules
@@ -268,7 +268,7 @@ def make_train_examples(
 def _batched(
     host_chunks: _HostChunks, num_workers: int
 ) -> grain.IterDataset[dict[str, np.ndarray]]:
-    """Batches on worker processes, or on threads if there are none; the result is the same."""
+    """Batch the examples on worker processes, or without any on threads; the result is the same."""
     rows, chunk = host_chunks.rows_per_step, host_chunks.chunk
     num_threads = 2 if num_workers else _num_threads()
     chunks = grain.MapDataset.source(host_chunks).to_iter_dataset(
@@ -311,7 +311,7 @@ class BrokenSampleMonitor:
     """Counts the broken samples of a run and raises an error when there are too many."""
 
     def __init__(self, max_fraction: float, min_examples: int = 1000):
-        """Starts counting.
+        """Start counting.
 
         Args:
           max_fraction: tolerated fraction of broken samples.
@@ -324,7 +324,7 @@ class BrokenSampleMonitor:
         self.num_broken = 0
 
     def update(self, broken: Int[np.ndarray, " B"]) -> None:
-        """Adds the "broken" counts of a batch.
+        """Add the "broken" counts of a batch.
 
         Raises:
           TooManyBrokenSamplesError: the fraction is exceeded.
@@ -348,7 +348,7 @@ def eval_examples(
     host_index: int = 0,
     host_count: int = 1,
 ) -> Iterator[dict[str, Any]]:
-    """Yields this host's rows of evaluation batches: every sample of a source once, in order.
+    """Yield this host's rows of evaluation batches: every sample of a source once, in order.
 
     Args:
       source: of images and captions.

@@ -37,28 +37,28 @@ class MaskedSamples:
     """A masked source for training, which reports unreadable images as broken samples."""
 
     def __init__(self, source: MaskedSource) -> None:
-        """Wraps a source of images with masks."""
+        """Wrap a source of images with masks."""
         self._source = source
 
     def __len__(self) -> int:
         return len(self._source)
 
     def __getitem__(self, index: int) -> Any:
-        """Returns a `MaskedImage`; raises BrokenSampleError if it can't be read."""
+        """Return a `MaskedImage`; raise BrokenSampleError if it can't be read."""
         try:
             return self._source[index]
         except ValueError as error:
             raise BrokenSampleError(str(error)) from error
 
     def locate(self, index: int) -> str:
-        """Describes the location of an image, for messages."""
+        """Describe the location of an image, for messages."""
         return self._source.locate(index)
 
 
 def open_masked_source(
     name: str, fields: Mapping[str, Any], class_names: Sequence[str]
 ) -> MaskedSource:
-    """Opens the set `config.data.sources.NAME` of the segmentation task.
+    """Open the set `config.data.sources.NAME` of the segmentation task.
 
     Args:
       name: NAME.
@@ -141,7 +141,7 @@ def make_masked_examples(
 def transform_masked(
     sample: MaskedImage, rng: np.random.Generator, *, size: int, augment: MaskedAugmentation
 ) -> dict[str, np.ndarray]:
-    """Scales, crops and flips an image together with its mask, and jitters the image's colours.
+    """Scale, crop and flip an image together with its mask, and jitter the image's colours.
 
     The shorter side is resized to `size` times a factor, uniform from `min_scale` to `max_scale`,
     and a square is cropped at a random position. If the image is smaller than the square, it is

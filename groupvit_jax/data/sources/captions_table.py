@@ -44,7 +44,7 @@ class ImageCaptions:
 def read_captions(
     path: str | Sequence[str], image_column: str = "", caption_column: str = ""
 ) -> list[ImageCaptions]:
-    """Reads tables with a header, JSON lines, a JSON list of objects, or COCO's JSON.
+    """Read tables with a header, JSON lines, a JSON list of objects, or COCO's JSON.
 
     Args:
       path: the file or files; several rows of one image are several captions of it.
@@ -69,13 +69,13 @@ def read_captions(
 
 
 def read_texts(path: str, caption_column: str = "") -> Iterator[str]:
-    """Streams only the captions; see `read_captions`."""
+    """Stream only the captions; see `read_captions`."""
     for _, (caption,) in _rows(path, [("caption_column", caption_column, CAPTION_COLUMNS)]):
         yield from _texts(caption)
 
 
 def _texts(caption: Any) -> list[str]:
-    """Returns a cell's captions; what is no text counts as a blank one."""
+    """Return a cell's captions; what is no text counts as a blank one."""
     texts = caption if isinstance(caption, list) else [caption]
     return [text if isinstance(text, str) else "" for text in texts]
 
@@ -83,7 +83,7 @@ def _texts(caption: Any) -> list[str]:
 def find_column(
     path: str, header: Sequence[str], flag: str, wanted: str, usual: Sequence[str]
 ) -> int:
-    """Returns the index of the column `wanted`, or of the first of the usual names if it is empty.
+    """Return the index of the column `wanted`, or of the first of the usual names if it is empty.
 
     Raises:
       ValueError: there is none; the message names the file and the flag.
@@ -104,7 +104,7 @@ def find_column(
 
 
 def _rows(path: str, wanted: Sequence[_Wanted]) -> Iterator[tuple[str, tuple[Any, ...]]]:
-    """Yields for each row that isn't blank where it is, and the values of the wanted columns."""
+    """Yield for each row that isn't blank where it is, and the values of the wanted columns."""
     if not stat.S_ISREG(os.stat(path).st_mode):
         raise ValueError(f"{path}: a folder, device or pipe, expected a file")
     suffix = Path(path).suffix.lower()
@@ -190,7 +190,7 @@ def _table_rows(path: str, wanted: Sequence[_Wanted]) -> Iterator[tuple[str, tup
 
 
 def _stray_quote(path: str, delimiter: str) -> int:
-    """Returns the line of the first quote that swallows rows, 0 if there is none.
+    """Return the line of the first quote that swallows rows, 0 if there is none.
 
     A quoted caption may span lines. If one of these lines alone has the columns of a row, with an
     image file, it is a row.
@@ -227,7 +227,7 @@ def _is_row(row: Sequence[str], line: str, header: Sequence[str], delimiter: str
 
 
 def _lines(path: str) -> Iterator[str]:
-    """Yields the lines of a text in UTF-8, or in UTF-16 with a byte order mark."""
+    """Yield the lines of a text in UTF-8, or in UTF-16 with a byte order mark."""
     with open(path, "rb") as file:
         start = file.read(2)
     is_utf16 = start in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
@@ -245,7 +245,7 @@ def _lines(path: str) -> Iterator[str]:
 
 
 def _undecodable(path: str, is_utf16: bool) -> str:
-    """Returns a message that names the first line that isn't UTF-8."""
+    """Return a message that names the first line that isn't UTF-8."""
     if is_utf16:
         return f"{path}: damaged UTF-16"
     with open(path, "rb") as file:

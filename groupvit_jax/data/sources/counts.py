@@ -27,7 +27,7 @@ class Tally:
     examples: list[str] = dataclasses.field(default_factory=list)
 
     def add(self, other: "Tally") -> None:
-        """Adds other numbers, and examples while there are few."""
+        """Add other numbers, and examples while there are few."""
         self.images += other.images
         self.captions += other.captions
         self.files += other.files
@@ -40,7 +40,7 @@ class Tally:
         return self.images, self.captions, self.files
 
     def as_dict(self) -> dict[str, Any]:
-        """Returns the fields for JSON, without those of tars where there is none."""
+        """Return the fields for JSON, without those of tars where there is none."""
         fields = dataclasses.asdict(self)
         return {name: fields[name] for name in fields if fields[name] or name in _ALWAYS}
 
@@ -67,7 +67,7 @@ class Counts:
     replaced: int = 0
 
     def write(self, item: Tally, unused: Mapping[str, int] | None = None) -> None:
-        """Counts a used image; `unused` of its captions are dropped, by reason."""
+        """Count a used image; `unused` of its captions are dropped, by reason."""
         self.read.add(item)
         self.written.add(item)
         for reason, captions in (unused or {}).items():
@@ -75,17 +75,17 @@ class Counts:
             self.dropped.setdefault(reason, Tally()).add(Tally(captions=captions))
 
     def drop(self, reason: str, item: Tally) -> None:
-        """Counts a sample that isn't used."""
+        """Count a sample that isn't used."""
         self.read.add(dataclasses.replace(item, examples=[]))
         self.dropped.setdefault(reason, Tally()).add(item)
 
     def leave(self, reason: str, item: Tally) -> None:
-        """Counts members that belong to no sample."""
+        """Count members that belong to no sample."""
         self.read.add(dataclasses.replace(item, examples=[]))
         self.unmatched.setdefault(reason, Tally()).add(item)
 
     def as_dict(self) -> dict[str, Any]:
-        """Returns the counts for a manifest or an index."""
+        """Return the counts for a manifest or an index."""
 
         def by_reason(tallies: Mapping[str, Tally]) -> dict[str, Any]:
             return {reason: tallies[reason].as_dict() for reason in sorted(tallies)}
@@ -100,7 +100,7 @@ class Counts:
 
 
 def add_up(records: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
-    """Adds up the dictionaries of `Counts.as_dict` of several shards.
+    """Add up the dictionaries of `Counts.as_dict` of several shards.
 
     Raises:
       ValueError: the numbers read differ from those written, dropped or unmatched.
@@ -124,7 +124,7 @@ def add_up(records: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
 
 
 def table(counts: Mapping[str, Any]) -> str:
-    """Formats the counts as a readable table; files only of tars, examples of unmatched ones."""
+    """Format the counts as a readable table; files only of tars, examples of unmatched ones."""
     rows = [("read", counts["read"]), ("written", counts["written"])]
     for name in ("dropped", "unmatched"):
         found = counts.get(name, {})
@@ -143,7 +143,7 @@ def table(counts: Mapping[str, Any]) -> str:
 
 
 def sentence(counts: Mapping[str, Any]) -> str:
-    """Formats what was not used, by reason with examples, for one line of a log or an error."""
+    """Format what was not used, by reason with examples, for one line of a log or an error."""
     parts = []
     for name in ("dropped", "unmatched"):
         for reason, found in counts.get(name, {}).items():

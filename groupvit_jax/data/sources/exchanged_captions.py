@@ -10,7 +10,7 @@ class ExchangedCaptions:
     """
 
     def __init__(self, source: Source) -> None:
-        """Wraps a source of at least two samples."""
+        """Wrap a source of at least two samples."""
         self._source = source
 
     def __len__(self) -> int:
@@ -22,5 +22,5 @@ class ExchangedCaptions:
         return Sample({**other, "image": own["image"], "key": own["key"]})
 
     def locate(self, index: int) -> str:
-        """Describes the location of an image, for messages."""
+        """Describe the location of an image, for messages."""
         return self._source.locate(index)

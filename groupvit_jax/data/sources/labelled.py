@@ -16,7 +16,7 @@ class LabelledSource(Source, Protocol):
     """A source whose images have one class each."""
 
     def label(self, index: int) -> int:
-        """Returns the class index."""
+        """Return the class index."""
 
 
 class LabelledFiles:
@@ -25,7 +25,7 @@ class LabelledFiles:
     def __init__(
         self, files: Sequence[Path], labels: Sequence[int], class_names: Sequence[str]
     ) -> None:
-        """Takes the file and class index of each image."""
+        """Take the file and class index of each image."""
         self._items = list(zip(files, labels, strict=True))
         self.class_names = tuple(class_names)
 
@@ -38,11 +38,11 @@ class LabelledFiles:
         return Sample(image=file.read_bytes(), captions=captions, key=file.name)
 
     def label(self, index: int) -> int:
-        """Returns the class index."""
+        """Return the class index."""
         return self._items[index][1]
 
     def locate(self, index: int) -> str:
-        """Returns the path."""
+        """Return the path."""
         return os.fspath(self._items[index][0])
 
 
@@ -50,7 +50,7 @@ class ImageFolder(LabelledFiles):
     """One folder of images per class, named after it; underscores become spaces."""
 
     def __init__(self, folder: str | os.PathLike) -> None:
-        """Lists the files in order of their names.
+        """List the files in order of their names.
 
         Raises:
           FileNotFoundError: there is no such folder, or no image in its folders.

@@ -32,23 +32,23 @@ class MaskedSource(Protocol):
         """Number of images."""
 
     def __getitem__(self, index: int) -> MaskedImage:
-        """Reads one image and its mask; raises a ValueError that names the file if it can't."""
+        """Read one image and its mask; raise a ValueError that names the file if it can't."""
 
     def locate(self, index: int) -> str:
-        """Describes the location of an image, for messages."""
+        """Describe the location of an image, for messages."""
 
 
 class IdTable:
     """Maps the values stored in masks to classes."""
 
     def __init__(self, classes: Mapping[int, int]) -> None:
-        """Takes a mapping from stored value to class or `IGNORED`; other values are errors."""
+        """Take a mapping from stored value to class or `IGNORED`; other values are errors."""
         self._expected = f"one of {len(classes)} from {min(classes)} to {max(classes)}"
         self._classes = np.full(_NUM_IDS, -1, np.int16)
         self._classes[list(classes)] = list(classes.values())
 
     def __call__(self, mask: Integer[np.ndarray, "H W"]) -> UInt8[np.ndarray, "H W"]:
-        """Returns the class of each pixel; raises ValueError if a value is unknown."""
+        """Return the class of each pixel; raise ValueError if a value is unknown."""
         known = (mask >= 0) & (mask < _NUM_IDS)
         classes = self._classes[np.where(known, mask, 0)]
         known &= classes >= 0
@@ -59,7 +59,7 @@ class IdTable:
 
 
 def class_ids(num_classes: int, first: int = 0) -> dict[int, int]:
-    """Returns the ids of masks without background: values from `first` are classes, 255 is ignored.
+    """Return the ids of masks without background: values from `first` are classes, 255 is ignored.
 
     Values below `first` are ignored too, the usual way to exclude the background.
     """
@@ -76,13 +76,13 @@ class Photo(NamedTuple):
 
 
 def decode_photo(data: bytes) -> Photo:
-    """Decodes a photo; raises BrokenImageError, a ValueError, if it can't be decoded."""
+    """Decode a photo; raise BrokenImageError, a ValueError, if it can't be decoded."""
     header = read_header(data)
     return Photo(decode(data), (header.height, header.width), header.orientation)
 
 
 def read_mask(data: bytes, size: tuple[int, int]) -> Integer[np.ndarray, "H W"]:
-    """Decodes a greyscale or palette mask.
+    """Decode a greyscale or palette mask.
 
     Args:
       data: a PNG file.
@@ -109,7 +109,7 @@ def read_mask(data: bytes, size: tuple[int, int]) -> Integer[np.ndarray, "H W"]:
 
 
 def pair(photo: Photo, mask: Integer[np.ndarray, "h w"], ids: IdTable | None) -> MaskedImage:
-    """Brings a mask into the orientation of its photo.
+    """Bring a mask into the orientation of its photo.
 
     Masks of the published sets refer to the pixels as stored, whatever EXIF says, so a mask is
     turned upright together with its photo, also when its size fits both orientations. A mask that
@@ -148,7 +148,7 @@ class TfdsMasks:
         mask: str = "mask",
         ids: Mapping[int, int] | None = None,
     ) -> None:
-        """Opens the set.
+        """Open the set.
 
         Args:
           name: the set's name; not needed if `data_dir` is the folder of the set's version.
@@ -188,5 +188,5 @@ class TfdsMasks:
             raise ValueError(f"{self.locate(index)}: {error}") from error
 
     def locate(self, index: int) -> str:
-        """Returns the set's name and the image's index."""
+        """Return the set's name and the image's index."""
         return f"{self._where}, image {index}"

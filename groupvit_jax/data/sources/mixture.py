@@ -19,7 +19,7 @@ class MixedSource:
     """The concatenation of several sources."""
 
     def __init__(self, sources: Sequence[Source]):
-        """Concatenates one or more sources."""
+        """Concatenate one or more sources."""
         self._sources = list(sources)
         self.sizes = [len(source) for source in sources]
         self._ends = list(itertools.accumulate(self.sizes))
@@ -32,7 +32,7 @@ class MixedSource:
         return self._sources[source][row]
 
     def read_many(self, indices: Sequence[int]) -> "Iterator[Sample | BrokenSampleError]":
-        """Yields samples, with batched reads from sources that support them."""
+        """Yield samples, with batched reads from sources that support them."""
         found = [self.find(index) for index in indices]
         rows: dict[int, list[int]] = {}
         for source, row in found:
@@ -42,17 +42,17 @@ class MixedSource:
             yield next(samples[source])
 
     def locate(self, index: int) -> str:
-        """Describes the location of a sample, for messages."""
+        """Describe the location of a sample, for messages."""
         source, row = self.find(index)
         return self._sources[source].locate(row)
 
     def find(self, index: int) -> tuple[int, int]:
-        """Returns the source of sample `index` and the sample's index in it."""
+        """Return the source of sample `index` and the sample's index in it."""
         source = bisect.bisect_right(self._ends, index)
         return source, index - self.start(source)
 
     def start(self, source: int) -> int:
-        """Returns the index of a source's first sample."""
+        """Return the index of a source's first sample."""
         return self._ends[source] - self.sizes[source]
 
 
@@ -76,7 +76,7 @@ class ExampleOrder:
     """
 
     def __init__(self, sizes: Sequence[int], weights: Sequence[float] | None, seed: int):
-        """Defines the sequence.
+        """Define the sequence.
 
         Args:
           sizes: number of samples of each source.
@@ -98,7 +98,7 @@ class ExampleOrder:
         return self._starts[source] + permute(row_of_epoch, self._sizes[source], keys)
 
     def _draw(self, position: int) -> tuple[int, int]:
-        """Returns the source at a position and the number of earlier draws from it."""
+        """Return the source at a position and the number of earlier draws from it."""
         for source, share in enumerate(self._shares[:-1]):
             before = int(position * share)
             if int((position + 1) * share) > before:
@@ -143,7 +143,7 @@ def _weights(sources: Mapping[str, Fields]) -> list[float] | None:
 
 
 def permute(index: int, size: int, keys: tuple[int, ...]) -> int:
-    """Applies a keyed pseudo-random permutation of range(size) to an index.
+    """Apply a keyed pseudo-random permutation of range(size) to an index.
 
     A Feistel network permutes the next power of four; values outside the range are permuted again
     until they fall inside (Black and Rogaway, "Ciphers with arbitrary finite domains", 2002). No

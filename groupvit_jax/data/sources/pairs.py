@@ -69,10 +69,10 @@ class Source(Protocol):
         """Number of samples, broken ones included."""
 
     def __getitem__(self, index: int) -> Sample:
-        """Reads one sample; raises BrokenSampleError if it can't be used."""
+        """Read one sample; raise BrokenSampleError if it can't be used."""
 
     def locate(self, index: int) -> str:
-        """Describes the location of a sample, for messages."""
+        """Describe the location of a sample, for messages."""
 
 
 @runtime_checkable
@@ -80,7 +80,7 @@ class BatchSource(Source, Protocol):
     """A source for which reading many samples at once is faster than one at a time."""
 
     def read_many(self, indices: Sequence[int]) -> "Iterator[Sample | BrokenSampleError]":
-        """Yields samples, or the error in place of a sample that can't be used."""
+        """Yield samples, or the error in place of a sample that can't be used."""
 
 
 def make_source(
@@ -89,7 +89,7 @@ def make_source(
     index_dir: str = "",
     cache: ObjectCache | None = None,
 ) -> Source:
-    """Opens the set `config.data.sources.NAME`.
+    """Open the set `config.data.sources.NAME`.
 
     Args:
       name: NAME, for messages.
@@ -138,7 +138,7 @@ class WebDatasetSource:
         field: str = "pattern",
         cache: ObjectCache | None = None,
     ):
-        """Indexes the shards, or loads their cached indices; logs what can't be used.
+        """Index the shards, or load their cached indices; log what can't be used.
 
         Args:
           shards: paths or URLs of tar files; samples keep their order.
@@ -166,7 +166,7 @@ class WebDatasetSource:
         self._log_counts(field)
 
     def _log_counts(self, field: str) -> None:
-        """Logs how many members are used and what becomes of the others."""
+        """Log how many members are used and what becomes of the others."""
         total = counts.add_up(map(tar_index.read_counts, self._index_files))
         used, left = total["written"], counts.sentence(total)
         shards = f"{len(self._shards)} shards, e.g. {_name(self._shards[0])}"
@@ -188,7 +188,7 @@ class WebDatasetSource:
         return sample
 
     def read_many(self, indices: Sequence[int]) -> "Iterator[Sample | BrokenSampleError]":
-        """Yields samples; all reads from stores are issued at once."""
+        """Yield samples; all reads from stores are issued at once."""
         found = [self._find(index) for index in indices]
         entries = [_open_index(self._index_files[shard])[row] for shard, row in found]
         samples = [Members(entry["offset"].tolist(), entry["size"].tolist()) for entry in entries]
@@ -199,7 +199,7 @@ class WebDatasetSource:
             yield _sample_or_error(entry, members, contents)
 
     def locate(self, index: int) -> str:
-        """Returns "SHARD: KEY"."""
+        """Return "SHARD: KEY"."""
         shard, row = self._find(index)
         key = _decode_key(_open_index(self._index_files[shard])[row])
         return f"{_name(self._shards[shard])}: {key}"
@@ -227,7 +227,7 @@ def _open_index(file: Path) -> np.ndarray:
 def read_parts(
     fd: int, offsets: Int[np.ndarray, " P"], sizes: Int[np.ndarray, " P"]
 ) -> list[bytes | None]:
-    """Reads a sample's members.
+    """Read a sample's members.
 
     Args:
       fd: the open tar file.
@@ -249,7 +249,7 @@ def _is_allowed(members: Members) -> bool:
 
 
 def _whole(members: Members, parts: list[bytes | None]) -> list[bytes | None]:
-    """Checks that a sample was read completely."""
+    """Check that a sample was read completely."""
     if not _is_allowed(members):
         num_bytes = members.span.num_bytes
         raise BrokenSampleError(f"{num_bytes} bytes, more than the limit of {MAX_SAMPLE_BYTES}")
@@ -273,7 +273,7 @@ def _sample_or_error(
 
 
 def read_fields(metadata: bytes | None) -> dict[str, Any]:
-    """Parses a sample's JSON.
+    """Parse a sample's JSON.
 
     Raises:
       BrokenSampleError: it is too large, can't be parsed or is not an object.
@@ -289,7 +289,7 @@ def read_fields(metadata: bytes | None) -> dict[str, Any]:
 
 
 def texts_of(text: bytes | None, fields: Mapping[str, Any]) -> list[Any]:
-    """Returns the captions as stored; see `WebDatasetSource`.
+    """Return the captions as stored; see `WebDatasetSource`.
 
     Raises:
       BrokenSampleError: the sample has no field for captions.
@@ -310,7 +310,7 @@ def _check_text(kind: str, content: bytes | None) -> None:
 
 
 def decode_text(content: bytes) -> str:
-    """Decodes UTF-8, or UTF-16 with a byte order mark; other bytes become U+FFFD."""
+    """Decode UTF-8, or UTF-16 with a byte order mark; other bytes become U+FFFD."""
     if content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
         return content.decode("utf-16", "replace")
     return content.decode("utf-8-sig", "replace")
@@ -365,7 +365,7 @@ class TfdsSource:
         field: str = "tfds",
         cache: ObjectCache | None = None,
     ):
-        """Opens the set.
+        """Open the set.
 
         Args:
           name: the set's name, e.g. "coco_captions"; not needed if `data_dir` is its own folder.
@@ -419,7 +419,7 @@ class TfdsSource:
         return _sample(_encoded(example["image"]), texts, _as_str(key), fields)
 
     def locate(self, index: int) -> str:
-        """Returns "NAME/VERSION/SPLIT: INDEX"."""
+        """Return "NAME/VERSION/SPLIT: INDEX"."""
         return f"{self._name}: {index}"
 
 
@@ -428,7 +428,7 @@ def _as_str(value: Any) -> str:
 
 
 def _encoded(image: bytes | np.ndarray) -> bytes:
-    """Returns the encoded image; arrays become PNGs, so that all sources return files."""
+    """Return the encoded image; arrays become PNGs, so that all sources return files."""
     if isinstance(image, bytes):
         return image
     return cv2.imencode(".png", np.ascontiguousarray(image[..., ::-1]))[1].tobytes()

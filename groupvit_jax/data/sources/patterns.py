@@ -15,7 +15,7 @@ MAX_BRACES = 20
 
 
 def expand_pattern(pattern: str, field: str) -> list[str]:
-    """Expands a comma-separated list of brace ({0000..0331}, {a,b}) and glob patterns.
+    """Expand a comma-separated list of brace ({0000..0331}, {a,b}) and glob patterns.
 
     Args:
       pattern: e.g. "cc3m/{0000..0331}.tar,s3://bucket/cc12m/*.tar".
@@ -48,7 +48,7 @@ def expand_pattern(pattern: str, field: str) -> list[str]:
 
 
 def input_error(field: str, error: StorageError) -> Exception:
-    """Returns a storage's error as one that names the configuration field."""
+    """Return a storage's error as one that names the configuration field."""
     kind = FileNotFoundError if isinstance(error.__cause__, FileNotFoundError) else ValueError
     return kind(f"{field}: {error}")
 

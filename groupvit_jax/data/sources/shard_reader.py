@@ -25,7 +25,7 @@ class Members(NamedTuple):
 
     @property
     def span(self) -> Span:
-        """Returns the range from the first to the last member of the sample."""
+        """Return the range from the first to the last member of the sample."""
         present = [part for part in zip(self.offsets, self.sizes, strict=True) if part[1] >= 0]
         if not present:
             return Span(0, 0)
@@ -36,7 +36,7 @@ class Members(NamedTuple):
 def read_samples(
     shards: Sequence[str | StoredObject], samples: Sequence[Members], cache: ObjectCache | None
 ) -> Iterator[list[bytes | None]]:
-    """Yields the contents of each sample's members; None for a missing member.
+    """Yield the contents of each sample's members; None for a missing member.
 
     Samples on stores that are not cached are requested all at once. Samples of local files are read
     one by one as they are consumed, so that their memory is reused while it is in the processor's
@@ -55,7 +55,7 @@ def read_samples(
 
 
 def read_members(fd: int, members: Members) -> list[bytes | None]:
-    """Reads a sample from an open file; a truncated file yields fewer bytes."""
+    """Read a sample from an open file; a truncated file yields fewer bytes."""
     return [
         os.pread(fd, size, offset) if size >= 0 else None
         for offset, size in zip(*members, strict=True)
@@ -65,7 +65,7 @@ def read_members(fd: int, members: Members) -> list[bytes | None]:
 def _read_stored(
     shards: Sequence[str | StoredObject], samples: Sequence[Members], cache: ObjectCache | None
 ) -> list[bytes]:
-    """Reads the spans of samples on object stores."""
+    """Read the spans of samples on object stores."""
     ranges = [
         objects.Range(shard, *members.span)
         for shard, members in zip(shards, samples, strict=True)

@@ -39,7 +39,7 @@ _VERSION = 2
 
 
 def describe_shards(paths: Sequence[str], field: str) -> list[str | StoredObject]:
-    """Looks up shards with a URL on their store; returns the others unchanged.
+    """Look up shards with a URL on their store; return the others unchanged.
 
     Raises:
       FileNotFoundError: there is no such object.
@@ -56,7 +56,7 @@ def describe_shards(paths: Sequence[str], field: str) -> list[str | StoredObject
 def load_indices(
     shards: Sequence[str | StoredObject], index_dir: str = "", cache: ObjectCache | None = None
 ) -> list[Path]:
-    """Returns the index file of each shard; scans shards without one in parallel.
+    """Return the index file of each shard; scan shards without one in parallel.
 
     Args:
       shards: paths of tar files, or objects.
@@ -87,7 +87,7 @@ def load_indices(
 
 
 def _fetch_indices(shards: Sequence[str | StoredObject], shared: str) -> None:
-    """Copies indices from a store that are missing in the user's cache."""
+    """Copy indices from a store that are missing in the user's cache."""
     missing = [shard for shard in shards if _find_cached(shard, "") is None]
     contents = objects.read_objects([_shared_url(shard, shared) for shard in missing])
     writable: dict[Path, Path] = {}
@@ -135,7 +135,7 @@ def _save_scan(scanned: Scan, file: Any) -> None:
 
 
 def read_counts(file: Path) -> dict[str, Any]:
-    """Returns the counts of an indexed shard; see `tar_scan.Scan`.
+    """Return the counts of an indexed shard; see `tar_scan.Scan`.
 
     Raises:
       OSError, ValueError: the file is damaged.
@@ -173,7 +173,7 @@ def _cache_name(shard: str | StoredObject) -> str:
 
 
 def _cache_folders(shard: str | StoredObject, index_dir: str) -> tuple[Path, Path]:
-    """Returns the requested folder and the fallback."""
+    """Return the requested folder and the fallback."""
     if isinstance(shard, StoredObject):
         parent = shard.url.rpartition("/")[0]
     else:
@@ -204,7 +204,7 @@ def _is_readable_index(file: Path) -> bool:
 
 
 def _writable_target(shard: str | StoredObject, index_dir: str, writable: dict[Path, Path]) -> Path:
-    """Returns where to write the index; `writable` caches the choice per folder."""
+    """Return where to write the index; `writable` caches the choice per folder."""
     wanted, fallback = _cache_folders(shard, index_dir)
     if wanted not in writable:
         try:

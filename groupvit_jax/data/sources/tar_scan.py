@@ -77,7 +77,7 @@ class Scan:
 
 
 def scan(shard: str | StoredObject) -> Scan:
-    """Scans a tar file's headers.
+    """Scan a tar file's headers.
 
     Objects are streamed, because three small sequential requests per sample would take much longer
     than transferring the bytes in between.
@@ -129,7 +129,7 @@ class _Headers:
         self.break_at: int | None = None
 
     def read(self, size: int) -> bytes:
-        """Reads for tarfile, which reads nothing but headers, of whatever length one declares."""
+        """Read for tarfile, which reads nothing but headers, of whatever length one declares."""
         if size > MAX_HEADER_BYTES:
             raise ValueError(f"a header of {size} bytes, more than {MAX_HEADER_BYTES}")
         content = self._file.read(size)
@@ -138,11 +138,11 @@ class _Headers:
         return content
 
     def seek(self, position: int) -> int:
-        """Seeks for tarfile."""
+        """Seek for tarfile."""
         return self._file.seek(position)
 
     def tell(self) -> int:
-        """Returns the position for tarfile."""
+        """Return the position for tarfile."""
         return self._file.tell()
 
     def __iter__(self) -> Iterator[tarfile.TarInfo]:
@@ -185,7 +185,7 @@ class _Grouping:
         self.num_files = 0
 
     def add(self, member: tarfile.TarInfo) -> None:
-        """Adds the next member."""
+        """Add the next member."""
         self.num_files += 1
         folder, _, name = member.name.rpartition("/")
         stem, _, extension = name.partition(".")
@@ -204,7 +204,7 @@ class _Grouping:
 
 
 def _shown(name: str) -> str:
-    """Returns the end of a name in printable characters, as an example in messages."""
+    """Return the end of a name in printable characters, as an example in messages."""
     short = name if len(name) <= 80 else f"...{name[-77:]}"
     return "".join(c if c.isprintable() else "\ufffd" for c in short)
 
@@ -212,7 +212,7 @@ def _shown(name: str) -> str:
 def _reason(
     member: tarfile.TarInfo, key: bytes, stem: str, extension: str, part: int | None
 ) -> str:
-    """Returns why a member can't be part of a sample, or ""."""
+    """Return why a member can't be part of a sample, or ""."""
     if member.islnk() or member.issym():
         return _LINK
     if not member.isreg() or member.issparse():  # bytes of sparse files aren't stored in one piece
@@ -225,7 +225,7 @@ def _reason(
 
 
 def _account(index: np.ndarray, grouping: _Grouping, note: str) -> dict[str, Any]:
-    """Returns the counts of all members."""
+    """Return the counts of all members."""
     counts = grouping.counts
     present = np.asarray(index["size"] >= 0)
     for entry, held, problem in zip(index, present, problems(index), strict=True):
@@ -244,7 +244,7 @@ def _account(index: np.ndarray, grouping: _Grouping, note: str) -> dict[str, Any
 
 
 def problems(index: np.ndarray) -> list[str]:
-    """Returns for each sample of an index why it is incomplete; "" for a complete one."""
+    """Return for each sample of an index why it is incomplete; "" for a complete one."""
     present = np.asarray(index["size"] >= 0)
     image, caption = present[:, 0], np.asarray(present[:, 1:].any(axis=1))
     found = np.full(len(index), "", object)
@@ -262,13 +262,13 @@ def problems(index: np.ndarray) -> list[str]:
 
 
 def break_of(index: np.ndarray) -> int | None:
-    """Returns the byte at which the indexed archive is truncated; None if it is complete."""
+    """Return the byte at which the indexed archive is truncated; None if it is complete."""
     if len(index) and (index[-1]["size"] < 0).all():
         return int(index[-1]["key"].split()[-1][:-1])
     return None
 
 
 def num_complete(index: np.ndarray) -> int:
-    """Returns the number of samples with an image and something that may hold a caption."""
+    """Return the number of samples with an image and something that may hold a caption."""
     present = np.asarray(index["size"] >= 0)
     return int((present[:, 0] & present[:, 1:].any(axis=1)).sum())

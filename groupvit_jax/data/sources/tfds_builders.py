@@ -8,7 +8,7 @@ if TYPE_CHECKING:
 
 
 def open_builder(name: str, data_dir: str) -> "tfds.core.DatasetBuilder":
-    """Opens a prepared set of TensorFlow Datasets.
+    """Open a prepared set of TensorFlow Datasets.
 
     Args:
       name: the set's name, e.g. "coco_captions"; not used if `data_dir` is a set's own folder.
@@ -26,7 +26,7 @@ def open_builder(name: str, data_dir: str) -> "tfds.core.DatasetBuilder":
 
 
 def skip_decoding() -> "tfds.decode.SkipDecoding":
-    """Returns the decoder of a feature whose encoded bytes are wanted as they are stored."""
+    """Return the decoder of a feature whose encoded bytes are wanted as they are stored."""
     from tensorflow_datasets import decode
 
     return decode.SkipDecoding()

@@ -17,7 +17,7 @@ _MAX_METADATA_BYTES = 2**26
 
 
 def copy_to_cache(url: str, split: str, field: str, cache: ObjectCache | None) -> HeldFolder:
-    """Copies the metadata of a set and the files of one split to a local folder.
+    """Copy the metadata of a set and the files of one split to a local folder.
 
     Args:
       url: the folder of the set's version.
@@ -48,7 +48,7 @@ def copy_to_cache(url: str, split: str, field: str, cache: ObjectCache | None) -
 
 
 def _names_of(metadata: dict[str, StoredObject], split: str) -> list[str]:
-    """Returns the names of the files that a split reads."""
+    """Return the names of the files that a split reads."""
     ranges = [objects.Range(stored, 0, stored.size) for stored in metadata.values()]
     if sum(part.size for part in ranges) > _MAX_METADATA_BYTES:
         raise ValueError(f"its JSON and text files take more than {_MAX_METADATA_BYTES} bytes")

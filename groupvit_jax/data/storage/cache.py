@@ -59,7 +59,7 @@ class _Lock:
     """A lock on a file or folder, released with this object or at the end of the process."""
 
     def __init__(self, path: Path, mode: int):
-        """Acquires the lock; with LOCK_NB in `mode`, raises BlockingIOError instead of waiting."""
+        """Acquire the lock; with LOCK_NB in `mode`, raise BlockingIOError instead of waiting."""
         self._fd = os.open(path, os.O_RDONLY)
         try:
             fcntl.flock(self._fd, mode)
@@ -68,14 +68,14 @@ class _Lock:
             raise
 
     def is_on(self, path: Path) -> bool:
-        """Returns whether the locked file is still at this path."""
+        """Return whether the locked file is still at this path."""
         try:
             return os.path.samestat(os.fstat(self._fd), os.stat(path))
         except FileNotFoundError:
             return False
 
     def release(self) -> None:
-        """Releases the lock."""
+        """Release the lock."""
         if getattr(self, "_fd", -1) >= 0:
             os.close(self._fd)
             self._fd = -1
@@ -93,7 +93,7 @@ class ObjectCache:
     """
 
     def __init__(self, folder: str, max_bytes: int, clock: Callable[[], float] = time.time):
-        """Creates the folder.
+        """Create the folder.
 
         Args:
           folder: may be shared by any number of processes and jobs on a machine.
@@ -125,7 +125,7 @@ class ObjectCache:
         return ObjectCache, self._arguments
 
     def read(self, stored: StoredObject, offset: int, size: int) -> bytes | None:
-        """Returns a part of an object, or None if the object is not cached."""
+        """Return a part of an object, or None if the object is not cached."""
         key = _key_of({_SHARD: stored})
         try:
             fd = os.open(self._root / key / _SHARD, os.O_RDONLY | os.O_NOFOLLOW)
@@ -139,7 +139,7 @@ class ObjectCache:
         return data if len(data) == size else None
 
     def fetch_later(self, stored: StoredObject) -> None:
-        """Fetches the object in the background, at most once per object and process."""
+        """Fetch the object in the background, at most once per object and process."""
         if stored.url in self._asked:
             return
         self._asked.add(stored.url)
@@ -153,7 +153,7 @@ class ObjectCache:
             self.fetch(self._queue.get())
 
     def fetch(self, stored: StoredObject) -> Path | None:
-        """Returns an object's local file, downloading it if it is not cached.
+        """Return an object's local file, downloading it if it is not cached.
 
         Returns None, with a log line, if it doesn't fit or can't be downloaded, and if another
         process is downloading it.
@@ -166,7 +166,7 @@ class ObjectCache:
         return entry and entry / _SHARD
 
     def fetch_folder(self, files: Mapping[str, StoredObject]) -> HeldFolder:
-        """Returns a folder with these files, downloading those that are not cached.
+        """Return a folder with these files, downloading those that are not cached.
 
         Args:
           files: objects by their names in the folder, which must be plain file names.
@@ -213,7 +213,7 @@ class ObjectCache:
                 continue
 
     def _claim(self, key: str, sizes: Mapping[str, int]) -> Any:
-        """Returns the lock of a new partial entry, "busy" or "full"; the caller holds the lock."""
+        """Return the lock of a new partial entry, "busy" or "full"; the caller holds the lock."""
         partial = self._root / (key + _PARTIAL)
         if partial.exists() and not self._remove(partial):
             return "busy"
@@ -250,7 +250,7 @@ class ObjectCache:
         return entry
 
     def _make_room(self, num_bytes: int) -> bool:
-        """Evicts entries until `wanted` bytes fit, or none if that can't be reached."""
+        """Evict entries until `wanted` bytes fit, or none if that can't be reached."""
         if num_bytes > self._max_bytes:
             return False
         for partial in self._folders(_PARTIAL):
@@ -269,7 +269,7 @@ class ObjectCache:
         return used + num_bytes <= self._max_bytes
 
     def _remove(self, path: Path) -> bool:
-        """Removes an entry unless it is held."""
+        """Remove an entry unless it is held."""
         try:
             lock = _Lock(path, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -313,7 +313,7 @@ class ObjectCache:
 
 
 def make_cache(folder: str, gib: float) -> ObjectCache | None:
-    """Returns the cache of `config.data.cache_dir` and `.cache_gib`; None without a folder.
+    """Return the cache of `config.data.cache_dir` and `.cache_gib`; None without a folder.
 
     Raises:
       ValueError: one of them can't be used.

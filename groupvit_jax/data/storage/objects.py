@@ -50,12 +50,12 @@ class Range(NamedTuple):
 
 
 def is_remote(path: str) -> bool:
-    """Returns whether a path is a URL."""
+    """Return whether a path is a URL."""
     return "://" in path
 
 
 def expand_glob(url: str) -> list[str]:
-    """Returns the URLs of the objects that match, sorted.
+    """Return the URLs of the objects that match, sorted.
 
     Raises:
       StorageError: the store can't be listed, or has no such bucket.
@@ -74,7 +74,7 @@ def expand_glob(url: str) -> list[str]:
 
 
 def list_folder(url: str) -> dict[str, StoredObject]:
-    """Returns the objects directly in a folder, by name.
+    """Return the objects directly in a folder, by name.
 
     Raises:
       StorageError: the store can't be listed.
@@ -94,7 +94,7 @@ def list_folder(url: str) -> dict[str, StoredObject]:
 
 
 def describe(urls: Sequence[str]) -> list[StoredObject]:
-    """Returns size and version of each object.
+    """Return size and version of each object.
 
     Raises:
       StorageError: one of them can't be looked up; its cause says whether it is missing.
@@ -116,7 +116,7 @@ def _described(url: str, info: dict[str, Any]) -> StoredObject:
 
 
 def read_objects(urls: Sequence[str]) -> list[bytes | None]:
-    """Reads small objects completely; None stands for an object that doesn't exist.
+    """Read small objects completely; None stands for an object that doesn't exist.
 
     Raises:
       StorageError: an object can't be read.
@@ -134,7 +134,7 @@ def read_objects(urls: Sequence[str]) -> list[bytes | None]:
 
 
 def write_object(url: str, content: bytes) -> None:
-    """Writes a whole object.
+    """Write a whole object.
 
     Raises:
       StorageError: it can't be written.
@@ -148,7 +148,7 @@ def write_object(url: str, content: bytes) -> None:
 
 
 def read_ranges(ranges: Sequence[Range]) -> list[bytes]:
-    """Reads parts of objects concurrently.
+    """Read parts of objects concurrently.
 
     Raises:
       StorageError: a part can't be read, or not after `retries.RETRY.attempts` attempts.
@@ -162,7 +162,7 @@ def read_ranges(ranges: Sequence[Range]) -> list[bytes]:
 
 
 def _request(ranges: Sequence[Range]) -> list[bytes | Exception]:
-    """Requests each part once."""
+    """Request each part once."""
     results: list[bytes | Exception] = [b""] * len(ranges)
     places: dict[Any, list[int]] = {}
     for place, part in enumerate(ranges):
@@ -192,7 +192,7 @@ def _request_from(filesystem: Any, parts: Sequence[Range]) -> Sequence[bytes | E
 
 
 def _split(url: str) -> tuple[Any, str]:
-    """Returns the file system (one per process and store) and the path in it."""
+    """Return the file system (one per process and store) and the path in it."""
     return _split_in(os.getpid(), url)
 
 
@@ -218,31 +218,31 @@ class ObjectReader(io.RawIOBase):
     """A file-like view of an object for sequential reading; skipped blocks are not requested."""
 
     def __init__(self, stored: StoredObject):
-        """Opens lazily: nothing is read yet."""
+        """Open lazily: nothing is read yet."""
         self._stored = stored
         self._position = 0
         self._start, self._data = 0, b""
 
     def readable(self) -> bool:
-        """Returns True."""
+        """Return True."""
         return True
 
     def seekable(self) -> bool:
-        """Returns True."""
+        """Return True."""
         return True
 
     def tell(self) -> int:
-        """Returns the position in bytes."""
+        """Return the position in bytes."""
         return self._position
 
     def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
-        """Seeks as `io.IOBase.seek` does."""
+        """Seek as `io.IOBase.seek` does."""
         base = {io.SEEK_SET: 0, io.SEEK_CUR: self._position, io.SEEK_END: self._stored.size}
         self._position = max(0, base[whence] + offset)
         return self._position
 
     def readinto(self, buffer: Any) -> int:
-        """Reads up to the buffer's length; 0 at the end."""
+        """Read up to the buffer's length; 0 at the end."""
         if not self._start <= self._position < self._start + len(self._data):
             self._load()
         place = self._position - self._start
@@ -258,7 +258,7 @@ class ObjectReader(io.RawIOBase):
 
 
 def split_range(stored: StoredObject, start: int, end: int) -> list[Range]:
-    """Splits bytes `start` to `end` of an object into parts that are requested concurrently."""
+    """Split bytes `start` to `end` of an object into parts that are requested concurrently."""
     return [
         Range(stored, offset, min(_READER_BLOCK, end - offset))
         for offset in range(start, end, _READER_BLOCK)

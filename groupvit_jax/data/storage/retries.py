@@ -64,7 +64,7 @@ class Retry:
     draw: Callable[[], float] = random.random
 
     def wait(self, attempt: int) -> None:
-        """Sleeps after failed attempt number `attempt`, counted from 1."""
+        """Sleep after failed attempt number `attempt`, counted from 1."""
         bound = min(self.longest_seconds, self.first_seconds * 2 ** (attempt - 1))
         self.sleep(self.draw() * bound)
 
@@ -73,7 +73,7 @@ RETRY = Retry()
 
 
 def retried(function: Callable[[], T], url: str, retry: Retry | None = None) -> T:
-    """Calls `function` for one URL, with retries; see `retried_each`."""
+    """Call `function` for one URL, with retries; see `retried_each`."""
 
     def attempt(wanted: Sequence[int]) -> list[T | Exception]:
         del wanted
@@ -90,7 +90,7 @@ def retried_each(
     urls: Sequence[str],
     retry: Retry | None = None,
 ) -> list[T]:
-    """Calls `request` with positions 0, 1, ..., then again with those that failed transiently.
+    """Call `request` with positions 0, 1, ..., then again with those that failed transiently.
 
     Args:
       request: returns a result or an error for each requested position.
@@ -129,7 +129,7 @@ def retried_each(
 
 
 def is_transient(error: BaseException) -> bool:
-    """Returns whether the same request may succeed later.
+    """Return whether the same request may succeed later.
 
     Stores' libraries raise their own error types beside Python's, so every error that isn't known
     to be permanent (not found, forbidden, bad request) is retried.
@@ -153,7 +153,7 @@ def _http_status(error: BaseException) -> int | None:
 
 
 def _message(error: BaseException) -> str:
-    """Returns an error's message in one line."""
+    """Return an error's message in one line."""
     text = " ".join((getattr(error, "strerror", None) or str(error)).split())
     kind = type(error).__name__
     return f"{kind}: {text}"[:_LONGEST_MESSAGE] if text else kind
@@ -163,14 +163,14 @@ class Meter:
     """Counts bytes, requests and retries of this process, and logs them once a minute."""
 
     def __init__(self, clock: Callable[[], float] = time.monotonic):
-        """Starts at zero."""
+        """Start at zero."""
         self._clock = clock
         self._last_report = clock()
         self._lock = threading.Lock()
         self.num_bytes = self.num_ranges = self.num_retries = 0
 
     def add(self, num_bytes: int = 0, num_ranges: int = 0, num_retries: int = 0) -> None:
-        """Adds to the counts, and logs them if a minute has passed."""
+        """Add to the counts, and log them if a minute has passed."""
         with self._lock:
             self.num_bytes += num_bytes
             self.num_ranges += num_ranges

@@ -22,7 +22,7 @@ _WORD = r"'s|'t|'re|'ve|'m|'ll|'d|\p{L}+|\p{N}|[^\s\p{L}\p{N}]+"
 
 
 def read_merges() -> list[tuple[str, str]]:
-    """Returns the pairs of tokens in the order in which they are merged.
+    """Return the pairs of tokens in the order in which they are merged.
 
     Bytes are spelt as in GPT-2's vocabulary: printable ones as themselves, each of the others as a
     letter from U+0100 on.
@@ -32,7 +32,7 @@ def read_merges() -> list[tuple[str, str]]:
 
 
 def read_tokens() -> list[str]:
-    """Returns the 49,408 tokens by id: bytes, bytes that end a word, merges, start and end."""
+    """Return the 49,408 tokens by id: bytes, bytes that end a word, merges, start and end."""
     symbols = sorted(pre_tokenizers.ByteLevel.alphabet())
     final_symbols = [symbol + _END_OF_WORD for symbol in symbols]
     merged = [first + second for first, second in read_merges()]
@@ -50,7 +50,7 @@ class BytePairs:
     """
 
     def __init__(self) -> None:
-        """Reads the vocabulary, in about 0.2 s."""
+        """Read the vocabulary, in about 0.2 s."""
         merges, tokens = read_merges(), read_tokens()
         ids = {token: i for i, token in enumerate(tokens)}
         self.size, self.start_id, self.end_id = len(ids), ids[START], ids[END]
@@ -71,7 +71,7 @@ class BytePairs:
         self._reach = sum(len(first) for first, _ in merges)
 
     def encode(self, text: str, max_tokens: int) -> list[int]:
-        """Returns the first `max_tokens` ids of a cleaned text, without start and end.
+        """Return the first `max_tokens` ids of a cleaned text, without start and end.
 
         Marker tokens that the text spells are plain text.
         """
@@ -81,7 +81,7 @@ class BytePairs:
         return self._encoder.encode(text, max_tokens)
 
     def relevant_length(self, max_tokens: int) -> int:
-        """Returns the number of characters that decide the first ids (a run of white space is one).
+        """Return the number of characters that decide the first ids (a run of white space is one).
 
         A longer text is cut there, because the library takes 3 s for a word of a megabyte. The cut
         changes none of these ids: they cover at most `_longest_token` bytes each, and a space.

@@ -21,7 +21,7 @@ _PROBE = ["A dog's “photo”, two naïve cafés &amp; 北京!", "THE   quick b
 
 
 def open_tokenizer(name: str) -> Tokenizer | None:
-    """Opens `--tokenizer`: "clip", the path of a SentencePiece model or a BERT's vocab.txt, or "".
+    """Open `--tokenizer`: "clip", the path of a SentencePiece model or a BERT's vocab.txt, or "".
 
     Raises:
       FileNotFoundError: there is no such file.
@@ -35,7 +35,7 @@ def open_tokenizer(name: str) -> Tokenizer | None:
 
 
 def fingerprint(tokenizer: Tokenizer) -> str:
-    """Returns an identifier of a tokenizer's ids, independent of its context length.
+    """Return an identifier of a tokenizer's ids, independent of its context length.
 
     It covers the vocabulary and the ids of a few texts, so that a change of the cleaning shows.
     """
@@ -52,7 +52,7 @@ def _fingerprint(tokenizer: Any) -> str:
 
 
 def annotate(captions: Sequence[str], tokenizer: Tokenizer | None) -> dict[str, Any]:
-    """Returns the fields `nouns` and, with a tokenizer, `tokens` of a sample's JSON.
+    """Return the fields `nouns` and, with a tokenizer, `tokens` of a sample's JSON.
 
     Returns:
       {"nouns": {kind: lists}, "tokens": {"tokenizer": fingerprint, "ids":
@@ -72,7 +72,7 @@ def annotate(captions: Sequence[str], tokenizer: Tokenizer | None) -> dict[str, 
 def tokenize(
     sample: Mapping[str, Any], index: int, prompts: Sequence[str], tokenizer: Tokenizer
 ) -> Int32[np.ndarray, "N T"]:
-    """Tokenizes caption `index` of a sample and its prompts, reusing the caption's stored ids.
+    """Tokenize caption `index` of a sample and its prompts, reusing the caption's stored ids.
 
     Stored ids with another tokenizer's fingerprint are ignored and the caption is tokenized.
 

@@ -59,13 +59,13 @@ def tagged_words(caption: str) -> list[str]:
 
 
 def nouns(caption: str) -> list[str]:
-    """Returns the caption's nouns and verbs, each once (whatever its case), in order."""
+    """Return the caption's nouns and verbs, each once (whatever its case), in order."""
     words = split_words(caption)
     return _nouns(words, tag(words))
 
 
 def noun_phrases(caption: str) -> list[str]:
-    """Returns runs of adjectives and nouns without the article, each phrase once."""
+    """Return runs of adjectives and nouns without the article, each phrase once."""
     words = split_words(caption)
     return _noun_phrases(words, tag(words))
 
@@ -104,7 +104,7 @@ def make_prompts(
     kind: str = "words",
     found: Sequence[str] | None = None,
 ) -> list[str]:
-    """Returns the prompts of `draw_prompts`."""
+    """Return the prompts of `draw_prompts`."""
     return draw_prompts(caption, num_nouns, rng, kind, found)[0]
 
 
@@ -115,7 +115,7 @@ def draw_prompts(
     kind: str = "words",
     found: Sequence[str] | None = None,
 ) -> tuple[list[str], list[str]]:
-    """Draws words of the caption without replacement and puts each into a random template.
+    """Draw words of the caption without replacement and put each into a random template.
 
     Args:
       caption: the text, not cleaned.
@@ -148,12 +148,12 @@ def draw_prompts(
 
 
 def split_words(caption: str) -> list[str]:
-    """Splits a caption into words and single punctuation marks, as the Penn Treebank does."""
+    """Split a caption into words and single punctuation marks, as the Penn Treebank does."""
     return _WORD.findall(clean_text(caption))
 
 
 def tag(words: Sequence[str]) -> list[str]:
-    """Returns the Penn Treebank tag of each word (none of which contains white space).
+    """Return the Penn Treebank tag of each word (none of which contains white space).
 
     Proper nouns of the lexicon are looked up again in lower case, because alt texts capitalise
     every word ("Gorgeous Black Bag"), adjectives too.
@@ -170,7 +170,7 @@ def _without_proper_nouns(words: Sequence[str], tags: list[str]) -> list[str]:
 
 @functools.cache
 def clip_templates() -> tuple[str, ...]:
-    """Returns CLIP's 80 ImageNet templates, each with one `{}` for the name."""
+    """Return CLIP's 80 ImageNet templates, each with one `{}` for the name."""
     text = importlib.resources.files(__package__).joinpath("clip_templates.txt").read_text("utf-8")
     return tuple(line for line in text.splitlines() if not line.startswith("#"))
 

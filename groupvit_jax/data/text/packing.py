@@ -9,7 +9,7 @@ __all__ = ["check_packed_length", "pack_texts", "trim"]
 
 
 def check_packed_length(packed_length: int, context_length: int) -> None:
-    """Raises ValueError unless a row has room for the longest text."""
+    """Raise ValueError unless a row has room for the longest text."""
     if packed_length < context_length:
         raise ValueError(
             f"config.data.packed_length: {packed_length} found, expected at least "
@@ -20,7 +20,7 @@ def check_packed_length(packed_length: int, context_length: int) -> None:
 def pack_texts(
     texts: Sequence[Int32[np.ndarray, " _"]], packed_length: int, end_of_text_id: int
 ) -> tuple[Int32[np.ndarray, " L"], Int32[np.ndarray, " N"], int]:
-    """Packs the texts of an image into one row, one behind the other.
+    """Pack the texts of an image into one row, one behind the other.
 
     Equal texts are stored once. A prompt that doesn't fit into the rest of the row is replaced by
     the caption, as if the caption had one noun less.
@@ -51,6 +51,6 @@ def pack_texts(
 
 
 def trim(tokens: Int32[np.ndarray, "N T"]) -> Int32[np.ndarray, "N L"]:
-    """Removes columns of padding; L is a multiple of 8, to limit recompilation."""
+    """Remove columns of padding; L is a multiple of 8, to limit recompilation."""
     longest = int(np.flatnonzero(tokens.any(axis=0)).max(initial=0)) + 1
     return tokens[:, : -(-longest // 8) * 8]

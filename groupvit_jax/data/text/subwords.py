@@ -16,7 +16,7 @@ class SubwordEncoder:
     """
 
     def __init__(self, pipeline: tokenizers.Tokenizer, max_chunks: int = 2**16) -> None:
-        """Takes a pipeline that splits at every space and never looks across one.
+        """Take a pipeline that splits at every space and never looks across one.
 
         Args:
           pipeline: of the library; its special tokens are not added.
@@ -26,7 +26,7 @@ class SubwordEncoder:
         self._memo = _ChunkMemo(pipeline, max_chunks)
 
     def encode(self, text: str, max_tokens: int) -> list[int]:
-        """Returns the first `max_tokens` ids of a text, without start and end."""
+        """Return the first `max_tokens` ids of a text, without start and end."""
         ids: list[int] = []
         for chunk in text.split(" "):
             ids += self._memo[chunk]

@@ -40,7 +40,7 @@ class Tokenizer(Protocol):
         """The id that ends every text, a truncated one too, and occurs nowhere else in it."""
 
     def __call__(self, texts: Sequence[str]) -> Int32[np.ndarray, "N T"]:
-        """Returns rows of start, text, end and zeros; a long text is cut before its end token."""
+        """Return rows of start, text, end and zeros; a long text is cut before its end token."""
 
 
 @dataclass(frozen=True)
@@ -70,7 +70,7 @@ class ClipTokenizer:
         return _load_byte_pairs().end_id
 
     def __call__(self, texts: Sequence[str]) -> Int32[np.ndarray, "N T"]:
-        """Returns rows of start, text, end and zeros; a long text is cut before its end token."""
+        """Return rows of start, text, end and zeros; a long text is cut before its end token."""
         return _encode_rows(_load_byte_pairs(), texts, self.context_length)
 
 
@@ -113,7 +113,7 @@ class SentencePieceTokenizer:
         return _load_sentencepiece(self.vocabulary).eos_id()
 
     def __call__(self, texts: Sequence[str]) -> Int32[np.ndarray, "N T"]:
-        """Returns rows of start, text, end and zeros; a long text is cut before its end token."""
+        """Return rows of start, text, end and zeros; a long text is cut before its end token."""
         model = _load_sentencepiece(self.vocabulary)
         encoded = model.encode([clean_text(text) for text in texts], out_type=int, num_threads=1)
         start = [model.bos_id()] if model.bos_id() > 0 else []
@@ -149,7 +149,7 @@ class WordPieceTokenizer:
         return _load_wordpiece(self.vocabulary).end_id
 
     def __call__(self, texts: Sequence[str]) -> Int32[np.ndarray, "N T"]:
-        """Returns rows of start, text, end and zeros; a long text is cut before its end token."""
+        """Return rows of start, text, end and zeros; a long text is cut before its end token."""
         return _encode_rows(_load_wordpiece(self.vocabulary), texts, self.context_length)
 
 
@@ -172,7 +172,7 @@ def _padded(
 
 
 def clean_text(text: str) -> str:
-    """Repairs wrongly decoded characters and resolves HTML entities, also doubly escaped ones.
+    """Repair wrongly decoded characters and resolve HTML entities, also doubly escaped ones.
 
     This is CLIP's cleaning; lower case and white space are left to the tokenizers.
     """
@@ -182,7 +182,7 @@ def clean_text(text: str) -> str:
 
 
 def make_tokenizer(vocabulary: Vocabulary, context_length: int) -> Tokenizer:
-    """Returns the tokenizer of a vocabulary, whose rows have `context_length` ids.
+    """Return the tokenizer of a vocabulary, whose rows have `context_length` ids.
 
     Raises:
       ValueError: the vocabulary's content is damaged or of another kind.
@@ -197,7 +197,7 @@ def make_tokenizer(vocabulary: Vocabulary, context_length: int) -> Tokenizer:
 def check_text_tower(
     tokenizer: Tokenizer, *, vocab_size: int, end_of_text_id: int, context_length: int
 ) -> None:
-    """Checks that the sizes of the text tower are the tokenizer's.
+    """Check that the sizes of the text tower are the tokenizer's.
 
     Raises:
       ValueError: naming each field of `config.model.text` that differs.
@@ -215,7 +215,7 @@ def check_text_tower(
 
 
 def text_id(text: str) -> int:
-    """Returns a hash below 2^31 that ignores case and runs of white space.
+    """Return a hash below 2^31 that ignores case and runs of white space.
 
     In 6 of 100 batches of 16,000 different texts, two share a hash.
     """
@@ -224,12 +224,12 @@ def text_id(text: str) -> int:
 
 
 def has_start_token(tokenizer: Tokenizer) -> bool:
-    """Returns whether rows begin with a start token."""
+    """Return whether rows begin with a start token."""
     return bool(tokenizer([""])[0, 0] != tokenizer.end_of_text_id)
 
 
 def train_sentencepiece(captions: Iterable[str], vocab_size: int, max_captions: int = 0) -> bytes:
-    """Trains a case-folded unigram model with byte fallback and the special ids 0 to 3.
+    """Train a case-folded unigram model with byte fallback and the special ids 0 to 3.
 
     Args:
       captions: texts, not cleaned.

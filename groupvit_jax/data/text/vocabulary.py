@@ -38,7 +38,7 @@ CLIP = Vocabulary("clip")
 
 
 def read_vocabulary(name: str, path: str, origin: str = "") -> Vocabulary:
-    """Reads a vocabulary file.
+    """Read a vocabulary file.
 
     Args:
       name: the kind.
@@ -69,7 +69,7 @@ def read_vocabulary(name: str, path: str, origin: str = "") -> Vocabulary:
 
 
 def to_json(vocabulary: Vocabulary) -> dict[str, Any]:
-    """Returns the whole vocabulary as JSON values, so that a checkpoint needs no other file."""
+    """Return the whole vocabulary as JSON values, so that a checkpoint needs no other file."""
     if not vocabulary.content:
         return {"name": vocabulary.name}
     content = base64.b64encode(vocabulary.content).decode()
@@ -81,7 +81,7 @@ def to_json(vocabulary: Vocabulary) -> dict[str, Any]:
 
 
 def from_json(values: Mapping[str, Any], origin: Path) -> Vocabulary:
-    """Reverses `to_json`, or reads the file given by the key "path".
+    """Reverse `to_json`, or read the file given by the key "path".
 
     Args:
       values: a description from `to_json`, or a name and a path.

@@ -24,7 +24,7 @@ class WordPiece:
     """
 
     def __init__(self, content: bytes) -> None:
-        """Reads a vocab.txt, whose line i is piece i.
+        """Read a vocab.txt, whose line i is piece i.
 
         Raises:
           ValueError: it is no text, lacks a special piece, or [PAD] isn't the first.
@@ -50,7 +50,7 @@ class WordPiece:
         self._encoder = SubwordEncoder(pipeline)
 
     def encode(self, text: str, max_tokens: int) -> list[int]:
-        """Returns the first `max_tokens` ids of a text, without start and end.
+        """Return the first `max_tokens` ids of a text, without start and end.
 
         Special pieces that the text spells are plain text.
         """
