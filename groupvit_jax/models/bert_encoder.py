@@ -7,6 +7,7 @@ from flax.typing import Dtype
 from groupvit_jax.models.blocks import Execution, run_blocks
 from groupvit_jax.models.layers import Mlp, SelfAttention, vit_init
 from groupvit_jax.models.text_encoder import end_of_only_text, separate_texts
+from groupvit_jax.models.token_embedding import TokenEmbedding
 from groupvit_jax.typing import Array, Bool, Float, Int
 
 BERT_NORM_EPS = 1e-12
@@ -63,7 +64,7 @@ class BertEncoder(nn.Module):
         return jnp.take_along_axis(x, first[:, :, None], axis=1).astype(jnp.float32)
 
     def _embed(self, tokens: Int[Array, "B L"], place: Int[Array, "B L"]) -> Float[Array, "B L C"]:
-        embed = nn.Embed(
+        embed = TokenEmbedding(
             self.vocab_size,
             self.width,
             embedding_init=vit_init,

@@ -7,6 +7,7 @@ from flax.typing import Dtype
 
 from groupvit_jax.models.blocks import Execution, run_blocks
 from groupvit_jax.models.layers import TransformerBlock, layer_norm, quick_gelu
+from groupvit_jax.models.token_embedding import TokenEmbedding
 from groupvit_jax.typing import Array, Bool, Float, Int
 
 
@@ -69,7 +70,7 @@ class TextEncoder(nn.Module):
         # Clipped, because the padding counts as one more text and may be longer than any.
         place = jnp.minimum(jnp.arange(tokens.shape[1]) - starts, self.context_length - 1)
         normal = nn.initializers.normal
-        embed = nn.Embed(
+        embed = TokenEmbedding(
             self.vocab_size,
             self.width,
             embedding_init=normal(0.02),
