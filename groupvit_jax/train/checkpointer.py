@@ -6,6 +6,7 @@ import errno
 import logging
 import math
 import shutil
+import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,8 @@ from orbax.checkpoint import checkpoint_managers
 from groupvit_jax import parallel
 from groupvit_jax.data.text.vocabulary import Vocabulary, to_json
 from groupvit_jax.runs import checkpoints
-from groupvit_jax.runs.manifest import write_manifest
+from groupvit_jax.runs.files import read_json
+from groupvit_jax.runs.manifest import STEP_METADATA, write_manifest
 from groupvit_jax.runs.workdir import WorkdirError
 from groupvit_jax.train.state import TrainState
 from groupvit_jax.typing import PyTree
@@ -27,6 +29,8 @@ logger = logging.getLogger(__name__)
 # Steps that are no longer kept move here before they are deleted: a step that a kill left
 # half-deleted under its own name would look damaged.
 _DELETED = ".deleted"
+# Orbax writes a few hundred bytes meanwhile; a disk that takes longer is gone.
+_METADATA_SECONDS = 60
 # The item of the checkpoint that holds each field of the state.
 FIELDS = {
     checkpoints.MODEL: ("params", "batch_stats"),
@@ -199,6 +203,7 @@ class Checkpointer:
         takes a second or two beside the training.
         """
         (unfinished,) = self._directory.glob(f"{self._saving}.orbax-checkpoint-tmp*")
+        wait_for_metadata(unfinished / STEP_METADATA)
         write_manifest(unfinished)
         self._delete_old()
 
@@ -209,6 +214,34 @@ class Checkpointer:
     def _report_damages(self) -> None:
         for damage in self._set_aside:
             logger.warning("damaged checkpoint: %s", damage)
+
+
+def wait_for_metadata(
+    path: Path,
+    sleep: Callable[[float], None] = time.sleep,
+    clock: Callable[[], float] = time.monotonic,
+) -> None:
+    """Wait until a thread of Orbax has added the items' handlers to a step's metadata.
+
+    It does so beside the callback that writes the manifest: a checksum of the file as it was before
+    would make a whole step look damaged.
+
+    Args:
+      path: the file.
+      sleep: waits some seconds.
+      clock: returns seconds.
+
+    Raises:
+      TimeoutError: the handlers don't come.
+    """
+    deadline = clock() + _METADATA_SECONDS
+    while clock() < deadline:
+        # Half a file may be seen while it is written.
+        with contextlib.suppress(ValueError, OSError):
+            if read_json(path).get("item_handlers"):
+                return
+        sleep(0.005)
+    raise TimeoutError(errno.ETIMEDOUT, f"no item_handlers after {_METADATA_SECONDS} s", str(path))
 
 
 def check_same_arrays(origin: Path, found: PyTree, expected: PyTree) -> None:

@@ -11,7 +11,9 @@ import numpy as np
 import pytest
 
 from groupvit_jax.runs import checkpoints
-from groupvit_jax.runs.manifest import MANIFEST, find_damage
+from groupvit_jax.runs.files import read_json
+from groupvit_jax.runs.manifest import MANIFEST, STEP_METADATA, find_damage
+from groupvit_jax.train import checkpointer
 from groupvit_jax.train.checkpointer import Checkpointer, CheckpointSettings
 from tests.train import toy
 
@@ -140,6 +142,27 @@ def test_every_step_has_a_manifest_and_deleted_ones_leave_nothing(tmp_path):
     assert find_damage(tmp_path / "3") is None
     Checkpointer(tmp_path, settings(keep_last=1)).close()
     assert [path.name for path in tmp_path.iterdir()] == ["3"]
+
+
+def test_a_manifest_waits_for_metadata_that_orbax_writes_on_a_thread(tmp_path):
+    path = tmp_path / STEP_METADATA
+    path.write_text('{"item_handlers": {}}')
+    states = iter(['{"item_han', '{"item_handlers": {"model": "handler"}}'])
+
+    def write_late(seconds):
+        assert seconds > 0
+        path.write_text(next(states))
+
+    checkpointer.wait_for_metadata(path, sleep=write_late)
+    assert read_json(path)["item_handlers"]
+
+
+def test_metadata_that_never_come_end_the_save(tmp_path):
+    now = iter(range(0, 1000, 20))
+    with pytest.raises(TimeoutError, match=STEP_METADATA):
+        checkpointer.wait_for_metadata(
+            tmp_path / STEP_METADATA, sleep=lambda _: None, clock=lambda: next(now)
+        )
 
 
 def test_a_damaged_step_is_set_aside_and_the_one_before_is_restored(two_steps, tmp_path, caplog):
