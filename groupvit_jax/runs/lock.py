@@ -193,15 +193,14 @@ def _machine() -> str:
 
 def _process_start(pid: int) -> str:
     """Return the start of a living process, in a form that only compares; "" for a dead one."""
-    if not Path(
-        "/proc/self/stat"
-    ).exists():  # not Linux: a process of the same number is taken for it
+    if not Path("/proc/self/stat").exists():
+        # Not Linux: a process of the same number is taken for it.
         try:
             os.kill(pid, 0)
         except ProcessLookupError:
             return ""
-        except PermissionError:  # of another user
-            pass
+        except PermissionError:
+            return "unknown"  # it lives, and belongs to another user
         return "unknown"
     try:
         # After the name, which may hold blanks and brackets; a zombie no longer writes.
