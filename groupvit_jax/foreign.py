@@ -1,8 +1,10 @@
 """The border to files that others wrote: whatever is wrong with one names the file."""
 
+import codecs
 import contextlib
 import os
 from collections.abc import Iterator
+from pathlib import Path
 
 
 @contextlib.contextmanager
@@ -24,3 +26,21 @@ def naming(path: str | os.PathLike) -> Iterator[None]:
         ours = isinstance(error, FileNotFoundError) and error.errno is None
         kind = FileNotFoundError if ours else ValueError
         raise kind(message if str(path) in message else f"{path}: {message}") from error
+
+
+def read_text(path: Path) -> str:
+    """Return the text of a file that an editor, a spreadsheet or another program wrote.
+
+    UTF-8 with or without a byte order mark; UTF-16 with one, or without where every second byte is
+    zero, as in Latin text; everything else is read as Windows-1252, which holds Latin-1's letters.
+    """
+    data = path.read_bytes()
+    if data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        return data.decode("utf-16")
+    for order, zeros in (("utf-16-le", data[1::2]), ("utf-16-be", data[::2])):
+        if zeros and zeros.count(0) > len(zeros) // 2:
+            return data.decode(order)
+    try:
+        return data.decode("utf-8-sig")
+    except UnicodeDecodeError:
+        return data.decode("cp1252", errors="replace")

@@ -251,7 +251,7 @@ class Segmenter:
                 self._has_background,
             )
 
-    def _class_embeddings(self, labels: tuple[str, ...]) -> Float[np.ndarray, "N D"]:
+    def _class_embeddings(self, labels: tuple[str, ...]) -> Float[np.ndarray, "N *names D"]:
         return self._encoder.class_embeddings(self._variables, labels, self.protocol.prompts)
 
 

@@ -26,11 +26,11 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from groupvit_jax import parallel
-from groupvit_jax.data.eval_sets import NAMES
+from groupvit_jax.data.eval_sets import NAMES, open_benchmark
 from groupvit_jax.data.text.tokenizers import make_tokenizer
 from groupvit_jax.eval import evaluation_report, results
 from groupvit_jax.eval.encoding import Encoder
-from groupvit_jax.eval.evaluators import benchmark_evaluator, make_encoder
+from groupvit_jax.eval.evaluators import evaluator_of, make_encoder
 from groupvit_jax.eval.head_segmentation import HeadSegmentation, HeadTower
 from groupvit_jax.eval.protocol import CHOICES, PROTOCOLS
 from groupvit_jax.eval.segmentation_evaluator import Segmentation
@@ -117,10 +117,12 @@ def _open(encoder: Encoder | HeadTower, entry: str) -> Any:
     knobs = {key: holder.value for key, holder in _KNOBS.items()}
     for key in ("resize", "pamr_dilations"):
         knobs[key] = knobs[key] and _integers(key, knobs[key])
-    return benchmark_evaluator(
+    opened = open_benchmark(name, folder or _DATA_DIR.value)
+    _say(getattr(opened, "summary", "") or f"{name}: {len(opened.source)} images")
+    return evaluator_of(
         encoder,
+        opened,
         name,
-        folder or _DATA_DIR.value,
         protocol=_PROTOCOL.value,
         windows_at_once=_WINDOWS.value,
         batch_size=_BATCH_SIZE.value,

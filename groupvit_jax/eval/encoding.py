@@ -10,6 +10,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from groupvit_jax import parallel
+from groupvit_jax.data.text.names import expanded
 from groupvit_jax.data.text.packing import trim
 from groupvit_jax.data.text.tokenizers import Tokenizer
 from groupvit_jax.losses import l2_normalize
@@ -74,7 +75,7 @@ class ImageTower:
 
     def class_embeddings(
         self, variables: Params, names: Sequence[str], prompts: Sequence[str]
-    ) -> Float[np.ndarray, "N D"]:
+    ) -> Float[np.ndarray, "N *names D"]:
         """Return the vectors that segments are compared with, one row per class."""
         raise NotImplementedError
 
@@ -127,13 +128,17 @@ class Encoder(ImageTower):
 
     def class_embeddings(
         self, variables: Params, names: Sequence[str], prompts: Sequence[str]
-    ) -> Float[np.ndarray, "N D"]:
+    ) -> Float[np.ndarray, "N *names D"]:
         """Return, for each class, the normalised mean of the unnormalised prompt embeddings.
 
         Args:
           variables: the model's parameters and statistics.
-          names: class names.
+          names: class names; a class with several, "person|people|man", has a vector for each.
           prompts: templates with one `{}` for the name.
+
+        Returns:
+          Float32 [N, D]; with several names for a class [N, M, D], M being the most of any class,
+          where the others repeat their first name.
 
         Raises:
           ValueError: there are no classes or prompts, or a prompt has no `{}`.
@@ -143,9 +148,11 @@ class Encoder(ImageTower):
         for prompt in prompts:
             if "{}" not in prompt:
                 raise ValueError(f"prompt {prompt!r}: expected one {{}} where the name goes")
-        texts = [prompt.format(name) for name in names for prompt in prompts]
+        listed = expanded(names)
+        texts = [prompt.format(name) for each in listed for name in each for prompt in prompts]
         embeddings = self.text_embeddings(variables, texts)
-        means = embeddings.reshape(len(names), len(prompts), -1).mean(axis=1)
+        means = embeddings.reshape(len(names), len(listed[0]), len(prompts), -1).mean(axis=2)
+        means = means[:, 0] if len(listed[0]) == 1 else means
         return np.asarray(l2_normalize(jnp.asarray(means)))
 
 

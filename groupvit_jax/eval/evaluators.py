@@ -11,6 +11,7 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from groupvit_jax.data.eval_sets import (
+    Benchmark,
     ClassificationSet,
     ProbeSet,
     RetrievalSet,
@@ -140,7 +141,31 @@ def benchmark_evaluator(
       TypeError: an override is not a field of `Protocol`.
       FileNotFoundError: files of the set are missing.
     """
-    name, opened = name or benchmark, open_benchmark(benchmark, data_dir)
+    return evaluator_of(
+        encoder,
+        open_benchmark(benchmark, data_dir),
+        benchmark,
+        name=name,
+        protocol=protocol,
+        windows_at_once=windows_at_once,
+        batch_size=batch_size,
+        **knobs,
+    )
+
+
+def evaluator_of(
+    encoder: Encoder | HeadTower,
+    opened: Benchmark,
+    benchmark: str,
+    *,
+    name: str = "",
+    protocol: str = "groupvit",
+    windows_at_once: int | None = None,
+    batch_size: int = 256,
+    **knobs: Any,
+) -> Segmentation | Classification | Retrieval | Probe:
+    """Build the evaluator of a set that is open; see `benchmark_evaluator`."""
+    name = name or benchmark
     if isinstance(opened, ProbeSet):
         return _make_probe(encoder, opened, name=name, batch_size=batch_size)
     if isinstance(encoder, HeadTower):
@@ -153,12 +178,8 @@ def benchmark_evaluator(
         return Classification(
             encoder, opened.source, opened.class_names, name=name, batch_size=batch_size
         )
-    chosen = make_protocol(
-        protocol,
-        benchmark,
-        has_background=opened.has_background,
-        image_size=encoder.model.image_encoder.image_size,
-        **knobs,
+    chosen = protocol_of_set(
+        opened, protocol, benchmark, encoder.model.image_encoder.image_size, **knobs
     )
     return Segmentation(
         encoder,
@@ -167,6 +188,23 @@ def benchmark_evaluator(
         chosen,
         name=name,
         windows_at_once=windows_at_once,
+    )
+
+
+def protocol_of_set(
+    opened: SegmentationSet, protocol: str, benchmark: str, image_size: int, **knobs: Any
+) -> Protocol:
+    """Return the protocol for a set, with what its own description says where no knob does."""
+    own: dict[str, Any] = {"prompts": opened.prompts or None}
+    if opened.has_background:
+        own["background_threshold"] = opened.background_threshold
+    given = {key: value for key, value in knobs.items() if value is not None}
+    return make_protocol(
+        protocol,
+        benchmark,
+        has_background=opened.has_background,
+        image_size=image_size,
+        **(own | given),
     )
 
 

@@ -158,7 +158,7 @@ class WindowEncoder:
     def __call__(
         self,
         variables: Params,
-        text: Float[Any, "N D"],
+        text: Float[Any, "N *names D"],
         images: Iterable[tuple[Prepared, Any]],
     ) -> Iterator[tuple[ImageOutput, Any]]:
         """Yield encoded images in order.

@@ -44,7 +44,7 @@ class ImageSegmenter:
     def __call__(
         self,
         variables: Params,
-        text: Float[np.ndarray, "N D"],
+        text: Float[np.ndarray, "N *names D"],
         images: Iterable[UInt8[np.ndarray, "_ _ 3"]],
     ) -> Iterator[SegmentedImage]:
         """Yield the segmentation of each image, in order.

@@ -61,10 +61,23 @@ class ImageWindows(NamedTuple):
     pixels: UInt8[Array, "H W 3"] | None
 
 
+def cosines(
+    image: Float[Array, "*batch D"], text: Float[Array, "N *names D"]
+) -> Float[Array, "*batch N"]:
+    """Return the similarity with each class, the best of its names.
+
+    Args:
+      image: normalised embeddings.
+      text: normalised embeddings of classes, or of M names for each class.
+    """
+    flat = jnp.matmul(image, text.reshape(-1, text.shape[-1]).T, precision=_HIGHEST)
+    return flat if text.ndim == 2 else flat.reshape(*image.shape[:-1], *text.shape[:2]).max(-1)
+
+
 def class_scores(
     image: Float[Array, "B D"],
     groups: Float[Array, "B G D"],
-    text: Float[Array, "N D"],
+    text: Float[Array, "N *names D"],
     logit_scale: Float[Array, ""],
     num_kept: int,
 ) -> tuple[Int[Array, "B K"], Float[Array, "B G K"]]:
@@ -73,13 +86,12 @@ def class_scores(
     Args:
       image: embedding of the whole window, not normalised.
       groups: embeddings of the segments, not normalised.
-      text: normalised class embeddings.
+      text: normalised class embeddings; of a class with several names, the best match counts.
       logit_scale: logarithm of the inverse temperature.
       num_kept: number of classes kept, by similarity to the whole window.
     """
-    affinity = jnp.matmul(l2_normalize(groups), text.T, precision=_HIGHEST)
-    affinity = affinity * clipped_scale(logit_scale)
-    liking = jnp.matmul(l2_normalize(image), text.T, precision=_HIGHEST)
+    affinity = cosines(l2_normalize(groups), text) * clipped_scale(logit_scale)
+    liking = cosines(l2_normalize(image), text)
     _, classes = jax.lax.top_k(liking, min(num_kept, text.shape[0]))
 
     def keep(values: Float[Array, "B G N"]) -> Float[Array, "B G K"]:

@@ -12,6 +12,7 @@ from jax.sharding import PartitionSpec
 
 from groupvit_jax import parallel
 from groupvit_jax.data.sources.masks import MaskedSource
+from groupvit_jax.data.text.names import first_name
 from groupvit_jax.eval import metrics, segmentation
 from groupvit_jax.eval.encoding import ImageTower
 from groupvit_jax.eval.evaluation_report import Example
@@ -36,7 +37,7 @@ class Segmentation:
     Attributes:
       name: prefix of the metrics.
       class_names: the names that images are compared with.
-      all_names: class names, preceded by the background's if there is one.
+      all_names: the first name of each class, preceded by the background's if there is one.
       source: images with masks.
       protocol: the settings of the evaluation.
       has_background: whether class 0 is painted as background.
@@ -72,7 +73,8 @@ class Segmentation:
         self._encoder, self.source, self.protocol = encoder, source, protocol
         self.has_background = protocol.has_background
         self.class_names = tuple(class_names)
-        self.all_names = (*([background_name] if protocol.has_background else []), *class_names)
+        shown = map(first_name, class_names)
+        self.all_names = (*([background_name] if protocol.has_background else []), *shown)
         self._windows = self.window_encoder(encoder, protocol, windows_at_once=windows_at_once)
         self._count = jax.jit(self._count_images, static_argnums=(0, 1))
 

@@ -4,7 +4,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from groupvit_jax import parallel
@@ -13,6 +12,7 @@ from groupvit_jax.data.sources.labelled import LabelledSource
 from groupvit_jax.data.sources.pairs import Source
 from groupvit_jax.eval import metrics
 from groupvit_jax.eval.encoding import IMAGENET_PROMPTS, Encoder, ImageTower
+from groupvit_jax.eval.segmentation import cosines
 from groupvit_jax.losses import l2_normalize
 from groupvit_jax.typing import Array, Float, Int, Params
 
@@ -208,8 +208,8 @@ def match_ranks(
 
 
 @jax.jit
-def _cosines(a: Float[Array, "Q D"], b: Float[Array, "N D"]) -> Float[Array, "Q N"]:
-    return jnp.matmul(l2_normalize(a), l2_normalize(b).T, precision=jax.lax.Precision.HIGHEST)
+def _cosines(a: Float[Array, "Q D"], b: Float[Array, "N *names D"]) -> Float[Array, "Q N"]:
+    return cosines(l2_normalize(a), l2_normalize(b))
 
 
 @jax.jit

@@ -41,6 +41,20 @@ def test_groups_keep_the_classes_that_the_image_likes():
     np.testing.assert_allclose(scores[0, 1], 0.5 * (1 - p) / 3, rtol=1e-5)
 
 
+def test_the_best_of_several_names_counts():
+    """Two classes with two names each give what two classes with their better names give."""
+    groups = jnp.array([[[1, 0.2, 0, 0], [0, 0, 0.3, 1]]])
+    image, text = jnp.array([[1, 0.5, 0.2, 0]]), jnp.eye(4)
+    classes, scores = segmentation.class_scores(
+        image, groups, text.reshape(2, 2, 4), jnp.log(5.0), num_kept=2
+    )
+    best = text[jnp.array([0, 3])]  # those that the groups are like
+    _, expected = segmentation.class_scores(image, groups, best, jnp.log(5.0), num_kept=2)
+    assert classes.tolist() == [[0, 1]]
+    # Group 0 is like nothing of class 1, and group 1 like nothing of class 0.
+    np.testing.assert_allclose(scores, expected, rtol=1e-6)
+
+
 def test_no_more_classes_are_kept_than_there_are():
     rng = np.random.default_rng(0)
     groups, image, text = (

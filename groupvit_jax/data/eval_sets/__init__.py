@@ -5,6 +5,7 @@ import pkgutil
 
 from groupvit_jax.data.eval_sets.mask_files import class_names
 from groupvit_jax.data.eval_sets.registry import (
+    Benchmark,
     ClassificationSet,
     ProbeSet,
     RetrievalSet,
@@ -20,5 +21,5 @@ for _module in pkgutil.iter_modules(__path__):
 
 NAMES = names()
 
-__all__ = ["NAMES", "ClassificationSet", "ProbeSet", "RetrievalSet", "SegmentationSet"]
+__all__ = ["NAMES", "Benchmark", "ClassificationSet", "ProbeSet", "RetrievalSet", "SegmentationSet"]
 __all__ += ["class_names", "names", "open_benchmark", "register"]

@@ -23,13 +23,16 @@ _LONGEST_OUTLINE = 2**20
 class InstanceMasks:
     """A masked source of photos with the instances of COCO's JSON drawn into one mask."""
 
-    def __init__(self, annotations: Path, photos: Path, ids: Mapping[int, int]) -> None:
+    def __init__(
+        self, annotations: Path, photos: Path, ids: Mapping[int, int], *, first: int = 0
+    ) -> None:
         """Parse the JSON.
 
         Args:
           annotations: instances_*.json; images without instances are included.
           photos: the folder of the images.
-          ids: category id -> class; 0 stands for pixels without an instance.
+          ids: category id, plus `first`, -> class; 0 stands for pixels without an instance.
+          first: added to all category ids; 1 where a category may have the id 0.
 
         Raises:
           ValueError: it is not COCO's JSON.
@@ -40,7 +43,10 @@ class InstanceMasks:
             content = json.loads(annotations.read_bytes())
             self._images = [(image["id"], image["file_name"]) for image in content["images"]]
             for instance in content["annotations"]:
-                fields = {key: instance[key] for key in ("category_id", "segmentation", "iscrowd")}
+                # Tools other than COCO's own often leave out iscrowd.
+                fields = {"category_id": instance["category_id"] + first}
+                fields |= {"segmentation": instance["segmentation"]}
+                fields |= {"iscrowd": instance.get("iscrowd", 0)}
                 self._instances[instance["image_id"]].append(fields)
         except (KeyError, TypeError, ValueError, RecursionError) as error:
             expected = "expected COCO instances (images and annotations)"
@@ -54,13 +60,27 @@ class InstanceMasks:
         photo_file = below(self._folder, name, str(self._file))
         with naming(photo_file):
             photo = decode_photo(photo_file.read_bytes())
+        mask = self.draw(index, photo.stored_size)
         with naming(f"{self._file}, image {image_id}"):
-            instances = self._instances.get(image_id, [])
-            return pair(photo, draw_instances(instances, photo.stored_size), self._ids)
+            return pair(photo, mask, self._ids)
 
     def locate(self, index: int) -> str:
         """Return the photo's path."""
         return str(self._folder / self._images[index][1])
+
+    def files(self) -> list[Path]:
+        """Return all files that the set consists of."""
+        return [self._file, *(self._folder / name for _, name in self._images)]
+
+    def draw(self, index: int, size: tuple[int, int]) -> Int[np.ndarray, "H W"]:
+        """Return the category id, plus `first`, of each pixel of an image; its photo is not read.
+
+        Raises:
+          ValueError: the segmentation of an instance is invalid.
+        """
+        image_id, _ = self._images[index]
+        with naming(f"{self._file}, image {image_id}"):
+            return draw_instances(self._instances.get(image_id, []), size)
 
 
 def draw_instances(

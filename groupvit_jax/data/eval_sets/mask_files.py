@@ -10,7 +10,7 @@ import numpy as np
 from jaxtyping import Integer
 
 from groupvit_jax.data.sources.masks import IdTable, MaskedImage, decode_photo, pair, read_mask
-from groupvit_jax.foreign import naming
+from groupvit_jax.foreign import naming, read_text
 
 
 @dataclasses.dataclass(frozen=True)
@@ -73,7 +73,7 @@ def class_names(name: str) -> tuple[str, ...]:
 def read_lines(path: Path) -> tuple[str, ...]:
     """Return the lines that are neither blank nor comments; a ValueError names the file."""
     with naming(path):
-        return _names(path.read_text("utf-8-sig"))
+        return _names(read_text(path))
 
 
 def _names(text: str) -> tuple[str, ...]:
@@ -127,3 +127,7 @@ class MaskFiles:
     def locate(self, index: int) -> str:
         """Return the photo's path."""
         return str(self._files[index][0])
+
+    def files(self) -> list[Path]:
+        """Return all files that the set consists of."""
+        return [file for pair_ in self._files for file in pair_]

@@ -12,6 +12,7 @@ from pathlib import Path
 from groupvit_jax.data.sources.labelled import LabelledSource
 from groupvit_jax.data.sources.masks import MaskedSource
 from groupvit_jax.data.sources.pairs import Source
+from groupvit_jax.data.text.names import first_name
 from groupvit_jax.foreign import naming
 
 
@@ -22,18 +23,27 @@ class SegmentationSet:
     Attributes:
       source: masked images. With a background class, mask value 0 is the background and class i has
         i + 1; otherwise class i has i. 255 is ignored.
-      class_names: names without the background.
+      class_names: names without the background; `a|b` for a class with two names.
       has_background: whether unlabelled pixels are evaluated as background.
+      name: what results call the set; "" for the name it is opened by.
+      background_threshold: the set's own; None for the protocol's.
+      prompts: the set's own templates; () for the protocol's.
+      summary: what was found in a set of one's own, in lines.
     """
 
     source: MaskedSource
     class_names: tuple[str, ...]
     has_background: bool
+    name: str = ""
+    background_threshold: float | None = None
+    prompts: tuple[str, ...] = ()
+    summary: str = ""
 
     @property
     def all_names(self) -> tuple[str, ...]:
-        """Return the names of the mask values from 0 on."""
-        return (*(["background"] if self.has_background else []), *self.class_names)
+        """Return the names of the mask values from 0 on, the first of each class."""
+        names = map(first_name, self.class_names)
+        return (*(["background"] if self.has_background else []), *names)
 
     def check_names(self, names: Sequence[str], whose: str) -> None:
         """Raise a ValueError that shows the first difference unless `names` equal `all_names`."""

@@ -78,7 +78,14 @@ class Photo(NamedTuple):
 def decode_photo(data: bytes) -> Photo:
     """Decode a photo; raise BrokenImageError, a ValueError, if it can't be decoded."""
     header = read_header(data)
-    return Photo(decode(data), (header.height, header.width), header.orientation)
+    size, orientation = (header.height, header.width), header.orientation
+    if header.kind == "tiff":
+        # Pillow turns a TIFF by itself and declares the turned size; its mask may not be turned.
+        with PIL.Image.open(io.BytesIO(data), formats=["TIFF"]) as image:
+            orientation = image.getexif().get(0x0112, 1)
+        orientation = orientation if orientation in range(1, 9) else 1
+        size = size[::-1] if orientation >= 5 else size
+    return Photo(decode(data), size, orientation)
 
 
 def read_mask(data: bytes, size: tuple[int, int]) -> Integer[np.ndarray, "H W"]:
@@ -99,7 +106,7 @@ def read_mask(data: bytes, size: tuple[int, int]) -> Integer[np.ndarray, "H W"]:
     except Exception as error:  # Pillow raises whatever damaged chunks lead to
         raise ValueError(f"mask is no readable PNG ({error!r})") from error
     if sorted(found) != sorted(size):
-        raise ValueError(_sizes(found, size))
+        raise ValueError(sizes(found, size))
     if values is None:
         raise ValueError(
             f"mask with the channels {mode} found, expected one value for each pixel (a grey or "
@@ -126,11 +133,12 @@ def pair(photo: Photo, mask: Integer[np.ndarray, "h w"], ids: IdTable | None) ->
     if mask.shape == photo.stored_size:
         mask = orient(mask[..., None], photo.orientation)[..., 0]
     elif mask.shape != photo.image.shape[:2]:
-        raise ValueError(_sizes(mask.shape, photo.image.shape[:2]))
+        raise ValueError(sizes(mask.shape, photo.image.shape[:2]))
     return MaskedImage(photo.image, mask.astype(np.uint8) if ids is None else ids(mask))
 
 
-def _sizes(mask: tuple[int, ...], photo: tuple[int, int]) -> str:
+def sizes(mask: tuple[int, ...], photo: tuple[int, int]) -> str:
+    """Return the message for a mask of another size than its photo's."""
     found, expected = (" x ".join(map(str, size)) for size in (mask, photo))
     return f"mask of {found} pixels (height x width) found, expected the photo's {expected}"
 
