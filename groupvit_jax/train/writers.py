@@ -1,10 +1,16 @@
-"""Metric writers: `metrics.jsonl` always, TensorBoard and Weights & Biases on request."""
+"""Metric writers: `metrics.jsonl` always, TensorBoard and Weights & Biases on request.
+
+A line of `metrics.jsonl` that can't be written ends the run, because resuming relies on the file.
+The other two only draw curves: without them the run goes on (`Expendable`).
+"""
 
 import importlib.util
 import logging
 import os
+import queue
+import threading
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Protocol, runtime_checkable
@@ -13,6 +19,11 @@ from groupvit_jax.runs.layout import METRICS_FILE, WANDB_ID_FILE
 from groupvit_jax.runs.metrics_file import MetricsFile
 
 logger = logging.getLogger(__name__)
+
+# How long the end of a run waits for curves that are still on their way to a slow service.
+CLOSE_SECONDS = 20.0
+# Records on their way to a service that doesn't answer; a day of a fast run, a few megabytes.
+_MAX_WAITING = 10_000
 
 
 @runtime_checkable
@@ -80,6 +91,70 @@ class WandbWriter:
         self._run.finish()
 
 
+class Expendable:
+    """Runs a writer in a thread of its own; its errors and delays cost its curves, never the run.
+
+    Even the start of a run at a service may hang: a connection that nobody answers takes the client
+    library minutes.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        make: Callable[[], MetricWriter],
+        close_seconds: float | None,
+    ) -> None:
+        """Start the thread.
+
+        Args:
+          name: what the curves are written to, for the log.
+          make: returns the writer; called in the thread.
+          close_seconds: how long `close` waits; None for as long as it takes.
+        """
+        self._name, self._make, self._close_seconds = name, make, close_seconds
+        # None ends the thread.
+        self._waiting: queue.Queue[tuple[int, Mapping[str, float]] | None] = queue.Queue(
+            _MAX_WAITING
+        )
+        self._failed = False
+        # A daemon, so that a call that hangs doesn't keep the process from ending.
+        self._thread = threading.Thread(target=self._work, name=name, daemon=True)
+        self._thread.start()
+
+    def write(self, step: int, metrics: Mapping[str, float]) -> None:
+        """Hand the metrics to the thread."""
+        self._put((step, dict(metrics)))
+
+    def close(self) -> None:
+        """Wait for what is on its way, but not for long."""
+        self._put(None)
+        self._thread.join(self._close_seconds)
+        if self._thread.is_alive() and not self._failed:
+            self._fail(f"no answer {self._close_seconds:g} s after the last step")
+
+    def _put(self, item: tuple[int, Mapping[str, float]] | None) -> None:
+        if self._failed:
+            return
+        try:
+            self._waiting.put_nowait(item)
+        except queue.Full:
+            self._fail(f"no answer while {_MAX_WAITING} records wait")
+
+    def _work(self) -> None:
+        try:
+            writer = self._make()
+            while (item := self._waiting.get()) is not None:
+                writer.write(*item)
+            writer.close()
+        # Of a foreign library, its network and its service: anything.
+        except Exception as error:
+            self._fail(error)
+
+    def _fail(self, why: Exception | str) -> None:
+        self._failed = True
+        _warn_of_lost_curves(self._name, why)
+
+
 class MultiWriter:
     """Writes to several writers, in order."""
 
@@ -126,7 +201,31 @@ def make_writer(
         if importlib.util.find_spec("tensorflow") is None:
             logger.info("TensorFlow is not installed: no TensorBoard files, only %s", METRICS_FILE)
         else:
-            writers.append(CluWriter(workdir))
+            writers += _tensorboard(workdir)
     if wandb_project:
-        writers.append(WandbWriter(wandb_project, workdir, run_config, wandb_group))
+        writers.append(
+            Expendable(
+                "Weights & Biases",
+                lambda: WandbWriter(wandb_project, workdir, run_config, wandb_group),
+                CLOSE_SECONDS,
+            )
+        )
     return MultiWriter(writers)
+
+
+def _tensorboard(workdir: Path) -> list[MetricWriter]:
+    try:
+        # In this thread: TensorFlow takes long to import, and evaluators may import it as well.
+        writer = CluWriter(workdir)
+    except Exception as error:  # an installation or a disk that is broken
+        _warn_of_lost_curves("TensorBoard", error)
+        return []
+    return [Expendable("TensorBoard", lambda: writer, close_seconds=None)]
+
+
+def _warn_of_lost_curves(name: str, why: Exception | str) -> None:
+    if isinstance(why, Exception):
+        why = " ".join(f"{type(why).__name__}: {why}".split())[:300]
+    logger.warning(
+        "%s: no more curves (%s); the run goes on, and %s has all metrics", name, why, METRICS_FILE
+    )

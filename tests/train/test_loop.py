@@ -1,12 +1,9 @@
 import json
 import os
-import random
 import shutil
 import signal
 import subprocess
-import sys
 import threading
-import time
 
 import jax
 import jax.numpy as jnp
@@ -16,7 +13,7 @@ import pytest
 from groupvit_jax.runs.workdir import WorkdirError
 from groupvit_jax.train import hooks
 from groupvit_jax.train.hooks import NonFiniteError
-from tests.train import toy
+from tests.train import kills, toy
 from tests.waiting import PATIENCE
 
 
@@ -251,61 +248,15 @@ def test_a_profile_is_written_for_the_steps_asked_for(tmp_path):
     assert list((tmp_path / "profile").rglob("*.xplane.pb"))
 
 
-WIDTH = 1 << 15
-
-
-def run_in_process(workdir, num_steps):
-    command = [sys.executable, "-m", "tests.train.toy", str(workdir), str(num_steps), str(WIDTH)]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
-    assert process.stdout.readline() == "training\n"
-    return process
-
-
-def kill_during_a_save(workdir, num_steps):
-    """Kills while a step is under its temporary name; returns whether that succeeded."""
-    process = run_in_process(workdir, num_steps)
-
-    def saving():
-        return any("tmp" in path.name for path in (workdir / "checkpoints").iterdir())
-
-    while not saving() and process.poll() is None:
-        time.sleep(0.001)
-    process.kill()
-    process.wait()
-    return saving()
-
-
-def kill_after(workdir, num_steps, seconds):
-    process = run_in_process(workdir, num_steps)
-    time.sleep(seconds)
-    process.kill()
-    return process.wait() != 0
-
-
-def check_killed_runs(tmp_path, num_steps, kills):
-    rng = random.Random(0)
-    killed, whole = tmp_path / "killed", tmp_path / "whole"
-    assert any([kill_during_a_save(killed, num_steps) for _ in range(kills // 2)])
-    for _ in range(kills - kills // 2):
-        assert kill_after(killed, num_steps, rng.uniform(0, 1.5)), "the run ended before the kill"
-    for run in (killed, whole):
-        assert run_in_process(run, num_steps).wait() == 0
-    target = toy.abstract(toy.make_mesh(1, 1), toy.init_state(width=WIDTH))
-    states = [toy.last_state(run, target) for run in (killed, whole)]
-    assert int(states[0].step) == num_steps
-    toy.assert_same(*states)
-    losses = [[(line["step"], line["loss"]) for line in lines(run)] for run in (killed, whole)]
-    assert losses[0] == losses[1]
-    assert [step for step, _ in losses[0]] == [*range(5, num_steps + 1, 5)]
-
-
-def test_killed_runs_end_with_the_parameters_of_an_undisturbed_one(tmp_path):
-    check_killed_runs(tmp_path, num_steps=100, kills=2)
+def test_a_killed_run_ends_with_the_parameters_of_an_undisturbed_one(tmp_path):
+    kills.disturb(tmp_path, kills=1, processes=1, seed=0, num_steps=60)
 
 
 @pytest.mark.slow
-def test_ten_kills_lose_nothing(tmp_path):
-    check_killed_runs(tmp_path, num_steps=200, kills=10)
+@pytest.mark.parametrize(("processes", "number"), [(1, 6), (2, 3)])
+def test_kills_and_full_disks_lose_nothing(tmp_path, processes, number):
+    ends = kills.disturb(tmp_path, number, processes, seed=0)
+    assert sum(ends[name] for name in kills.DISTURBANCES) == number
 
 
 @pytest.fixture

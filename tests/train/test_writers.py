@@ -1,6 +1,8 @@
 import json
 import subprocess
 import sys
+import threading
+import time
 
 import pytest
 
@@ -53,6 +55,68 @@ def test_wandb_continues_under_the_same_id(tmp_path, monkeypatch):
     assert first["resume"] == second["resume"] == "allow"
     assert (first["project"], first["group"]) == ("mine", "rates")
     assert wandb.logged == [(5, {"loss": 0.2}), "finished", (10, {"loss": 0.1}), "finished"]
+
+
+class Hanging(FakeWandb):
+    """A service that takes connections and never answers, as one behind a broken proxy."""
+
+    def init(self, **options):
+        threading.Event().wait()
+
+
+class Refusing(FakeWandb):
+    def init(self, **options):
+        raise ConnectionError("api.example\n refused")
+
+
+class FailingLater(FakeWandb):
+    def log(self, metrics, step):
+        raise RuntimeError("the run was deleted")
+
+
+@pytest.mark.parametrize(
+    ("service", "reason"),
+    [
+        (Hanging, "no answer 0.2 s after the last step"),
+        (Refusing, "ConnectionError: api.example refused"),
+        (FailingLater, "RuntimeError: the run was deleted"),
+    ],
+)
+def test_a_service_that_fails_costs_the_curves_and_not_the_run(
+    tmp_path, monkeypatch, caplog, service, reason
+):
+    monkeypatch.setitem(sys.modules, "wandb", service())
+    monkeypatch.setattr(writers, "CLOSE_SECONDS", 0.2)
+    start = time.monotonic()
+    write(tmp_path, 0, range(1, 4), wandb_project="mine").close()
+    assert time.monotonic() - start < 2
+    assert [line["step"] for line in lines(tmp_path)] == [1, 2, 3]
+    assert [record.getMessage() for record in caplog.records] == [
+        f"Weights & Biases: no more curves ({reason}); the run goes on, and metrics.jsonl has all "
+        "metrics"
+    ]
+
+
+def test_a_service_without_an_answer_takes_bounded_memory(monkeypatch, caplog):
+    monkeypatch.setattr(writers, "_MAX_WAITING", 3)
+    writer = writers.Expendable("service", Hanging().init, close_seconds=0.1)
+    for step in range(10):
+        writer.write(step, {})
+    writer.close()
+    (record,) = caplog.records
+    assert "no answer while 3 records wait" in record.getMessage()
+
+
+def test_tensorboard_that_fails_costs_the_curves(tmp_path, monkeypatch, caplog):
+    class Failing:
+        def __init__(self, directory):
+            raise ImportError("a broken installation")
+
+    monkeypatch.setattr(writers.importlib.util, "find_spec", lambda name: True)
+    monkeypatch.setattr(writers, "CluWriter", Failing)
+    write(tmp_path, 0, [1], tensorboard=True).close()
+    assert len(lines(tmp_path)) == 1
+    assert "TensorBoard: no more curves (ImportError: a broken" in caplog.text
 
 
 def test_without_tensorflow_the_log_says_what_is_missing(tmp_path, monkeypatch, caplog):

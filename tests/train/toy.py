@@ -1,6 +1,7 @@
 """A run of a model of two small arrays: everything of a training run but the network and data."""
 
 import contextlib
+import functools
 import sys
 import time
 from pathlib import Path
@@ -11,6 +12,7 @@ import numpy as np
 import optax
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
+from groupvit_jax import parallel
 from groupvit_jax.train import data_position, hooks, writers
 from groupvit_jax.train.checkpointer import Checkpointer, CheckpointSettings
 from groupvit_jax.train.loop import run_steps
@@ -51,7 +53,13 @@ def state_shardings(mesh, state):
 
 
 def on_mesh(mesh, state):
-    return jax.device_put(state, state_shardings(mesh, state))
+    def put(leaf, sharding):
+        if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+            words = np.asarray(jax.random.key_data(leaf))
+            return jax.random.wrap_key_data(parallel.put(words, sharding))
+        return parallel.put(np.asarray(leaf), sharding)
+
+    return jax.tree.map(put, state, state_shardings(mesh, state))
 
 
 def abstract(mesh, state):
@@ -124,11 +132,11 @@ def run(
             None,
         )
         at = data_position.continue_from(saved, batch_size=8, seed=0, num_examples=100)
-        writer = writers.make_writer(workdir, at.first_step, primary=True)
+        writer = writers.make_writer(workdir, at.first_step, primary=jax.process_index() == 0)
         stack.callback(writer.close)
         sharding = NamedSharding(mesh, PartitionSpec("data"))
         batches_ahead = DevicePrefetcher(
-            read(at.first_batch), lambda batch: jax.device_put(batch, sharding), size=2
+            read(at.first_batch), lambda batch: {"x": parallel.put(batch["x"], sharding)}, size=2
         )
         stack.callback(batches_ahead.close)
         metrics = hooks.StepMetrics()
@@ -154,12 +162,33 @@ def last_state(workdir, target):
     return state
 
 
-def slow_batches(first_step):
-    print("training", flush=True)
+def slow_batches(first_step, began=lambda: print("training", flush=True)):
+    began()
     for batch in batches(first_step):
         time.sleep(0.02)
         yield batch
 
 
-if __name__ == "__main__":  # a process to be killed: WORKDIR NUM_STEPS WIDTH
-    run(sys.argv[1], int(sys.argv[2]), width=int(sys.argv[3]), read=slow_batches, save_every=3)
+def join(rank, port):
+    """Makes this process one of two; it takes the other for dead after 10 s."""
+    jax.distributed.initialize(
+        f"localhost:{port}",
+        num_processes=2,
+        process_id=rank,
+        heartbeat_timeout_seconds=10,
+        cluster_detection_method="deactivate",
+    )
+
+
+def main(workdir, num_steps, width, rank="", port="", began=None):
+    """A process to be killed; calls `began()` when the first step is near."""
+    if port:
+        join(int(rank), port)
+    # Two processes divide the largest array, so that both write parts of it.
+    mesh = make_mesh(1, jax.process_count())
+    read = functools.partial(slow_batches, began=began) if began else slow_batches
+    run(workdir, int(num_steps), mesh=mesh, width=int(width), read=read, save_every=3)
+
+
+if __name__ == "__main__":  # WORKDIR NUM_STEPS WIDTH [RANK PORT]
+    main(*sys.argv[1:])
