@@ -139,6 +139,12 @@ def _help(program: str) -> str:
     return "\n".join(lines)
 
 
+def name_steps() -> None:
+    """Log which step of a checkpoint a command reads: a run's folder stands for its last one."""
+    logging.basicConfig(format="%(message)s")  # no-op below absl's `app.run`, which has a handler
+    logging.getLogger("groupvit_jax.runs.checkpoints").setLevel(logging.INFO)
+
+
 def fail(code: int, *errors: Exception | str) -> NoReturn:
     """End the process with a line on stderr for each error."""
     for error in errors:

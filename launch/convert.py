@@ -61,6 +61,7 @@ def parse_flags(argv: Sequence[str]) -> argparse.Namespace:
 
 def main(flags: argparse.Namespace) -> int:
     """Run the command; return its exit code."""
+    common.name_steps()
     try:
         return _run(flags)
     except (ValueError, FileNotFoundError, FileExistsError, ModuleNotFoundError) as error:

@@ -81,6 +81,7 @@ common.define_process_flags()
 def main(argv: list[str]) -> int:
     """Run the command; return its exit code."""
     del argv
+    common.name_steps()
     try:
         return _run()
     except (ValueError, TypeError, FileNotFoundError) as error:

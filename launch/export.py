@@ -38,6 +38,7 @@ def parse_flags(argv: Sequence[str]) -> argparse.Namespace:
 
 def main(flags: argparse.Namespace) -> None:
     """Run the command."""
+    common.name_steps()
     try:
         paths = _new_paths(flags)
         pretrained = load_pretrained(flags.checkpoint)

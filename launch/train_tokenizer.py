@@ -14,6 +14,8 @@ from pathlib import Path
 from groupvit_jax.data.sources import captions_table
 from groupvit_jax.data.text import tokenizers
 from groupvit_jax.data.text.vocabulary import Vocabulary
+from groupvit_jax.runs import exit_codes
+from launch import common
 
 logger = logging.getLogger(__name__)
 
@@ -42,7 +44,7 @@ def main(flags: argparse.Namespace) -> None:
         captions = read_captions(flags.input, flags.caption_column, flags.max_captions)
         model = tokenizers.train_sentencepiece(captions, flags.vocab_size, flags.max_captions)
     except (ValueError, OSError) as error:
-        sys.exit(f"train_tokenizer: {error}")
+        common.fail(exit_codes.BAD_INPUT, error)
     unfinished = output.with_name(output.name + ".tmp")
     unfinished.write_bytes(model)
     os.replace(unfinished, output)

@@ -14,8 +14,9 @@ complete. What happens to it later, on disks and in copies, the manifest shows: 
 passed over by readers, and set aside as STEP.damaged by the run that resumes.
 """
 
+import contextlib
 import logging
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
 from pathlib import Path
 
 import jax
@@ -182,11 +183,35 @@ def read_model(step: Path) -> PyTree:
 
     Restored as NumPy, because the shardings in the checkpoint name the devices that wrote it, which
     this host need not have.
+
+    Raises:
+      ValueError: a step without a manifest is damaged.
     """
-    with ocp.PyTreeCheckpointer() as checkpointer:
+    with naming_damage(step), ocp.PyTreeCheckpointer() as checkpointer:
         described = checkpointer.metadata(step / MODEL).item_metadata.tree
         as_numpy = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), described)
         return checkpointer.restore(step / MODEL, restore_args=as_numpy)
+
+
+@contextlib.contextmanager
+def naming_damage(step: Path) -> Iterator[None]:
+    """Raise errors of the block as a ValueError that names the step, if it has no manifest.
+
+    A step of an older version shows its damage only when Orbax and TensorStore read it, in errors
+    of many types. One with a manifest has been verified: its errors are no damage.
+    """
+    try:
+        yield
+    except MemoryError:
+        raise
+    except Exception as error:
+        if (step / manifest.MANIFEST).exists():
+            raise
+        reason = " ".join(f"{type(error).__name__}: {error}".split())[:300]
+        raise ValueError(
+            f"{step}: can't be read ({reason}); the step has no {manifest.MANIFEST} and is damaged "
+            "or incomplete: name another step, or restore a copy of it"
+        ) from error
 
 
 def _json_file(step: Path, item: str) -> Path:

@@ -148,14 +148,17 @@ class Checkpointer:
         if step is None:
             return None
         wanted = _by_item(abstract_state)
-        found = self._manager.item_metadata(step)
+        folder = self._directory / str(step)
+        with checkpoints.naming_damage(folder):
+            found = {item: dict(self._manager.item_metadata(step)[item].tree) for item in wanted}
         for item, tree in wanted.items():
-            check_same_arrays(self._directory / str(step) / item, found[item].tree, tree)
+            check_same_arrays(folder / item, found[item], tree)
         items = ocp.args.Composite(
             **{item: ocp.args.StandardRestore(tree) for item, tree in wanted.items()},
             **{checkpoints.DATA_POSITION: ocp.args.JsonRestore()},
         )
-        restored = self._manager.restore(step, args=items)
+        with checkpoints.naming_damage(folder):
+            restored = self._manager.restore(step, args=items)
         fields = {name: value for item in wanted for name, value in restored[item].items()}
         state = dataclasses.replace(abstract_state, **fields)
         return state, restored[checkpoints.DATA_POSITION]

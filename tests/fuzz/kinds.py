@@ -27,6 +27,8 @@ from groupvit_jax.interop.torch_file import read_torch_file
 from groupvit_jax.models import build_model
 from groupvit_jax.prepare.images import ImageLimits, encode_image
 from groupvit_jax.runs.files import read_json
+from groupvit_jax.runs.layout import METRICS_FILE
+from groupvit_jax.runs.metrics_file import read_metrics, repair
 from tests.data.image_files import encode, photo
 from tests.fuzz import strategies
 from tests.fuzz.torch_pickles import PICKLES, torch_file
@@ -195,8 +197,29 @@ CAPTIONS = {
 }
 
 
+METRICS = {"step": 3, "loss": 0.5, "recall/r1": None}
+
+
 def _use_table(path: Path) -> str:
     return "rows" if read_captions(str(path)) else "no row"
+
+
+def _use_metrics(path: Path) -> str:
+    file = path.with_name(METRICS_FILE)
+    file.write_bytes(path.read_bytes())
+    try:
+        read_metrics(path.parent)
+        outcome = "records"
+    except ValueError as error:
+        if str(file) not in str(error):
+            raise
+        outcome = "error that names the line"
+    # A run that resumes repairs whatever is there, and then reads it.
+    repair(path.parent, last_step=5)
+    steps = [record["step"] for record in read_metrics(path.parent)]
+    assert len(steps) == len(set(steps))
+    assert all(step <= 5 for step in steps)
+    return outcome
 
 
 def _lines(texts: list[bytes]) -> bytes:
@@ -218,6 +241,16 @@ KINDS: dict[str, Kind] = {
     "coco": Kind(".json", strategies.json_texts(COCO), _use_coco),
     "captions": Kind(".json", strategies.json_texts(CAPTIONS), _use_table),
     "table": Kind(".csv", strategies.tables(), _use_table),
+    "metrics": Kind(
+        ".jsonl",
+        st.lists(strategies.json_texts(METRICS), max_size=4).map(
+            lambda texts: b"".join(text + b"\n" for text in texts)
+        )
+        | strategies.mutated(
+            [b"".join(json.dumps(METRICS | {"step": i}).encode() + b"\n" for i in (1, 2, 9))]
+        ),
+        _use_metrics,
+    ),
     "json lines": Kind(
         ".jsonl", st.lists(strategies.json_texts(ROWS[0]), max_size=3).map(_lines), _use_table
     ),

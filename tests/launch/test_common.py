@@ -111,3 +111,19 @@ def test_help_lists_the_flags_of_the_command_with_config_and_workdir_first():
     assert names[:2] == ["config", "workdir"]
     assert {"distributed", "coordinator", "compilation_cache"} < set(names)
     assert "--verbosity" not in text  # a library's
+
+
+def test_commands_that_read_a_checkpoint_say_which_step():
+    code = """
+from pathlib import Path
+from groupvit_jax.runs import checkpoints
+from launch import common
+common.name_steps()
+checkpoints.find_damage = lambda step, items: None
+checkpoints._is_step = lambda path: True
+checkpoints.find_whole_step(Path("run/checkpoints/12"))
+"""
+    result = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True
+    )
+    assert result.stderr.count("step 12 is read (/") == 1

@@ -9,6 +9,7 @@ import pytest
 
 from groupvit_jax.data.text import tokenizers
 from groupvit_jax.data.text.vocabulary import read_vocabulary
+from groupvit_jax.runs import exit_codes
 from launch import train_tokenizer
 
 CAPTIONS = [
@@ -90,13 +91,16 @@ def test_a_glob_reads_all_shards_and_a_limit_reads_every_nth_sample(tmp_path):
         (["--input=x.csv", "--output=a.model", "--vocab_size=9"], "vocab_size=9: "),
     ],
 )
-def test_a_wrong_flag_ends_with_one_line_that_names_it(tmp_path, monkeypatch, flags, message):
+def test_a_wrong_flag_ends_with_one_line_that_names_it(
+    tmp_path, monkeypatch, capsys, flags, message
+):
     monkeypatch.chdir(tmp_path)
     _write_csv(tmp_path / "x.csv")
     with pytest.raises(SystemExit) as stopped:
         _run(*flags)
-    assert message in stopped.value.code
-    assert "\n" not in stopped.value.code
+    assert stopped.value.code == exit_codes.BAD_INPUT
+    [line] = capsys.readouterr().err.splitlines()
+    assert message in line
     assert os.listdir() == ["x.csv"]
 
 

@@ -66,6 +66,7 @@ class TrainExamples:
         self._order = order
         self._seed = seed
         self._transform = transform
+        self._num_undecodable = 0  # seen by this worker
 
     def read(self, positions: Sequence[int]) -> Iterator[dict[str, np.ndarray]]:
         """Yield examples, requesting their samples together because stores have high latency.
@@ -91,9 +92,23 @@ class TrainExamples:
                 index = self._replacement(index, rng)
                 [sample] = self._source.read_many([index])
             else:
+                self._count_undecodable(index, sample)
                 broken = np.asarray(attempt > 0, np.int32)
                 return example | {"index": np.asarray(index, np.int32), "broken": broken}
         raise ValueError(f"{_MAX_REPLACEMENTS} broken samples in a row; the last: {named}")
+
+    def _count_undecodable(self, index: int, sample: Any) -> None:
+        """Log the 1st, 10th, 100th, ... sample with a caption that isn't UTF-8; all are used."""
+        captions = sample.get("captions", ()) if isinstance(sample, dict) else ()
+        if not any("\ufffd" in caption for caption in captions):
+            return
+        self._num_undecodable += 1
+        if str(self._num_undecodable).strip("0") == "1":
+            logger.warning(
+                "Caption with U+FFFD in place of bytes that aren't UTF-8: %s (%d such samples read "
+                "by this worker)",
+                *(self._source.locate(index), self._num_undecodable),
+            )
 
     def _replacement(self, index: int, rng: np.random.Generator) -> int:
         source, _ = self._source.find(index)

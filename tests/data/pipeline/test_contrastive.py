@@ -249,6 +249,20 @@ def write_broken(path) -> str:
     return write_tar(path, samples)
 
 
+def test_captions_with_bytes_that_are_no_utf8_are_used_counted_and_named(tmp_path, caplog):
+    config = make_config(tmp_path, num_pairs=20, batch_size=20)
+    samples = [(str(i), pair(i)) for i in range(10)]
+    for _, sample in samples:
+        sample["txt"] += b" caf\xe9"
+    shard = write_tar(tmp_path / "a.tar", samples)
+    [batch] = take(config, 1)
+    assert batch["broken"].sum() == 0
+    named = [text for text in caplog.messages if "aren't UTF-8" in text]
+    assert len(named) == 2, "the first and the tenth"
+    assert all(shard in text for text in named)
+    assert "(10 such samples read by this worker)" in named[1]
+
+
 def test_broken_samples_are_replaced_named_and_flagged(tmp_path, caplog):
     config = make_config(tmp_path, num_pairs=20, batch_size=20)
     shard = write_broken(tmp_path / "a.tar")
