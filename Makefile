@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 PYTEST := $(BIN)/python -m pytest -n 2 --dist loadfile
 
-.PHONY: demo fuzz test test-slow test-all test-isa lint extras smoke
+.PHONY: demo demo-controls fuzz test test-slow test-all test-isa lint extras smoke
 .DEFAULT_GOAL := test
 .SECONDARY:
 
@@ -17,11 +17,16 @@ $(BIN)/pip:
 
 # A stamp per set of extras: pip runs again only when the requirements change.
 $(VENV)/%.stamp: requirements.txt requirements-dev.txt pyproject.toml | $(BIN)/pip
+	@echo "installing into $(VENV): some minutes, most of them downloads"
 	$(BIN)/python -m pip install --quiet -r requirements.txt -c requirements-dev.txt -e '.[$*]'
 	@touch $@
 
 demo: $(VENV)/demo.stamp
 	JAX_PLATFORMS=cpu $(BIN)/python -m launch.demo --workdir=runs/demo
+
+# Goes on in the same folder with the models to compare with, and completes the report.
+demo-controls: $(VENV)/demo.stamp
+	JAX_PLATFORMS=cpu $(BIN)/python -m launch.demo --workdir=runs/demo --controls
 
 test: $(VENV)/dev.stamp
 	$(PYTEST) -m 'not slow'

@@ -1,4 +1,4 @@
-"""The demo's report: scores of the models and their segmentations of the first test scenes."""
+"""The demo's report: segmentations of the first test scenes during training, scores at the end."""
 
 import dataclasses
 from collections.abc import Callable, Sequence
@@ -7,32 +7,38 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from ml_collections import ConfigDict
+from rich.console import Console
+from rich.table import Table
 
-from groupvit_jax.data.sources.masks import TfdsMasks
-from groupvit_jax.data.sources.pairs import TfdsSource
 from groupvit_jax.eval.evaluators import make_evaluators
 from groupvit_jax.interop.load import load_pretrained
 from groupvit_jax.interop.pretrained import Pretrained
-from groupvit_jax.report import lettering, visualize
+from groupvit_jax.report import visualize
 from groupvit_jax.report.visualize import RgbImage
+from groupvit_jax.runs.files import replace_bytes, replace_text
 from groupvit_jax.runs.metrics_file import read_metrics
 from groupvit_jax.scenes import dataset
-from groupvit_jax.segmenter import SegmentationResult, Segmenter
+from groupvit_jax.segmenter import Segmenter
 from groupvit_jax.train import setup
+from groupvit_jax.train.hooks import StepContext
 from groupvit_jax.typing import Params
+from launch import demo_pictures
+from launch.demo_pictures import Scene, Segments
 
 UNTRAINED = "nothing (untrained)"
-SHOWN = 16  # scenes on the page
 COMPARED = 6  # scenes shown as segmented by every model
-CANDIDATES = 128  # scenes to choose the best three from, for the README's picture
+CANDIDATES = 128  # scenes to choose the best three from, for scenes.png
+EXAMPLES = 8  # scenes that are also written as files
+FILM = 7  # steps shown of the scenes of the film strip
 
+_PAGE, _PICTURE, _ANIMATION, _EXAMPLES = "report.html", "scenes.png", "emerging.webp", "examples"
 _SCORES = {
     "test/miou": "test: mIoU %",
     "test/pixel_accuracy": "test: pixels right %",
     "shifted/miou": "shifted: mIoU %",
     "shifted/pixel_accuracy": "shifted: pixels right %",
 }
-
+_LOSSES = ("global/loss", "multi_label/loss", "local/loss")
 
 Rows = list[tuple[list[str], str]]  # data URLs of pictures and the text below
 
@@ -50,61 +56,127 @@ class DemoRun:
         """The recorded metrics by step."""
         return read_metrics(self.workdir)
 
+    @property
+    def is_complete(self) -> bool:
+        """Whether the metrics of the last step are there."""
+        if not self.workdir.is_dir():
+            return False
+        steps = [line["step"] for line in self.history]
+        return bool(steps) and steps[-1] == self.config.train.num_steps
 
-class Scene(NamedTuple):
-    """A test scene and its segmentations.
 
-    Attributes:
-      image: RGB image.
-      caption: its caption.
-      truth: true class of each pixel.
-      found: segmentation by name of the run; the run trained on captions comes first.
-    """
+class _Segmented(NamedTuple):
+    """A test scene with its segmentation by each model, the one trained on captions first."""
 
-    image: np.ndarray
-    caption: str
-    truth: np.ndarray
-    found: dict[str, SegmentationResult]
+    scene: Scene
+    by_model: dict[str, Segments]
 
     @property
-    def first(self) -> SegmentationResult:
-        """The segmentation of the run trained on captions."""
-        return next(iter(self.found.values()))
+    def first(self) -> Segments:
+        return next(iter(self.by_model.values()))
 
     @property
     def accuracy(self) -> float:
-        """Pixel accuracy of `first`."""
-        return float((self.truth == self.first.mask).mean())
+        return float((self.scene.truth == self.first.mask).mean())
+
+
+def announce(path: Path, status: str) -> None:
+    """Write the page that is shown before the first picture; it reloads itself."""
+    _write_progress(path, status, [], [])
+
+
+def show_progress(path: Path, run: DemoRun, context: StepContext) -> None:
+    """Write the page of a demo that trains, with its latest snapshot; it reloads itself.
+
+    Args:
+      path: folder of the demo.
+      run: the run trained on captions.
+      context: of the step that the snapshot was taken after.
+    """
+    from groupvit_jax.report import charts
+
+    snapshots = demo_pictures.read_snapshots(path / demo_pictures.FOLDER)
+    scenes = demo_pictures.read_scenes(run.config.evaluators.test.source, demo_pictures.SHOWN)
+    shown = zip(scenes, snapshots[context.step], strict=True)
+    status = f"Step {context.step} of {context.num_steps}."
+    curves = {
+        "Training losses": {name: _curve(run, name) for name in _LOSSES},
+        "Validation mIoU in per cent": {run.name: _curve(run, "validation/miou", 100)},
+    }
+    _write_progress(
+        path,
+        status,
+        _pictures(list(shown), lambda pair: demo_pictures.panels(pair[0], pair[1], 3)),
+        [
+            charts.line_chart(title, lines)
+            for title, lines in curves.items()
+            if any(len(points) > 1 for points in lines.values())
+        ],
+    )
+
+
+def _write_progress(path: Path, status: str, shown: Rows, drawn: list[Any]) -> None:
+    from groupvit_jax.report import document
+
+    page = document.render(
+        "demo_progress",
+        title="Segmentation emerging from captions",
+        status=status,
+        colours=_class_colours(),
+        shown=shown,
+        charts=drawn,
+    )
+    path.mkdir(parents=True, exist_ok=True)
+    replace_text(path / _PAGE, page)  # whole at any time: a browser reloads it
 
 
 def write(runs: Sequence[DemoRun], workdir: Path) -> str:
-    """Write report.html and scenes.png into the demo's folder; return a summary.
+    """Write the report, the pictures and a few scenes into the demo's folder.
 
     Args:
       runs: finished runs, the one trained on captions first.
       workdir: folder of the demo.
+
+    Returns:
+      A table of the scores and the path of the report.
     """
     models = {run.name: load_pretrained(run.workdir) for run in runs}
     scores = {run.name: run.history[-1] for run in runs}
     captions = runs[0]
-    fresh = setup.build(captions.config, captions.workdir).fresh_state()
+    parts = setup.build(captions.config, captions.workdir)
+    fresh = parts.fresh_state()
     variables = {"params": fresh.params, "batch_stats": fresh.batch_stats}
     models[UNTRAINED] = models[captions.name]._replace(variables=variables)
-    scores[UNTRAINED] = _scores_of(captions, variables)
-    size = captions.config.model.image.image_size
-    segmented = _test_scenes(captions.config.evaluators.test.source, size, models)
-    _write_page(workdir / "report.html", runs, scores, segmented)
-    best = sorted(segmented, key=lambda scene: -scene.accuracy)[:3]
-    (workdir / "scenes.png").write_bytes(visualize.png(poster(best)))
-    lines = (f"{values['test/miou']:7.1%}  {name}" for name, values in scores.items())
-    head, tail = "Test mIoU of what was learnt from", f"Report: {workdir / 'report.html'}"
-    return "\n".join((head, *lines, tail))
+    scores[UNTRAINED] = _scores_of(parts, variables)
+    scenes = demo_pictures.read_scenes(captions.config.evaluators.test.source, CANDIDATES)
+    segmented = _segment(scenes, captions.config.model.image.image_size, models)
+    snapshots = demo_pictures.read_snapshots(workdir / demo_pictures.FOLDER)
+    _write_page(workdir / _PAGE, runs, scores, segmented, snapshots)
+    best = sorted(segmented, key=lambda each: -each.accuracy)[:3]
+    poster = demo_pictures.poster([(each.scene, each.first) for each in best])
+    replace_bytes(workdir / _PICTURE, visualize.png(poster))
+    if snapshots:
+        animated = demo_pictures.animation(scenes[: demo_pictures.SHOWN], snapshots)
+        replace_bytes(workdir / _ANIMATION, animated)
+    (workdir / _EXAMPLES).mkdir(exist_ok=True)
+    for number, scene in enumerate(scenes[:EXAMPLES], 1):
+        replace_bytes(workdir / _EXAMPLES / f"scene_{number}.png", visualize.png(scene.image))
+    return _table(scores)
 
 
-def _scores_of(run: DemoRun, variables: Params) -> dict[str, float]:
+def _table(scores: dict[str, dict[str, float]]) -> str:
+    table = Table("learnt from", *_SCORES.values(), box=None)
+    for name, values in scores.items():
+        table.add_row(name, *(f"{100 * values[key]:.1f}" for key in _SCORES))
+    console = Console(width=110)
+    with console.capture() as captured:
+        console.print(table)
+    return captured.get().rstrip()
+
+
+def _scores_of(parts: setup.Parts, variables: Params) -> dict[str, float]:
     """Evaluate variables with the evaluators of a run."""
-    parts = setup.build(run.config, run.workdir)
-    evaluators = make_evaluators(run.config, parts.model, parts.tokenizer, parts.mesh)
+    evaluators = make_evaluators(parts.config, parts.model, parts.tokenizer, parts.mesh)
     return {
         f"{evaluator.name}/{metric}": value
         for evaluator, _ in evaluators
@@ -112,56 +184,53 @@ def _scores_of(run: DemoRun, variables: Params) -> dict[str, float]:
     }
 
 
-def _test_scenes(source: Any, size: int, models: dict[str, Pretrained]) -> list[Scene]:
-    """Segment the first test scenes: `COMPARED` by each model, `CANDIDATES` by the first."""
-    opened = source.name, source.split, source.data_dir
-    masked, pairs = TfdsMasks(*opened), TfdsSource(*opened)
-    count = min(CANDIDATES, len(masked))
-    images, truths = zip(*(masked[i] for i in range(count)), strict=True)
-    found: list[dict[str, SegmentationResult]] = [{} for _ in images]
+def _segment(scenes: Sequence[Scene], size: int, models: dict[str, Pretrained]) -> list[_Segmented]:
+    """Segment the first `COMPARED` scenes by each model, all of them by the first."""
+    found: list[dict[str, Segments]] = [{} for _ in scenes]
     for number, (name, model) in enumerate(models.items()):
         segmenter = Segmenter(model, resize=(), window=size, stride=size, windows_at_once=64)
         labels = segmenter.class_names or dataset.CLASS_NAMES
-        few = images if number == 0 else images[:COMPARED]
+        few = [scene.image for scene in (scenes if number == 0 else scenes[:COMPARED])]
         for results, result in zip(found, segmenter.batch(few, labels), strict=False):
-            results[name] = result
-    captions = [pairs[i]["captions"][0] for i in range(count)]
-    return [Scene(*parts) for parts in zip(images, captions, truths, found, strict=True)]
+            results[name] = Segments(result.mask, result.groups)
+    return [_Segmented(*pair) for pair in zip(scenes, found, strict=True)]
 
 
 def _write_page(
     path: Path,
     runs: Sequence[DemoRun],
     scores: dict[str, dict[str, float]],
-    segmented: Sequence[Scene],
+    segmented: Sequence[_Segmented],
+    snapshots: dict[int, list[Segments]],
 ) -> None:
     # Imported when a page is written: Matplotlib would slow down the start of the command.
     from groupvit_jax.report import charts, document
 
     captions, classes = runs[0], dataset.CLASS_NAMES
-    palette = visualize.palette(len(classes)).tolist()
 
     def percent(key: str) -> list[float]:
         return [100 * values.get(key, float("nan")) for values in scores.values()]
 
-    def pictures(scenes: Sequence[Scene], panels: Callable[[Scene, int], list[RgbImage]]) -> Rows:
-        return [([document.data_url(p) for p in panels(s, 3)], s.caption) for s in scenes]
-
-    losses = ("global/loss", "multi_label/loss", "local/loss")
-    document.write(
-        path,
+    steps = _spread(sorted(snapshots), FILM)
+    shown = segmented[: demo_pictures.SHOWN]
+    page = document.render(
         "demo",
         title="Segmentation that emerged from captions",
         steps=captions.config.train.num_steps,
         mask_steps=runs[-1].config.train.num_steps,
         models=list(scores),
+        has_controls=len(runs) > 1,
         scores_header=["learnt from", *_SCORES.values()],
         scores=list(zip(scores, *map(percent, _SCORES), strict=True)),
-        colours={name: f"rgb{tuple(rgb)}" for name, rgb in zip(classes, palette, strict=True)},
-        shown=pictures(segmented[:SHOWN], _panels),
-        compared=pictures(segmented[:COMPARED], _comparison),
+        colours=_class_colours(),
+        shown=_pictures(shown, lambda s: demo_pictures.panels(s.scene, s.first, 3)),
+        compared=_pictures(segmented[:COMPARED], _comparison),
+        film_header=["scene", *(f"step {step}" for step in steps)],
+        film=_film(shown[:COMPARED], [snapshots[step] for step in steps]),
         charts=[
-            charts.line_chart("Training losses", {name: _curve(captions, name) for name in losses}),
+            charts.line_chart(
+                "Training losses", {name: _curve(captions, name) for name in _LOSSES}
+            ),
             charts.line_chart(
                 "Validation mIoU in per cent",
                 {run.name: _curve(run, "validation/miou", 100) for run in runs},
@@ -169,6 +238,42 @@ def _write_page(
         ],
         class_iou=[(name, *percent(f"test/iou/{name}")) for name in classes],
     )
+    replace_text(path, page)
+
+
+def _pictures(scenes: Sequence[Any], panels: Callable[[Any], list[RgbImage]]) -> Rows:
+    """Draw the panels of each scene, of `_Segmented` or a pair that begins with the scene."""
+    from groupvit_jax.report import document
+
+    return [([document.data_url(p) for p in panels(s)], s[0].caption) for s in scenes]
+
+
+def _film(segmented: Sequence[_Segmented], snapshots: Sequence[Sequence[Segments]]) -> Rows:
+    """Draw each scene and its segmentation in each snapshot."""
+    classes = len(dataset.CLASS_NAMES)
+
+    def strip(numbered: tuple[Scene, int]) -> list[RgbImage]:
+        scene, number = numbered
+        masks = (of_scenes[number].mask for of_scenes in snapshots)
+        painted = (demo_pictures.over(scene, mask, classes, 2) for mask in masks)
+        return [visualize.enlarge(scene.image, 2), *painted]
+
+    return _pictures([(each.scene, number) for number, each in enumerate(segmented)], strip)
+
+
+def _spread(steps: list[int], count: int) -> list[int]:
+    """Return the first and the last step, and others between whose ratios are about the same."""
+    if len(steps) <= count:
+        return steps
+    wanted = np.geomspace(steps[1], steps[-1], count - 1)
+    nearest = np.abs(np.subtract.outer(wanted, steps)).argmin(axis=1)
+    return sorted({steps[0], *(steps[i] for i in nearest.tolist())})
+
+
+def _class_colours() -> dict[str, str]:
+    palette = visualize.palette(len(dataset.CLASS_NAMES)).tolist()
+    pairs = zip(dataset.CLASS_NAMES, palette, strict=True)
+    return {name: f"rgb{tuple(rgb)}" for name, rgb in pairs}
 
 
 def _curve(run: DemoRun, name: str, factor: float = 1.0) -> list[tuple[float, float]]:
@@ -176,39 +281,9 @@ def _curve(run: DemoRun, name: str, factor: float = 1.0) -> list[tuple[float, fl
     return [(float(step), factor * value) for step, value in found if value is not None]
 
 
-def _over(scene: Scene, labels: np.ndarray, count: int, factor: int) -> RgbImage:
-    """The enlarged scene with labels painted over."""
-    large, labels = (visualize.enlarge(x, factor) for x in (scene.image, labels))
-    return visualize.overlay(large, labels, visualize.palette(count))
-
-
-def _panels(scene: Scene, factor: int) -> list[RgbImage]:
-    """Scene, groups of each stage, segmentation and truth."""
-    classes = len(dataset.CLASS_NAMES)
-    return [
-        visualize.enlarge(scene.image, factor),
-        *(_over(scene, groups, int(groups.max()) + 1, factor) for groups in scene.first.groups),
-        _over(scene, scene.first.mask, classes, factor),
-        _over(scene, scene.truth, classes, factor),
-    ]
-
-
-def _comparison(scene: Scene, factor: int) -> list[RgbImage]:
-    """Scene, the segmentation of each model and truth."""
-    masks = [*(result.mask for result in scene.found.values()), scene.truth]
-    painted = [_over(scene, mask, len(dataset.CLASS_NAMES), factor) for mask in masks]
-    return [visualize.enlarge(scene.image, factor), *painted]
-
-
-def poster(best: Sequence[Scene], factor: int = 4) -> RgbImage:
-    """Draw the README's picture: a row for each scene, its caption below."""
-    rows = []
-    for scene in best:
-        image, groups, segmentation, _ = _panels(scene, factor)
-        labels = visualize.enlarge(scene.first.mask, factor)
-        named = visualize.write_names(segmentation, labels, dataset.CLASS_NAMES)
-        row = visualize.grid([[image, groups, named]])
-        strip = np.full((32, row.shape[1], 3), 255, np.uint8)
-        lettering.ink(strip[:26], lettering.fit(scene.caption, 15, row.shape[1]))
-        rows += [row, strip]
-    return np.concatenate(rows)
+def _comparison(segmented: _Segmented) -> list[RgbImage]:
+    """Return scene, the segmentation of each model and truth."""
+    masks = [*(segments.mask for segments in segmented.by_model.values()), segmented.scene.truth]
+    scene, classes = segmented.scene, len(dataset.CLASS_NAMES)
+    painted = [demo_pictures.over(scene, mask, classes, 3) for mask in masks]
+    return [visualize.enlarge(scene.image, 3), *painted]

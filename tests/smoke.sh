@@ -22,7 +22,7 @@ smoke() {
   export JAX_PLATFORMS=cpu XLA_FLAGS=--xla_backend_optimization_level=0
   make --no-print-directory "PYTHON=$python" "VENV=.venv-$version" ".venv-$version/demo.stamp"
   python=.venv-$version/bin/python
-  "$python" -m launch.demo --workdir="$folder" --data=miniature --steps=2 --nocontrols
+  "$python" -m launch.demo --workdir="$folder" --data=miniature --steps=2
   "$python" -m launch.segment --checkpoint="$folder/run" --labels="red circle, green square" \
     --output="$folder/segmented" "$folder/scenes.png"
   test -s "$folder/segmented/scenes_mask.png"

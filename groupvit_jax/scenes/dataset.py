@@ -31,7 +31,15 @@ from groupvit_jax.scenes.drawing import (
     draw,
 )
 
-__all__ = ["CLASS_NAMES", "SceneConfig", "Scenes", "build", "make_example", "sample_scene"]
+__all__ = [
+    "CLASS_NAMES",
+    "SceneConfig",
+    "Scenes",
+    "build",
+    "make_builder",
+    "make_example",
+    "sample_scene",
+]
 
 # Split -> its stream of random numbers. "shifted" is drawn in another style.
 SPLITS = ("train", "validation", "test", "shifted")
@@ -188,9 +196,14 @@ def _png(pixels: np.ndarray) -> io.BytesIO:
 
 def build(data_dir: str, config: str | SceneConfig = "small") -> Scenes:
     """Build the data set below `data_dir` unless it exists; return its builder."""
-    builder = Scenes(data_dir=data_dir, config=config, file_format="array_record")
+    builder = make_builder(data_dir, config)
     builder.download_and_prepare()
     return builder
+
+
+def make_builder(data_dir: str, config: str | SceneConfig = "small") -> Scenes:
+    """Return the builder of the data set below `data_dir`; nothing is written."""
+    return Scenes(data_dir=data_dir, config=config, file_format="array_record")
 
 
 if __name__ == "__main__":

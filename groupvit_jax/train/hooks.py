@@ -198,9 +198,17 @@ class Evaluate(Hook):
                     "%s after step %d: %s (%.1f s)",
                     evaluator.name,
                     context.step,
-                    ", ".join(f"{k} {v:.4g}" for k, v in metrics.items()),
+                    _overall(metrics),
                     seconds,
                 )
+
+
+def _overall(metrics: Mapping[str, float]) -> str:
+    """Return the metrics as a line of text, those of single classes (`iou/CLASS`) as a number."""
+    parts = [f"{name} {value:.4g}" for name, value in metrics.items() if "/" not in name]
+    if omitted := len(metrics) - len(parts):
+        parts.append(f"and {omitted} of classes")
+    return ", ".join(parts)
 
 
 class WriteMetrics(Hook):

@@ -41,6 +41,7 @@ logger = logging.getLogger(__name__)
 STEPS_IN_FLIGHT = 2
 
 MakeEvaluators = Callable[[setup.Parts], Sequence[tuple[Evaluator, int]]]
+MakeHooks = Callable[[setup.Parts], Sequence[hooks_lib.Hook]]
 ProgressDisplay = Callable[[int, int, str], None]
 TrainStep = Callable[[TrainState, Mapping[str, Array]], tuple[TrainState, Mapping[str, Array]]]
 
@@ -65,6 +66,7 @@ def train(
     make_evaluators: MakeEvaluators = lambda parts: (),
     initialisers: Initialisers = MappingProxyType({}),
     show: ProgressDisplay = log_progress,
+    make_hooks: MakeHooks = lambda parts: (),
 ) -> Result:
     """Train as configured, or resume where the workdir's run stopped.
 
@@ -75,6 +77,7 @@ def train(
         Passed in, as are the initialisers, because `eval` and `interop` are on the same floor.
       initialisers: readers of weights by configuration field (`interop.INITIALISERS`).
       show: shows step, number of steps and a text.
+      make_hooks: makes more hooks from the run's parts; they run when a step's metrics are written.
 
     Raises:
       ValueError, FileNotFoundError: something is wrong with configuration, workdir or data, or
@@ -135,6 +138,7 @@ def train(
             hooks_lib.ShowProgress(show if jax.process_index() == 0 else _show_nothing),
             hooks_lib.Evaluate(evaluators),
             hooks_lib.WriteMetrics(writer),
+            *make_hooks(parts),
             hooks_lib.SaveCheckpoint(checkpoints, metrics, position.after, keep),
         ]
         batches = stack.enter_context(open_batches(parts, position))
