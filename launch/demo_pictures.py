@@ -58,10 +58,8 @@ class Snapshots(Hook):
     Each snapshot is a small file of its own, so that a resumed demo still has the earlier ones.
     """
 
-    def __init__(
-        self, parts: setup.Parts, folder: Path, show: Callable[[StepContext], None]
-    ) -> None:
-        """Take the parts of a run, the folder for the files, and what to call after each."""
+    def __init__(self, parts: setup.Parts, folder: Path, show: Callable[[int], None]) -> None:
+        """Take the parts of a run, the folder for the files, and what to call with the step."""
         config, size = parts.config, parts.config.model.image.image_size
         self._images = [s.image for s in read_scenes(config.evaluators.test.source, SHOWN)]
         # One segmenter for the whole run: another one would compile the model again.
@@ -82,7 +80,7 @@ class Snapshots(Hook):
                 context.step,
                 self._segments(dict(params=state.params, batch_stats=state.batch_stats)),
             )
-            self._show(context)
+            self._show(context.step)
 
     def _segments(self, variables: Params) -> list[Segments]:
         prompts = self._protocol.prompts

@@ -20,7 +20,6 @@ from groupvit_jax.runs.metrics_file import read_metrics
 from groupvit_jax.scenes import dataset
 from groupvit_jax.segmenter import Segmenter
 from groupvit_jax.train import setup
-from groupvit_jax.train.hooks import StepContext
 from groupvit_jax.typing import Params
 from launch import demo_pictures
 from launch.demo_pictures import Scene, Segments
@@ -85,20 +84,20 @@ def announce(path: Path, status: str) -> None:
     _write_progress(path, status, [], [])
 
 
-def show_progress(path: Path, run: DemoRun, context: StepContext) -> None:
+def show_progress(path: Path, run: DemoRun, step: int) -> None:
     """Write the page of a demo that trains, with its latest snapshot; it reloads itself.
 
     Args:
       path: folder of the demo.
       run: the run trained on captions.
-      context: of the step that the snapshot was taken after.
+      step: that the snapshot was taken after.
     """
     from groupvit_jax.report import charts
 
     snapshots = demo_pictures.read_snapshots(path / demo_pictures.FOLDER)
     scenes = demo_pictures.read_scenes(run.config.evaluators.test.source, demo_pictures.SHOWN)
-    shown = zip(scenes, snapshots[context.step], strict=True)
-    status = f"Step {context.step} of {context.num_steps}."
+    shown = zip(scenes, snapshots[step], strict=True)
+    status = f"Step {step} of {run.config.train.num_steps}."
     curves = {
         "Training losses": {name: _curve(run, name) for name in _LOSSES},
         "Validation mIoU in per cent": {run.name: _curve(run, "validation/miou", 100)},

@@ -1,9 +1,10 @@
 """Hands parameters on: for evaluation elsewhere, in one or several formats.
 
 python -m launch.export --checkpoint=runs/first --format=safetensors,huggingface --output=exports
-python -m launch.export --checkpoint=runs/first --format=stablehlo --image_size=448 --output=exports
+python -m launch.export --checkpoint=runs/first --format=onnx,stablehlo --image_size=224,448 \
+    --output=exports
 
-Writes OUTPUT/safetensors, OUTPUT/huggingface, OUTPUT/original.pth and OUTPUT/stablehlo.
+Writes OUTPUT/safetensors, OUTPUT/huggingface, OUTPUT/original.pth, OUTPUT/stablehlo, OUTPUT/onnx.
 """
 
 import argparse
@@ -12,7 +13,6 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from groupvit_jax.interop import load_pretrained
-from groupvit_jax.interop.pretrained import with_image_size
 from groupvit_jax.interop.save import FORMATS, save_pretrained
 from groupvit_jax.runs import exit_codes
 from launch import common
@@ -31,9 +31,18 @@ def parse_flags(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--format", required=True, help=f"one or more of {','.join(FORMATS)}")
     parser.add_argument("--output", required=True, help="folder to write into")
     parser.add_argument(
-        "--image_size", type=int, help="resize the position embeddings to images of this side"
+        "--image_size",
+        type=_sizes,
+        default=(),
+        help="sides of the images, by default the training's: position embeddings are resized; "
+        "programs (stablehlo, onnx) may have several, with commas between",
     )
     return parser.parse_args(argv[1:])
+
+
+def _sizes(text: str) -> tuple[int, ...]:
+    """Parse a flag's numbers, each once."""
+    return tuple(dict.fromkeys(int(size) for size in text.split(",")))
 
 
 def main(flags: argparse.Namespace) -> None:
@@ -42,10 +51,8 @@ def main(flags: argparse.Namespace) -> None:
     try:
         paths = _new_paths(flags)
         pretrained = load_pretrained(flags.checkpoint)
-        if flags.image_size:
-            pretrained = with_image_size(pretrained, flags.image_size)
         for kind, path in paths.items():
-            save_pretrained(path, pretrained, kind)
+            save_pretrained(path, pretrained, kind, flags.image_size)
             print(f"wrote {path}")
     except (ValueError, FileNotFoundError, FileExistsError) as error:
         if not common.is_user_error(error):

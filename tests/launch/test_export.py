@@ -27,22 +27,24 @@ def run(*flags):
 
 def test_writes_every_format_that_is_asked_for(source, tmp_path, pretrained, capsys):
     output = tmp_path / "exports"
-    formats = "safetensors,huggingface,original,stablehlo"
+    formats = "safetensors,huggingface,original,stablehlo,onnx"
     run(f"--checkpoint={source}", f"--format={formats}", f"--output={output}")
     expected = weights.flat(pretrained)
     for name in ("safetensors", "huggingface", "original.pth"):
         found = weights.flat(load_pretrained(output / name))
         assert all(found[n].tobytes() == array.tobytes() for n, array in expected.items()), name
-    names = {path.name for path in (output / "stablehlo").iterdir()}
-    assert names == {"image.stablehlo", "text.stablehlo", "config.json"}
-    assert len(capsys.readouterr().out.splitlines()) == 4
+    for kind in ("stablehlo", "onnx"):
+        names = {path.name for path in (output / kind).iterdir()}
+        assert names == {f"image.{kind}", f"text.{kind}", "config.json"}
+    assert len(capsys.readouterr().out.splitlines()) == 5
 
 
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        (["--format=onnx"], "--format=onnx: expected one or more of"),
-        (["--format=safetensors,onnx"], "--format=onnx"),
+        (["--format=tflite"], "--format=tflite: expected one or more of"),
+        (["--format=safetensors,tflite"], "--format=tflite"),
+        (["--format=original", "--image_size=32,64", "--output=sizes"], "2 sizes found for"),
         (["--format=original", "--checkpoint=none"], "none: no such file or directory"),
         (["--format=original", "--output=."], "original.pth exists already"),
     ],
