@@ -5,8 +5,8 @@ import os
 import sys
 import threading
 import time
-import types
 from collections.abc import Iterator
+from typing import Any
 
 
 def end_with_parent() -> None:
@@ -21,16 +21,33 @@ def end_with_parent() -> None:
     threading.Thread(target=watch, daemon=True).start()
 
 
+# How multiprocessing finds the main script, which a spawned process would run again.
+_MARKS = ("__file__", "__spec__")
+_lock = threading.Lock()
+_hidden: dict[str, Any] = {}
+_hiding = 0
+
+
 @contextlib.contextmanager
 def hidden_main() -> Iterator[None]:
     """Start processes by "spawn" that don't run the main script again.
 
     Otherwise scripts without `if __name__ == "__main__":` couldn't call a function that starts
-    processes. The functions that the processes run must not be the script's own.
+    processes. Functions of the script itself reach the processes only by value (cloudpickle).
     """
-    main = sys.modules["__main__"]
-    sys.modules["__main__"] = types.ModuleType("__main__")  # has no file to run
+    global _hiding
+    main = vars(sys.modules["__main__"])
+    with _lock:  # threads may start processes at the same time
+        if not _hiding:
+            _hidden.update({name: main[name] for name in _MARKS if name in main})
+            main.pop("__file__", None)
+            main["__spec__"] = None
+        _hiding += 1
     try:
         yield
     finally:
-        sys.modules["__main__"] = main
+        with _lock:
+            _hiding -= 1
+            if not _hiding:
+                main.update(_hidden)
+                _hidden.clear()

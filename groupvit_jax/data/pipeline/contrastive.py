@@ -29,7 +29,7 @@ from groupvit_jax.data.storage.cache import make_cache
 from groupvit_jax.data.text import caption_tokens, nouns
 from groupvit_jax.data.text.packing import check_packed_length, pack_texts
 from groupvit_jax.data.text.tokenizers import Tokenizer, text_id
-from groupvit_jax.processes import end_with_parent
+from groupvit_jax.processes import end_with_parent, hidden_main
 
 logger = logging.getLogger(__name__)
 
@@ -222,11 +222,17 @@ class TrainLoader(Iterator[dict[str, np.ndarray]]):
         host_chunks = _HostChunks(examples, start_step, batch_size, host_index, host_count)
         workers = max(1, _num_cores() - 1) if num_workers is None else num_workers
         batches = _batched(host_chunks, workers)
+        self._workers_to_start = workers
         self._batches: grain.DatasetIterator[dict[str, np.ndarray]] | None = iter(batches)
 
     def __next__(self) -> dict[str, np.ndarray]:
         if self._batches is None:
             raise StopIteration
+        if self._workers_to_start:
+            # Each of the first batches comes from another worker, which Grain starts by then.
+            self._workers_to_start -= 1
+            with hidden_main():
+                return next(self._batches)
         return next(self._batches)
 
     def close(self) -> None:

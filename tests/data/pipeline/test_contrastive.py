@@ -227,6 +227,34 @@ def test_workers_end_with_a_killed_parent(tmp_path):
     wait_until(lambda: not _is_running(worker), explain=lambda: "the worker outlived its parent")
 
 
+PLAIN_SCRIPT = """
+import os
+from groupvit_jax.data.pipeline.contrastive import TrainLoader
+
+class Examples:
+    def read(self, positions):
+        return [{"pid": os.getpid()} for _ in positions]
+
+print("started", flush=True)
+loader = TrainLoader(Examples(), 1, num_workers=2)
+workers = {int(next(loader)["pid"][0]) for _ in range(4)}
+loader.close()
+assert len(workers - {os.getpid()}) == 2, workers
+assert __file__.endswith("script.py")
+"""
+
+
+def test_a_script_without_a_guard_can_start_workers(tmp_path):
+    script = tmp_path / "script.py"
+    script.write_text(PLAIN_SCRIPT)
+    environment = os.environ | {"PYTHONPATH": os.getcwd()}
+    result = subprocess.run(
+        [sys.executable, script], env=environment, capture_output=True, text=True, check=False
+    )
+    assert result.returncode == 0, result.stderr
+    assert result.stdout == "started\n"
+
+
 def _is_running(pid):
     try:
         os.kill(pid, 0)
