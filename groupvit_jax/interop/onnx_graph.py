@@ -174,7 +174,8 @@ def _run(
 
     def read(atom: Any) -> Value:
         if isinstance(atom, jex.Literal):
-            return np.asarray(atom.val, atom.aval.dtype)
+            described: Any = atom.aval
+            return np.asarray(atom.val, described.dtype)
         return values[atom]
 
     for equation in jaxpr.eqns:
