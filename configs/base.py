@@ -88,10 +88,10 @@ def _model() -> ConfigDict:
     model.share_logit_scale = False
     model.initial_logit_bias = placeholder(float)  # -10 for the sigmoid loss
     # How blocks are computed, with the same values (docs/scale.md).
-    model.kernels = "auto"  # fused blocks on TPUs (docs/kernels.md); or "plain"
+    model.kernels = "auto"  # fused blocks on TPUs, cuDNN's attention on GPUs; or "plain"
     model.scan_layers = False  # True: one compiled block a stage
     model.remat = "none"  # or "dots", "blocks": less memory for more computation
-    model.fused_attention = False  # True: attention of many tokens in one kernel
+    model.fused_attention = False  # True: attention of many tokens in one kernel, on TPUs too
     model.dtype = "bfloat16"  # of the computation; parameters and statistics are float32
     return model
 

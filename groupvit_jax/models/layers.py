@@ -178,22 +178,27 @@ def attend(
     key: Float[Array, "B N S H"],
     value: Float[Array, "B N S H"],
     mask: Bool[Array, "#B #N T S"] | None = None,
+    *,
+    normalize_first: bool = False,
 ) -> Float[Array, "B N T H"]:
     """Compute multi-head attention, with logits and softmax in float32.
-
-    The softmax is normalised after the product with the values: that divides `T x H` numbers in
-    place of `T x S`, and saves most in the backward pass.
 
     Args:
       query: heads before tokens.
       key: like the queries.
       value: like the queries.
       mask: mask of the visible tokens, at least one for every query; None if all are visible.
+      normalize_first: whether the softmax is normalised before its product with the values. After
+        it, `T x H` numbers are divided in place of `T x S`, which is faster on a CPU. On a TPU the
+        division is free beside the exponential, and normalised weights need fewer passes backward.
     """
     scaled = query * query.shape[-1] ** -0.5
     logits = jnp.einsum("bnth,bnsh->bnts", scaled, key, preferred_element_type=jnp.float32)
     if mask is not None:
         logits = jnp.where(mask, logits, -jnp.inf)
+    if normalize_first:
+        weights = jax.nn.softmax(logits, axis=-1).astype(value.dtype)
+        return jnp.einsum("bnts,bnsh->bnth", weights, value)
     # The softmax doesn't depend on the maximum, so no gradient has to go through it.
     weights = jnp.exp(logits - jax.lax.stop_gradient(logits.max(axis=-1, keepdims=True)))
     total = jnp.einsum(

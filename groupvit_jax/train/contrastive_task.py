@@ -20,7 +20,6 @@ from groupvit_jax.train.forward import (
     noise_ids,
     noise_keys,
     on_mesh,
-    with_kernels,
 )
 from groupvit_jax.train.state import TrainState
 from groupvit_jax.train.step import LossFn, Metrics
@@ -85,14 +84,15 @@ def make_contrastive_loss(model: nn.Module, config: ConfigDict, mesh: Mesh) -> L
     """
     settings = LossSettings(**config.loss)
     micro_batch_size = config.train.micro_batch_size
-    # Absent in configurations recorded before there were kernels.
-    kernels = config.model.get("kernels", "auto")
     in_parts = micro_batch_size is not None
-    model, has_kernels = with_kernels(model, mesh, kernels, within_shard_map=in_parts)
-    if not in_parts:
-        # In micro-batches the encoders run inside `shard_map`, where the batch axes are manual and
-        # a sharding constraint on them is an error.
-        model = on_mesh(model, mesh, fused_attention=config.model.fused_attention)
+    model, has_kernels = on_mesh(
+        model,
+        mesh,
+        # Absent in configurations recorded before there were kernels.
+        kernels=config.model.get("kernels", "auto"),
+        fused_attention=config.model.fused_attention,
+        within_shard_map=in_parts,
+    )
     encode: grad_cache.Encode = functools.partial(
         encode_examples,
         model,

@@ -1,15 +1,18 @@
 """Shared by the forward passes of all tasks: placement on the mesh, noise, use of the groups."""
 
+import functools
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import Mesh, PartitionSpec
+from jax.sharding import Mesh
 
 from groupvit_jax import parallel
 from groupvit_jax.models import fused_attention as fused_attention_lib
 from groupvit_jax.models.blocks import with_execution
+from groupvit_jax.models.fused_attention import has_cudnn
 from groupvit_jax.models.kernels import stacks
+from groupvit_jax.models.layers import attend
 from groupvit_jax.train.state import TrainState
 from groupvit_jax.train.step import Metrics
 from groupvit_jax.typing import Array, Batch, ImageFeatures, Int, Key
@@ -18,43 +21,42 @@ from groupvit_jax.typing import Array, Batch, ImageFeatures, Int, Key
 NOISE = ("drop_path", "gumbel", "random_erasing")
 
 
-def on_mesh(model: Any, mesh: Mesh, *, fused_attention: bool = False) -> Any:
-    """Return the model with its activations sharded by example in every block.
-
-    Args:
-      model: with the towers of `TwoTower`, or one of them.
-      mesh: the device mesh.
-      fused_attention: whether the image tower's attention is one kernel.
-    """
-    sharding = parallel.batch_sharding(mesh)
-    # Without the constraint, XLA may move activations to sharded parameters, instead of gathering
-    # the parameters where the examples are.
-    changes: dict[str, Any] = {"constrain": lambda x: jax.lax.with_sharding_constraint(x, sharding)}
-    if fused_attention:
-        kernel = fused_attention_lib.KERNELS[mesh.devices.flat[0].platform]
-        # XLA can't partition a custom kernel: each device gets its examples and its heads.
-        spec = PartitionSpec(parallel.BATCH_AXES, "tensor")
-        changes["attention_fn"] = jax.shard_map(
-            kernel, mesh=mesh, in_specs=spec, out_specs=spec, check_vma=False
-        )
-    return with_execution(model, **changes)
-
-
-def with_kernels(
-    model: Any, mesh: Mesh, choice: str, *, within_shard_map: bool
+def on_mesh(
+    model: Any,
+    mesh: Mesh,
+    *,
+    kernels: str = "plain",
+    fused_attention: bool = False,
+    within_shard_map: bool = False,
 ) -> tuple[Any, bool]:
-    """Return the model with its blocks run by fused kernels, and whether the mesh has any.
+    """Return the model as the mesh's devices compute it, and whether it calls kernels.
 
     Args:
       model: with the towers of `TwoTower`, or one of them.
       mesh: the device mesh.
-      choice: `config.model.kernels`.
+      kernels: `config.model.kernels`. With "auto", blocks are fused on TPUs, and on NVIDIA's GPUs
+        the image tower's attention is cuDNN's.
+      fused_attention: whether the image tower's attention is one kernel on any device that has one.
       within_shard_map: whether the model is applied inside a `jax.shard_map` over the mesh.
     """
-    stack_fn = None
-    if choice != "plain":
-        stack_fn = stacks.stack_fn(mesh, within_shard_map=within_shard_map)
-    return with_execution(model, stack_fn=stack_fn), stack_fn is not None
+    device, changes = mesh.devices.flat[0], dict[str, Any]()
+    attention_fn = stack_fn = None
+    if not within_shard_map:
+        # Without the constraint, XLA may move activations to sharded parameters, instead of
+        # gathering the parameters where the examples are. In a `shard_map` the batch axes are
+        # manual, and a constraint on them is an error.
+        sharding = parallel.batch_sharding(mesh)
+        changes["constrain"] = lambda x: jax.lax.with_sharding_constraint(x, sharding)
+    if kernels != "plain":
+        stack_fn = changes["stack_fn"] = stacks.stack_fn(mesh, within_shard_map=within_shard_map)
+    if fused_attention or (kernels != "plain" and has_cudnn(device)):
+        attention_fn = fused_attention_lib.attention_fn(mesh, within_shard_map=within_shard_map)
+    if attention_fn is not None:
+        changes["attention_fn"] = attention_fn
+    elif device.platform == "tpu":
+        changes["attention_fn"] = functools.partial(attend, normalize_first=True)
+    has_kernels = attention_fn is not None or stack_fn is not None
+    return with_execution(model, **changes), has_kernels
 
 
 def noise_ids(batch: Batch, mesh: Mesh) -> Int[Array, "B"]:

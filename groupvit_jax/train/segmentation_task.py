@@ -14,7 +14,6 @@ from groupvit_jax.train.forward import (
     noise_ids,
     noise_keys,
     on_mesh,
-    with_kernels,
 )
 from groupvit_jax.train.state import TrainState
 from groupvit_jax.train.step import LossFn, Metrics
@@ -36,8 +35,7 @@ def make_segmentation_loss(
       A function whose metrics are `loss`, `labelled_pixels` (the share that counts) and
       `groups_in_use/stage_I`.
     """
-    model = on_mesh(model, mesh, fused_attention=fused_attention)
-    model, _ = with_kernels(model, mesh, kernels, within_shard_map=False)
+    model, _ = on_mesh(model, mesh, kernels=kernels, fused_attention=fused_attention)
 
     def loss_fn(
         params: PyTree, state: TrainState, batch: Batch

@@ -172,8 +172,11 @@ def check_fused_attention(encoder: ImageEncoder, mesh: Mesh, micro_batch_size: i
     found = None
     if platform not in fused_attention.KERNELS:
         found = f"True found on {platform}, expected one of {', '.join(fused_attention.KERNELS)}"
-    elif micro_batch_size is not None:
-        found = "True found with config.train.micro_batch_size, expected one of them"
+    elif micro_batch_size is not None and mesh.shape["tensor"] > 1:
+        found = (
+            "True found with config.train.micro_batch_size and "
+            f"{mesh.shape['tensor']} tensor shards, expected one of them"
+        )
     elif heads % mesh.shape["tensor"]:
         found = (
             f"True found with {heads} heads on {mesh.shape['tensor']} tensor shards, expected "

@@ -1,10 +1,12 @@
+import types
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.experimental.pallas import tpu as pallas_tpu
 
-from groupvit_jax.models.fused_attention import attend_on_gpu, attend_on_tpu
+from groupvit_jax.models.fused_attention import attend_on_gpu, attend_on_tpu, has_cudnn
 from groupvit_jax.models.layers import attend
 
 
@@ -39,9 +41,28 @@ def test_cudnn_gets_many_tokens_in_its_order_of_axes(monkeypatch):
         return plain(*inputs, implementation="xla")
 
     monkeypatch.setattr(jax.nn, "dot_product_attention", stand_in)
-    for num_tokens, calls in ((8, []), (260, ["cudnn"])):
-        inputs = draw(num_tokens)
+    few, float32, many = draw(8, jnp.bfloat16), draw(260), draw(260, jnp.bfloat16)
+    for inputs, calls in ((few, []), (float32, []), (many, ["cudnn"])):
         found = with_gradients(attend_on_gpu, *inputs)
         for value, wanted in zip(found, with_gradients(attend, *inputs), strict=True):
-            np.testing.assert_allclose(value, wanted, rtol=0, atol=1e-5 * np.abs(wanted).max())
+            value, wanted = np.asarray(value, np.float32), np.asarray(wanted, np.float32)
+            # Both round weights, products and outputs to bfloat16, by at most 2^-9 of them each.
+            np.testing.assert_allclose(value, wanted, rtol=0, atol=2**-7 * np.abs(wanted).max())
         assert asked == calls
+
+
+@pytest.mark.parametrize(
+    ("platform", "capability", "expected"),
+    [
+        ("gpu", "9.0", True),
+        ("gpu", "7.5", False),
+        ("gpu", "gfx942", False),
+        ("gpu", None, True),
+        ("cpu", None, False),
+    ],
+)
+def test_gpus_with_cudnn_s_attention(platform, capability, expected):
+    device = types.SimpleNamespace(platform=platform)
+    if capability is not None:
+        device.compute_capability = capability
+    assert has_cudnn(device) is expected

@@ -24,6 +24,25 @@ def test_attention_ignores_what_its_mask_hides():
     assert not np.allclose(before[:, 3:], after[:, 3:])
 
 
+@pytest.mark.parametrize("masked", [False, True])
+def test_attention_may_normalize_before_or_after_the_product(masked):
+    query, key, value = jax.random.normal(jax.random.key(0), (3, 2, 3, 5, 8))
+    mask = jnp.tri(5, dtype=bool)[None, None] if masked else None
+
+    def run(**settings):
+        def loss(*inputs):
+            return jnp.sin(layers.attend(*inputs, mask, **settings)).sum()
+
+        return jax.value_and_grad(loss, (0, 1, 2))(query, key, value)
+
+    for found, expected in zip(
+        jax.tree.leaves(run(normalize_first=True)), jax.tree.leaves(run()), strict=True
+    ):
+        # Sums of 5 or 8 products, a few of them one after another.
+        bound = 64 * UNIT_ROUNDOFF * np.abs(expected).max()
+        np.testing.assert_allclose(found, expected, rtol=0, atol=bound)
+
+
 def test_linear_has_the_gradients_of_a_matrix_product():
     x, kernel = (jax.random.normal(jax.random.key(i), s) for i, s in enumerate([(2, 5, 3), (3, 4)]))
 

@@ -92,7 +92,7 @@ def test_the_first_token_of_a_caption_is_no_word():
     ("platforms", "micro_batch_size", "message"),
     [
         (["tpu", "gpu"], None, "True found on cpu, expected one of tpu, gpu"),
-        (["cpu"], 8, "True found with config.train.micro_batch_size"),
+        (["cpu"], 8, "True found with config.train.micro_batch_size and 2 tensor shards"),
         (["cpu"], None, "True found with 3 heads on 2 tensor shards"),
     ],
 )
