@@ -78,7 +78,7 @@ def work(row: str) -> dict[str, float]:
     step, state, shapes = (None, None, None) if topology else make_step(config)
     wall, cpu = time.perf_counter(), time.process_time()
     if topology:
-        lowered = compiling.lower_step(config, hardware.describe(topology, 1))[0]
+        lowered = compiling.lower_step(config, hardware.find_topology(topology, 1))[0]
     else:
         lowered = step.lower(state, shapes)
     lower_wall, lower_cpu = time.perf_counter() - wall, time.process_time() - cpu

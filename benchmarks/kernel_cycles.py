@@ -57,7 +57,7 @@ def compile_kernel(config: ConfigDict, name: str, kernel: str, rows: int) -> dic
     from groupvit_jax.models.kernels import fused_blocks, stacks
     from groupvit_jax.plan import hardware
 
-    device = hardware.describe(_TOPOLOGY.value).devices[0]
+    device = hardware.find_topology(_TOPOLOGY.value).devices[0]
     mesh = jax.sharding.Mesh(np.array([device]), ("data",))
     sharding = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
     depth, tokens = stacks_of(config)[name]

@@ -55,12 +55,12 @@ def median_seconds(run: Callable[[], Any]) -> float:
 def compiled_losses(num_devices: int, exchange: str, block_size: int) -> tuple[Any, Any]:
     """Return the compiled gradient of both losses, and its arguments."""
     mesh = mesh_of(num_devices)
-    comparison = losses.Comparison("softmax", parallel.BATCH_AXES, exchange, block_size)
+    pairing = losses.Pairing("softmax", parallel.BATCH_AXES, exchange, block_size)
 
     def on_device(image: jax.Array, text: jax.Array) -> jax.Array:
         scale = jnp.log(1 / 0.07)
         texts = [text[:, :1], text[:, 1:]]
-        found = losses.contrastive_losses(image, texts, [scale, scale], None, comparison)
+        found = losses.contrastive_losses(image, texts, [scale, scale], None, pairing)
         return found[0][0] + found[1][0]
 
     by_row = PartitionSpec(parallel.BATCH_AXES)

@@ -109,7 +109,7 @@ def plan_all(flags: argparse.Namespace, config: ConfigDict) -> None:
     slices = _integers("num_slices", flags.num_slices)
     # Describe all topologies first, so that a misspelt one is found before minutes of compiling.
     names = flags.topology.split(",")
-    described = [hardware.describe(*pair) for pair in itertools.product(names, slices)]
+    described = [hardware.find_topology(*pair) for pair in itertools.product(names, slices)]
     plans, results, pages = [], [], []
     for topology, batch_size in itertools.product(described, batch_sizes):
         changed = with_batch_size(config, batch_size)

@@ -28,7 +28,8 @@ def parse_flags(argv: Sequence[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    _add_options(parser)
+    _add_input_options(parser)
+    _add_output_options(parser, preparation.Options("", ""))
     parser.add_argument(
         "--num_workers",
         type=_between(1),
@@ -53,9 +54,10 @@ def parse_flags(argv: Sequence[str]) -> argparse.Namespace:
     return flags
 
 
-def _add_options(parser: argparse.ArgumentParser) -> None:
-    """Add a flag for every field of `prepare.Options`."""
-    default = preparation.Options("", "")
+# Together they add a flag for every field of `prepare.Options`.
+
+
+def _add_input_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--input",
         required=True,
@@ -63,13 +65,16 @@ def _add_options(parser: argparse.ArgumentParser) -> None:
         "files and captions, COCO's captions_*.json, or tfds:NAME/SPLIT",
     )
     parser.add_argument(
-        "--output", required=True, help="the folder for the shards and their manifest.json"
-    )
-    parser.add_argument(
         "--images", default="", help="the folder of the image files that a table or parquet names"
     )
     for column in ("image_column", "caption_column"):
         parser.add_argument(f"--{column}", default="", help="of a table or parquet file")
+
+
+def _add_output_options(parser: argparse.ArgumentParser, default: preparation.Options) -> None:
+    parser.add_argument(
+        "--output", required=True, help="the folder for the shards and their manifest.json"
+    )
     parser.add_argument(
         "--format",
         choices=FORMATS,

@@ -12,12 +12,12 @@ from ml_collections import ConfigDict
 from groupvit_jax.runs.sweep_files import Sweep, Trial
 from groupvit_jax.runs.validation import line, rule_of
 from groupvit_jax.sweep import checks
-from groupvit_jax.sweep.trials import describe, flag_of, make_trial, plain
+from groupvit_jax.sweep.trials import flag_of, make_trial, override_label, plain
 from launch import overrides as overrides_lib
 
 
 class Planned(NamedTuple):
-    """A sweep as its file and the command's flags describe it.
+    """A sweep as its file and the command's flags override_label it.
 
     Attributes:
       sweep: with the trials whose configuration could be read.
@@ -71,8 +71,10 @@ def plan(
         trial = make_trial(len(trials), overrides, found)
         same = [t for t in trials if t.config_sha256 == trial.config_sha256]
         if same:
-            is_by = describe(same[0].overrides)
-            notes.append(f"{describe(overrides)}: the same configuration as {is_by}, left out")
+            is_by = override_label(same[0].overrides)
+            notes.append(
+                f"{override_label(overrides)}: the same configuration as {is_by}, left out"
+            )
             continue
         trials.append(trial)
         configs[i] = found
@@ -96,7 +98,7 @@ def check(planned: Planned, root: Path) -> list[str]:
 
 
 def _error(number: int, overrides: Mapping[str, Any], lines: Sequence[str]) -> str:
-    return f"trial {number} ({describe(overrides)}): {'; '.join(lines)}"
+    return f"trial {number} ({override_label(overrides)}): {'; '.join(lines)}"
 
 
 def _resolve(

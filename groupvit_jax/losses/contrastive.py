@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 
 from groupvit_jax.losses import pairwise
-from groupvit_jax.losses.pairwise import Both, Comparison, Metrics, Side, product
+from groupvit_jax.losses.pairwise import Both, Metrics, Pairing, Side, product
 from groupvit_jax.typing import Array, Bool, Float, Int, UInt
 
 MAX_LOSSES_WITH_IDS = 2
@@ -30,7 +30,7 @@ def contrastive_losses(
     texts: Sequence[Float[Array, "B _ D"]],
     logit_scales: Sequence[Float[Array, ""]],
     biases: Sequence[Float[Array, ""]] | None = None,
-    comparison: Comparison = pairwise.ON_ONE_DEVICE,
+    pairing: Pairing = pairwise.ON_ONE_DEVICE,
     ids: Sequence[Int[Array, "B _"]] | None = None,
 ) -> list[tuple[Float[Array, ""], Metrics]]:
     """Match images with each kind of their texts: captions, and prompts (the multi-label loss).
@@ -48,7 +48,7 @@ def contrastive_losses(
       texts: for each loss, the embeddings of every image's K texts, not normalised.
       logit_scales: for each loss, the logarithm of the inverse temperature.
       biases: for each sigmoid loss, the bias of its logits.
-      comparison: kind of loss, and where and how it is computed.
+      pairing: kind of loss, and where and how it is computed.
       ids: for each of at most two losses, the identity of its texts, from 0 to 2^31 - 1; None:
         every text counts as different.
 
@@ -62,21 +62,21 @@ def contrastive_losses(
     image = pairwise.l2_normalize(image)
     scales = [pairwise.clipped_scale(logit_scale) for logit_scale in logit_scales]
     texts = [scale * pairwise.l2_normalize(text) for text, scale in zip(texts, scales, strict=True)]
-    if comparison.kind == "sigmoid":
+    if pairing.kind == "sigmoid":
         # The bias as one more channel, 1 times the bias: the products need no second addition.
         image = jnp.pad(image, ((0, 0), (0, 1)), constant_values=1.0)
         texts = [_append(text, bias) for text, bias in zip(texts, biases or (), strict=True)]
     stacked = jnp.concatenate(texts, axis=1)
-    position = pairwise.global_positions(comparison, len(image))
+    position = pairwise.global_positions(pairing, len(image))
     own = Examples(image, stacked, position, None if ids is None else _told_apart(ids))
-    totals = _compare(comparison, *own)
+    totals = _compare(pairing, *own)
     own_logits = product("bd,bnd->bn", image, stacked) if ids is None else None
     results, first = [], 0
     for text, scale in zip(texts, scales, strict=True):
         part = slice(first, first := first + text.shape[1])
         here, own_here = jax.tree.map(lambda x, part=part: x[:, part], (totals, own_logits))
-        value = pairwise.global_mean(comparison, _loss(comparison, here, own_here))
-        metrics = _accuracies(comparison, here) | {"temperature": 1 / scale}
+        value = pairwise.global_mean(pairing, _loss(pairing, here, own_here))
+        metrics = _accuracies(pairing, here) | {"temperature": 1 / scale}
         results.append((value, metrics))
     return results
 
@@ -94,11 +94,11 @@ def _told_apart(ids: Sequence[Int[Array, "B _"]]) -> UInt[Array, "B N"]:
 
 
 def _loss(
-    comparison: Comparison, totals: Both, own_logits: Float[Array, "B K"] | None
+    pairing: Pairing, totals: Both, own_logits: Float[Array, "B K"] | None
 ) -> Float[Array, "B K"]:
     """Return the contribution of each of this device's texts to the mean."""
     image, text = totals.image, totals.text
-    if comparison.kind == "sigmoid":
+    if pairing.kind == "sigmoid":
         # The same sum by rows and by columns; the mean gives both directions their gradient.
         return (image.total + text.total) / 2
     image_total = jax.nn.logsumexp(image.total, axis=1, keepdims=True)
@@ -111,11 +111,11 @@ def _loss(
     return (image_total - of_image / number + text.total - of_text) / 2
 
 
-def _accuracies(comparison: Comparison, totals: Both) -> Metrics:
+def _accuracies(pairing: Pairing, totals: Both) -> Metrics:
     best = totals.image.best.argmax(axis=1, keepdims=True)
     image_to_text = jnp.take_along_axis(totals.image.hit, best, axis=1)
     hits = {"image_to_text_accuracy": image_to_text, "text_to_image_accuracy": totals.text.hit}
-    return {name: pairwise.global_mean(comparison, jnp.float32(hit)) for name, hit in hits.items()}
+    return {name: pairwise.global_mean(pairing, jnp.float32(hit)) for name, hit in hits.items()}
 
 
 class Examples(NamedTuple):
@@ -129,21 +129,21 @@ class Examples(NamedTuple):
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
 def _compare(
-    comparison: Comparison,
+    pairing: Pairing,
     image: Float[Array, "B D"],
     text: Float[Array, "B N D"],
     position: Int[Array, "B"],
     ids: UInt[Array, "B N"] | None,
 ) -> Both:
     """Compare this device's images with all texts, and its texts with all images."""
-    return _compare_forward(comparison, image, text, position, ids)[0]
+    return _compare_forward(pairing, image, text, position, ids)[0]
 
 
 def _compare_forward(
-    comparison: Comparison, image: Array, text: Array, position: Array, ids: Array | None
+    pairing: Pairing, image: Array, text: Array, position: Array, ids: Array | None
 ) -> tuple[Both, Any]:
-    kind, own = comparison.kind, Examples(image, text, position, ids)
-    everyone = pairwise.gather(comparison, own)
+    kind, own = pairing.kind, Examples(image, text, position, ids)
+    everyone = pairwise.gather(pairing, own)
 
     def add(totals: Both, block: Examples) -> Both:
         logits, same = _logits(own, block), _same(own, block)
@@ -153,24 +153,24 @@ def _compare_forward(
 
     # Derived from the text, so that `shard_map` knows that they differ between devices.
     none = pairwise.no_totals(text[..., 0], count_positives=ids is not None and kind == "softmax")
-    totals = pairwise.fold(comparison, add, Both(none, none), everyone)
+    totals = pairwise.fold(pairing, add, Both(none, none), everyone)
     totals = Both(*(pairwise.finished(kind, part) for part in totals))
     return totals, (own, everyone, totals.image.total, totals.text.total)
 
 
 def _compare_backward(
-    comparison: Comparison, residuals: Any, gradients: Both
+    pairing: Pairing, residuals: Any, gradients: Both
 ) -> tuple[Array | None, ...]:
     own, everyone, image_total, text_total = residuals
     image_side = pairwise.side(image_total, gradients.image)
     text_side = pairwise.side(text_total, gradients.text)
-    others = (everyone, *pairwise.gather(comparison, (image_side, text_side)))
+    others = (everyone, *pairwise.gather(pairing, (image_side, text_side)))
 
     def add(sums: tuple[Array, Array], block: tuple[Examples, Side, Side]) -> tuple[Array, Array]:
         examples, block_image_side, block_text_side = block
         by_image, by_text = _logits(own, examples)
         text_same, image_same = _same(own, examples)
-        weights = functools.partial(_weights, comparison.kind)
+        weights = functools.partial(_weights, pairing.kind)
         by_image = weights(text_same, by_image, image_side, block_text_side)
         by_text = weights(image_same, by_text, text_side, block_image_side)
         image = product("bnc,cnd->bd", by_image, examples.text)
@@ -178,7 +178,7 @@ def _compare_backward(
         return sums[0] + image, sums[1] + text
 
     sums = (jnp.zeros_like(own.image), jnp.zeros_like(own.text))
-    return *pairwise.fold(comparison, add, sums, others), None, None
+    return *pairwise.fold(pairing, add, sums, others), None, None
 
 
 _compare.defvjp(_compare_forward, _compare_backward)

@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 
 from groupvit_jax.losses import pairwise
-from groupvit_jax.losses.pairwise import Both, Comparison, Metrics, Side, product
+from groupvit_jax.losses.pairwise import Both, Metrics, Pairing, Side, product
 from groupvit_jax.typing import Array, Bool, Float, Int
 
 # Words of an image: the tokens of its caption, or its prompts, one for each noun.
@@ -28,7 +28,7 @@ def local_alignment_loss(
     words: Float[Array, "B W D"],
     word_mask: Bool[Array, "B W"],
     logit_scale: Float[Array, ""],
-    comparison: Comparison = pairwise.ON_ONE_DEVICE,
+    pairing: Pairing = pairwise.ON_ONE_DEVICE,
     ids: Int[Array, "B"] | None = None,
 ) -> tuple[Float[Array, ""], Metrics]:
     """Match images with texts by their parts.
@@ -49,7 +49,7 @@ def local_alignment_loss(
       words: embeddings of each example's words, not normalised.
       word_mask: mask of the words present.
       logit_scale: logarithm of the inverse temperature.
-      comparison: where and how it is computed. A block has as many examples as have together at
+      pairing: where and how it is computed. A block has as many examples as have together at
         most `block_size` segments or words, but at least one. Its kind is ignored: always a
         softmax.
       ids: identities of the texts; None: every text counts as different.
@@ -61,29 +61,30 @@ def local_alignment_loss(
     """
     scale = pairwise.clipped_scale(logit_scale)
     segments, words = pairwise.l2_normalize(segments), scale * pairwise.l2_normalize(words)
-    comparison = dataclasses.replace(
-        comparison,
+    pairing = dataclasses.replace(
+        pairing,
         kind="softmax",
-        block_size=max(1, comparison.block_size // max(segments.shape[1], words.shape[1])),
+        block_size=max(1, pairing.block_size // max(segments.shape[1], words.shape[1])),
     )
-    position = pairwise.global_positions(comparison, len(segments))
-    found = _compare(comparison, segments, words, word_mask, position if ids is None else ids)
+    position = pairwise.global_positions(pairing, len(segments))
+    found = _compare(pairing, segments, words, word_mask, position if ids is None else ids)
     image, text = (jax.tree.map(lambda x: x[:, 0], totals) for totals in found)
     has_words = word_mask.any(axis=1)
-    num_texts = pairwise.global_sum(comparison, jnp.float32(has_words))
-
-    def mean(x: Float[Array, "B"]) -> Float[Array, ""]:
-        total = pairwise.global_sum(comparison, jnp.where(has_words, x, 0.0))
-        return total / jnp.maximum(num_texts, 1.0)
-
+    mean = _mean_over_texts(pairing, has_words)
     # An image has as many positives as its text, and none if the text has no words.
     number = jnp.maximum(image.positives.number, 1.0)
     positives = (image.positives.total + text.positives.total) / number
     return mean(image.total + text.total - positives) / 2, {
         "image_to_text_accuracy": mean(jnp.float32(image.hit)),
         "text_to_image_accuracy": mean(jnp.float32(text.hit)),
-        "texts_with_words": pairwise.global_mean(comparison, jnp.float32(has_words)),
+        "texts_with_words": pairwise.global_mean(pairing, jnp.float32(has_words)),
     }
+
+
+def _mean_over_texts(pairing: Pairing, has_words: Bool[Array, "B"]) -> Callable[..., Array]:
+    """Return the function for the mean over the texts with words of all devices, 0 without any."""
+    number = jnp.maximum(pairwise.global_sum(pairing, jnp.float32(has_words)), 1.0)
+    return lambda x: pairwise.global_sum(pairing, jnp.where(has_words, x, 0.0)) / number
 
 
 class Examples(NamedTuple):
@@ -97,21 +98,21 @@ class Examples(NamedTuple):
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
 def _compare(
-    comparison: Comparison,
+    pairing: Pairing,
     segments: Float[Array, "B G D"],
     words: Float[Array, "B W D"],
     mask: Bool[Array, "B W"],
     ids: Int[Array, "B"],
 ) -> Both:
     """Compare this device's images with all texts, and its texts with all images."""
-    return _compare_forward(comparison, segments, words, mask, ids)[0]
+    return _compare_forward(pairing, segments, words, mask, ids)[0]
 
 
 def _compare_forward(
-    comparison: Comparison, segments: Array, words: Array, mask: Array, ids: Array
+    pairing: Pairing, segments: Array, words: Array, mask: Array, ids: Array
 ) -> tuple[Both, Any]:
     own = Examples(segments, words, mask, ids)
-    everyone = pairwise.gather(comparison, own)
+    everyone = pairwise.gather(pairing, own)
 
     def add(totals: Both, block: Examples) -> Both:
         to_text, _ = _similarities(own.segments, block.words, block.mask)
@@ -123,18 +124,18 @@ def _compare_forward(
 
     # Derived from the words, so that `shard_map` knows that they differ between devices.
     none = pairwise.no_totals(words[:, :1, 0], count_positives=True)
-    totals = pairwise.fold(comparison, add, Both(none, none), everyone)
+    totals = pairwise.fold(pairing, add, Both(none, none), everyone)
     totals = Both(*(pairwise.finished("softmax", part) for part in totals))
     return totals, (own, everyone, totals.image.total, totals.text.total)
 
 
 def _compare_backward(
-    comparison: Comparison, residuals: Any, gradients: Both
+    pairing: Pairing, residuals: Any, gradients: Both
 ) -> tuple[Array | None, ...]:
     own, everyone, image_total, text_total = residuals
     image_side = pairwise.side(image_total, gradients.image)
     text_side = pairwise.side(text_total, gradients.text)
-    others = (everyone, *pairwise.gather(comparison, (image_side, text_side)))
+    others = (everyone, *pairwise.gather(pairing, (image_side, text_side)))
 
     def add(sums: tuple[Array, Array], block: tuple[Examples, Side, Side]) -> tuple[Array, Array]:
         examples, block_image_side, block_text_side = block
@@ -146,7 +147,7 @@ def _compare_backward(
         return sums[0] + segments, sums[1] + words
 
     sums = (jnp.zeros_like(own.segments), jnp.zeros_like(own.words))
-    return *pairwise.fold(comparison, add, sums, others), None, None
+    return *pairwise.fold(pairing, add, sums, others), None, None
 
 
 _compare.defvjp(_compare_forward, _compare_backward)

@@ -1,4 +1,4 @@
-"""Blockwise comparison of a device's examples with the global batch.
+"""Blockwise pairing of a device's examples with the global batch.
 
 Shared by the losses: exchange of rows between devices, and reductions over a block of logits. No
 device ever holds all B x B logits, which would limit the batch by memory.
@@ -21,7 +21,7 @@ Metrics = dict[str, Float[Array, ""]]
 
 
 @dataclasses.dataclass(frozen=True)
-class Comparison:
+class Pairing:
     """How images are compared with texts.
 
     Attributes:
@@ -39,7 +39,7 @@ class Comparison:
     block_size: int = 256
 
 
-ON_ONE_DEVICE = Comparison()
+ON_ONE_DEVICE = Pairing()
 
 
 def l2_normalize(x: Float[Array, "*batch D"], epsilon: float = 1e-12) -> Float[Array, "*batch D"]:
@@ -66,20 +66,20 @@ def product(equation: str, a: Array, b: Array) -> Array:
     return jnp.einsum(equation, a, b, precision=jax.lax.Precision.HIGHEST)
 
 
-def global_positions(comparison: Comparison, num_examples: int) -> Int[Array, "B"]:
+def global_positions(pairing: Pairing, num_examples: int) -> Int[Array, "B"]:
     """Return the positions of this device's examples in the global batch."""
-    device = jax.lax.axis_index(comparison.axes) if comparison.axes else 0
+    device = jax.lax.axis_index(pairing.axes) if pairing.axes else 0
     return device * num_examples + jnp.arange(num_examples)
 
 
-def global_sum(comparison: Comparison, x: Float[Array, "*S"]) -> Float[Array, ""]:
+def global_sum(pairing: Pairing, x: Float[Array, "*S"]) -> Float[Array, ""]:
     """Return the sum over the examples of all devices."""
-    return jax.lax.psum(x.sum(), comparison.axes) if comparison.axes else x.sum()
+    return jax.lax.psum(x.sum(), pairing.axes) if pairing.axes else x.sum()
 
 
-def global_mean(comparison: Comparison, x: Float[Array, "*S"]) -> Float[Array, ""]:
+def global_mean(pairing: Pairing, x: Float[Array, "*S"]) -> Float[Array, ""]:
     """Return the mean over the examples of all devices."""
-    return jax.lax.pmean(x.mean(), comparison.axes) if comparison.axes else x.mean()
+    return jax.lax.pmean(x.mean(), pairing.axes) if pairing.axes else x.mean()
 
 
 class Positives(NamedTuple):
@@ -192,35 +192,33 @@ def softmax_weights(
     return weights
 
 
-def gather(comparison: Comparison, rows: PyTree) -> PyTree:
+def gather(pairing: Pairing, rows: PyTree) -> PyTree:
     """Return the rows of all devices; in a ring, this device's own, which are then passed round."""
-    if not comparison.axes or comparison.exchange == "ring":
+    if not pairing.axes or pairing.exchange == "ring":
         return rows
-    all_gather = functools.partial(jax.lax.all_gather, axis_name=comparison.axes, tiled=True)
+    all_gather = functools.partial(jax.lax.all_gather, axis_name=pairing.axes, tiled=True)
     return jax.tree.map(all_gather, rows)
 
 
-def fold(
-    comparison: Comparison, add: Callable[[Any, Any], Any], start: PyTree, rows: PyTree
-) -> PyTree:
+def fold(pairing: Pairing, add: Callable[[Any, Any], Any], start: PyTree, rows: PyTree) -> PyTree:
     """Reduce the rows of all devices with `add`, block by block.
 
     Args:
-      comparison: how rows are exchanged.
+      pairing: how rows are exchanged.
       add: `(result so far, block of rows) -> result`.
       start: the initial result.
       rows: output of `gather`.
     """
-    if not comparison.axes or comparison.exchange == "all_gather":
-        return _fold_blocks(comparison.block_size, add, start, rows)
-    num_devices = jax.lax.axis_size(comparison.axes)
+    if not pairing.axes or pairing.exchange == "all_gather":
+        return _fold_blocks(pairing.block_size, add, start, rows)
+    num_devices = jax.lax.axis_size(pairing.axes)
     ring = [(i, (i + 1) % num_devices) for i in range(num_devices)]
 
     def hop(state: tuple[PyTree, PyTree], _: None) -> tuple[tuple[PyTree, PyTree], None]:
         result, rows = state
-        # Independent of the comparison below, so XLA can overlap sending with computing.
-        arriving = jax.tree.map(lambda x: jax.lax.ppermute(x, comparison.axes, ring), rows)
-        return (_fold_blocks(comparison.block_size, add, result, rows), arriving), None
+        # Independent of the pairing below, so XLA can overlap sending with computing.
+        arriving = jax.tree.map(lambda x: jax.lax.ppermute(x, pairing.axes, ring), rows)
+        return (_fold_blocks(pairing.block_size, add, result, rows), arriving), None
 
     return jax.lax.scan(hop, (start, rows), length=num_devices)[0][0]
 

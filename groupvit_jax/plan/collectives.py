@@ -10,7 +10,7 @@ import numpy as np
 
 from groupvit_jax.plan.program import (
     Computation,
-    Execution,
+    ExecutedInstruction,
     Instruction,
     Program,
     executions,
@@ -166,7 +166,7 @@ def _most_common(slices: Int[np.ndarray, " chips"]) -> int:
     return max(collections.Counter(slices.tolist()).values())
 
 
-def _main_purpose(run: Execution) -> str:
+def _main_purpose(run: ExecutedInstruction) -> str:
     """Return the purpose of most bytes: XLA combines collectives and keeps the path of one."""
     own = run.instruction.op_name
     if len(run.instruction.operands) == 1 and own:
@@ -218,7 +218,7 @@ def _mesh_groups(match: re.Match[str], num_devices: int) -> Groups:
 
 
 def _between_slices(
-    kind: str, run: Execution, mesh_shape: dict[str, int], slice_of: Sequence[int]
+    kind: str, run: ExecutedInstruction, mesh_shape: dict[str, int], slice_of: Sequence[int]
 ) -> Collective:
     """Return the part of a collective over several slices that a chip sends through its host."""
     slices = np.asarray(slice_of).reshape(list(mesh_shape.values()))
@@ -238,12 +238,12 @@ def _between_slices(
     )
 
 
-def _dtypes(run: Execution) -> str:
+def _dtypes(run: ExecutedInstruction) -> str:
     names = run.instruction.operands
     return "+".join(dict.fromkeys(b.dtype for name in names for b in run.computation[name].outputs))
 
 
-def _num_bytes(kind: str, run: Execution, group_size: int) -> int:
+def _num_bytes(kind: str, run: ExecutedInstruction, group_size: int) -> int:
     operands = sum(
         buffer.num_bytes
         for name in run.instruction.operands

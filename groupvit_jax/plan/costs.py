@@ -3,7 +3,7 @@
 import math
 import re
 
-from groupvit_jax.plan.program import Execution, Program, executions
+from groupvit_jax.plan.program import ExecutedInstruction, Program, executions
 
 _DIMENSIONS = re.compile(r"lhs_contracting_dims=\{([\d,]*)\}")
 _WINDOW = re.compile(r"window=\{([^}]*)\}")
@@ -20,7 +20,7 @@ def matrix_flops(program: Program) -> int:
     return sum(run.count * flops(run) for run in executions(program))
 
 
-def flops(run: Execution) -> int:
+def flops(run: ExecutedInstruction) -> int:
     """Return the FLOPs of one execution of a product, convolution or library call; else 0."""
     instruction, computation = run.instruction, run.computation
     if instruction.opcode == "custom-call":
@@ -56,7 +56,7 @@ def logits_bytes(program: Program, embedding_dim: int) -> int:
     )
 
 
-def _custom_call_flops(run: Execution) -> int:
+def _custom_call_flops(run: ExecutedInstruction) -> int:
     """Count the products of calls into cuBLAS and cuDNN, and of kernels that state theirs."""
     attributes = run.instruction.attributes
     if stated := _KERNEL_FLOPS.search(attributes):
@@ -85,7 +85,7 @@ def _custom_call_flops(run: Execution) -> int:
     return 0
 
 
-def _contracted(run: Execution) -> float:
+def _contracted(run: ExecutedInstruction) -> float:
     return flops(run) / (2 * max(math.prod(run.instruction.outputs[0].shape), 1))
 
 

@@ -66,7 +66,7 @@ class Topology:
         return self.name if self.num_slices == 1 else f"{self.num_slices} x {self.name}"
 
 
-def describe(name: str, num_slices: int = 1) -> Topology:
+def find_topology(name: str, num_slices: int = 1) -> Topology:
     """Return the topology of a name such as "v5e:16x16" or "h100:8x8".
 
     Args:

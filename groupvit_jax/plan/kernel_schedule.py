@@ -184,7 +184,7 @@ def main(topology: str, folder: str) -> None:
     """
     from groupvit_jax.plan import hardware  # loads JAX, which the parent has already
 
-    device = hardware.describe(topology).devices[0]
+    device = hardware.find_topology(topology).devices[0]
     cycles = []
     for description in json.load(sys.stdin):
         before = set(Path(folder).iterdir())

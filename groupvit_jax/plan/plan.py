@@ -57,7 +57,7 @@ class Bound:
 
 
 @dataclasses.dataclass(frozen=True)
-class Program:
+class StepWork:
     """Work of the compiled step, known only of a step that fits.
 
     Attributes:
@@ -115,7 +115,7 @@ class Plan:
     hand_flops: float
     useful_flops: float
     peak_flops: float
-    program: Program | None
+    program: StepWork | None
     compile_seconds: float
     compile_cpu_seconds: float
     needs: Needs | None = None
@@ -172,7 +172,7 @@ def make_plan(
 
     Args:
       config: the whole configuration.
-      topology: from `hardware.describe`.
+      topology: from `hardware.find_topology`.
       num_examples: of an epoch, for configurations without `train.num_steps`.
       price_per_chip_hour: in any currency.
 
@@ -286,14 +286,14 @@ def _where_full(totals: dict[int, float], available: float, unit: int) -> int:
     return max(int(full) // unit * unit, unit)
 
 
-def _analyse(step: CompiledStep, topology: Topology, batch_size: int, output_dim: int) -> Program:
+def _analyse(step: CompiledStep, topology: Topology, batch_size: int, output_dim: int) -> StepWork:
     program = parse_program(step.text)
     chip, num_devices = topology.chip, len(topology.devices)
     collectives = find_collectives(program, step.mesh_shape, step.slice_of)
     found = instruction_costs(program, kernel_cycles(program, topology.one_chip))
     device_flops = sum(cost.count * cost.flops for cost in found)
     traffic = sum(cost.count * cost.num_bytes for cost in found)
-    return Program(
+    return StepWork(
         flops_per_image=device_flops * num_devices / batch_size,
         traffic=float(traffic * chip.devices),
         logits=costs.logits_bytes(program, output_dim),

@@ -128,7 +128,7 @@ class Program:
 
 
 @dataclasses.dataclass(frozen=True)
-class Execution:
+class ExecutedInstruction:
     """An instruction that runs.
 
     Attributes:
@@ -169,17 +169,17 @@ def parse_program(text: str) -> Program:
     return Program(computations, entry, _files_of_frames(text))
 
 
-def executions(program: Program) -> Iterator[Execution]:
+def executions(program: Program) -> Iterator[ExecutedInstruction]:
     """Yield every instruction that runs, those inside loops and fusions included."""
     yield from _executions(program, program.entry, 1, 0, False)
 
 
 def _executions(
     program: Program, name: str, count: int, loops: int, is_fused: bool
-) -> Iterator[Execution]:
+) -> Iterator[ExecutedInstruction]:
     computation = program.computations[name]
     for instruction in computation.values():
-        yield Execution(instruction, computation, count, loops, is_fused)
+        yield ExecutedInstruction(instruction, computation, count, loops, is_fused)
         is_loop = instruction.opcode == "while"
         times = count * (trip_count(program, instruction) if is_loop else 1)
         inside = is_fused or instruction.opcode == "fusion" or is_asynchronous(instruction)

@@ -8,7 +8,7 @@ from typing import Any
 from groupvit_jax.plan.chips import GB, GIB
 from groupvit_jax.plan.collectives import Collective
 from groupvit_jax.plan.needs import Needs
-from groupvit_jax.plan.plan import LargestBatch, Plan, Program
+from groupvit_jax.plan.plan import LargestBatch, Plan, StepWork
 from groupvit_jax.report.markdown import markdown_table
 
 Rows = Iterable[Sequence[str]]
@@ -91,7 +91,7 @@ def to_json(plan: Plan, largest: LargestBatch | None = None) -> dict[str, Any]:
     return dataclasses.asdict(plan) | derived
 
 
-def _speed_line(plan: Plan, program: Program) -> str:
+def _speed_line(plan: Plan, program: StepWork) -> str:
     prediction = program.prediction
     if prediction.is_by_cycles:
         title, method = "Predicted", "by the compiler's cycles"
@@ -106,7 +106,7 @@ def _speed_line(plan: Plan, program: Program) -> str:
     )
 
 
-def _part_rows(program: Program) -> Rows:
+def _part_rows(program: StepWork) -> Rows:
     """List the parts of the step, largest first; those of less than 0.5 % as one."""
     total = program.seconds
     small = [part for part in program.prediction.parts if part.seconds < _SMALLEST_PART * total]

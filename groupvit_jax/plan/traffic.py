@@ -3,7 +3,7 @@
 from groupvit_jax.plan.program import (
     Buffer,
     Computation,
-    Execution,
+    ExecutedInstruction,
     Instruction,
     Program,
     called_computations,
@@ -18,7 +18,7 @@ _SCRATCH = ("s8", "u8")
 _NO_TRAFFIC = ('"AllocateBuffer"', '"ConcatBitcast"')
 
 
-def traffic(program: Program, run: Execution) -> int:
+def traffic(program: Program, run: ExecutedInstruction) -> int:
     """Return the bytes that one execution of an instruction moves to and from HBM.
 
     An instruction reads its operands and writes its outputs, as they lie in memory with the padding
@@ -53,7 +53,7 @@ def traffic(program: Program, run: Execution) -> int:
     return sum(operands) + sum(outputs)
 
 
-def _asynchronous(run: Execution) -> int:
+def _asynchronous(run: ExecutedInstruction) -> int:
     """Count a copy or slice by what arrives, because its source may be a whole stack of layers.
 
     A start returns its operands, the outputs of the operation, and scalars of context; a copy

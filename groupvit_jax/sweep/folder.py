@@ -9,7 +9,7 @@ from pathlib import Path
 from groupvit_jax.runs import sweep_files
 from groupvit_jax.runs.layout import SWEEP_FILE, TRIAL_LOG_FILE
 from groupvit_jax.runs.sweep_files import Record, Sweep
-from groupvit_jax.sweep.trials import command_of, describe
+from groupvit_jax.sweep.trials import command_of, override_label
 
 # The first characters of the line that each attempt adds to a trial's log before its output.
 ATTEMPT = "--- attempt "
@@ -41,10 +41,10 @@ def check_same_sweep(folder: Path, old: Sweep, new: Sweep) -> None:
         elif after.overrides == before.overrides:
             found = "the same with other values in its base configuration"
         else:
-            found = describe(after.overrides)
+            found = override_label(after.overrides)
         raise ValueError(
-            f"{folder / SWEEP_FILE}: trial {before.id} was {describe(before.overrides)} and is now "
-            f"{found}, expected the same trials (more may follow) or another --output"
+            f"{folder / SWEEP_FILE}: trial {before.id} was {override_label(before.overrides)} and "
+            f"is now {found}, expected the same trials (more may follow) or another --output"
         )
 
 

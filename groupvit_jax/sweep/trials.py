@@ -34,11 +34,11 @@ def make_trial(number: int, overrides: Mapping[str, Any], config: ConfigDict) ->
 
 def folder_name(number: int, overrides: Mapping[str, Any]) -> str:
     """Return the name of a trial's folder: its number and its settings, safe for a file system."""
-    settings = re.sub(r"[^A-Za-z0-9._=-]+", "_", describe(overrides))
+    settings = re.sub(r"[^A-Za-z0-9._=-]+", "_", override_label(overrides))
     return f"{number:03d}-{settings}"[:NAME_LENGTH].rstrip("-_.=")
 
 
-def describe(overrides: Mapping[str, Any]) -> str:
+def override_label(overrides: Mapping[str, Any]) -> str:
     """Return the settings on one line, each field by its short name."""
     names = short_names(overrides)
     return "-".join(f"{names[field]}={value}" for field, value in overrides.items()) or "base"

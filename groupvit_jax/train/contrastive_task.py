@@ -53,9 +53,9 @@ class LossSettings:
     block_size: int = 256
 
     @property
-    def comparison(self) -> losses.Comparison:
+    def pairing(self) -> losses.Pairing:
         """How and where embeddings are compared."""
-        return losses.Comparison(self.kind, parallel.BATCH_AXES, self.exchange, self.block_size)
+        return losses.Pairing(self.kind, parallel.BATCH_AXES, self.exchange, self.block_size)
 
     @property
     def parts(self) -> tuple[str, ...]:
@@ -216,7 +216,7 @@ def contrastive_loss(
             by_loss(text),
             scales,
             biases,
-            settings.comparison,
+            settings.pairing,
             None if ids is None else by_loss(ids),
         )
 
@@ -259,7 +259,7 @@ def local_loss(
 
     def on_device(rows: PyTree, scale: Array) -> Any:
         segments, words, mask, ids = rows
-        return losses.local_alignment_loss(segments, words, mask, scale, settings.comparison, ids)
+        return losses.local_alignment_loss(segments, words, mask, scale, settings.pairing, ids)
 
     by_row, alike = PartitionSpec(parallel.BATCH_AXES), PartitionSpec()
     compare = jax.shard_map(on_device, mesh=mesh, in_specs=(by_row, alike), out_specs=alike)

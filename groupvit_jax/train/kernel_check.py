@@ -27,8 +27,9 @@ logger = logging.getLogger(__name__)
 PLAIN = {"model.kernels": "plain"}
 ROWS_A_DEVICE = 8  # enough for BatchNorm; a hundredth of a batch that fills a device
 # Kernels and plain code round differently, so both are compared with float32: a kernel's error may
-# be this many times the plain code's, and `EXACT` of the reference where that has next to none.
-MOST_TIMES_THE_PLAIN_ERROR = 1.5
+# be this many times the plain code's, and `EXACT` of the reference where that has next to none. By
+# chance one is larger than the other: 0.9 to 1.6 times, in bfloat16 at widths of 32 and 64.
+MOST_TIMES_THE_PLAIN_ERROR = 2.0
 EXACT = 2.0**-9  # half a unit in bfloat16's last place
 
 

@@ -109,12 +109,7 @@ def build(config: ConfigDict, workdir: Path) -> Parts:
         check_fused_attention(model.image_encoder, mesh, config.train.micro_batch_size)
     examples = task.make_examples(config, tokenizer)
     sizes = examples.num_samples, config.train.batch_size
-    num_steps = run_length(*sizes, config.train.num_steps, config.train.num_epochs)
-    if num_steps < 1:
-        raise ValueError(
-            f"config.train: {num_steps} steps found ({sizes[0]} examples, batch size {sizes[1]}), "
-            "expected at least 1"
-        )
+    num_steps = training_steps(*sizes, config.train.num_steps, config.train.num_epochs)
     warmup_steps = run_length(*sizes, config.optimizer.warmup_steps, config.optimizer.warmup_epochs)
     schedule = optim.make_schedule(
         config.optimizer.learning_rate,
@@ -210,6 +205,19 @@ def run_length(num_examples: int, batch_size: int, num_steps: int | None, num_ep
       num_epochs: length in epochs.
     """
     return round(num_epochs * num_examples / batch_size) if num_steps is None else num_steps
+
+
+def training_steps(
+    num_examples: int, batch_size: int, num_steps: int | None, num_epochs: float
+) -> int:
+    """Return the `run_length` of a run; raise ValueError if that is no step."""
+    found = run_length(num_examples, batch_size, num_steps, num_epochs)
+    if found < 1:
+        raise ValueError(
+            f"config.train: {found} steps found ({num_examples} examples, batch size "
+            f"{batch_size}), expected at least 1"
+        )
+    return found
 
 
 def _log_summary(parts: Parts) -> None:

@@ -92,11 +92,11 @@ def mesh_of(num_devices):
 @functools.cache
 def both(kind, num_devices=1, exchange="all_gather", block_size=256):
     """A jitted global loss plus twice the multi-label loss, with gradients."""
-    comparison = losses.Comparison(kind, parallel.BATCH_AXES, exchange, block_size)
+    pairing = losses.Pairing(kind, parallel.BATCH_AXES, exchange, block_size)
 
     def on_device(image, text, scales, biases):
         texts = [text[:, :1], text[:, 1:]]
-        found = losses.contrastive_losses(image, texts, scales, biases, comparison)
+        found = losses.contrastive_losses(image, texts, scales, biases, pairing)
         return found[0][0] + 2 * found[1][0], [metrics for _, metrics in found]
 
     by_row, alike = PartitionSpec(parallel.BATCH_AXES), PartitionSpec()

@@ -51,11 +51,11 @@ def reference_of_both(kind, image, text, scales, biases, ids):
 @functools.cache
 def both(kind, num_devices=1, exchange="all_gather", block_size=256):
     """A jitted global loss plus twice the multi-label loss, with gradients."""
-    comparison = losses.Comparison(kind, parallel.BATCH_AXES, exchange, block_size)
+    pairing = losses.Pairing(kind, parallel.BATCH_AXES, exchange, block_size)
 
     def on_device(image, text, scales, biases, ids):
         parts = [[x[:, :1], x[:, 1:]] for x in (text, ids)]
-        found = losses.contrastive_losses(image, parts[0], scales, biases, comparison, parts[1])
+        found = losses.contrastive_losses(image, parts[0], scales, biases, pairing, parts[1])
         return found[0][0] + 2 * found[1][0], [metrics for _, metrics in found]
 
     by_row, alike = PartitionSpec(parallel.BATCH_AXES), PartitionSpec()
@@ -120,7 +120,7 @@ def test_different_texts_give_the_loss_without_ids(kind):
         found = losses.contrastive_losses(image, [text[:, 1:]], [scale], [bias], ids=ids, **of_kind)
         return found[0]
 
-    of_kind = {"comparison": losses.Comparison(kind)}
+    of_kind = {"pairing": losses.Pairing(kind)}
     (value, metrics), (expected, expected_metrics) = run([ids]), run(None)
     np.testing.assert_allclose(value, expected, rtol=1e-6)
     assert metrics == expected_metrics

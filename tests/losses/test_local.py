@@ -37,11 +37,11 @@ def reference(segments, words, logit_scale, mask, ids=None):
 @functools.cache
 def compiled(num_devices=1, exchange="all_gather", block_size=256, with_ids=False):
     """A jitted loss with gradients and metrics."""
-    comparison = losses.Comparison("softmax", parallel.BATCH_AXES, exchange, block_size)
+    pairing = losses.Pairing("softmax", parallel.BATCH_AXES, exchange, block_size)
 
     def on_device(segments, words, scale, mask, ids):
         given = ids if with_ids else None
-        return losses.local_alignment_loss(segments, words, mask, scale, comparison, given)
+        return losses.local_alignment_loss(segments, words, mask, scale, pairing, given)
 
     by_row, alike = PartitionSpec(parallel.BATCH_AXES), PartitionSpec()
     total = jax.shard_map(

@@ -7,7 +7,7 @@ import pytest
 from configs import tiny
 from groupvit_jax import parallel
 from groupvit_jax.plan.compiling import compile_step, lower_step, needed_bytes
-from groupvit_jax.plan.hardware import describe
+from groupvit_jax.plan.hardware import find_topology
 from groupvit_jax.plan.instructions import instruction_costs
 from groupvit_jax.plan.plan import make_plan
 from groupvit_jax.plan.prediction import predict
@@ -71,7 +71,7 @@ def test_batch_that_does_not_divide():
 def test_a_step_for_tpus():
     config = tiny.get_config()
     config.model.kernels = "plain"  # fused blocks compute their forward pass twice
-    plan = make_plan(config, describe("v5e:2x2"), 1000)
+    plan = make_plan(config, find_topology("v5e:2x2"), 1000)
     assert plan.memory.fits
     assert plan.program.flops_per_image == pytest.approx(plan.hand_flops, rel=0.05)
     reduced = sum(c.num_bytes for c in plan.program.collectives if c.purpose == "gradients")
@@ -89,7 +89,7 @@ def test_a_step_for_tpus():
 )
 def test_a_product_for_tpus():
     """Counted by hand: a large product reads two matrices, writes one and keeps the units busy."""
-    topology = describe("v5e:1x1")
+    topology = find_topology("v5e:1x1")
     mesh = jax.sharding.Mesh(np.array(topology.devices), ("chip",))
     sharding = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
     n = 4096
@@ -110,7 +110,7 @@ def test_a_product_for_tpus():
 )
 def test_a_step_for_gpus():
     config = tiny.get_config()
-    topology = describe("h100:2x2")
+    topology = find_topology("h100:2x2")
     plan = make_plan(config, topology, 1000)
     lowered, *_ = lower_step(config, topology)
     analysis = lowered.compile({"xla_gpu_enable_triton_gemm": False}).memory_analysis()

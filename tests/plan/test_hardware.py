@@ -6,7 +6,7 @@ import pytest
 
 from groupvit_jax.plan import hardware
 from groupvit_jax.plan.chips import GPUS, TPUS, read_gpu
-from groupvit_jax.plan.hardware import describe, target_config
+from groupvit_jax.plan.hardware import find_topology, target_config
 
 needs_libtpu = pytest.mark.skipif(
     importlib.util.find_spec("libtpu") is None, reason="libtpu (the extra 'tpu') is not installed"
@@ -36,7 +36,7 @@ def test_figures_are_of_one_order():
 )
 def test_unknown_topology(name, message):
     with pytest.raises(ValueError, match=message):
-        describe(name)
+        find_topology(name)
 
 
 def test_a_description_of_ones_own(tmp_path):
@@ -71,12 +71,12 @@ def test_one_chip_of_a_topology(name, kind, expected):
 
 def test_gpus_come_in_hosts_not_in_slices():
     with pytest.raises(ValueError, match="--num_slices=2: expected 1 with GPUs"):
-        describe("h100:8", 2)
+        find_topology("h100:8", 2)
 
 
 def test_number_of_slices():
     with pytest.raises(ValueError, match="--num_slices=0: expected at least 1"):
-        describe("v5e:2x2", 0)
+        find_topology("v5e:2x2", 0)
 
 
 @pytest.mark.parametrize(
@@ -89,7 +89,7 @@ def test_number_of_slices():
 def test_without_the_compiler(name, message, monkeypatch):
     monkeypatch.setattr(hardware.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(ValueError, match=message):
-        describe(name)
+        find_topology(name)
 
 
 @needs_libtpu
@@ -107,7 +107,7 @@ class TestWithLibtpu:
     )
     def test_topologies(self, name, num_slices, num_chips, num_devices):
         before = dict(os.environ)
-        topology = describe(name, num_slices)
+        topology = find_topology(name, num_slices)
         assert (topology.num_chips, len(topology.devices)) == (num_chips, num_devices)
         slices = {getattr(device, "slice_index", None) or 0 for device in topology.devices}
         assert len(slices) == num_slices
@@ -115,4 +115,4 @@ class TestWithLibtpu:
 
     def test_shape_that_no_host_has(self):
         with pytest.raises(ValueError, match=r"--topology=v5e:3x5: .*not divisible"):
-            describe("v5e:3x5")
+            find_topology("v5e:3x5")

@@ -66,7 +66,7 @@ def test_kernels_of_a_program_for_tpus():
     from jax.experimental import pallas as pl
     from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-    from groupvit_jax.plan.hardware import describe
+    from groupvit_jax.plan.hardware import find_topology
 
     def kernel(x, w, out):
         product = jnp.dot(x[0], w[...], preferred_element_type=jnp.float32)
@@ -84,7 +84,7 @@ def test_kernels_of_a_program_for_tpus():
             out_shape=x,
         )(x, w)
 
-    device = describe("v5e:1x1").devices[0]
+    device = find_topology("v5e:1x1").devices[0]
     sharding = NamedSharding(Mesh(np.array([device]), ("chip",)), PartitionSpec())
 
     def cycles(batch_size):

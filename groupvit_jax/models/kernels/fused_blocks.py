@@ -137,34 +137,6 @@ def backward(
       mask: see `run_stack`.
       scales: likewise.
     """
-
-    def kernel(
-        branches: Branches | None,
-        x: Any,
-        gradient: Any,
-        mask: Any,
-        weights: Weights,
-        d_x: Any,
-        d_weights: Weights,
-        sums: Weights,
-    ) -> None:
-        program, last = pl.program_id(0), pl.num_programs(0) - 1
-
-        @pl.when(program == 0)
-        def _() -> None:
-            for total in jax.tree.leaves(sums):
-                total[...] = jnp.zeros_like(total)
-
-        d_input = block_math.backward(
-            stack.block, x[...], gradient[...], weights, sums, _rows(mask), branches
-        )
-        d_x[...] = d_input.astype(d_x.dtype)
-
-        @pl.when(program == last)
-        def _() -> None:
-            for out, total in zip(jax.tree.leaves(d_weights), jax.tree.leaves(sums), strict=True):
-                out[...] = total[...].astype(out.dtype)
-
     tokens = _tokens_spec(stack, gradient)
     own_input = pl.BlockSpec(
         (None, *(tokens.block_shape or ())), lambda program, layer, *_: (layer[0], program, 0)
@@ -174,7 +146,7 @@ def backward(
     return _call(
         stack,
         "block_backward",
-        kernel,
+        functools.partial(_backward_kernel, stack),
         layer,
         scales,
         inputs=(inputs, gradient, _optional(mask), weights),
@@ -183,6 +155,39 @@ def backward(
         out_specs=(tokens, whole),
         scratch=(jax.tree.map(lambda w: pltpu.VMEM(w.shape, F32), of_one),),
     )
+
+
+def _backward_kernel(
+    stack: Stack,
+    branches: Branches | None,
+    x: Any,
+    gradient: Any,
+    mask: Any,
+    weights: Weights,
+    d_x: Any,
+    d_weights: Weights,
+    sums: Weights,
+) -> None:
+    """Compute a program's share; the sums stay in vector memory from the first to the last one.
+
+    Programs of a TPU core run one after another, so no two add at once.
+    """
+    program, last = pl.program_id(0), pl.num_programs(0) - 1
+
+    @pl.when(program == 0)
+    def _() -> None:
+        for total in jax.tree.leaves(sums):
+            total[...] = jnp.zeros_like(total)
+
+    d_input = block_math.backward(
+        stack.block, x[...], gradient[...], weights, sums, _rows(mask), branches
+    )
+    d_x[...] = d_input.astype(d_x.dtype)
+
+    @pl.when(program == last)
+    def _() -> None:
+        for out, total in zip(jax.tree.leaves(d_weights), jax.tree.leaves(sums), strict=True):
+            out[...] = total[...].astype(out.dtype)
 
 
 def _call(
