@@ -3,9 +3,10 @@
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from groupvit_jax.eval.predictions import evaluate
     from groupvit_jax.segmenter import Segmenter
 
-__all__ = ["Segmenter"]
+__all__ = ["Segmenter", "evaluate"]
 
 
 def __getattr__(name: str) -> Any:
@@ -14,4 +15,8 @@ def __getattr__(name: str) -> Any:
         from groupvit_jax.segmenter import Segmenter
 
         return Segmenter
+    if name == "evaluate":
+        from groupvit_jax.eval.predictions import evaluate
+
+        return evaluate
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -146,6 +146,7 @@ class Segmenter:
           ValueError: naming the argument, if its value can't be.
           TypeError: there is no such knob.
         """
+        pretrained.check_finite()
         config, self.class_names = pretrained.model_config, pretrained.class_names
         image_size, knobs = config.image.image_size, {"prompts": prompts, **knobs}
         mesh = parallel.make_mesh({"data": -1, "fsdp": 1, "tensor": 1}, jax.local_devices())
@@ -252,7 +253,7 @@ class Segmenter:
             )
 
     def _class_embeddings(self, labels: tuple[str, ...]) -> Float[np.ndarray, "N *names D"]:
-        return self._encoder.class_embeddings(self._variables, labels, self.protocol.prompts)
+        return self._encoder.class_embeddings(self._variables, labels, self.protocol.texts)
 
 
 def check_labels(labels: Sequence[str], has_background: bool = False) -> tuple[str, ...]:

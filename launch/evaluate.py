@@ -1,45 +1,45 @@
-r"""Evaluates a checkpoint of any kind on the sets of the field: zero-shot, or its segment head.
+r"""Evaluates a checkpoint of any kind, or any other model's masks, on the sets of the field.
 
 python -m launch.evaluate --checkpoint=runs/first --benchmarks=voc,context,imagenet \
     --data_dir=data --output=evaluation
 python -m launch.evaluate --checkpoint=gcc_yfcc.pth --benchmarks=voc,ade20k=ADEChallengeData2016 \
     --data_dir=data --protocol=tcl --pamr_iterations=10 --output=evaluation
+python -m launch.evaluate --checkpoint=runs/first --benchmarks=folder=mine,folder=sets/b.toml \
+    --background_threshold=0.3,0.4,0.5 --output=evaluation
+python -m launch.evaluate --predictions=masks --benchmarks=voc --data_dir=data --output=theirs
 
-docs/benchmarks.md says how each set lies on the disk. Leaves OUTPUT/results.json (with protocol,
-checkpoint, versions and each class), results.md and report.html. What was measured already with the
-same checkpoint and settings is not measured again.
+docs/evaluate.md says how to evaluate a set of one's own, docs/benchmarks.md how each set lies on
+the disk. Leaves OUTPUT/results.json (with protocol, checkpoint, versions and each class),
+results.md and report.html. Each set, threshold and list of prompts is a row. What was measured
+already with the same weights, set (by a fingerprint of its files), settings and version is not
+measured again.
 
-Exit codes: 0 done; 1 a set could not be evaluated, the others are done; 2 something is wrong with
-flags or files.
+Exit codes: 0 done; 1 a set could not be evaluated, or not all of its images, the others are done; 2
+something is wrong with flags or files.
 """
 
-import dataclasses
-import json
-import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
 from absl import app, flags
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from groupvit_jax import parallel
-from groupvit_jax.data.eval_sets import NAMES, open_benchmark
+from groupvit_jax.data.eval_sets import NAMES, SegmentationSet, open_benchmark
+from groupvit_jax.data.sources.fingerprint import fingerprint_of_files
+from groupvit_jax.data.text.names import key_of, synonyms
+from groupvit_jax.data.text.prompt_files import read_prompts
 from groupvit_jax.data.text.tokenizers import make_tokenizer
-from groupvit_jax.eval import evaluation_report, results
-from groupvit_jax.eval.encoding import Encoder
-from groupvit_jax.eval.evaluators import evaluator_of, make_encoder
-from groupvit_jax.eval.head_segmentation import HeadSegmentation, HeadTower
+from groupvit_jax.eval import results
+from groupvit_jax.eval.evaluators import evaluator_of, make_encoder, protocol_of_set
+from groupvit_jax.eval.predictions import PredictedMasks, predictions_of
 from groupvit_jax.eval.protocol import CHOICES, PROTOCOLS
-from groupvit_jax.eval.segmentation_evaluator import Segmentation
-from groupvit_jax.eval.zero_shot import Classification
 from groupvit_jax.interop import load_pretrained
+from groupvit_jax.interop.pretrained import Pretrained
 from groupvit_jax.runs import exit_codes
-from groupvit_jax.runs.starts import environment
-from groupvit_jax.typing import Params
 from launch import common
+from launch.evaluation import Evaluation, Measurement, OpenSet, say
 
 _CHECKPOINT = flags.DEFINE_string(
     "checkpoint", "", "A run's folder or a step, an export, a Hugging Face directory or a .pth."
@@ -57,6 +57,17 @@ _BATCH_SIZE = flags.DEFINE_integer(
 _WINDOWS = flags.DEFINE_integer(
     "windows_at_once", None, "Windows at once in segmentation.", lower_bound=1
 )
+_PREDICTIONS = flags.DEFINE_string(
+    "predictions", "", "In place of a checkpoint: folder of another model's masks, class numbers."
+)
+_THRESHOLDS = flags.DEFINE_list(
+    "background_threshold",
+    [],
+    "What a class has to score, 0 to 1; several are a sweep; SET=0.4 for one set.",
+)
+_PROMPTS = flags.DEFINE_list(
+    "prompts", [], "Texts with {} for a class's name, or @FILE with one a line or some by class."
+)
 # The knobs of the protocol; without a value they are as the protocol has them.
 _KNOBS: dict[str, flags.FlagHolder] = {
     holder.name: holder
@@ -64,11 +75,9 @@ _KNOBS: dict[str, flags.FlagHolder] = {
         flags.DEFINE_integer("window", None, "Side of the sliding windows."),
         flags.DEFINE_integer("stride", None, "Pixels between windows."),
         flags.DEFINE_integer("num_kept", None, "Classes that a window may show."),
-        flags.DEFINE_float("background_threshold", None, "What a class has to score, 0 to 1."),
         flags.DEFINE_integer("pamr_iterations", None, "Refinement by the image; 0 for none."),
         flags.DEFINE_list("pamr_dilations", None, "Distances of the neighbours that refine."),
         flags.DEFINE_list("resize", None, "Longest and shortest side of the images."),
-        flags.DEFINE_list("prompts", None, "Texts with {} for a class's name."),
         *(
             flags.DEFINE_enum(name, None, choices, "See eval/protocol.py.")
             for name, choices in CHOICES.items()
@@ -91,168 +100,138 @@ def main(argv: list[str]) -> int:
 
 
 def _run() -> int:
-    for flag in (_CHECKPOINT, _BENCHMARKS, _OUTPUT):
+    for flag in (_BENCHMARKS, _OUTPUT):
         if not flag.value:
             raise ValueError(f"--{flag.name}: missing")
+    if bool(_CHECKPOINT.value) == bool(_PREDICTIONS.value):
+        raise ValueError("--checkpoint: expected either this or --predictions")
     common.start_jax()
-    pretrained = load_pretrained(_CHECKPOINT.value)
-    mesh = parallel.make_mesh({"data": -1, "fsdp": 1, "tensor": 1})
-    config = pretrained.model_config
-    tokenizer = make_tokenizer(pretrained.tokenizer, config.text.context_length)
-    encoder = make_encoder(pretrained.build_model(), tokenizer, pretrained.class_names, mesh)
     # All are opened before the first is measured.
-    evaluators = [_open(encoder, entry) for entry in _BENCHMARKS.value]
-    checkpoint = {
-        "path": _CHECKPOINT.value,
-        "sha256": results.hash_variables(pretrained.variables),
-    }
-    variables = jax.device_put(pretrained.variables, parallel.replicated(mesh))
+    if _PREDICTIONS.value:
+        opened = [_open(entry) for entry in _BENCHMARKS.value]
+        variables, checkpoint, groups = None, *_of_predictions(opened)
+    else:
+        pretrained = load_pretrained(_CHECKPOINT.value)
+        pretrained.check_finite()
+        opened = [_open(entry) for entry in _BENCHMARKS.value]
+        groups = _evaluators(pretrained, opened)
+        checkpoint = {
+            "path": _CHECKPOINT.value,
+            "sha256": results.hash_variables(pretrained.variables),
+        }
+        variables = pretrained.variables
     output = Path(_OUTPUT.value)
     output.mkdir(parents=True, exist_ok=True)
-    return Evaluation(output, checkpoint).run(evaluators, variables)
+    evaluation = Evaluation(output, checkpoint, _PROTOCOL.value, _EXAMPLES.value)
+    return evaluation.run(groups, variables and jax.device_put(variables, _replicated()))
 
 
-def _open(encoder: Encoder | HeadTower, entry: str) -> Any:
-    """Return the evaluator of NAME or NAME=FOLDER."""
+def _replicated() -> Any:
+    return parallel.replicated(parallel.make_mesh({"data": -1, "fsdp": 1, "tensor": 1}))
+
+
+def _open(entry: str) -> OpenSet:
+    """Open NAME or NAME=FOLDER, and say what was found."""
     name, _, folder = entry.strip().partition("=")
+    place = Path(folder or _DATA_DIR.value).expanduser()
+    opened = open_benchmark(name, place)
+    own = getattr(opened, "name", "") or (place.stem if folder and name == "folder" else "")
+    say(getattr(opened, "summary", "") or f"{name}: {len(opened.source)} images")
+    return OpenSet(name, own or name, str(place.resolve()), opened)
+
+
+def _evaluators(pretrained: Pretrained, opened: Sequence[OpenSet]) -> list[Measurement]:
+    """Return what is measured of each set: an evaluator for each background threshold."""
+    config = pretrained.model_config
+    mesh = parallel.make_mesh({"data": -1, "fsdp": 1, "tensor": 1})
+    tokenizer = make_tokenizer(pretrained.tokenizer, config.text.context_length)
+    encoder = make_encoder(pretrained.build_model(), tokenizer, pretrained.class_names, mesh)
     knobs = {key: holder.value for key, holder in _KNOBS.items()}
     for key in ("resize", "pamr_dilations"):
         knobs[key] = knobs[key] and _integers(key, knobs[key])
-    opened = open_benchmark(name, folder or _DATA_DIR.value)
-    _say(getattr(opened, "summary", "") or f"{name}: {len(opened.source)} images")
-    return evaluator_of(
-        encoder,
-        opened,
-        name,
-        protocol=_PROTOCOL.value,
-        windows_at_once=_WINDOWS.value,
-        batch_size=_BATCH_SIZE.value,
-        **knobs,
-    )
+    knobs["prompts"] = _prompts(opened) if _PROMPTS.value else None
+    common_thresholds, by_set = _thresholds(opened)
+    measurements = []
+    for each in opened:
+        thresholds = by_set.get(each.label, by_set.get(each.name, common_thresholds))
+        has_background = getattr(each.opened, "has_background", False)
+        if thresholds and not has_background:
+            say(f"{each.label}: without background; --background_threshold doesn't apply")
+            thresholds = ()
+        evaluator = evaluator_of(
+            encoder,
+            each.opened,
+            each.name,
+            name=each.label,
+            protocol=_PROTOCOL.value,
+            windows_at_once=_WINDOWS.value,
+            batch_size=_BATCH_SIZE.value,
+            background_threshold=thresholds[0] if thresholds else None,
+            **knobs,
+        )
+        several = [evaluator.with_threshold(t) for t in thresholds[1:]]  # type: ignore[union-attr]
+        usual = None
+        if isinstance(each.opened, SegmentationSet) and not pretrained.class_names:
+            usual = protocol_of_set(
+                each.opened, _PROTOCOL.value, each.name, config.image.image_size
+            )
+        measurements.append(Measurement(each, [evaluator, *several], usual))
+    return measurements
+
+
+def _of_predictions(opened: Sequence[OpenSet]) -> tuple[dict[str, str], list[Measurement]]:
+    """Return what stands for the checkpoint, and the measurements of masks on the disk."""
+    folder, files, measurements = Path(_PREDICTIONS.value).expanduser(), [], []
+    for each in opened:
+        own = folder / each.label
+        if not isinstance(each.opened, SegmentationSet):
+            raise ValueError(f"{each.label}: a set without masks found, expected one to segment")
+        masks = PredictedMasks(own if own.is_dir() else folder, each.opened.source)
+        files += masks.files()
+        evaluator = predictions_of(each.opened, each.name, masks, _PROTOCOL.value)
+        evaluator.name = each.label
+        measurements.append(Measurement(each, [evaluator], None))
+    return {"path": str(folder), "sha256": fingerprint_of_files(files)}, measurements
+
+
+def _thresholds(
+    opened: Sequence[OpenSet],
+) -> tuple[tuple[float, ...], dict[str, tuple[float, ...]]]:
+    """Return the background thresholds for all sets, and those of single sets by name."""
+    by_set: dict[str, tuple[float, ...]] = {}
+    for item in _THRESHOLDS.value:
+        name, _, text = item.strip().rpartition("=")
+        try:
+            value = float(text)
+        except ValueError:
+            value = -1.0
+        if not 0 <= value <= 1:
+            raise ValueError(f"--background_threshold={item}: expected numbers from 0 to 1")
+        known = {"", *(each.label for each in opened), *(each.name for each in opened)}
+        if name not in known:
+            raise ValueError(f"--background_threshold={item}: {name!r} is none of --benchmarks")
+        by_set[name] = tuple(dict.fromkeys((*by_set.get(name, ()), value)))
+    return by_set.pop("", ()), by_set
+
+
+def _prompts(opened: Sequence[OpenSet]) -> Sequence[str] | Mapping[str, Sequence[str]]:
+    """Return the texts of the flag or its file; a class must be one of some set."""
+    given = _PROMPTS.value
+    if not given[0].startswith("@"):
+        return given
+    found = read_prompts(Path(given[0][1:]).expanduser())
+    if isinstance(found, Mapping):
+        names = [name for each in opened for name in getattr(each.opened, "class_names", ())]
+        known = {key_of(n) for name in names for n in (name, *synonyms(name))}
+        if unknown := [name for name in found if name and key_of(name) not in known]:
+            raise ValueError(f"--prompts={given[0]}: {unknown[0]!r} is no class of --benchmarks")
+    return found
 
 
 def _integers(flag: str, values: Sequence[str]) -> tuple[int, ...]:
     if not all(value.strip().isdigit() for value in values):
         raise ValueError(f"--{flag}={','.join(values)}: expected integers with commas between")
     return tuple(int(value) for value in values)
-
-
-class Evaluation:
-    """Measures sets one after another and keeps each result as soon as there is one."""
-
-    def __init__(self, output: Path, checkpoint: dict[str, str]) -> None:
-        """Read what was measured there before.
-
-        Raises:
-          ValueError: the folder's results can't be read.
-        """
-        self._output = output
-        before = results.read(output / "results.json")
-        same = before.get("checkpoint", {}).get("sha256") == checkpoint["sha256"]
-        self._results: dict[str, Any] = {
-            "checkpoint": checkpoint,
-            "environment": environment(),
-            "benchmarks": before["benchmarks"] if same else {},
-        }
-        self._examples: dict[str, list[evaluation_report.Example]] = {}
-
-    def run(self, evaluators: Sequence[Any], variables: Params) -> int:
-        """Measures; return the exit code."""
-        failed = []
-        for evaluator in evaluators:
-            try:
-                self._measure(evaluator, variables)
-            except (ValueError, FileNotFoundError) as error:  # in this set's files
-                failed.append(evaluator.name)
-                _say(f"error: {evaluator.name}: {error}")
-            else:
-                self._write()
-        _say(results.markdown(self._results))
-        _say(f"Report: {self._output / 'report.html'}")
-        return exit_codes.FAILED if failed else 0
-
-    def _measure(self, evaluator: Any, variables: Params) -> None:
-        name, settings = evaluator.name, _settings(evaluator)
-        before = self._results["benchmarks"].get(name, {})
-        if before.get("settings") == settings:
-            _say(f"{name}: measured before with the same settings")
-        else:
-            start = time.monotonic()
-            metrics = _metrics(evaluator, variables)
-            classes = {key[4:]: value for key, value in metrics.items() if key.startswith("iou/")}
-            images = int(metrics.pop("images", 0)) or len(evaluator.source)
-            self._results["benchmarks"][name] = {
-                "metrics": {k: v for k, v in metrics.items() if not k.startswith("iou/")},
-                "classes": classes,
-                "images": images,
-                "protocol": _protocol_of(evaluator),
-                "settings": settings,
-                "seconds": round(time.monotonic() - start, 1),
-            }
-        if isinstance(evaluator, Segmentation) and _EXAMPLES.value:
-            self._examples[name] = evaluator.examples(variables, _EXAMPLES.value)
-
-    def _write(self) -> None:
-        if jax.process_index():
-            return
-        found, environment = self._results, self._results["environment"]
-        results.write(self._output / "results.json", json.dumps(found, indent=2) + "\n")
-        results.write(self._output / "results.md", results.markdown(found))
-        header, rows = results.table(found["benchmarks"])
-        classes = {name: entry["classes"] for name, entry in found["benchmarks"].items()}
-        evaluation_report.write_report(
-            self._output / "report.html",
-            f"Evaluation of {found['checkpoint']['path']}",
-            header=header,
-            rows=rows,
-            facts={
-                "parameters, SHA-256": found["checkpoint"]["sha256"],
-                "devices": environment["devices"],
-                "versions": ", ".join(f"{k} {v}" for k, v in environment["versions"].items()),
-            },
-            class_iou={name: values for name, values in classes.items() if values},
-            examples=self._examples,
-        )
-
-
-def _say(text: str) -> None:
-    """Print on one of the processes."""
-    if jax.process_index() == 0:
-        print(text, flush=True)
-
-
-def _protocol_of(evaluator: Any) -> str:
-    """Return the name of how images are segmented, where they are."""
-    if isinstance(evaluator, HeadSegmentation):
-        return results.SEGMENT_HEAD
-    return _PROTOCOL.value if isinstance(evaluator, Segmentation) else ""
-
-
-def _settings(evaluator: Any) -> dict[str, Any]:
-    """Return what a result depends on beside the checkpoint, as JSON has it."""
-    source = evaluator.source
-    settings: dict[str, Any] = {"images": len(source), "first": source.locate(0)}
-    if isinstance(evaluator, Segmentation):
-        settings["protocol"] = dataclasses.asdict(evaluator.protocol)
-        settings["classes"] = evaluator.all_names
-    if isinstance(evaluator, Classification):
-        settings |= {"classes": evaluator.class_names, "prompts": evaluator.prompts}
-    return json.loads(json.dumps(settings))
-
-
-def _metrics(evaluator: Any, variables: Params) -> dict[str, float]:
-    """Measures; shows a bar where the images of a segmentation are counted."""
-    if not isinstance(evaluator, Segmentation):
-        return evaluator(variables)
-    console = Console(stderr=True)
-    columns = (BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), TextColumn(evaluator.name))
-    with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
-        mine = len(range(jax.process_index(), len(evaluator.source), jax.process_count()))
-        task = progress.add_task("", total=mine)
-        confusion = evaluator.confusion(
-            variables, lambda done: progress.update(task, completed=done)
-        )
-    return evaluator.scores(confusion)
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 """Jitted encoders for evaluation, for any number of examples and devices."""
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -10,7 +10,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from groupvit_jax import parallel
-from groupvit_jax.data.text.names import expanded
+from groupvit_jax.data.text.names import expanded, key_of, synonyms
 from groupvit_jax.data.text.packing import trim
 from groupvit_jax.data.text.tokenizers import Tokenizer
 from groupvit_jax.losses import l2_normalize
@@ -31,6 +31,8 @@ IMAGENET_PROMPTS = (
 )
 SEGMENTATION_PROMPTS = ("a photo of a {}.",)
 _TEXTS_AT_ONCE = 256
+# Templates for all classes, or by class, "" being all others.
+Prompts = Sequence[str] | Mapping[str, Sequence[str]]
 
 
 def encode_images(
@@ -74,7 +76,7 @@ class ImageTower:
         return embeddings
 
     def class_embeddings(
-        self, variables: Params, names: Sequence[str], prompts: Sequence[str]
+        self, variables: Params, names: Sequence[str], prompts: Prompts
     ) -> Float[np.ndarray, "N *names D"]:
         """Return the vectors that segments are compared with, one row per class."""
         raise NotImplementedError
@@ -127,14 +129,14 @@ class Encoder(ImageTower):
         return np.concatenate(parts)[: len(texts)]
 
     def class_embeddings(
-        self, variables: Params, names: Sequence[str], prompts: Sequence[str]
+        self, variables: Params, names: Sequence[str], prompts: Prompts
     ) -> Float[np.ndarray, "N *names D"]:
         """Return, for each class, the normalised mean of the unnormalised prompt embeddings.
 
         Args:
           variables: the model's parameters and statistics.
           names: class names; a class with several, "person|people|man", has a vector for each.
-          prompts: templates with one `{}` for the name.
+          prompts: templates with one `{}` for the name; or by class, with "" for the others.
 
         Returns:
           Float32 [N, D]; with several names for a class [N, M, D], M being the most of any class,
@@ -145,15 +147,31 @@ class Encoder(ImageTower):
         """
         if not names or not prompts:
             raise ValueError(f"{len(names)} class names and {len(prompts)} prompts: expected some")
-        for prompt in prompts:
+        listed = expanded(names)
+        texts = [
+            [prompt.format(name) for prompt in _prompts_of(class_, prompts)]
+            for class_, each in zip(names, listed, strict=True)
+            for name in each
+        ]
+        embeddings = self.text_embeddings(variables, [text for each in texts for text in each])
+        ends = np.cumsum([len(each) for each in texts])
+        means = np.stack([part.mean(axis=0) for part in np.split(embeddings, ends[:-1])])
+        if len(listed[0]) > 1:
+            means = means.reshape(len(names), len(listed[0]), -1)
+        return np.asarray(l2_normalize(jnp.asarray(means)))
+
+
+def _prompts_of(class_: str, prompts: Prompts) -> Sequence[str]:
+    """Return the templates of a class: its own, if any of its names has some."""
+    if not isinstance(prompts, Mapping):
+        found: Sequence[str] = prompts
+        for prompt in found:
             if "{}" not in prompt:
                 raise ValueError(f"prompt {prompt!r}: expected one {{}} where the name goes")
-        listed = expanded(names)
-        texts = [prompt.format(name) for each in listed for name in each for prompt in prompts]
-        embeddings = self.text_embeddings(variables, texts)
-        means = embeddings.reshape(len(names), len(listed[0]), len(prompts), -1).mean(axis=2)
-        means = means[:, 0] if len(listed[0]) == 1 else means
-        return np.asarray(l2_normalize(jnp.asarray(means)))
+        return found
+    keys = {key_of(name) for name in (class_, *synonyms(class_))}
+    own = [texts for name, texts in prompts.items() if name and key_of(name) in keys]
+    return own[0] if own else prompts[""]
 
 
 def _round_up(number: int, multiple: int) -> int:

@@ -46,6 +46,7 @@ def write_report(
     facts: Mapping[str, object] | None = None,
     class_iou: Mapping[str, Mapping[str, float]] | None = None,
     examples: Mapping[str, Sequence[Example]] | None = None,
+    curves: Mapping[str, Sequence[tuple[float, float]]] | None = None,
 ) -> None:
     """Write a self-contained page of at most about 2 MB.
 
@@ -58,9 +59,10 @@ def write_report(
       class_iou: for each benchmark the IoU of each class, 0 to 1; NaN where a class never occurs.
       examples: for each benchmark the images to show; all of them become smaller until the page
         is small enough.
+      curves: mIoU in per cent by background threshold, for sets with several.
     """
     # Imported where a page is written: every training run imports this module for `Example`.
-    from groupvit_jax.report import document
+    from groupvit_jax.report import charts, document
 
     class_iou, examples = class_iou or {}, examples or {}
     document.write(
@@ -73,6 +75,9 @@ def write_report(
         benchmarks=[*dict.fromkeys([*class_iou, *examples])],
         class_iou={name: _sorted_percent(values) for name, values in class_iou.items()},
         examples=_pictures(examples),
+        curve=charts.line_chart("mIoU in per cent by background threshold", curves)
+        if curves
+        else "",
     )
 
 

@@ -13,7 +13,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from groupvit_jax.data.sources.masks import MaskedSource
-from groupvit_jax.eval.encoding import ImageTower
+from groupvit_jax.eval.encoding import ImageTower, Prompts
 from groupvit_jax.eval.inference import WindowEncoder, WindowOutput
 from groupvit_jax.eval.protocol import Protocol, make_protocol
 from groupvit_jax.eval.segmentation import fit_to_patches
@@ -73,7 +73,7 @@ class HeadTower(ImageTower):
         return self.class_names[:1] == ("background",)
 
     def class_embeddings(
-        self, variables: Params, names: Sequence[str], prompts: Sequence[str]
+        self, variables: Params, names: Sequence[str], prompts: Prompts
     ) -> Float[np.ndarray, "N C"]:
         """Return the head's weights; trained classes need neither names nor prompts."""
         del names, prompts

@@ -4,6 +4,8 @@ Counting over pixels or pairs runs on the device. Sums over a whole set are kept
 host, because a set has more pixels than an int32 can count.
 """
 
+from collections.abc import Sequence
+
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Integer
@@ -53,6 +55,26 @@ def pixel_accuracy(confusion: Int[np.ndarray, "N N"]) -> float:
     """Return the share of counted pixels with the right prediction; NaN if none is counted."""
     total = confusion.sum()
     return float(np.trace(confusion) / total) if total else float("nan")
+
+
+def named_scores(names: Sequence[str], confusion: Int[np.ndarray, "N N"]) -> dict[str, float]:
+    """Return `miou`, `pixel_accuracy`, and `iou/NAME` of every class that occurs.
+
+    Args:
+      names: of the classes.
+      confusion: pixels by true class (rows) and predicted class (columns).
+
+    Raises:
+      ValueError: nothing is labelled.
+    """
+    if not confusion.sum():
+        raise ValueError("nothing is labelled: all pixels of all masks are ignored")
+    named = zip(names, class_iou(confusion).tolist(), strict=True)
+    return {
+        "miou": mean_iou(confusion),
+        "pixel_accuracy": pixel_accuracy(confusion),
+        **{f"iou/{name}": value for name, value in named if not np.isnan(value)},
+    }
 
 
 def rank_of_true_class(scores: Float[Array, "B N"], label: Int[Array, " B"]) -> Int[Array, " B"]:

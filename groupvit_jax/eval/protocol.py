@@ -1,10 +1,10 @@
 """Segmentation protocols by name: the published one, and the field's common one (TCL)."""
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-from groupvit_jax.eval.encoding import IMAGENET_PROMPTS, SEGMENTATION_PROMPTS
+from groupvit_jax.eval.encoding import IMAGENET_PROMPTS, SEGMENTATION_PROMPTS, Prompts
 
 BACKGROUND_RULES = ("window", "constant")
 PARTIAL_PATCHES = ("drop", "pad")
@@ -32,6 +32,8 @@ class Protocol:
         threshold (or the window's best score if that is lower), and 0 elsewhere; "constant":
         background scores the threshold everywhere, after averaging the windows.
       prompts: templates with one `{}` for the class name, whose embeddings are averaged.
+      class_prompts: templates of single classes in place of these, by name; a text without `{}` is
+        taken as it is.
       partial_patches: rows and columns of pixels at a window's end that fill no patch: "drop" them,
         as the published patch embedding does, or "pad" them to a patch.
       pamr_iterations: number of refinement steps (`eval.pamr`).
@@ -52,6 +54,7 @@ class Protocol:
     pamr_iterations: int = 0
     pamr_dilations: tuple[int, ...] = (1, 2, 4, 8, 12, 24)
     pamr_place: str = "image"
+    class_prompts: tuple[tuple[str, tuple[str, ...]], ...] = ()
 
     def __post_init__(self) -> None:
         """Raise a ValueError that names the field of an invalid value."""
@@ -71,6 +74,13 @@ class Protocol:
         check_prompts(self.prompts)
 
     @property
+    def texts(self) -> Prompts:
+        """Return the templates, by class if a class has some of its own."""
+        return (
+            {"": self.prompts, **dict(self.class_prompts)} if self.class_prompts else self.prompts
+        )
+
+    @property
     def has_background(self) -> bool:
         """Whether class 0 is the background."""
         return self.background_threshold is not None
@@ -87,6 +97,19 @@ def check_prompts(prompts: Sequence[str]) -> None:
             raise ValueError(f"prompts: {prompt!r} found, expected texts")
         if prompt.count("{}") != 1 or set("{}") & set(prompt.replace("{}", "")):
             raise ValueError(f"prompts: {prompt!r} found, expected one {{}} where the name goes")
+
+
+def _split_by_class(by_class: Mapping[str, Any], usual: Sequence[str]) -> dict[str, Any]:
+    """Return `prompts` and `class_prompts` of templates by class, "" being all others."""
+    for name, texts in by_class.items():
+        if isinstance(texts, str) or not all(isinstance(t, str) and t for t in texts) or not texts:
+            raise ValueError(f"prompts of {name!r}: {texts!r} found, expected a list of texts")
+        if name and any(set("{}") & set(t.replace("{}", "")) for t in texts):
+            raise ValueError(
+                f"prompts of {name!r}: {list(texts)} found, expected no braces but {{}}"
+            )
+    own = {name: tuple(texts) for name, texts in by_class.items() if name}
+    return {"prompts": by_class.get("", usual), "class_prompts": tuple(sorted(own.items()))}
 
 
 PROTOCOLS = {
@@ -146,7 +169,7 @@ def make_protocol(
       has_background: whether the set has a background class.
       image_size: training size of the model; windows, defined for 224 pixels, scale with it.
       **knobs: overrides of `Protocol` fields; None keeps the protocol's value. Stride and resize
-        scale with the window.
+        scale with the window; `prompts` may be given by class name, with "" for all others.
 
     Raises:
       ValueError: the protocol is unknown or a value is invalid.
@@ -161,9 +184,10 @@ def make_protocol(
         given.setdefault("background_threshold", thresholds.get(benchmark, thresholds[""]))
     elif "background_threshold" in given:
         raise ValueError(f"background_threshold: {benchmark or 'the set'} has no background")
-    check_prompts(
-        given.get("prompts", protocol.prompts)
-    )  # a string would be split into characters below
+    if isinstance(by_class := given.get("prompts"), Mapping):
+        given |= _split_by_class(by_class, protocol.prompts)
+    # A string would be split into characters below.
+    check_prompts(given.get("prompts", protocol.prompts))
     for key in ("resize", "prompts", "pamr_dilations"):
         if key in given:
             given[key] = tuple(given[key])

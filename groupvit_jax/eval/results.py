@@ -1,5 +1,6 @@
 """Results of an evaluation as JSON and Markdown, with the settings that produced them."""
 
+import dataclasses
 import hashlib
 import json
 import os
@@ -43,21 +44,22 @@ def table(benchmarks: Mapping[str, Mapping[str, Any]]) -> tuple[list[str], list[
     """Return header and rows of the results in per cent, without empty columns.
 
     Args:
-      benchmarks: results by set, with `metrics`, `images`, `protocol` and `settings`.
+      benchmarks: results by row, with `metrics`, `images`, `protocol` and `settings`.
     """
     found = [key for key in COLUMNS if any(key in b["metrics"] for b in benchmarks.values())]
-    header = ["benchmark", "protocol", "background", "refinement", "templates", "images"]
-    header += [COLUMNS[key] for key in found]
+    header = ["benchmark", "protocol", "background", "refinement", "templates", "settings"]
+    header += ["images", "measured", *(COLUMNS[key] for key in found)]
     rows: list[list[object]] = []
     for name, entry in benchmarks.items():
-        figures = [100 * entry["metrics"].get(key, float("nan")) for key in found]
-        how = [entry["protocol"], *_how(entry)]
-        rows.append([name, *how, entry["images"], *figures])
+        values = [entry["metrics"].get(key) for key in found]
+        figures = [float("nan") if value is None else 100 * value for value in values]
+        how = [entry["protocol"], *_how(entry), entry["images"], entry.get("measured", "")]
+        rows.append([name, *how, *figures])
     return header, rows
 
 
-def _how(entry: Mapping[str, Any]) -> tuple[str, str, str]:
-    """Return background threshold and rule, refinement, and number of templates of a result."""
+def _how(entry: Mapping[str, Any]) -> tuple[str, str, str, str]:
+    """Return background, refinement, number of templates, and what else differs."""
     protocol = entry.get("settings", {}).get("protocol", {})
     threshold = protocol.get("background_threshold")
     background = "" if threshold is None else f"{threshold}, {protocol['background_rule']}"
@@ -65,7 +67,31 @@ def _how(entry: Mapping[str, Any]) -> tuple[str, str, str]:
     if iterations := protocol.get("pamr_iterations"):
         # Earlier versions refined the joined windows, and their results don't say so.
         refinement = f"PAMR x{iterations} per {protocol.get('pamr_place', 'image')}"
-    return background, refinement, str(len(_prompts(entry)) or "")
+    changed = ", ".join(f"{k}={_brief(v)}" for k, v in entry.get("changed", {}).items())
+    return background, refinement, str(len(_prompts(entry)) or ""), changed
+
+
+def _brief(value: Any) -> str:
+    """Return a setting for a cell of the table."""
+    return "x".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
+
+
+def changed_settings(protocol: Any, usual: Any) -> dict[str, Any]:
+    """Return the fields of a protocol that no column of the table shows and that were changed.
+
+    Args:
+      protocol: an `eval.protocol.Protocol`.
+      usual: the one of that name for the same set and model.
+    """
+    shown = ("background_threshold", "background_rule", "prompts", "class_prompts")
+    changed = {
+        field.name: getattr(protocol, field.name)
+        for field in dataclasses.fields(protocol)
+        if field.name not in shown and getattr(protocol, field.name) != getattr(usual, field.name)
+    }
+    if protocol.class_prompts:
+        changed["class_prompts"] = f"{len(protocol.class_prompts)} classes"
+    return changed
 
 
 def _prompts(entry: Mapping[str, Any]) -> Sequence[str]:
@@ -83,12 +109,22 @@ def markdown(results: Mapping[str, Any]) -> str:
         [
             markdown_table(header, [[_cell(value) for value in row] for row in rows]),
             "",
+            *_sets(results["benchmarks"]),
             *_templates(results["benchmarks"]),
+            *_best(results["benchmarks"]),
             f"Figures in per cent. Checkpoint `{checkpoint['path']}`, SHA-256 of its parameters "
             f"`{checkpoint['sha256']}`.",
             "",
         ]
     )
+
+
+def _sets(benchmarks: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """Return a line that says where each set lay."""
+    lines = [
+        f"{n}: {b['set']['path']}" for n, b in benchmarks.items() if "path" in b.get("set", {})
+    ]
+    return [*lines, ""] if lines else []
 
 
 def _templates(benchmarks: Mapping[str, Mapping[str, Any]]) -> list[str]:
@@ -98,6 +134,37 @@ def _templates(benchmarks: Mapping[str, Mapping[str, Any]]) -> list[str]:
         if found := _prompts(entry):
             users.setdefault(tuple(found), []).append(name)
     lines = [f"Templates of {', '.join(sets)}: {' '.join(t)}" for t, sets in users.items()]
+    return [*lines, ""] if lines else []
+
+
+def curves(benchmarks: Mapping[str, Mapping[str, Any]]) -> dict[str, list[tuple[float, float]]]:
+    """Return mIoU in per cent by background threshold, where several of a set were measured."""
+    found: dict[str, dict[str, list[tuple[float, float]]]] = {}
+    for name, entry in benchmarks.items():
+        settings = entry.get("settings", {})
+        threshold = settings.get("protocol", {}).get("background_threshold")
+        miou = entry["metrics"].get("miou")
+        if threshold is None or miou is None:
+            continue
+        rest = settings | {"protocol": settings["protocol"] | {"background_threshold": None}}
+        key = json.dumps([entry.get("set"), rest], sort_keys=True)
+        found.setdefault(key, {}).setdefault(name, []).append((threshold, 100 * miou))
+    return {
+        next(iter(rows)): sorted(point for points in rows.values() for point in points)
+        for rows in found.values()
+        if len(rows) > 1
+    }
+
+
+def _best(benchmarks: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """Return a line about the best of several thresholds."""
+    lines = []
+    for name, points in curves(benchmarks).items():
+        threshold, miou = max(points, key=lambda point: point[1])
+        lines.append(
+            f"Of {len(points)} background thresholds of {name}, {threshold} gives the best mIoU, "
+            f"{miou:.2f}; a threshold chosen on the evaluated set flatters it."
+        )
     return [*lines, ""] if lines else []
 
 

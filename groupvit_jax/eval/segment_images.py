@@ -8,6 +8,7 @@ import numpy as np
 
 from groupvit_jax.eval import segmentation
 from groupvit_jax.eval.inference import ImageOutput, WindowEncoder
+from groupvit_jax.eval.protocol import Protocol
 from groupvit_jax.eval.windows import Resampling, resampling, round_up_size
 from groupvit_jax.typing import Array, Float, Int, Params, UInt8
 
@@ -32,9 +33,14 @@ class SegmentedImage(NamedTuple):
 class ImageSegmenter:
     """Segments a stream of images; windows of several images share batches."""
 
-    def __init__(self, windows: WindowEncoder) -> None:
-        """Take an encoder of windows, which encodes views if the groups are wanted too."""
-        self.protocol, self._windows = windows.protocol, windows
+    def __init__(self, windows: WindowEncoder, protocol: Protocol | None = None) -> None:
+        """Take the encoder of windows.
+
+        Args:
+          windows: encodes views if the groups are wanted too.
+          protocol: the encoder's by default, or that with another background threshold.
+        """
+        self.protocol, self._windows = protocol or windows.protocol, windows
         self._patch_size = windows.encoder.model.image_encoder.patch_size
         self._scores = jax.jit(
             segmentation.segment,

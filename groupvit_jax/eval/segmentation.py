@@ -175,6 +175,7 @@ def join_windows(
     canvas: tuple[int, int],
     protocol: Protocol,
     paint: Callable[[Array, Array], Float[Array, "H W K"]] = scores_of_pixels,
+    threshold: Float[Array, ""] | None = None,
 ) -> Float[Array, "h w M"]:
     """Return class scores per pixel, averaged over the windows that contain it.
 
@@ -185,15 +186,16 @@ def join_windows(
       canvas: height and width of the result; 0 outside the image.
       protocol: determines whether a background score comes first.
       paint: returns the scores of a window's pixels, from its entries of `groups` and `scores`.
+      threshold: of the background, in place of the protocol's.
     """
-    threshold = protocol.background_threshold
-    per_window = threshold is not None and protocol.background_rule == "window"
+    level = protocol.background_threshold if threshold is None else threshold
+    per_window = level is not None and protocol.background_rule == "window"
 
     def add(total, window):
         of_pixel, of_group, (y, x) = window
         part = paint(of_pixel, of_group)
         if per_window:
-            part = add_background(part, jnp.minimum(jnp.asarray(threshold), of_group.max()))
+            part = add_background(part, jnp.minimum(jnp.asarray(level), of_group.max()))
         part = jnp.concatenate([part, jnp.ones_like(part[..., :1])], axis=-1)
         here = jax.lax.dynamic_slice(total, (y, x, 0), part.shape)
         return jax.lax.dynamic_update_slice(total, here + part, (y, x, 0)), None
@@ -201,9 +203,9 @@ def join_windows(
     channels = scores.shape[-1] + per_window
     total, _ = jax.lax.scan(add, jnp.zeros((*canvas, channels + 1)), (groups, scores, corners))
     mean = total[..., :channels] / jnp.maximum(total[..., channels:], 1)
-    if threshold is None or per_window:
+    if level is None or per_window:
         return mean
-    return jnp.concatenate([jnp.full((*canvas, 1), threshold), mean], axis=-1)
+    return jnp.concatenate([jnp.full((*canvas, 1), level), mean], axis=-1)
 
 
 def resample(
@@ -227,6 +229,7 @@ def segment(
     patch_size: int,
     protocol: Protocol,
     mixture: bool = False,
+    threshold: Float[Array, ""] | None = None,
 ) -> Float[Array, "H W M"]:
     """Return the scores at the original image's pixels, whose argmax is the class.
 
@@ -238,16 +241,20 @@ def segment(
       protocol: the settings of the evaluation.
       mixture: weight the scores of all groups by the soft assignment, instead of taking the scores
         of the most probable group.
+      threshold: of the background, in place of the protocol's: an array doesn't compile anew.
     """
     of_windows = windows.scores, windows.corners, canvas, protocol
     if protocol.pamr_iterations and protocol.pamr_place == "window":
         refined = _refine_windows(windows, window, patch_size, protocol, mixture)
         scores = join_windows(
-            refined, *of_windows, lambda maps, _: resize_maps(maps[None], window, patch_size)[0]
+            refined,
+            *of_windows,
+            lambda maps, _: resize_maps(maps[None], window, patch_size)[0],
+            threshold=threshold,
         )
     else:
         groups = (resize_maps if mixture else pixel_groups)(windows.maps, window, patch_size)
-        scores = join_windows(groups, *of_windows)
+        scores = join_windows(groups, *of_windows, threshold=threshold)
     if protocol.pamr_iterations and protocol.pamr_place == "image":
         assert windows.pixels is not None
         scores = refine(

@@ -1,5 +1,7 @@
 """Evaluates segmentation on a set of images with masks."""
 
+import copy
+import dataclasses
 import os
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, ClassVar
@@ -21,7 +23,7 @@ from groupvit_jax.eval.protocol import Protocol
 from groupvit_jax.eval.segment_images import ImageSegmenter
 from groupvit_jax.eval.segmentation import ImageWindows
 from groupvit_jax.eval.windows import round_up_size
-from groupvit_jax.typing import Array, Int, Params, UInt8
+from groupvit_jax.typing import Array, Float, Int, Params, UInt8
 
 _MAX_COUNT = 2**31 - 1
 _READ_AHEAD = 16
@@ -83,13 +85,8 @@ class Segmentation:
         return self.scores(self.confusion(variables))
 
     def scores(self, confusion: Int[np.ndarray, "N N"]) -> dict[str, float]:
-        """Return the metrics of a confusion matrix."""
-        named = zip(self.all_names, metrics.class_iou(confusion).tolist(), strict=True)
-        return {
-            "miou": metrics.mean_iou(confusion),
-            "pixel_accuracy": metrics.pixel_accuracy(confusion),
-            **{f"iou/{name}": value for name, value in named if not np.isnan(value)},
-        }
+        """Return the metrics of a confusion matrix; see `metrics.named_scores`."""
+        return metrics.named_scores(self.all_names, confusion)
 
     def confusion(
         self, variables: Params, progress: Progress = lambda done: None
@@ -100,21 +97,47 @@ class Segmentation:
           variables: the model's parameters and statistics.
           progress: called with the number of this process's finished images.
         """
-        text = self._encoder.class_embeddings(variables, self.class_names, self.protocol.prompts)
-        counter = _PixelCounter(self._windows, len(self.all_names), self._count)
+        return self.sweep(variables, [self.protocol.background_threshold], progress)[0]
+
+    def sweep(
+        self,
+        variables: Params,
+        thresholds: Sequence[float | None],
+        progress: Progress = lambda done: None,
+    ) -> list[Int[np.ndarray, "N N"]]:
+        """Return the confusion matrix at each background threshold, encoding each image once.
+
+        Args:
+          variables: the model's parameters and statistics.
+          thresholds: in place of the protocol's; None without a background class.
+          progress: called with the number of this process's finished images.
+        """
+        text = self._encoder.class_embeddings(variables, self.class_names, self.protocol.texts)
+        counters = [
+            _PixelCounter(self._windows, len(self.all_names), self._count, threshold)
+            for threshold in thresholds
+        ]
         outputs = self._windows(variables, text, self._read())
         for done, (output, mask) in enumerate(outputs, 1):
-            counter.add(output, mask)
+            for counter in counters:
+                counter.add(output, mask)
             progress(done)
-        return parallel.sum_over_processes(counter.total())
+        return [parallel.sum_over_processes(counter.total()) for counter in counters]
+
+    def with_threshold(self, threshold: float) -> "Segmentation":
+        """Return this evaluator with another background threshold, sharing compiled programs."""
+        other = copy.copy(self)
+        other.protocol = dataclasses.replace(self.protocol, background_threshold=threshold)
+        return other
 
     def examples(self, variables: Params, count: int) -> list[Example]:
         """Segment some images, evenly spaced in the set, for the report."""
         count = min(count, len(self.source))
         indices = np.linspace(0, len(self.source) - 1, count).round().astype(int).tolist()
         pairs = [self.source[i] for i in indices]
-        text = self._encoder.class_embeddings(variables, self.class_names, self.protocol.prompts)
-        segmented = ImageSegmenter(self._windows)(variables, text, [image for image, _ in pairs])
+        text = self._encoder.class_embeddings(variables, self.class_names, self.protocol.texts)
+        segmenter = ImageSegmenter(self._windows, self.protocol)
+        segmented = segmenter(variables, text, [image for image, _ in pairs])
         painted = self.all_names, self.has_background
         return [
             Example(image, found.mask, mask, *painted, self.source.locate(i))
@@ -134,7 +157,13 @@ class Segmentation:
         yield from mine.map(load).to_iter_dataset(grain.ReadOptions(num_threads, _READ_AHEAD))
 
     def _count_images(
-        self, window: tuple[int, int], canvas: tuple[int, int], arrays: Any, classes: Any, mask: Any
+        self,
+        window: tuple[int, int],
+        canvas: tuple[int, int],
+        threshold: Float[Array, ""] | None,
+        arrays: Any,
+        classes: Any,
+        mask: Any,
     ) -> Int[Array, "N N"]:
         """Count the pixels of one image per device."""
 
@@ -148,6 +177,7 @@ class Segmentation:
                 patch_size=self._encoder.model.image_encoder.patch_size,
                 protocol=self.protocol,
                 mixture=self._windows.mixture,
+                threshold=threshold,
             )
             prediction = classes[0][scores.argmax(-1)]
             present = jnp.ones(1, bool)  # padding is ignored in the mask
@@ -169,8 +199,15 @@ class Segmentation:
 class _PixelCounter:
     """Joins the windows of images and counts their pixels, one image per device."""
 
-    def __init__(self, windows: WindowEncoder, num_classes: int, count: Callable[..., Any]) -> None:
+    def __init__(
+        self,
+        windows: WindowEncoder,
+        num_classes: int,
+        count: Callable[..., Any],
+        threshold: float | None,
+    ) -> None:
         self._windows, self._count = windows, count
+        self._threshold = None if threshold is None else np.float32(threshold)
         self._waiting: dict[Any, list[Any]] = {}
         self._on_device: Any = None
         self._pixels_on_device = 0
@@ -209,7 +246,8 @@ class _PixelCounter:
         if self._pixels_on_device + batch[2].size > _MAX_COUNT:
             self._fetch()
         window, canvas, _ = bucket
-        counts = self._count(window, canvas, *jax.device_put(batch, self._windows.sharding))
+        batch = jax.device_put(batch, self._windows.sharding)
+        counts = self._count(window, canvas, self._threshold, *batch)
         self._on_device = counts if self._on_device is None else self._on_device + counts
         self._pixels_on_device += batch[2].size
 

@@ -45,6 +45,15 @@ class Pretrained(NamedTuple):
         model = build_model(self.model_config)
         return with_segment_head(model, len(self.class_names)) if self.class_names else model
 
+    def check_finite(self) -> None:
+        """Raise ValueError if a weight is NaN or infinite: every figure would be one, too."""
+        for name, leaf in to_host(self.variables).items():
+            if bad := int(leaf.size - np.isfinite(leaf).sum()):
+                raise ValueError(
+                    f"{name}: {bad} of {leaf.size} weights NaN or infinite found, expected "
+                    "numbers: the training diverged; use an earlier step"
+                )
+
     def check_two_towers(self, wanted_by: str) -> None:
         """Raise ValueError if there is a segment head instead of a text tower."""
         if self.class_names:

@@ -5,6 +5,7 @@ import subprocess
 import sys
 
 import jax
+import numpy as np
 import pytest
 from absl import flags
 from absl.testing import flagsaver
@@ -97,7 +98,8 @@ def test_each_kind_of_benchmark_is_in_table_and_report(run, tmp_path):
         assert 0 <= found[name]["metrics"][metric] <= 1
     table = (tmp_path / "results.md").read_text()
     assert table in printed
-    assert re.search(r"\| voc \| groupvit \| 0.95, window \|  \| 1 \| 2 \| \d+\.\d\d \|", table)
+    row = r"\| voc \| groupvit \| 0.95, window \|  \| 1 \|  \| 2 \| 20[-\d: ]+UTC \| \d+\.\d\d \|"
+    assert re.search(row, table)
     report = (tmp_path / "report.html").read_text()
     assert report.count("data:image/jpeg") == 3
     assert "http" not in re.sub(r"http://www.w3.org/\S+", "", report)
@@ -126,7 +128,7 @@ def test_what_was_measured_is_kept_and_not_measured_again(run, tmp_path):
     assert run(tmp_path, "--benchmarks=voc20", "--examples=0")[0] == 0
     before = read(tmp_path)["benchmarks"]["voc20"]
     _, printed = run(tmp_path, "--benchmarks=voc20,context59", "--examples=0")
-    assert "voc20: measured before with the same settings" in printed
+    assert f"voc20: measured before, {before['measured']}, with the same weights, set" in printed
     found = read(tmp_path)["benchmarks"]
     assert found["voc20"] == before
     assert "context59" in found
@@ -153,7 +155,9 @@ def test_a_broken_set_does_not_take_the_others_along(run, tmp_path):
         (["--benchmarks=voc", "--stride=0"], "stride=0: expected at least 1"),
         (["--benchmarks=voc", "--resize=a,b"], "--resize=a,b: expected integers"),
         (["--benchmarks=voc", "--prompts=a photo"], "prompts: 'a photo' found, expected one {}"),
-        (["--benchmarks=voc20", "--background_threshold=0.4"], "voc20 has no background"),
+        (["--benchmarks=voc", "--background_threshold=2"], "=2: expected numbers from 0 to 1"),
+        (["--benchmarks=voc", "--background_threshold=ade=0.4"], "'ade' is none of --benchmarks"),
+        (["--benchmarks=voc", "--predictions=x"], "expected either this or --predictions"),
         ([], "--benchmarks: missing"),
     ],
 )
@@ -162,6 +166,61 @@ def test_bad_input_is_one_line_before_anything_is_measured(run, tmp_path, argume
     assert code == 2
     assert message in printed
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.slow
+def test_sets_of_ones_own_thresholds_and_prompts_get_rows_and_are_never_stale(run, tmp_path):
+    for name in ("one/mine", "two/mine"):
+        miniatures.folder(tmp_path / name)
+        (tmp_path / name / "folder").rename(tmp_path / name / "set")
+    one, two = tmp_path / "one/mine/set", tmp_path / "two/mine/set"
+    by_class = tmp_path / "prompts.json"
+    by_class.write_text(json.dumps({"*": ["a {}."], "Red_Panda": ["a small bear", "a {}"]}))
+    sets = f"--benchmarks=folder={one},folder={two},voc20"
+    thresholds = "--background_threshold=0.3,0.5,voc20=0.9"
+    code, printed = run(tmp_path / "out", sets, thresholds, f"--prompts=@{by_class}")
+    assert code == 0, printed
+    assert f"{one}: 2 photos, 3 classes" in printed
+    assert "voc20: without background; --background_threshold doesn't apply" in printed
+    found = read(tmp_path / "out")["benchmarks"]
+    assert list(found) == ["set", "set 2", "set 3", "set 4", "voc20"]
+    used = [found[row]["settings"].get("protocol")["background_threshold"] for row in found]
+    assert used == [0.3, 0.5, 0.3, 0.5, None]
+    assert found["set"]["set"]["path"] == str(one)
+    assert found["set"]["changed"] == {"class_prompts": "1 classes"}
+    assert "background threshold" in (tmp_path / "out/report.html").read_text()
+    # One mask is corrected: only that set is measured again.
+    miniatures.write_mask(one / "masks/a.png", [[2, 2, 2], [2, 2, 2]])
+    again = (sets, "--background_threshold=0.3", f"--prompts=@{by_class}", "--examples=0")
+    code, printed = run(tmp_path / "out", *again)
+    assert code == 0, printed
+    assert "set: its earlier result is dropped, the set's files have changed" in printed
+    assert "set 3: measured before" in printed
+    now = read(tmp_path / "out")["benchmarks"]
+    assert set(now) == {"set", "set 3", "set 4", "voc20"}
+    assert now["set"]["set"]["fingerprint"] != found["set"]["set"]["fingerprint"]
+
+
+def test_masks_of_another_model_are_measured_without_a_checkpoint(data, tmp_path, capsys):
+    for stem, values in (("a", [[0, 1, 2], [0, 1, 1]]), ("b", [[2] * 3] * 2)):
+        miniatures.write_mask(tmp_path / f"theirs/{stem}.png", values)
+    arguments = [f"--predictions={tmp_path}/theirs", f"--output={tmp_path}/out"]
+    arguments += ["--benchmarks=folder", f"--data_dir={data}"]
+    with flagsaver.flagsaver():
+        flags.FLAGS(["evaluate", *arguments])
+        assert evaluate.main([]) == 0
+    found = read(tmp_path / "out")["benchmarks"]["folder"]
+    assert (found["metrics"]["miou"], found["protocol"]) == (1.0, "predictions")
+    assert "| folder | predictions |" in capsys.readouterr().out
+
+
+def test_weights_that_are_no_numbers_are_refused(run, tmp_path):
+    pretrained = weights.random_pretrained(tiny.get_config().model)
+    pretrained.variables["params"]["logit_scale"] = np.float32("nan")
+    save_pretrained(tmp_path / "nan", pretrained, "safetensors")
+    code, printed = run(tmp_path / "out", "--benchmarks=voc", f"--checkpoint={tmp_path}/nan")
+    assert code == 2
+    assert "logit_scale: 1 of 1 weights NaN or infinite found" in printed
 
 
 @pytest.mark.slow

@@ -30,6 +30,10 @@ class CaptionedFiles:
         """Return the path."""
         return str(self._items[index][0])
 
+    def files(self) -> list[Path]:
+        """Return all images of the set."""
+        return [file for file, _ in self._items]
+
 
 def read_karpathy(path: Path, photos: Path, split: str = "test") -> CaptionedFiles:
     """Read the images of one split from dataset_*.json.

@@ -45,6 +45,10 @@ class LabelledFiles:
         """Return the path."""
         return os.fspath(self._items[index][0])
 
+    def files(self) -> list[Path]:
+        """Return all files of the set."""
+        return [file for file, _ in self._items]
+
 
 class ImageFolder(LabelledFiles):
     """One folder of images per class, named after it; underscores become spaces."""

@@ -2,6 +2,7 @@
 
 import io
 from collections.abc import Mapping
+from pathlib import Path
 from typing import NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
@@ -181,6 +182,7 @@ class TfdsMasks:
             # TFDS may append a list of all sets that it knows.
             raise ValueError(f"{where}: {str(error).splitlines()[0]}") from error
         self._where, self._features = where, (image, mask)
+        self._folder = Path(builder.data_dir)
         self._ids = None if ids is None else IdTable(ids)
 
     def __len__(self) -> int:
@@ -198,3 +200,7 @@ class TfdsMasks:
     def locate(self, index: int) -> str:
         """Return the set's name and the image's index."""
         return f"{self._where}, image {index}"
+
+    def files(self) -> list[Path]:
+        """Return all files of the set, which holds many images in each."""
+        return sorted(file for file in self._folder.rglob("*") if file.is_file())
