@@ -52,7 +52,7 @@ def in_micro_batches(
         return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), features)
 
     by_row = PartitionSpec(parallel.BATCH_AXES)
-    return jax.shard_map(
+    sharded = jax.shard_map(
         on_device,
         mesh=mesh,
         in_specs=(PartitionSpec(), PartitionSpec(), by_row),
@@ -62,6 +62,12 @@ def in_micro_batches(
         axis_names=set(mesh.axis_names if with_kernels else parallel.BATCH_AXES),
         check_vma=not with_kernels,
     )
+
+    def encode_all(params: PyTree, keys: PyTree, rows: PyTree) -> PyTree:
+        with jax.named_scope("micro_batches"):  # `launch.plan` reads what a sum over devices is for
+            return sharded(params, keys, rows)
+
+    return encode_all
 
 
 def check_micro_batch_size(micro_batch_size: int | None, batch_size: int, mesh: Mesh) -> None:
