@@ -24,7 +24,7 @@ from groupvit_jax.typing import Array, Float, Int, Params
 
 _HIGHEST = jax.lax.Precision.HIGHEST
 _QUERIES_AT_ONCE = 256
-_ROWS_AT_ONCE = 8192  # memory for the logits of a linear probe
+ROWS_AT_ONCE = 8192  # memory for the logits of a linear probe
 # CLIP's sweep of the regularisation (Radford et al. 2021, A.3), as powers of ten.
 _STRENGTHS = tuple(map(float, range(-6, 7, 2)))
 _FINEST = 1 / 8
@@ -95,7 +95,7 @@ class Probe:
         Raises:
           ValueError: no image of a split can be read.
         """
-        train, val = (self._embed(variables, source) for source in (self._train, self.source))
+        train, val = (self.embed(variables, source) for source in (self._train, self.source))
         ranks = self.ranks(train, val)
         return {
             "top1": metrics.recall(ranks, 1),
@@ -108,8 +108,12 @@ class Probe:
         """Return the rank of the true class (from 0) for each image of `val`."""
         raise NotImplementedError
 
-    def _embed(self, variables: Params, source: LabelledSource) -> Embedded:
-        """Embed every image once, in source order, on every process."""
+    def embed(self, variables: Params, source: LabelledSource) -> Embedded:
+        """Embed every image once, in source order, on every process.
+
+        Raises:
+          ValueError: no image can be read.
+        """
         tower, found = self._tower, []
         for batch in batches(tower, source, self._batch_size, self._resize, self._crop):
             index = np.where(batch["_mask"], batch["index"], 0)
@@ -202,6 +206,9 @@ class LinearProbe(Probe):
     The regularisation strength is chosen on a held-out tenth of the training images, drawn with a
     fixed seed: powers of 100 from 1e-6 to 1e6, then at half the distance around the best until
     there are 8 steps per factor of ten. The final regression uses all training images.
+
+    Attributes:
+      chosen_strength: the regularisation strength of the last evaluation.
     """
 
     def __init__(
@@ -229,7 +236,7 @@ class LinearProbe(Probe):
 
     def __call__(self, variables: Params) -> dict[str, float]:
         """Return the metrics of `Probe` and the chosen `strength`."""
-        return super().__call__(variables) | {"strength": self._chosen}
+        return super().__call__(variables) | {"strength": self.chosen_strength}
 
     def ranks(self, train: Embedded, val: Embedded) -> Int[np.ndarray, " N"]:
         """See `Probe.ranks`."""
@@ -250,8 +257,8 @@ class LinearProbe(Probe):
             best = max(self._strengths, key=score)
         else:
             best = sweep(score)
-        self._chosen = float(best)
-        model = self._fit(in_chunks(mesh, train), self._chosen)
+        self.chosen_strength = float(best)
+        model = self._fit(in_chunks(mesh, train), self.chosen_strength)
         return self._ranks(model, in_chunks(mesh, val), len(val.labels))
 
     def _ranks(self, model: LinearModel, rows: Rows, count: int) -> Int[np.ndarray, " N"]:
@@ -277,7 +284,11 @@ def sweep(score: Any) -> float:
 
 
 def in_chunks(
-    mesh: Mesh, examples: Embedded, weight: Float[np.ndarray, " N"] | None = None
+    mesh: Mesh,
+    examples: Embedded,
+    weight: Float[np.ndarray, " N"] | None = None,
+    *,
+    rows_at_once: int = ROWS_AT_ONCE,
 ) -> Rows:
     """Place examples on the devices, padded with rows of weight 0.
 
@@ -285,9 +296,10 @@ def in_chunks(
       mesh: the devices.
       examples: all examples, on every process.
       weight: weights of the examples; 1 by default.
+      rows_at_once: most rows of a chunk.
     """
     count, shards = len(examples.labels), parallel.num_batch_shards(mesh)
-    rows = -(-min(count, _ROWS_AT_ONCE) // shards) * shards
+    rows = -(-min(count, rows_at_once) // shards) * shards
     num_chunks = -(-count // rows)
     weight = np.ones(count, np.float32) if weight is None else weight
     sharding = NamedSharding(mesh, PartitionSpec(None, parallel.BATCH_AXES))

@@ -72,12 +72,11 @@ def slow_objective(flat, examples, strength):
 
 
 @pytest.mark.parametrize(("num_devices", "rows_at_once"), [(1, 8192), (1, 16), (8, 16)])
-def test_objective_and_gradient_are_the_regressions(num_devices, rows_at_once, monkeypatch):
-    monkeypatch.setattr(probe, "_ROWS_AT_ONCE", rows_at_once)
+def test_objective_and_gradient_are_the_regressions(num_devices, rows_at_once):
     examples, flat = drawn(45, 0), np.random.default_rng(3).normal(size=(WIDTH + 1) * NUM_CLASSES)
     kernel, bias = np.split(flat.astype(np.float32), [WIDTH * NUM_CLASSES])
     model = LinearModel(jnp.asarray(kernel.reshape(WIDTH, -1)), jnp.asarray(bias))
-    rows = probe.in_chunks(make_mesh(num_devices), examples)
+    rows = probe.in_chunks(make_mesh(num_devices), examples, rows_at_once=rows_at_once)
     value, gradient = jax.jit(jax.value_and_grad(probe.objective))(model, rows, 2.5)
     expected, slopes = slow_objective(flat.astype(np.float32).astype(np.float64), examples, 2.5)
     np.testing.assert_allclose(value, expected, rtol=1e-6)
@@ -146,7 +145,7 @@ def test_too_strong_a_regularisation_is_not_chosen(model):
     evaluator = make(LinearProbe, model, strengths=(1e6, 1.0))
     train = drawn(100, 0, spread=0.3)
     accuracy = (evaluator.ranks(train, drawn(40, 1, spread=0.3)) == 0).mean()
-    assert evaluator._chosen == 1.0
+    assert evaluator.chosen_strength == 1.0
     assert accuracy > 0.9
 
 
@@ -171,7 +170,7 @@ def test_every_image_is_embedded_once_before_the_projector(
     tower = ImageTower(model, make_mesh(num_devices))
     source = ImageFolder(folder / "train")
     evaluator = probe.Probe(tower, source, source, 3, batch_size=batch_size, resize=32, crop=32)
-    found = evaluator._embed(variables, source)
+    found = evaluator.embed(variables, source)
 
     @jax.jit
     def encode(images):
