@@ -17,7 +17,7 @@ import sys
 from collections.abc import Callable, Sequence
 
 from groupvit_jax.data.sources import counts
-from groupvit_jax.prepare import preparation, runners
+from groupvit_jax.prepare import packed_rows, preparation, runners
 from groupvit_jax.prepare.images import ENCODINGS
 from groupvit_jax.prepare.writers import FORMATS
 from groupvit_jax.runs import exit_codes
@@ -151,6 +151,9 @@ def main(flags: argparse.Namespace) -> None:
         sys.exit("launch.prepare: stopped; the same command goes on from here")
     num_bytes = sum(shard["bytes"] for shard in manifest["shards"])
     print(counts.table(manifest["counts"]))
+    # A folder that an earlier version finished has no such counts.
+    if lost := packed_rows.sentence(manifest.get("packed_rows", {"prompts": 0})):
+        print(lost)
     path = f"{flags.output}/{preparation.MANIFEST}"
     print(f"{len(manifest['shards'])} shards, {num_bytes:,} bytes: {path}")
 

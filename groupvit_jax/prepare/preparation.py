@@ -19,14 +19,14 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from etils import epath
-from jaxtyping import Bool, UInt64
+from jaxtyping import Bool, Int, UInt64
 
 from groupvit_jax.data.images import transforms
 from groupvit_jax.data.images.decode import BrokenImageError
 from groupvit_jax.data.sources.counts import Counts, add_up, sentence
 from groupvit_jax.data.text import caption_tokens
 from groupvit_jax.data.text.tokenizers import Tokenizer
-from groupvit_jax.prepare import files, inputs, writers
+from groupvit_jax.prepare import files, inputs, packed_rows, writers
 from groupvit_jax.prepare.images import ImageLimits, TooSmallError, encode_image
 from groupvit_jax.prepare.inputs import Chunk, Item, Unmatched
 from groupvit_jax.prepare.runners import Runner
@@ -269,23 +269,24 @@ def find_duplicates(hashes: UInt64[np.ndarray, "N 2"]) -> Bool[np.ndarray, " N"]
 def make_shard(task: Task) -> str:
     """Write a chunk's shard and its record."""
     transforms.init_worker()
-    counts = Counts()
+    counts, lost = Counts(), np.zeros(len(packed_rows.LENGTHS), int)
     target = epath.Path(task.options.output) / task.shard_name
     with files.written_complete(target) as local:
-        samples = _samples(task, counts)
+        samples = _samples(task, counts, lost)
         writers.write_shard(task.options.format, local, samples, task.options.encoding)
         record = {
             "file": task.shard_name,
             "sha256": files.sha256(local),
             "bytes": os.path.getsize(local),
             **counts.as_dict(),
+            "packed_rows": packed_rows.as_dict(counts.written.images, lost),
         }
     files.publish(task.progress_file("done"), files.json_bytes(record))
     return f"{task.shard_name}: {counts.written.images} of {counts.read.images} images"
 
 
-def _samples(task: Task, counts: Counts) -> Iterator[PreparedSample]:
-    """Yield a chunk's samples in order, and count the outcome of each item."""
+def _samples(task: Task, counts: Counts, lost: Int[np.ndarray, " L"]) -> Iterator[PreparedSample]:
+    """Yield a chunk's samples in order, and count the outcome of each item and lost prompts."""
     options, marks = task.options, task.progress_file("duplicates")
     drop_duplicates = options.duplicates != "keep"
     duplicates = frozenset(files.read_array(marks).tolist() if drop_duplicates else ())
@@ -315,6 +316,7 @@ def _samples(task: Task, counts: Counts) -> Iterator[PreparedSample]:
                 else:
                     counts.write(item.tally, item.unused)
                     counts.replaced += sum("\ufffd" in caption for caption in item.captions)
+                    lost += result.lost_prompts
                     yield result
 
 
@@ -355,7 +357,8 @@ def _convert(
         **caption_tokens.annotate(item.captions, tokenizer),
     }
     metadata = json.dumps(fields, ensure_ascii=False).encode("utf-8", "replace")
-    return PreparedSample(key, image, item.captions, metadata)
+    lost = packed_rows.lost_prompts(key, item.captions, fields["nouns"], tokenizer)
+    return PreparedSample(key, image, item.captions, metadata, lost)
 
 
 def _finish(options: Options, records: Sequence[dict[str, Any]]) -> dict[str, Any]:
@@ -370,6 +373,7 @@ def _finish(options: Options, records: Sequence[dict[str, Any]]) -> dict[str, An
     manifest = {
         "options": files.read_json(options.progress / _OPTIONS),
         "counts": counts,
+        "packed_rows": packed_rows.add_up(records),
         "shards": list(records),
     }
     if options.format == "tfds":

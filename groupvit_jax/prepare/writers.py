@@ -20,12 +20,16 @@ _TEMPLATE = "{DATASET}-{SPLIT}.{FILEFORMAT}-{SHARD_X_OF_Y}"
 
 
 class PreparedSample(NamedTuple):
-    """One image as stored in a shard; `metadata` is JSON and includes the captions."""
+    """One image as stored in a shard; `metadata` is JSON and includes the captions.
+
+    `lost_prompts` isn't stored: see `packed_rows.lost_prompts`.
+    """
 
     key: str
     image: bytes
     captions: list[str]
     metadata: bytes
+    lost_prompts: Sequence[int] = ()
 
 
 def shard_name(kind: str, number: int, count: int) -> str:

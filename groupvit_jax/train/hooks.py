@@ -134,19 +134,22 @@ class StepMetrics:
 
 # Of the time: less is noise, more is worth another worker.
 _LONG_INPUT_WAIT = 0.1
+# Of the images; docs/text.md has the lengths that lose less.
+_TOLERATED_OVERFLOW = 0.01
 
 
 class LogMetrics(Hook):
     """Records the metrics every few steps and at the end, with the speed since the last record.
 
-    Warns once where the devices wait for input: nothing else would show that a run is slow.
+    Warns once where the devices wait for input and once where prompts find no room in their rows:
+    nothing else would show that a run is slow, or trains without a part of its positives.
     """
 
     def __init__(self, metrics: StepMetrics, every_steps: int, batch_size: int) -> None:
         """Take the metrics that the loop collects, the interval and the global batch size."""
         self._metrics = metrics
         self._every_steps, self._batch_size = every_steps, batch_size
-        self._warned = False
+        self._warned = self._warned_of_overflow = False
 
     def after_step(self, context: StepContext) -> None:
         """Add metrics and speed to the record."""
@@ -154,6 +157,7 @@ class LogMetrics(Hook):
             return
         metrics = self._metrics
         context.record.update(metrics.fetch())
+        self._warn_of_overflow(context)
         # 0 steps after the first one of a start, whose time is mostly compilation.
         if metrics.steps:
             context.record["images_per_second"] = self._batch_size * metrics.steps / metrics.seconds
@@ -172,6 +176,17 @@ class LogMetrics(Hook):
             "up to step %d the devices waited for input %.0f %% of the time: prepared shards, or "
             "more workers (config.data.num_workers) on more cores, help (docs/input.md)",
             step, 100 * waiting,
+        )  # fmt: skip
+
+    def _warn_of_overflow(self, context: StepContext) -> None:
+        share = context.record.get("text_overflow", 0.0)
+        if share <= _TOLERATED_OVERFLOW or self._warned_of_overflow:
+            return
+        self._warned_of_overflow = True
+        logger.warning(
+            "step %d: %.1f %% of the images lost a prompt because their texts don't fit into a "
+            "row; a larger config.data.packed_length loses fewer (text_overflow, docs/text.md)",
+            context.step, 100 * share,
         )  # fmt: skip
 
 

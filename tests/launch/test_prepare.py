@@ -39,13 +39,14 @@ def test_captions_and_photos_become_a_source(tmp_path):
     arguments = [f"--input={tmp_path}/pairs.csv", f"--images={tmp_path}/photos"]
     result = run(*arguments, f"--output={tmp_path}/shards")
     assert result.returncode == 0, result.stderr
-    *table, last = result.stdout.splitlines()
+    *table, lost, last = result.stdout.splitlines()
     assert [line.split() for line in table] == [
         ["images", "captions"],
         ["read", "3", "4"],
         ["written", "2", "3"],
         ["dropped:", "unreadable", "file", "1", "1"],
     ]
+    assert lost == "prompts that don't fit into config.data.packed_length=80: 0.00% of 6"
     assert last.startswith("1 shards, ")
     assert "Dropped 4.jpg: unreadable file (No such file or directory)" in result.stderr
     source = make_source("p", {"kind": "webdataset", "pattern": f"{tmp_path}/shards/*.tar"})

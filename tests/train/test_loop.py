@@ -242,6 +242,17 @@ def test_slow_input_is_warned_of_once(caplog):
     assert "config.data.num_workers" in record.getMessage()
 
 
+def test_prompts_without_room_are_warned_of_once(caplog):
+    metrics = hooks.StepMetrics()
+    log = hooks.LogMetrics(metrics, every_steps=1, batch_size=100)
+    for step, share in enumerate((0.01, 0.02, 0.5), start=1):
+        metrics.add(step, {"loss": jnp.ones(()), "text_overflow": jnp.asarray(share)})
+        log.after_step(hooks.StepContext(step, 10, toy.init_state()))
+    (record,) = caplog.records
+    assert "step 2: 2.0 % of the images lost a prompt" in record.getMessage()
+    assert "config.data.packed_length" in record.getMessage()
+
+
 def test_a_profile_is_written_for_the_steps_asked_for(tmp_path):
     profile = hooks.Profile((2, 3), tmp_path / "profile")
     toy.run(tmp_path, 5, more_hooks=[profile])
