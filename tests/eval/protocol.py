@@ -104,7 +104,7 @@ def image(
     constant=False,
     drop=True,
 ):
-    """Labels [original]; `encode(y, x, h, w)` gives the outputs of a window."""
+    """Scores [*original, classes]; `encode(y, x, h, w)` gives the outputs of a window."""
     h, w = min(size, height), min(size, width)
     constant_background = threshold if constant else None
     threshold = None if constant else threshold
@@ -119,4 +119,4 @@ def image(
     if constant_background is not None:
         background = np.full((height, width, 1), constant_background)
         scores = np.concatenate([background, scores], axis=-1)
-    return interpolate(scores, *original).argmax(-1)
+    return interpolate(scores, *original)

@@ -5,13 +5,20 @@ from groupvit_jax.eval import metrics
 from groupvit_jax.eval.inference import WindowEncoder
 from groupvit_jax.eval.protocol import Protocol
 from groupvit_jax.eval.segment_images import ImageSegmenter
-from tests.eval.photos import NAMES, Photos, slow_labels, spread_text, with_highest_scale
+from tests.eval.photos import (
+    NAMES,
+    Photos,
+    slow_scores,
+    spread_text,
+    with_highest_scale,
+    within_rounding,
+)
 
 # Landscape and portrait, square, odd, larger and smaller than the window, up to 1 : 9. With its
 # 18 rows, one is no multiple of the patches of 8.
 SIZES = [
     (24, 32), (32, 24), (25, 25), (17, 24), (38, 50), (50, 33), (60, 26), (16, 16), (49, 22),
-    (20, 45), (31, 31), (64, 48), (10, 23), (23, 10), (35, 19), (18, 55), (5, 41), (45, 6),
+    (20, 45), (31, 31), (64, 48), (10, 23), (23, 10), (35, 19), (18, 55), (5, 45), (45, 6),
     (42, 30), (12, 12),
 ]  # fmt: skip
 KNOBS = dict(resize=(56, 28), window=24, stride=12)
@@ -49,17 +56,37 @@ def test_labels_and_miou_are_those_of_the_slow_protocol(encoder, variables, text
     protocol, photos = PROTOCOLS[name], Photos(SIZES if name == "background" else SIZES[::5])
     num_classes = len(NAMES) + protocol.has_background
     found = segment(encoder, variables, text, protocol, [image for image, _ in photos])
-    same, confusions = [], np.zeros((2, num_classes, num_classes), int)
+    same, tied, confusions = [], [], np.zeros((2, num_classes, num_classes), int)
     for (image, mask), segmented in zip(photos, found, strict=True):
-        expected = slow_labels(encoder, variables, image, text, protocol)
-        same.append(segmented.mask == expected)
+        scores = slow_scores(encoder, variables, image, text, protocol)
+        expected, possible = scores.argmax(-1), within_rounding(scores, text)
+        tie = possible.sum(-1) > 1
+        # In a tie any of its classes is right; the others are compared as they are.
+        chosen = np.take_along_axis(possible, segmented.mask[..., None], -1)[..., 0]
+        assert chosen[tie].all()
+        tied.append(tie)
+        same.append(segmented.mask[~tie] == expected[~tie])
         for confusion, labels in zip(confusions, (segmented.mask, expected), strict=True):
-            np.add.at(confusion, (mask[mask != 255], labels[mask != 255]), 1)
+            counted = (mask != 255) & ~tie
+            np.add.at(confusion, (mask[counted], labels[counted]), 1)
+    # Scores of random towers are often 0 or 1 to rounding: where two windows disagree, they tie.
+    assert np.concatenate([t.ravel() for t in tied]).mean() < 0.15
     labels = np.concatenate([segmented.mask.ravel() for segmented in found])
     assert len(np.unique(labels)) > 3
-    assert np.concatenate([s.ravel() for s in same]).mean() >= 0.999
+    assert np.concatenate(same).mean() >= 0.999
     ours, slow = (100 * metrics.mean_iou(confusion) for confusion in confusions)
     assert abs(ours - slow) <= 0.01
+
+
+def test_a_tie_of_class_and_background_is_one_to_rounding(encoder, variables, text):
+    """At 20 pixels and more a class and the background have equal scores, such as 1/3 or 0.461."""
+    protocol, image = PROTOCOLS["background"], Photos(SIZES)[SIZES.index((5, 45))].image
+    exact = np.sort(slow_scores(encoder, variables, image, text, protocol), axis=-1)
+    (found,) = segment(encoder, variables, text, protocol, [image])
+    ours = np.sort(found.scores, axis=-1)
+    tie = exact[..., -1] - exact[..., -2] < 2e-8  # half a unit in float32's last place at 1/3
+    assert tie.sum() >= 20
+    np.testing.assert_allclose(ours[tie][:, -2:], exact[tie][:, -2:], rtol=4 * 2.0**-24)
 
 
 def test_scores_are_of_the_classes_that_were_kept(encoder, variables, text):
