@@ -66,10 +66,13 @@ def contrastive_losses(
         # The bias as one more channel, 1 times the bias: the products need no second addition.
         image = jnp.pad(image, ((0, 0), (0, 1)), constant_values=1.0)
         texts = [_append(text, bias) for text, bias in zip(texts, biases or (), strict=True)]
+    # Captions and prompts in one product: larger products keep a matrix unit busier.
     stacked = jnp.concatenate(texts, axis=1)
     position = pairwise.global_positions(pairing, len(image))
     own = Examples(image, stacked, position, None if ids is None else _told_apart(ids))
     totals = _compare(pairing, *own)
+    # Without ids an image's only positives are its own texts: B x N logits, computed apart, spare
+    # a second reduction over every block.
     own_logits = product("bd,bnd->bn", image, stacked) if ids is None else None
     results, first = [], 0
     for text, scale in zip(texts, scales, strict=True):
@@ -90,6 +93,8 @@ def _told_apart(ids: Sequence[Int[Array, "B _"]]) -> UInt[Array, "B N"]:
     """Return the ids of all losses, made distinct between losses."""
     if len(ids) > MAX_LOSSES_WITH_IDS:
         raise ValueError(f"ids of {len(ids)} losses found, expected at most {MAX_LOSSES_WITH_IDS}")
+    # Even numbers for the captions, odd ones for the prompts: a caption that equals some image's
+    # prompt is not its positive.
     return jnp.concatenate([2 * x.astype(jnp.uint32) + i for i, x in enumerate(ids)], axis=1)
 
 
@@ -101,6 +106,7 @@ def _loss(
     if pairing.kind == "sigmoid":
         # The same sum by rows and by columns; the mean gives both directions their gradient.
         return (image.total + text.total) / 2
+    # The totals of an image are by its n-th texts; its softmax runs over all N x B texts.
     image_total = jax.nn.logsumexp(image.total, axis=1, keepdims=True)
     if own_logits is not None:
         return (image_total + text.total) / 2 - own_logits
@@ -178,6 +184,7 @@ def _compare_backward(
         return sums[0] + image, sums[1] + text
 
     sums = (jnp.zeros_like(own.image), jnp.zeros_like(own.text))
+    # Positions and ids are integers and have no gradient.
     return *pairwise.fold(pairing, add, sums, others), None, None
 
 

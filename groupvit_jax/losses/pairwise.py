@@ -150,10 +150,12 @@ def add_logits(
     best = jnp.maximum(totals.best, logits.max(axis=-1))
     first = logits.argmax(axis=-1)[..., None]
     found = jnp.take_along_axis(jnp.broadcast_to(same, logits.shape), first, axis=-1)[..., 0]
+    # Among equal logits the one seen first counts, here as in `argmax`.
     hit = jnp.where(best > totals.best, found, totals.hit)
     if kind == "sigmoid":
         total = totals.total + jax.nn.softplus(jnp.where(same, -logits, logits)).sum(axis=-1)
     else:
+        # Before the first block `totals.best` is -inf, and this factor 0.
         total = totals.total * jnp.exp(totals.best - best)
         total += jnp.exp(logits - best[..., None]).sum(axis=-1)
     if (positives := totals.positives) is not None:
@@ -211,6 +213,8 @@ def fold(pairing: Pairing, add: Callable[[Any, Any], Any], start: PyTree, rows: 
     """
     if not pairing.axes or pairing.exchange == "all_gather":
         return _fold_blocks(pairing.block_size, add, start, rows)
+    # After k hops a device holds the rows of the k-th device before it, and after the last its own
+    # again, which are not compared twice.
     num_devices = jax.lax.axis_size(pairing.axes)
     ring = [(i, (i + 1) % num_devices) for i in range(num_devices)]
 
@@ -226,6 +230,7 @@ def fold(pairing: Pairing, add: Callable[[Any, Any], Any], start: PyTree, rows: 
 def _fold_blocks(
     block_size: int, add: Callable[[Any, Any], Any], start: PyTree, rows: PyTree
 ) -> PyTree:
+    # One shape for all blocks, so that a scan can run them: only one block's logits exist at once.
     num_rows = len(jax.tree.leaves(rows)[0])
     size = max(n for n in range(1, min(block_size, num_rows) + 1) if num_rows % n == 0)
     blocks = jax.tree.map(lambda x: x.reshape(-1, size, *x.shape[1:]), rows)

@@ -28,6 +28,7 @@ ASSIGNMENTS = ("gumbel", "hard", "soft")
 def straight_through_one_hot(soft: Float[Array, "B G S"]) -> Float[Array, "B G S"]:
     """Return the one-hot of the likeliest group, with the gradient of `soft` (equation 7)."""
     hard = jax.nn.one_hot(soft.argmax(axis=1), soft.shape[1], axis=1, dtype=soft.dtype)
+    # Forward, both copies of `soft` cancel; backward, only the last one has a gradient.
     return hard - jax.lax.stop_gradient(soft) + soft
 
 
@@ -47,6 +48,9 @@ def assign_to_groups(
       gumbel_keys: keys of the noise for "gumbel"; None for no noise (evaluation).
     """
     if kind == "gumbel" and gumbel_keys is not None:
+        # The largest of logits with Gumbel noise is a sample of their softmax: training tries
+        # groups by their probability. With a key for each image, the draw depends neither on
+        # micro-batches nor on devices.
         draw = functools.partial(jax.random.gumbel, shape=logits.shape[1:], dtype=logits.dtype)
         logits = logits + jax.vmap(draw)(gumbel_keys)
     soft = jax.nn.softmax(logits / temperature, axis=1)
@@ -69,6 +73,8 @@ def group_maps(
         if of_patch is None:
             of_patch = assignment
         else:
+            # These products decide the labels of pixels: in bfloat16, a TPU's default, borders
+            # would move.
             of_patch = jnp.einsum(
                 "bhg,bgl->bhl", assignment, of_patch, precision=jax.lax.Precision.HIGHEST
             )
@@ -120,6 +126,7 @@ class AssignAttention(nn.Module):
         C = groups.shape[-1]
         q, k = dense(C, "q_proj")(groups), dense(C, "k_proj")(segments)
         v = dense(C, "v_proj")(segments)
+        # In float32: bfloat16 makes many logits equal, and among equals the first group would win.
         logits = jnp.einsum("bgc,bsc->bgs", q, k, preferred_element_type=jnp.float32) * C**-0.5
         keys = None
         if self.kind == "gumbel" and noise_ids is not None:
@@ -128,6 +135,7 @@ class AssignAttention(nn.Module):
         # With eps = 1 an empty group is zero. A tiny eps would multiply its gradient by 1 / eps.
         mean_weights = assignment / (assignment.sum(-1, keepdims=True) + self.eps)
         out = dense(self.out_dim, "proj")(mean_weights.astype(self.dtype) @ v)
+        # Without noise, for maps and metrics; where nothing reads it, XLA leaves it out.
         return out, assign_to_groups(logits, "soft", self.temperature)
 
 
@@ -203,6 +211,7 @@ class GroupingBlock(nn.Module):
         dtype = self.dtype
         x = layer_norm(dtype, "norm_x")(segments)
         groups = layer_norm(dtype, "norm_tokens")(group_tokens)
+        # From T group tokens to G groups by an MLP over the token axis; each channel by itself.
         groups = TokenMlp(
             self.token_hidden_dim, self.num_output_groups, self.kernel_init, dtype, name="mlp_inter"
         )(groups)

@@ -191,6 +191,8 @@ def _normalize_backward(
     gradients["scale"][...] += (d_y * normalized).sum(axis=0, keepdims=True)
     gradients["bias"][...] += d_y.sum(axis=0, keepdims=True)
     d_n = d_y * norm["scale"][...]
+    # A normalised row doesn't change with the shift and the scale of its input: what the gradient
+    # has along these two directions is taken out.
     along = (d_n * normalized).mean(axis=-1, keepdims=True)
     return inverse * (d_n - d_n.mean(axis=-1, keepdims=True) - normalized * along)
 
@@ -241,6 +243,8 @@ def _attend(
     """Return the attention's output [R * T, C], and with `keep` the softmaxes by row and head."""
     pieces: list[list[Array]] = []
     kept: list[list[Array]] = []
+    # Python loops, unrolled into the kernel: while one head's softmax runs on the vector unit, the
+    # matrix unit can work at the next head's products.
     for row in range(qkv.shape[0] // block.row_length):
         visible = _visible(block, None if mask is None else mask[row])
         pieces.append([])
