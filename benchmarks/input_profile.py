@@ -12,7 +12,8 @@ from ml_collections import ConfigDict
 from groupvit_jax.data.images import decode, transforms
 from groupvit_jax.data.images.augment import rand_augment
 from groupvit_jax.data.pipeline.contrastive import TrainExamples, TrainLoader
-from groupvit_jax.data.sources.pairs import Sample, WebDatasetSource
+from groupvit_jax.data.sources.pairs import WebDatasetSource
+from groupvit_jax.data.sources.samples import Sample
 from groupvit_jax.data.text import caption_tokens, nouns
 from groupvit_jax.data.text.packing import pack_texts
 from groupvit_jax.data.text.tokenizers import Tokenizer

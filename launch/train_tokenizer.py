@@ -83,7 +83,7 @@ def _read_lines(path: str) -> Iterator[str]:
 
 def _read_shards(pattern: str, max_captions: int) -> Iterator[str]:
     # These import TFDS: slow, and a text file does without.
-    from groupvit_jax.data.sources import pairs
+    from groupvit_jax.data.sources import pairs, samples
     from groupvit_jax.data.sources.patterns import expand_pattern
 
     source = pairs.WebDatasetSource(expand_pattern(pattern, "--input"), field="--input")
@@ -92,7 +92,7 @@ def _read_shards(pattern: str, max_captions: int) -> Iterator[str]:
     for index in range(0, len(source), step):
         try:
             yield from source[index]["captions"]
-        except pairs.BrokenSampleError as error:
+        except samples.BrokenSampleError as error:
             num_broken += 1
             if num_broken <= 10:
                 logger.warning("Skipped %s: %s", source.locate(index), error)

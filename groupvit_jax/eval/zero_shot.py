@@ -9,7 +9,7 @@ import numpy as np
 from groupvit_jax import parallel
 from groupvit_jax.data.pipeline.contrastive import eval_examples
 from groupvit_jax.data.sources.labelled import LabelledSource
-from groupvit_jax.data.sources.pairs import Source
+from groupvit_jax.data.sources.samples import Source
 from groupvit_jax.eval import metrics
 from groupvit_jax.eval.encoding import IMAGENET_PROMPTS, Encoder, ImageTower
 from groupvit_jax.eval.segmentation import cosines

@@ -20,15 +20,17 @@ from etils import epath
 from groupvit_jax.data.sources import captions_table, tar_scan
 from groupvit_jax.data.sources.counts import BLANK, TOO_LONG, Tally
 from groupvit_jax.data.sources.pairs import (
-    MAX_CAPTION_CHARS,
     MAX_SAMPLE_BYTES,
-    BrokenSampleError,
     TfdsSource,
-    read_fields,
     read_parts,
-    texts_of,
 )
 from groupvit_jax.data.sources.patterns import expand_pattern
+from groupvit_jax.data.sources.samples import (
+    MAX_CAPTION_CHARS,
+    BrokenSampleError,
+    read_fields,
+    texts_of,
+)
 from groupvit_jax.data.sources.tar_scan import NO_CAPTION, NO_IMAGE
 from groupvit_jax.data.storage.objects import is_remote
 from groupvit_jax.prepare.files import local_copy, publish, read_json, sha256

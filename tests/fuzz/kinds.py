@@ -19,7 +19,8 @@ from groupvit_jax.data.images.decode import BrokenImageError, decode
 from groupvit_jax.data.sources import counts, tar_scan
 from groupvit_jax.data.sources.captions_table import read_captions
 from groupvit_jax.data.sources.masks import read_mask
-from groupvit_jax.data.sources.pairs import BrokenSampleError, WebDatasetSource
+from groupvit_jax.data.sources.pairs import WebDatasetSource
+from groupvit_jax.data.sources.samples import BrokenSampleError
 from groupvit_jax.foreign import naming
 from groupvit_jax.interop.huggingface_config import to_model_config
 from groupvit_jax.interop.tensor_file import read_safetensors, read_sharded_safetensors

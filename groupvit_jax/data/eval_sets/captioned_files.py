@@ -6,7 +6,7 @@ from pathlib import Path
 
 from groupvit_jax.data.eval_sets.mask_files import below
 from groupvit_jax.data.sources.captions_table import read_captions
-from groupvit_jax.data.sources.pairs import Sample
+from groupvit_jax.data.sources.samples import Sample
 from groupvit_jax.foreign import naming
 
 

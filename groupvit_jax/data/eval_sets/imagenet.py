@@ -16,7 +16,7 @@ from pathlib import Path
 from groupvit_jax.data.eval_sets.mask_files import Layout, class_names, find, read_lines
 from groupvit_jax.data.eval_sets.registry import ClassificationSet, register
 from groupvit_jax.data.sources.labelled import IMAGE_SUFFIXES, LabelledFiles
-from groupvit_jax.data.sources.pairs import Sample
+from groupvit_jax.data.sources.samples import Sample
 
 _URL = "https://image-net.org/download-images"
 _FOLDERS = ("imagenet", "ImageNet", "ILSVRC2012")

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from groupvit_jax.data.sources.labelled import LabelledSource
 from groupvit_jax.data.sources.masks import MaskedSource
-from groupvit_jax.data.sources.pairs import Source
+from groupvit_jax.data.sources.samples import Source
 from groupvit_jax.data.text.names import first_name
 from groupvit_jax.foreign import naming
 

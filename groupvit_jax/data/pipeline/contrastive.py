@@ -24,7 +24,12 @@ from groupvit_jax.data.images import transforms
 from groupvit_jax.data.images.decode import BrokenImageError, decode
 from groupvit_jax.data.sources.exchanged_captions import ExchangedCaptions
 from groupvit_jax.data.sources.mixture import ExampleOrder, MixedSource, open_mixture
-from groupvit_jax.data.sources.pairs import BrokenSampleError, Sample, Source, make_source
+from groupvit_jax.data.sources.pairs import make_source
+from groupvit_jax.data.sources.samples import (
+    BrokenSampleError,
+    Sample,
+    Source,
+)
 from groupvit_jax.data.storage.cache import make_cache
 from groupvit_jax.data.text import caption_tokens, nouns
 from groupvit_jax.data.text.packing import check_packed_length, pack_texts

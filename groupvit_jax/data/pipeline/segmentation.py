@@ -23,7 +23,7 @@ from groupvit_jax.data.sources.masks import (
     class_ids,
 )
 from groupvit_jax.data.sources.mixture import open_mixture
-from groupvit_jax.data.sources.pairs import BrokenSampleError
+from groupvit_jax.data.sources.samples import BrokenSampleError
 
 # Fields of `config.data.sources.NAME` by its kind.
 FIELDS = {

@@ -1,6 +1,6 @@
 """A control for learning from captions: the same images and captions, paired wrongly."""
 
-from groupvit_jax.data.sources.pairs import Sample, Source
+from groupvit_jax.data.sources.samples import Sample, Source
 
 
 class ExchangedCaptions:

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Protocol, runtime_checkable
 
-from groupvit_jax.data.sources.pairs import Sample, Source
+from groupvit_jax.data.sources.samples import Sample, Source
 from groupvit_jax.data.sources.tar_scan import IMAGE_EXTENSIONS
 
 IMAGE_SUFFIXES = tuple(f".{extension}" for extension in IMAGE_EXTENSIONS)

@@ -8,7 +8,12 @@ from typing import Any
 
 import numpy as np
 
-from groupvit_jax.data.sources.pairs import BatchSource, BrokenSampleError, Sample, Source
+from groupvit_jax.data.sources.samples import (
+    BatchSource,
+    BrokenSampleError,
+    Sample,
+    Source,
+)
 
 Fields = Mapping[str, Any]
 _NUM_ROUNDS = 6

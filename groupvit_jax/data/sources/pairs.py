@@ -4,14 +4,12 @@ A source can be pickled to worker processes, and a read never depends on earlier
 """
 
 import bisect
-import codecs
 import functools
-import json
 import logging
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NotRequired, Protocol, TypedDict, runtime_checkable
+from typing import Any
 
 import cv2
 import numpy as np
@@ -19,6 +17,14 @@ from jaxtyping import Int
 
 from groupvit_jax.data.sources import counts, tar_index, tar_scan, tfds_copy
 from groupvit_jax.data.sources.patterns import expand_pattern
+from groupvit_jax.data.sources.samples import (
+    BrokenSampleError,
+    Sample,
+    Source,
+    make_sample,
+    read_fields,
+    texts_of,
+)
 from groupvit_jax.data.sources.shard_reader import Members, read_members, read_samples
 from groupvit_jax.data.sources.tfds_builders import open_builder, skip_decoding
 from groupvit_jax.data.storage import objects
@@ -29,58 +35,12 @@ logger = logging.getLogger(__name__)
 
 # More than a 16-bit RGB image of 40 megapixels needs, far less than would exhaust a worker.
 MAX_SAMPLE_BYTES = 2**28
-# Contexts have at most 512 tokens; the time to tag and tokenize a caption grows with its length.
-MAX_CAPTION_CHARS = 2**14
-# Of a text or JSON member: far more than captions, nouns, token ids and EXIF fields take. Parsed,
-# JSON takes ten times its size and more.
-MAX_TEXT_BYTES = 2**22
 _NOTHING = Members([0] * len(tar_scan.PARTS), [-1] * len(tar_scan.PARTS))
 # Fields of `config.data.sources.NAME` by its kind.
 FIELDS = {
     "webdataset": ("pattern", "weight", "exchange_captions"),
     "tfds": ("name", "split", "data_dir", "weight", "exchange_captions"),
 }
-
-
-class Sample(TypedDict):
-    """An encoded image with all its captions (at least one, none blank).
-
-    Samples from `launch.prepare` have `nouns`, which maps a kind (of `nouns.KINDS`) to the words
-    of each caption, and optionally `tokens`, with the tokenizer's fingerprint under "tokenizer" and
-    the ids of each caption under "ids".
-    """
-
-    image: bytes
-    captions: list[str]
-    key: str
-    nouns: NotRequired[dict[str, list[list[str]]]]
-    tokens: NotRequired[dict[str, Any]]
-
-
-class BrokenSampleError(ValueError):
-    """A sample that can't be used; the message gives the reason."""
-
-
-@runtime_checkable
-class Source(Protocol):
-    """Random access to image-caption pairs."""
-
-    def __len__(self) -> int:
-        """Number of samples, broken ones included."""
-
-    def __getitem__(self, index: int) -> Sample:
-        """Read one sample; raise BrokenSampleError if it can't be used."""
-
-    def locate(self, index: int) -> str:
-        """Describe the location of a sample, for messages."""
-
-
-@runtime_checkable
-class BatchSource(Source, Protocol):
-    """A source for which reading many samples at once is faster than one at a time."""
-
-    def read_many(self, indices: Sequence[int]) -> "Iterator[Sample | BrokenSampleError]":
-        """Yield samples, or the error in place of a sample that can't be used."""
 
 
 def make_source(
@@ -267,87 +227,9 @@ def _sample_or_error(
         if image is None:
             raise BrokenSampleError(f"no image ({', '.join(tar_scan.IMAGE_EXTENSIONS)})")
         fields = read_fields(metadata)
-        return _sample(image, texts_of(text, fields), _decode_key(entry), fields)
+        return make_sample(image, texts_of(text, fields), _decode_key(entry), fields)
     except BrokenSampleError as error:
         return error
-
-
-def read_fields(metadata: bytes | None) -> dict[str, Any]:
-    """Parse a sample's JSON.
-
-    Raises:
-      BrokenSampleError: it is too large, can't be parsed or is not an object.
-    """
-    _check_text("JSON", metadata)
-    try:
-        fields = json.loads(metadata) if metadata is not None else {}
-    except (ValueError, RecursionError) as error:
-        raise BrokenSampleError(f"its JSON can't be parsed ({error})") from error
-    if not isinstance(fields, dict):
-        raise BrokenSampleError("its JSON is not an object")
-    return fields
-
-
-def texts_of(text: bytes | None, fields: Mapping[str, Any]) -> list[Any]:
-    """Return the captions as stored; see `WebDatasetSource`.
-
-    Raises:
-      BrokenSampleError: the sample has no field for captions.
-    """
-    if isinstance(fields.get("captions"), list):
-        return fields["captions"]
-    if text is not None:
-        _check_text("text", text)
-        return [decode_text(text)]
-    if "caption" in fields:
-        return [fields["caption"]]
-    raise BrokenSampleError("no caption (txt, or a JSON with caption or captions)")
-
-
-def _check_text(kind: str, content: bytes | None) -> None:
-    if content is not None and len(content) > MAX_TEXT_BYTES:
-        raise BrokenSampleError(f"{kind} of {len(content)} bytes, more than {MAX_TEXT_BYTES}")
-
-
-def decode_text(content: bytes) -> str:
-    """Decode UTF-8, or UTF-16 with a byte order mark; other bytes become U+FFFD."""
-    if content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
-        return content.decode("utf-16", "replace")
-    return content.decode("utf-8-sig", "replace")
-
-
-def _sample(image: bytes, texts: Sequence[Any], key: str, fields: Mapping[str, Any]) -> Sample:
-    sample = Sample(image=image, captions=_usable(texts), key=key)
-    # Only objects of these types come from launch.prepare; other uses of the names are ignored.
-    found, tokens = fields.get("nouns"), fields.get("tokens")
-    if isinstance(found, dict):
-        for kind, words in found.items():
-            _check_parallel(f"nouns.{kind}", words, sample["captions"], str)
-        sample["nouns"] = found
-    if isinstance(tokens, dict):
-        _check_parallel("tokens.ids", tokens.get("ids"), sample["captions"], int)
-        if not all(ids and 0 <= min(ids) <= max(ids) < 2**31 for ids in tokens["ids"]):
-            raise BrokenSampleError("the tokens.ids of its JSON are empty or no token ids")
-        sample["tokens"] = tokens
-    return sample
-
-
-def _check_parallel(name: str, lists: Any, captions: Sequence[str], kind: type) -> None:
-    whole = isinstance(lists, list) and {*map(type, lists)} <= {list}
-    if not whole or len(lists) != len(captions):
-        raise BrokenSampleError(f"the {name} of its JSON are not one list for each caption")
-    if not {type(value) for values in lists for value in values} <= {kind}:
-        raise BrokenSampleError(f"the {name} of its JSON hold other values than {kind.__name__}")
-
-
-def _usable(captions: Sequence[Any]) -> list[str]:
-    texts = [text.strip() for text in captions if isinstance(text, str) and text.strip()]
-    usable = [text for text in texts if len(text) <= MAX_CAPTION_CHARS]
-    if not texts:
-        raise BrokenSampleError("empty caption")
-    if not usable:
-        raise BrokenSampleError(f"caption of more than {MAX_CAPTION_CHARS} characters")
-    return usable
 
 
 class TfdsSource:
@@ -416,7 +298,7 @@ class TfdsSource:
         metadata = example.get("metadata")
         fields = read_fields(metadata) if isinstance(metadata, bytes) else {}
         texts = [_as_str(caption) for caption in captions]
-        return _sample(_encoded(example["image"]), texts, _as_str(key), fields)
+        return make_sample(_encoded(example["image"]), texts, _as_str(key), fields)
 
     def locate(self, index: int) -> str:
         """Return "NAME/VERSION/SPLIT: INDEX"."""

@@ -2,7 +2,7 @@ import pytest
 
 from groupvit_jax.data.eval_sets import RetrievalSet, open_benchmark
 from groupvit_jax.data.images.decode import decode
-from groupvit_jax.data.sources.pairs import Source
+from groupvit_jax.data.sources.samples import Source
 from tests.data.eval_sets import miniatures
 
 # Name, how it lies on disk, the set's own folder, number of images and of the first's captions.

@@ -15,12 +15,12 @@ import tensorflow_datasets as tfds
 from groupvit_jax.data.images.decode import decode
 from groupvit_jax.data.sources import pairs, tar_index, tar_scan
 from groupvit_jax.data.sources.pairs import (
-    BrokenSampleError,
     TfdsSource,
     WebDatasetSource,
     make_source,
 )
 from groupvit_jax.data.sources.patterns import expand_pattern
+from groupvit_jax.data.sources.samples import BrokenSampleError
 from tests.data.shard_files import encode, pair, write_pairs, write_tar
 from tests.waiting import PATIENCE
 
