@@ -48,6 +48,8 @@ class SegmentationResult:
       classes: the indices of these labels, ascending.
       groups: for each grouping stage, the group of every pixel.
       has_background: whether label 0 is the background.
+      group_maps: for each grouping stage the soft assignment to its groups, of the patches of the
+        whole image as one square window; sums to one over the groups.
     """
 
     image: UInt8[np.ndarray, "H W 3"]
@@ -57,6 +59,19 @@ class SegmentationResult:
     classes: Int[np.ndarray, " K"]
     groups: tuple[Int[np.ndarray, "H W"], ...]
     has_background: bool = False
+    group_maps: tuple[Float[np.ndarray, "h w _"], ...] = ()
+
+    @property
+    def probabilities(self) -> Float[np.ndarray, "H W N"]:
+        """Return scores divided by their sum, so that they sum to one over the labels.
+
+        The label with the highest is that of the mask. They are shares of the protocol's scores and
+        not calibrated: 0.7 doesn't say that 70 % of such pixels are right.
+        """
+        scores = np.zeros((*self.mask.shape, len(self.labels)), np.float32)
+        scores[..., self.classes] = np.maximum(self.scores, 0)
+        total = scores.sum(axis=-1, keepdims=True)
+        return np.where(total > 0, scores / np.where(total > 0, total, 1), 1 / len(self.labels))
 
     def score(self, label: str) -> Float[np.ndarray, "H W"]:
         """Return a label's score at every pixel; 0 if it was likely nowhere.
@@ -250,6 +265,7 @@ class Segmenter:
                 found.classes,
                 found.groups,
                 self._has_background,
+                found.group_maps,
             )
 
     def _class_embeddings(self, labels: tuple[str, ...]) -> Float[np.ndarray, "N *names D"]:

@@ -35,6 +35,7 @@ from groupvit_jax.eval import results
 from groupvit_jax.eval.evaluators import evaluator_of, make_encoder, protocol_of_set
 from groupvit_jax.eval.predictions import PredictedMasks, predictions_of
 from groupvit_jax.eval.protocol import CHOICES, PROTOCOLS
+from groupvit_jax.eval.saving import KINDS, check_kinds
 from groupvit_jax.interop import load_pretrained
 from groupvit_jax.interop.pretrained import Pretrained
 from groupvit_jax.runs import exit_codes
@@ -60,6 +61,7 @@ _WINDOWS = flags.DEFINE_integer(
 _PREDICTIONS = flags.DEFINE_string(
     "predictions", "", "In place of a checkpoint: folder of another model's masks, class numbers."
 )
+_SAVE = flags.DEFINE_list("save", [], f"Predictions to write: some of {', '.join(KINDS)}.")
 _THRESHOLDS = flags.DEFINE_list(
     "background_threshold",
     [],
@@ -103,6 +105,9 @@ def _run() -> int:
     for flag in (_BENCHMARKS, _OUTPUT):
         if not flag.value:
             raise ValueError(f"--{flag.name}: missing")
+    save = check_kinds(_SAVE.value)
+    if save and _PREDICTIONS.value:
+        raise ValueError("--save: predictions on the disk found, expected --checkpoint with it")
     if bool(_CHECKPOINT.value) == bool(_PREDICTIONS.value):
         raise ValueError("--checkpoint: expected either this or --predictions")
     common.start_jax()
@@ -122,7 +127,7 @@ def _run() -> int:
         variables = pretrained.variables
     output = Path(_OUTPUT.value)
     output.mkdir(parents=True, exist_ok=True)
-    evaluation = Evaluation(output, checkpoint, _PROTOCOL.value, _EXAMPLES.value)
+    evaluation = Evaluation(output, checkpoint, _PROTOCOL.value, _EXAMPLES.value, save)
     return evaluation.run(groups, variables and jax.device_put(variables, _replicated()))
 
 

@@ -1,9 +1,10 @@
 """Measures open sets one after another, for `launch.evaluate`."""
 
+import contextlib
 import dataclasses
 import json
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -15,9 +16,10 @@ from groupvit_jax.data.eval_sets import Benchmark
 from groupvit_jax.data.sources.fingerprint import fingerprint
 from groupvit_jax.eval import evaluation_report, results
 from groupvit_jax.eval.head_segmentation import HeadSegmentation
-from groupvit_jax.eval.predictions import Predictions
+from groupvit_jax.eval.predictions import Predictions, photo_names
 from groupvit_jax.eval.protocol import Protocol
 from groupvit_jax.eval.result_store import ResultStore, code_version
+from groupvit_jax.eval.saving import PredictionFiles
 from groupvit_jax.eval.segmentation_evaluator import Segmentation
 from groupvit_jax.eval.zero_shot import Classification
 from groupvit_jax.runs import exit_codes
@@ -61,7 +63,12 @@ class Evaluation:
     """Measures sets and keeps each result as soon as there is one."""
 
     def __init__(
-        self, output: Path, checkpoint: dict[str, str], protocol: str, num_examples: int
+        self,
+        output: Path,
+        checkpoint: dict[str, str],
+        protocol: str,
+        num_examples: int,
+        save: Sequence[str] = (),
     ) -> None:
         """Read what was measured there before.
 
@@ -70,11 +77,13 @@ class Evaluation:
           checkpoint: its path and hash.
           protocol: name of the protocol.
           num_examples: pictures of each set in the report.
+          save: kinds of predictions to write, of `saving.KINDS`.
 
         Raises:
           ValueError: the folder's results can't be read.
         """
         self._output, self._protocol, self._num_examples = output, protocol, num_examples
+        self._save = tuple(save)
         self._store = ResultStore(output, checkpoint, environment())
         self._examples: dict[str, list[evaluation_report.Example]] = {}
         self._incomplete = False
@@ -105,7 +114,7 @@ class Evaluation:
             of_row = identity | {"settings": _settings(evaluator)}
             row, before = self._store.row_of(of.label, of_row)
             rows.append((row, evaluator))
-            if before:
+            if before and not self._save:
                 say(
                     f"{row}: measured before, {before['measured']}, with the same weights, set, "
                     "settings and version"
@@ -130,7 +139,10 @@ class Evaluation:
         if not waiting:
             return
         start = time.monotonic()
-        found = _metrics([evaluator for _, evaluator, _ in waiting], variables)
+        if self._save:
+            found = [self._saved(row, evaluator, variables) for row, evaluator, _ in waiting]
+        else:
+            found = _metrics([evaluator for _, evaluator, _ in waiting], variables)
         seconds = round((time.monotonic() - start) / len(waiting), 1)
         for (row, evaluator, entry), metrics in zip(waiting, found, strict=True):
             read = int(metrics.pop("images", 0)) or images
@@ -146,6 +158,24 @@ class Evaluation:
                 "seconds": seconds,
             }
             self._store.keep(row, entry | result)
+
+    def _saved(self, row: str, evaluator: Any, variables: Params) -> dict[str, float]:
+        """Measure, and write the predictions into a folder called after the row."""
+        if not isinstance(evaluator, Segmentation):
+            return _metrics([evaluator], variables)[0]
+        folder = self._output / row
+        labels, names = evaluator.all_names, photo_names(evaluator.source)
+        files = PredictionFiles(folder, self._save, labels, evaluator.has_background)
+        with _bar(evaluator) as show:
+            confusion = evaluator.saved(
+                variables,
+                lambda index, image, found: files(names[index], image, found),
+                groups=files.needs_groups,
+                progress=show,
+            )
+        files.finish()
+        say(f"{row}: {', '.join(self._save)} of {len(names)} photos are in {folder}")
+        return evaluator.scores(confusion)
 
     def _take_examples(self, rows: Sequence[tuple[str, Any]], variables: Params) -> None:
         """Take pictures with the best of several thresholds."""
@@ -212,20 +242,23 @@ def _settings(evaluator: Any) -> dict[str, Any]:
     return json.loads(json.dumps(settings))
 
 
+@contextlib.contextmanager
+def _bar(evaluator: Any) -> Iterator[Callable[[int], None]]:
+    """Show a bar of this process's images on a terminal."""
+    console = Console(stderr=True)
+    columns = (BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), TextColumn(evaluator.name))
+    with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
+        mine = len(range(jax.process_index(), len(evaluator.source), jax.process_count()))
+        task = progress.add_task("", total=mine)
+        yield lambda done: progress.update(task, completed=done)
+
+
 def _metrics(evaluators: Sequence[Any], variables: Params) -> list[dict[str, float]]:
     """Measure; shows a bar where the images of a segmentation are counted."""
     first = evaluators[0]
     if not isinstance(first, Segmentation | Predictions):
         return [first(variables)]
-    console = Console(stderr=True)
-    columns = (BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), TextColumn(first.name))
-    with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
-        mine = len(range(jax.process_index(), len(first.source), jax.process_count()))
-        task = progress.add_task("", total=mine)
-
-        def show(done: int) -> None:
-            progress.update(task, completed=done)
-
+    with _bar(first) as show:
         if isinstance(first, Predictions):
             return [first.scores(first.confusion(show))]
         thresholds = [each.protocol.background_threshold for each in evaluators]

@@ -8,7 +8,8 @@ python -m launch.segment --checkpoint=gcc_yfcc.pth --labels=@names.txt --backgro
 
 Writes for each image OUTPUT/NAME_labels.png (the labels at their regions), NAME_groups.png (the
 groups of each stage), NAME_side.png (the image beside its segmentation) and NAME_mask.png (for
-every pixel the index of its label), and OUTPUT/labels.json, which names the indices and the files.
+every pixel the index of its label), with --save=scores,groups also NAME_scores.npz and
+NAME_groups.npz, and OUTPUT/labels.json, which names the indices and the files.
 
 Exit codes: 0 done; 1 some images could not be read; 2 something is wrong with flags or files.
 """
@@ -27,14 +28,17 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from groupvit_jax.data.images.photo import read_photo
+from groupvit_jax.data.sources.labelled import IMAGE_SUFFIXES
+from groupvit_jax.data.text.prompt_files import read_lines_of, read_prompts
 from groupvit_jax.eval.protocol import PROTOCOLS, check_prompts
+from groupvit_jax.eval.saving import check_kinds, groups_npz, scores_npz
 from groupvit_jax.report import visualize
 from groupvit_jax.runs import exit_codes
 from groupvit_jax.segmenter import SegmentationResult, Segmenter, check_labels
 from launch import common
 
-_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp")
 _RESULTS = ("_labels.png", "_groups.png", "_side.png", "_mask.png")
+_FEW = 5  # files that a message names
 _KNOBS = ("window", "stride", "num_kept", "pamr_iterations", "windows_at_once")
 
 
@@ -68,6 +72,7 @@ def parse_flags(argv: Sequence[str]) -> argparse.Namespace:
     add("--stride", type=int, help="pixels between windows; default: half a window")
     add("--num_kept", type=int, help="labels that each window may show (default: 5)")
     add("--pamr_iterations", type=int, help="refine regions along edges; usual: 10 (default: 0)")
+    add("--save", help="also write NAME_scores.npz, NAME_groups.npz: scores,groups (masks always)")
     add("--windows_at_once", type=int, help="less where memory is short")
     return parser.parse_args(argv[1:])
 
@@ -87,6 +92,7 @@ def _run(flags: argparse.Namespace) -> int:
     output = Path(flags.output)
     if output.exists() and not output.is_dir():
         raise FileExistsError(f"--output={output}: a file found, expected a folder")
+    save = check_kinds(flags.save.split(",") if flags.save else ())
     has_background = flags.background or flags.background_threshold is not None
     labels = None
     if flags.labels is not None:
@@ -97,7 +103,7 @@ def _run(flags: argparse.Namespace) -> int:
     output.mkdir(parents=True, exist_ok=True)
     entries: dict[str, dict[str, Any]] = {}
     try:
-        skipped = _segment_all(segmenter, labels, names, output, entries)
+        skipped = _segment_all(segmenter, labels, names, output, entries, save)
     finally:  # masks without their labels are of no use
         content = {"labels": mask_labels, "images": entries}
         text = json.dumps(content, indent=2, ensure_ascii=False)
@@ -114,9 +120,19 @@ def _options(flags: argparse.Namespace, has_background: bool) -> dict[str, Any]:
     options["background"] = has_background if threshold is None else threshold
     options["protocol"] = flags.protocol
     if flags.prompts is not None:
-        options["prompts"] = _split("--prompts", flags.prompts, ";")
-        check_prompts(options["prompts"])
+        options["prompts"] = _prompts(flags.prompts)
     return options
+
+
+def _prompts(text: str) -> Any:
+    """Return templates, or those of a file, also by label."""
+    if text.startswith("@"):
+        found = read_prompts(Path(text[1:]).expanduser())
+    else:
+        found = _split("--prompts", text, ";")
+    if not isinstance(found, Mapping):
+        check_prompts(found)
+    return found
 
 
 def _split(flag: str, text: str, separator: str) -> list[str]:
@@ -126,8 +142,7 @@ def _split(flag: str, text: str, separator: str) -> list[str]:
     path = Path(text[1:]).expanduser()
     if not path.is_file():
         raise FileNotFoundError(f"{flag}={text}: no such file")
-    lines = path.read_text(encoding="utf-8").splitlines()
-    return [line.strip() for line in lines if line.strip()]
+    return read_lines_of(path)
 
 
 def find_images(patterns: Sequence[str], output: Path) -> list[Path]:
@@ -149,7 +164,7 @@ def find_images(patterns: Sequence[str], output: Path) -> list[Path]:
     if not found:
         raise FileNotFoundError(
             f"{', '.join(patterns)}: no image found, expected files that end in "
-            f"{', '.join(_SUFFIXES)}"
+            f"{', '.join(IMAGE_SUFFIXES)}"
         )
     return list(found.values())
 
@@ -160,11 +175,22 @@ def _expand(pattern: str) -> list[Path]:
         return [path]
     if path.is_dir():
         candidates = path.rglob("*")
+        _name_others(path)
     elif glob.has_magic(pattern):
         candidates = (Path(match) for match in glob.iglob(str(path), recursive=True))
     else:
         raise FileNotFoundError(f"{pattern}: no such file or folder")
-    return sorted(p for p in candidates if p.suffix.lower() in _SUFFIXES and p.is_file())
+    return sorted(p for p in candidates if p.suffix.lower() in IMAGE_SUFFIXES and p.is_file())
+
+
+def _name_others(folder: Path) -> None:
+    """Name the files of a folder that aren't segmented."""
+    files = (f for f in sorted(folder.rglob("*")) if f.is_file() and not f.name.startswith("."))
+    others = [f.name for f in files if f.suffix.lower() not in IMAGE_SUFFIXES]
+    if others:
+        more = ", ..." if len(others) > _FEW else ""
+        names = ", ".join(others[:_FEW])
+        print(f"{folder}: {len(others)} files left out, no images: {names}{more}", file=sys.stderr)
 
 
 def unique_names(paths: Sequence[Path]) -> dict[str, Path]:
@@ -187,6 +213,7 @@ def _segment_all(
     names: Mapping[str, Path],
     output: Path,
     entries: dict[str, dict[str, Any]],
+    save: Sequence[str],
 ) -> int:
     """Write all results, put descriptions into `entries`; return how many were skipped."""
     waiting: collections.deque[str] = collections.deque()
@@ -215,14 +242,14 @@ def _segment_all(
 
         for result in segmenter.batch(photos(), labels):
             name = waiting.popleft()
-            _write(output, name, result)
+            _write(output, name, result, save)
             shares = {label: round(share, 5) for label, share in result.shares().items()}
             entries[name] = {"file": str(names[name]), "shares": shares}
             progress.update(task, advance=1, description="images")
     return len(skipped)
 
 
-def _write(output: Path, name: str, result: SegmentationResult) -> None:
+def _write(output: Path, name: str, result: SegmentationResult, save: Sequence[str]) -> None:
     contents = (
         visualize.png(result.overlay()),
         visualize.png(result.overlay_groups()),
@@ -231,6 +258,10 @@ def _write(output: Path, name: str, result: SegmentationResult) -> None:
     )
     for ending, content in zip(_RESULTS, contents, strict=True):
         (output / f"{name}{ending}").write_bytes(content)
+    if "scores" in save:
+        (output / f"{name}_scores.npz").write_bytes(scores_npz(result))
+    if "groups" in save:
+        (output / f"{name}_groups.npz").write_bytes(groups_npz(result))
 
 
 if __name__ == "__main__":

@@ -247,3 +247,15 @@ def test_a_broken_image_among_many_is_named(segmenter, tmp_path):
 def test_a_score_of_no_label_is_an_error(segmenter):
     with pytest.raises(ValueError, match="label: 'cat' found, expected one of"):
         segmenter(photo(40, 60), LABELS).score("cat")
+
+
+def test_probabilities_sum_to_one_and_agree_with_the_mask():
+    """Where no label scores anything, all are as likely."""
+    scores = np.array([[[0.2, 0.6], [0.3, 0.1], [0, 0]]], np.float32)
+    classes = np.array([0, 2])
+    mask = classes[scores.argmax(-1)]
+    image = np.zeros((1, 3, 3), np.uint8)
+    result = SegmentationResult(image, mask, ("background", "dog", "cat"), scores, classes, ())
+    expected = [[[0.25, 0, 0.75], [0.75, 0, 0.25], [1 / 3] * 3]]
+    np.testing.assert_allclose(result.probabilities, expected, rtol=1e-6)
+    np.testing.assert_array_equal(result.probabilities[:, :2].argmax(-1), mask[:, :2])

@@ -22,12 +22,15 @@ class SegmentedImage(NamedTuple):
       classes: indices of these classes in `mask`, ascending; all others score 0.
       groups: the group of every pixel, one array per grouping stage, from the whole image as one
         window; empty without views.
+      group_maps: the soft assignments behind them, of the patches of that square window, whatever
+        the image's aspect ratio; they sum to one over the groups.
     """
 
     mask: Int[np.ndarray, "H W"]
     scores: Float[np.ndarray, "H W K"]
     classes: Int[np.ndarray, " K"]
     groups: tuple[Int[np.ndarray, "H W"], ...]
+    group_maps: tuple[Float[np.ndarray, "h w _"], ...] = ()
 
 
 class ImageSegmenter:
@@ -62,9 +65,10 @@ class ImageSegmenter:
         """
         prepared = ((self._windows.prepare(image), None) for image in images)
         for output, _ in self._windows(variables, text, prepared):
-            yield self._finish(output)
+            yield self.finish(output)
 
-    def _finish(self, output: ImageOutput) -> SegmentedImage:
+    def finish(self, output: ImageOutput) -> SegmentedImage:
+        """Return the segmentation of an image whose windows are encoded."""
         layout, (H, W) = output.prepared.layout, output.prepared.size
         padded = self._scores(
             output.arguments(self.protocol),
@@ -79,7 +83,8 @@ class ImageSegmenter:
             classes = np.concatenate([[0], classes + 1])
         scores = np.asarray(padded)[:H, :W, : len(classes)]
         mask = classes[scores.argmax(-1)].astype(np.int32)
-        return SegmentedImage(mask, scores, classes, self._groups(output))
+        maps = output.view.maps if output.view is not None else ()
+        return SegmentedImage(mask, scores, classes, self._groups(output), maps)
 
     def _groups(self, output: ImageOutput) -> tuple[Int[np.ndarray, "H W"], ...]:
         """Resize the groups of the whole-image view to the image."""

@@ -20,7 +20,7 @@ from groupvit_jax.eval.encoding import ImageTower
 from groupvit_jax.eval.evaluation_report import Example
 from groupvit_jax.eval.inference import ImageOutput, Prepared, WindowEncoder
 from groupvit_jax.eval.protocol import Protocol
-from groupvit_jax.eval.segment_images import ImageSegmenter
+from groupvit_jax.eval.segment_images import ImageSegmenter, SegmentedImage
 from groupvit_jax.eval.segmentation import ImageWindows
 from groupvit_jax.eval.windows import round_up_size
 from groupvit_jax.typing import Array, Float, Int, Params, UInt8
@@ -124,6 +124,45 @@ class Segmentation:
             progress(done)
         return [parallel.sum_over_processes(counter.total()) for counter in counters]
 
+    def saved(
+        self,
+        variables: Params,
+        keep: Callable[[int, UInt8[np.ndarray, "h w 3"], SegmentedImage], None],
+        *,
+        groups: bool = False,
+        progress: Progress = lambda done: None,
+    ) -> Int[np.ndarray, "N N"]:
+        """Return the confusion matrix of the masks that `keep` gets, one image at a time.
+
+        Slower than `confusion`, which never moves masks to the host.
+
+        Args:
+          variables: the model's parameters and statistics.
+          keep: called with index in the set, resized image, and result of each image.
+          groups: whether results have groups, which takes another window of each image.
+          progress: called with the number of this process's finished images.
+        """
+        text = self._encoder.class_embeddings(variables, self.class_names, self.protocol.texts)
+        windows = self._windows
+        if groups:
+            size = windows.batch_size
+            windows = self.window_encoder(
+                self._encoder, windows.protocol, views=True, windows_at_once=size
+            )
+        segmenter = ImageSegmenter(windows, self.protocol)
+        count, mine = len(self.all_names), range(jax.process_index(), len(self.source))
+        total = np.zeros((count, count), np.int64)
+        outputs = windows(variables, text, self._read(windows))
+        indices = mine[:: jax.process_count()]
+        for done, (index, (output, mask)) in enumerate(zip(indices, outputs, strict=True), 1):
+            found = segmenter.finish(output)
+            keep(index, output.prepared.pixels, found)
+            counted = mask != metrics.IGNORED
+            cells = mask[counted].astype(np.int64) * count + found.mask[counted]
+            total += np.bincount(cells, minlength=count**2).reshape(count, count)
+            progress(done)
+        return parallel.sum_over_processes(total)
+
     def with_threshold(self, threshold: float) -> "Segmentation":
         """Return this evaluator with another background threshold, sharing compiled programs."""
         other = copy.copy(self)
@@ -144,12 +183,13 @@ class Segmentation:
             for i, (image, mask), found in zip(indices, pairs, segmented, strict=True)
         ]
 
-    def _read(self) -> Iterator[tuple[Prepared, np.ndarray]]:
+    def _read(self, windows: WindowEncoder | None = None) -> Iterator[tuple[Prepared, np.ndarray]]:
         """Yield this process's images and masks, read ahead by threads."""
+        prepare = (windows or self._windows).prepare
 
         def load(index: int) -> tuple[Prepared, np.ndarray]:
             image, mask = self.source[index]
-            return self._windows.prepare(image), mask
+            return prepare(image), mask
 
         count = len(self.source)
         mine = grain.MapDataset.range(jax.process_index(), count, jax.process_count())
