@@ -100,6 +100,8 @@ def _run(flags: argparse.Namespace) -> int:
     names = unique_names(find_images(flags.images, output))
     segmenter = Segmenter.from_pretrained(flags.checkpoint, **_options(flags, has_background))
     mask_labels = segmenter.mask_labels(labels)
+    for folder in filter(Path.is_dir, map(Path, flags.images)):
+        _name_others(folder)
     output.mkdir(parents=True, exist_ok=True)
     entries: dict[str, dict[str, Any]] = {}
     try:
@@ -175,7 +177,6 @@ def _expand(pattern: str) -> list[Path]:
         return [path]
     if path.is_dir():
         candidates = path.rglob("*")
-        _name_others(path)
     elif glob.has_magic(pattern):
         candidates = (Path(match) for match in glob.iglob(str(path), recursive=True))
     else:

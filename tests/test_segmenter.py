@@ -11,6 +11,7 @@ from groupvit_jax import Segmenter
 from groupvit_jax.eval.encoding import Encoder
 from groupvit_jax.eval.protocol import Protocol
 from groupvit_jax.interop.save import save_pretrained
+from groupvit_jax.segmenter import SegmentationResult
 from tests.data.image_files import photo
 from tests.interop import weights
 
