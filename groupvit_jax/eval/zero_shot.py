@@ -7,7 +7,7 @@ import jax
 import numpy as np
 
 from groupvit_jax import parallel
-from groupvit_jax.data.pipeline.contrastive import eval_examples
+from groupvit_jax.data.pipeline.retrieval import eval_examples
 from groupvit_jax.data.sources.labelled import LabelledSource
 from groupvit_jax.data.sources.samples import Source
 from groupvit_jax.eval import metrics

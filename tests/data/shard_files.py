@@ -39,3 +39,13 @@ def write_tar(
 def write_pairs(path: Path, numbers: Iterable[int]) -> str:
     """Writes `pair`s under keys of their numbers."""
     return write_tar(path, [(f"{number:05d}", pair(number)) for number in numbers])
+
+
+def write_broken(path) -> str:
+    """Ten pairs, of which 3 to 6 can't be used."""
+    samples = [(str(i), pair(i)) for i in range(10)]
+    samples[3][1]["jpg"] = samples[3][1]["jpg"][:150]
+    samples[4][1]["txt"] = b" "
+    del samples[5][1]["txt"]
+    samples[6][1]["jpg"] = b"<html>404</html>"
+    return write_tar(path, samples)

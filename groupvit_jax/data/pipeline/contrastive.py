@@ -21,7 +21,7 @@ from jaxtyping import Int, UInt8
 from ml_collections import ConfigDict
 
 from groupvit_jax.data.images import transforms
-from groupvit_jax.data.images.decode import BrokenImageError, decode
+from groupvit_jax.data.images.decode import BrokenImageError
 from groupvit_jax.data.sources.exchanged_captions import ExchangedCaptions
 from groupvit_jax.data.sources.mixture import ExampleOrder, MixedSource, open_mixture
 from groupvit_jax.data.sources.pairs import make_source
@@ -296,9 +296,9 @@ def _batched(
 ) -> grain.IterDataset[dict[str, np.ndarray]]:
     """Batch the examples on worker processes, or without any on threads; the result is the same."""
     rows, chunk = host_chunks.rows_per_step, host_chunks.chunk
-    num_threads = 2 if num_workers else _num_threads()
+    threads = 2 if num_workers else num_threads()
     chunks = grain.MapDataset.source(host_chunks).to_iter_dataset(
-        grain.ReadOptions(num_threads, prefetch_buffer_size=2 * num_threads)
+        grain.ReadOptions(threads, prefetch_buffer_size=2 * threads)
     )
     if num_workers:
         if not flags.FLAGS.is_parsed():  # Grain reads absl flags, also outside of commands
@@ -308,7 +308,8 @@ def _batched(
     return chunks.batch(rows // chunk, batch_fn=_concatenate) if chunk < rows else chunks
 
 
-def _num_threads() -> int:
+def num_threads() -> int:
+    """Return how many threads read samples in this process: one a core, up to 16."""
     return min(_MAX_THREADS, _num_cores())
 
 
@@ -363,65 +364,3 @@ class BrokenSampleMonitor:
                 f"{self.num_broken} of {self.num_examples} samples were broken, more than "
                 f"config.data.max_broken_fraction={self._max_fraction} allows; the log names them"
             )
-
-
-def eval_examples(
-    source: Source,
-    batch_size: int,
-    *,
-    resize: int = 256,
-    crop: int = 224,
-    host_index: int = 0,
-    host_count: int = 1,
-) -> Iterator[dict[str, Any]]:
-    """Yield this host's rows of evaluation batches: every sample of a source once, in order.
-
-    Args:
-      source: of images and captions.
-      batch_size: global; the last batch is padded.
-      resize: the shorter side in pixels.
-      crop: side of the central square that is kept.
-      host_index: this process's number, of `host_count`.
-      host_count: processes that share a batch.
-
-    Yields:
-      {"image": UInt8 "b crop crop 3", "index": Int32 "b", "_mask": Bool "b", "captions": b lists of
-      all captions of an image}. Rows of padding and of samples that can't be used, which the log
-      names, have `_mask` False, a black image and no captions.
-
-    Raises:
-      ValueError: the hosts don't divide the batch.
-    """
-    if batch_size % host_count:
-        raise ValueError(f"batch_size={batch_size} can't be divided by {host_count} hosts")
-    rows = batch_size // host_count
-
-    def load(row: int) -> dict[str, Any]:
-        batch, row_of_batch = divmod(row, rows)
-        index = batch * batch_size + host_index * rows + row_of_batch
-        return _eval_example(source, index, resize, crop)
-
-    examples = grain.MapDataset.range(-(-len(source) // batch_size) * rows).map(load)
-    yield from examples.batch(rows, batch_fn=_collate).to_iter_dataset(
-        grain.ReadOptions(_num_threads(), prefetch_buffer_size=_num_threads())
-    )
-
-
-def _eval_example(source: Source, index: int, resize: int, crop: int) -> dict[str, Any]:
-    image, captions = np.zeros((crop, crop, 3), np.uint8), []
-    usable = index < len(source)
-    if usable:
-        try:
-            sample = source[index]
-            decoded = decode(sample["image"])
-            image = transforms.resize_and_center_crop(decoded, resize, crop)
-            captions = sample["captions"]
-        except (BrokenSampleError, BrokenImageError) as error:
-            logger.warning("Broken sample left out: %s: %s", source.locate(index), error)
-            usable = False
-    return {"image": image, "index": np.int32(index), "_mask": usable, "captions": captions}
-
-
-def _collate(examples: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    batch = {name: np.stack([e[name] for e in examples]) for name in ("image", "index", "_mask")}
-    return batch | {"captions": [example["captions"] for example in examples]}

@@ -14,13 +14,11 @@ from groupvit_jax.data.pipeline.contrastive import (
     BrokenSampleMonitor,
     TooManyBrokenSamplesError,
     TrainLoader,
-    eval_examples,
     make_train_examples,
     transform_pair,
 )
-from groupvit_jax.data.sources.pairs import WebDatasetSource
 from groupvit_jax.data.text.tokenizers import ClipTokenizer, text_id
-from tests.data.shard_files import encode, pair, write_pairs, write_tar
+from tests.data.shard_files import encode, pair, write_broken, write_pairs, write_tar
 from tests.waiting import wait_until
 
 
@@ -267,16 +265,6 @@ def _is_running(pid):
 # Broken samples
 
 
-def write_broken(path) -> str:
-    """Ten pairs, of which 3 to 6 can't be used."""
-    samples = [(str(i), pair(i)) for i in range(10)]
-    samples[3][1]["jpg"] = samples[3][1]["jpg"][:150]
-    samples[4][1]["txt"] = b" "
-    del samples[5][1]["txt"]
-    samples[6][1]["jpg"] = b"<html>404</html>"
-    return write_tar(path, samples)
-
-
 def test_captions_with_bytes_that_are_no_utf8_are_used_counted_and_named(tmp_path, caplog):
     config = make_config(tmp_path, num_pairs=20, batch_size=20)
     samples = [(str(i), pair(i)) for i in range(10)]
@@ -355,34 +343,3 @@ def test_wrong_settings_are_named(tmp_path):
     config.data.sources = ConfigDict()
     with pytest.raises(ValueError, match=r"config\.data\.sources: empty"):
         take(config, 1)
-
-
-# Evaluation
-
-
-def test_eval_sees_every_sample_once_in_order_on_any_number_of_hosts(tmp_path):
-    source = WebDatasetSource([write_pairs(tmp_path / "a.tar", range(11))])
-    single = list(eval_examples(source, 4, resize=8, crop=6))
-    assert len(single) == 3
-    assert single[0]["image"].shape == (4, 6, 6, 3)
-    kept = [index for batch in single for index in batch["index"][batch["_mask"]]]
-    assert kept == list(range(11))
-    captions = [texts for batch in single for texts in batch["captions"]]
-    assert captions == [[f"caption {i}"] for i in range(11)] + [[]]
-    greys = np.concatenate([batch["image"][:, 3, 3, 0] for batch in single])
-    assert np.abs(greys[:11].astype(int) - range(11)).max() <= 1
-    hosts = [
-        list(eval_examples(source, 4, resize=8, crop=6, host_index=h, host_count=2))
-        for h in range(2)
-    ]
-    for batch, parts in zip(single, zip(*hosts, strict=True), strict=True):
-        for name in ("image", "index", "_mask"):
-            np.testing.assert_array_equal(np.concatenate([p[name] for p in parts]), batch[name])
-
-
-def test_eval_masks_broken_samples(tmp_path, caplog):
-    source = WebDatasetSource([write_broken(tmp_path / "a.tar")])
-    [batch] = eval_examples(source, 10, resize=8, crop=8)
-    np.testing.assert_array_equal(np.flatnonzero(~batch["_mask"]), [3, 4, 5, 6])
-    assert batch["captions"][5] == []
-    assert "a.tar: 4: empty caption" in caplog.text
