@@ -61,6 +61,9 @@ def open_folder(data_dir: Path) -> SegmentationSet:
         found = scan(masks, description.classes.in_colours or None)
     with naming(description.file):
         table, notes = classes_of_values(found, description.classes, description.ignored)
+    if found.unreadable:
+        count, first = len(found.unreadable), found.unreadable[0]
+        notes.append(f"{count} of {len(masks)} masks can't be read, e.g. {first}")
     source = MaskFiles(photos, masks, *_reading(found, table))
     return described(description, description.classes, source, found, table, notes, left_out)
 

@@ -104,11 +104,13 @@ class Scan(NamedTuple):
       pixels: number of pixels by value; of colours, as numbers, if `in_colours`.
       first: the first mask that has a value.
       in_colours: whether the masks are colours.
+      unreadable: why some masks can't be read, a line each.
     """
 
     pixels: dict[int, int]
     first: dict[int, Path]
     in_colours: bool
+    unreadable: tuple[str, ...] = ()
 
     @property
     def total(self) -> int:
@@ -123,28 +125,46 @@ class Scan(NamedTuple):
 def scan(masks: Sequence[Path], in_colours: bool | None = None) -> Scan:
     """Count the values of all masks, on all cores.
 
+    A mask that can't be read is left out here. Training replaces it like any broken sample, and
+    evaluation ends where it is read.
+
     Args:
       masks: files.
       in_colours: how they are read; by default as indices unless one has colours.
 
     Raises:
-      ValueError: a mask can't be read; names the file.
+      ValueError: no mask can be read; names one and why.
     """
     if in_colours is None:
-        in_colours = any(_each(masks, _has_colours))
+        in_colours = any(found is True for found in _each(masks, _has_colours))
     pixels: dict[int, int] = collections.Counter()
     first: dict[int, Path] = {}
     counted = _each(masks, lambda path: _count(path, bool(in_colours)))
-    for path, (values, counts) in zip(masks, counted, strict=True):
+    unreadable = []
+    for path, found in zip(masks, counted, strict=True):
+        if isinstance(found, ValueError):
+            unreadable.append(str(found))
+            continue
+        values, counts = found
         for value, count in zip(values.tolist(), counts.tolist(), strict=True):
             pixels[value] += count
             first.setdefault(value, path)
-    return Scan(dict(sorted(pixels.items())), first, in_colours)
+    if len(unreadable) == len(masks):
+        raise ValueError(unreadable[0])
+    return Scan(dict(sorted(pixels.items())), first, in_colours, tuple(unreadable))
 
 
 def _each(masks, function):
+    """Yield the function's result for each mask, or its ValueError."""
+
+    def tried(path):
+        try:
+            return function(path)
+        except ValueError as error:
+            return error
+
     with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
-        yield from pool.map(function, masks)
+        yield from pool.map(tried, masks)
 
 
 def _has_colours(path: Path) -> bool:

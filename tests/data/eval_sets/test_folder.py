@@ -178,6 +178,21 @@ def test_photo_without_a_mask_and_two_of_a_name_are_refused(tmp_path):
         open_benchmark("folder", tmp_path)
 
 
+def test_a_mask_that_cannot_be_read_is_named_and_the_others_are_counted(tmp_path):
+    draw(tmp_path, INDICES)
+    miniatures.write_photo(tmp_path / "images/b.jpg", shape=MAP.shape)
+    (tmp_path / "masks/b.png").write_bytes(b"no png")
+    opened = open_benchmark("folder", tmp_path)
+    assert "1 of 2 masks can't be read, e.g. " in opened.summary
+    assert "masks/b.png" in opened.summary
+    np.testing.assert_array_equal(opened.source[0].mask, MAP)
+    with pytest.raises(ValueError, match=r"masks/b\.png"):
+        opened.source[1]
+    (tmp_path / "masks/a.png").write_bytes(b"no png")
+    with pytest.raises(ValueError, match=r"masks/a\.png"):
+        open_benchmark("folder", tmp_path)
+
+
 def test_summary_has_photos_classes_and_shares(tmp_path):
     values = INDICES.copy()
     values[3, 0] = IGNORED
