@@ -18,6 +18,7 @@ from rich.console import Console
 from rich.table import Table
 
 from groupvit_jax.interop import Pretrained, load_pretrained, verify
+from groupvit_jax.interop.hub_files import read_origin
 from groupvit_jax.interop.huggingface import write_huggingface
 from groupvit_jax.interop.load import KINDS, find_kind
 from groupvit_jax.interop.pretrained import with_image_size
@@ -75,7 +76,7 @@ def _run(flags: argparse.Namespace) -> int:
     agreed = True
     if flags.to:
         output = _new_path(flags.output)
-        save_pretrained(output, source, flags.to)
+        save_pretrained(output, source, flags.to, origin=read_origin(Path(flags.checkpoint)))
         print(f"wrote {output}")
         if flags.verify:
             agreed &= _verify(load_pretrained(output), source, flags)

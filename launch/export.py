@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from groupvit_jax.interop import load_pretrained
+from groupvit_jax.interop.hub_files import read_origin
 from groupvit_jax.interop.save import FORMATS, save_pretrained
 from groupvit_jax.runs import exit_codes
 from launch import common
@@ -37,6 +38,9 @@ def parse_flags(argv: Sequence[str]) -> argparse.Namespace:
         help="sides of the images, by default the training's: position embeddings are resized; "
         "programs (stablehlo, onnx) may have several, with commas between",
     )
+    parser.add_argument(
+        "--license", default="", help="of the weights, for the model card, e.g. cc-by-4.0"
+    )
     return parser.parse_args(argv[1:])
 
 
@@ -51,8 +55,9 @@ def main(flags: argparse.Namespace) -> None:
     try:
         paths = _new_paths(flags)
         pretrained = load_pretrained(flags.checkpoint)
+        described = {"origin": read_origin(Path(flags.checkpoint)), "licence": flags.license}
         for kind, path in paths.items():
-            save_pretrained(path, pretrained, kind, flags.image_size)
+            save_pretrained(path, pretrained, kind, flags.image_size, **described)
             print(f"wrote {path}")
     except (ValueError, FileNotFoundError, FileExistsError) as error:
         if not common.is_user_error(error):

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import numpy as np
 
-from groupvit_jax.data.text import byte_pairs
+from groupvit_jax.interop import hub_files
+from groupvit_jax.interop.hub_files import Origin
 from groupvit_jax.interop.huggingface_config import (
     from_model_config,
     processor_config,
@@ -119,10 +120,16 @@ def read_tensors(directory: Path) -> tuple[Path, dict[str, np.ndarray]]:
     raise FileNotFoundError(f"{directory}: none of {', '.join(_READERS)}")
 
 
-def write_huggingface(directory: Path, pretrained: Pretrained) -> None:
-    """Write a directory that `GroupViTModel` and `CLIPProcessor` load.
+def write_huggingface(
+    directory: Path, pretrained: Pretrained, origin: Origin | None = None, licence: str = ""
+) -> None:
+    """Write a directory that `GroupViTModel`, `AutoImageProcessor` and `AutoTokenizer` load.
 
-    The tokenizer files are CLIP's, or a copy of the model's own file for another tokenizer.
+    Args:
+      directory: output folder; created if missing.
+      pretrained: the model.
+      origin: of the weights, for the model card; None if it is not known.
+      licence: of the weights, for the model card; "" if it is not stated.
 
     Raises:
       ValueError: `GroupViTModel` doesn't support the model; the message names the field.
@@ -141,18 +148,9 @@ def write_huggingface(directory: Path, pretrained: Pretrained) -> None:
     write_safetensors(directory / "model.safetensors", tensors, {"format": "pt"})
     write_json(directory / "config.json", config)
     processor = processor_config(pretrained.model_config.image.image_size)
+    if pretrained.tokenizer.name != "clip":
+        del processor["processor_class"]  # which insists on CLIP's tokenizer
     write_json(directory / "preprocessor_config.json", processor)
-    if pretrained.tokenizer.name == "clip":
-        write_clip_tokenizer(directory, pretrained.model_config.text.context_length)
-
-
-def write_clip_tokenizer(directory: Path, context_length: int) -> None:
-    """Write `vocab.json`, `merges.txt` and `tokenizer_config.json` of `CLIPTokenizer`."""
-    ids = {token: i for i, token in enumerate(byte_pairs.read_tokens())}
-    write_json(directory / "vocab.json", ids)
-    (directory / "merges.txt").write_bytes(byte_pairs.MERGES_FILE.read_bytes())
-    special = {"bos_token": byte_pairs.START} | dict.fromkeys(
-        ("eos_token", "unk_token", "pad_token"), byte_pairs.END
-    )
-    config = {"tokenizer_class": "CLIPTokenizer", "model_max_length": context_length, **special}
-    write_json(directory / "tokenizer_config.json", config)
+    length = pretrained.model_config.text.context_length
+    has_tokenizer = hub_files.write_tokenizer(directory, pretrained.tokenizer, length)
+    hub_files.write_card(directory, origin, licence, has_tokenizer=has_tokenizer)

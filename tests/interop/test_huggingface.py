@@ -5,11 +5,8 @@ import pytest
 
 from groupvit_jax.data.text.tokenizers import ClipTokenizer
 from groupvit_jax.interop import load_pretrained, verify
-from groupvit_jax.interop.huggingface import (
-    read_huggingface,
-    write_clip_tokenizer,
-    write_huggingface,
-)
+from groupvit_jax.interop.hub_files import write_clip_tokenizer
+from groupvit_jax.interop.huggingface import read_huggingface, write_huggingface
 from groupvit_jax.interop.huggingface_config import from_model_config, to_model_config
 from groupvit_jax.interop.tensor_file import read_safetensors, write_safetensors
 from groupvit_jax.models import build_model

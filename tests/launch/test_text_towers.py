@@ -199,6 +199,18 @@ def test_a_moved_checkpoint_is_exported_with_its_vocabulary(trained, tmp_path, c
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("trained", ["sentencepiece"], indirect=True)
+def test_the_model_card_of_a_moved_checkpoint_describes_its_run(trained, tmp_path):
+    _, step, _, _ = trained
+    arguments = [f"--checkpoint={step}", f"--output={tmp_path}", "--license=cc0-1.0"]
+    export.main(export.parse_flags(["export", *arguments, "--format=huggingface"]))
+    card = (tmp_path / "huggingface" / "README.md").read_text()
+    for text in ("license: cc0-1.0", "| length | 4 steps |", "| pairs | image_to_text_r1 |"):
+        assert text in card
+    assert (tmp_path / "huggingface" / "tokenizer.json").is_file()
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("trained", ["bert"], indirect=True)
 def test_what_is_frozen_stays_as_it_was_imported(trained):
     _, step, _, start = trained

@@ -21,6 +21,7 @@ class WordPiece:
       size: number of ids.
       start_id: the id of [CLS].
       end_id: the id of [SEP].
+      pipeline: the tokenizer of the `tokenizers` library, which adds neither.
     """
 
     def __init__(self, content: bytes) -> None:
@@ -47,6 +48,7 @@ class WordPiece:
         pipeline = tokenizers.Tokenizer(model)
         pipeline.normalizer = normalizers.BertNormalizer(lowercase=uncased)
         pipeline.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+        self.pipeline = pipeline
         self._encoder = SubwordEncoder(pipeline)
 
     def encode(self, text: str, max_tokens: int) -> list[int]:
