@@ -209,7 +209,7 @@ def _training(origin: Origin | None) -> list[str]:
         f"{config.optimizer.reference_batch_size}",
         "losses": f"{config.loss.kind}; {config.data.num_nouns} nouns a caption; "
         f"local alignment weighted {config.loss.local_weight:g}",
-        "initial weights": config.init_from or "random",
+        "initial weights": Path(config.init_from or "random").name,
         "seed": config.seed,
     }
     return ["", "| | |", "|---|---|", *(f"| {name} | {value} |" for name, value in rows.items())]
