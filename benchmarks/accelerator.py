@@ -36,10 +36,11 @@ from groupvit_jax.plan.chips import GPUS, TPUS, Chip, read_gpu
 from groupvit_jax.plan.compiling import needed_bytes
 from groupvit_jax.plan.instructions import instruction_costs
 from groupvit_jax.plan.kernel_schedule import kernel_cycles
-from groupvit_jax.plan.plan import count_flops, with_batch_size
+from groupvit_jax.plan.plan import count_flops
 from groupvit_jax.plan.prediction import predict
 from groupvit_jax.plan.program import parse_program
 from groupvit_jax.report.markdown import markdown_table
+from groupvit_jax.runs.configuration import changed
 from groupvit_jax.train import state as state_lib
 from groupvit_jax.train.step import make_train_step
 from groupvit_jax.train.tasks import task_of
@@ -127,7 +128,7 @@ def gradients(config: ConfigDict, mesh: Mesh) -> tuple[float, Any]:
 
     A hard assignment would turn the smallest difference of two groups into a large one.
     """
-    config = with_batch_size(config, PARITY_BATCH * len(mesh.devices.flat))
+    config = changed(config, {"train.batch_size": PARITY_BATCH * len(mesh.devices.flat)})
     config.model.image.assignment = "soft"
     task = task_of(config)
     model: Any = task.build_model(config)
@@ -257,7 +258,7 @@ def main(argv: list[str]) -> None:
     rows = []
     for batch_size in map(int, _BATCH_SIZES.value):
         for name, form in forms.items():
-            rows.append(measure(name, with_batch_size(form, batch_size), mesh, chip))
+            rows.append(measure(name, changed(form, {"train.batch_size": batch_size}), mesh, chip))
             print(rows[-1], flush=True)
     folder = Path(_OUTPUT.value)
     folder.mkdir(parents=True, exist_ok=True)

@@ -29,9 +29,8 @@ from groupvit_jax.plan.plan import (
     PUBLISHED_EXAMPLES,
     find_largest_batch,
     make_plan,
-    with_batch_size,
 )
-from groupvit_jax.runs import exit_codes
+from groupvit_jax.runs import configuration, exit_codes
 from launch import common, overrides
 
 
@@ -112,9 +111,9 @@ def plan_all(flags: argparse.Namespace, config: ConfigDict) -> None:
     described = [hardware.find_topology(*pair) for pair in itertools.product(names, slices)]
     plans, results, pages = [], [], []
     for topology, batch_size in itertools.product(described, batch_sizes):
-        changed = with_batch_size(config, batch_size)
-        plan = make_plan(changed, topology, flags.num_examples, flags.price_per_chip_hour)
-        largest = find_largest_batch(changed, topology, plan) if flags.largest_batch else None
+        sized = configuration.changed(config, {"train.batch_size": batch_size})
+        plan = make_plan(sized, topology, flags.num_examples, flags.price_per_chip_hour)
+        largest = find_largest_batch(sized, topology, plan) if flags.largest_batch else None
         plans.append(plan)
         results.append(table.to_json(plan, largest))
         pages.append(table.details(plan, largest))

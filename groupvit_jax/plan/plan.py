@@ -18,6 +18,7 @@ from groupvit_jax.plan.kernel_schedule import kernel_cycles
 from groupvit_jax.plan.needs import Needs, needs
 from groupvit_jax.plan.prediction import Prediction, exposed_seconds, predict
 from groupvit_jax.plan.program import parse_program
+from groupvit_jax.runs.configuration import changed
 from groupvit_jax.train.setup import run_length
 from groupvit_jax.train.tasks import task_of
 
@@ -236,13 +237,6 @@ def count_flops(
     return padded, useful
 
 
-def with_batch_size(config: ConfigDict, batch_size: int) -> ConfigDict:
-    """Return a copy of the configuration with another global batch."""
-    changed = config.copy_and_resolve_references()
-    changed.train.batch_size = batch_size
-    return changed
-
-
 def find_largest_batch(config: ConfigDict, topology: Topology, first: Plan) -> LargestBatch:
     """Find the largest global batch that fits, by the line through compiled batch sizes.
 
@@ -264,7 +258,9 @@ def find_largest_batch(config: ConfigDict, topology: Topology, first: Plan) -> L
     for _ in range(3):
         if candidate in known:
             break
-        known[candidate] = compile_step(with_batch_size(config, candidate), topology).memory
+        known[candidate] = compile_step(
+            changed(config, {"train.batch_size": candidate}), topology
+        ).memory
         candidate = _where_full({size: memory.total for size, memory in known.items()},
                                 first.memory.available, unit)  # fmt: skip
         logger.info("%s: the largest batch seems to be %d", topology, candidate)

@@ -56,6 +56,14 @@ def lists_as_tuples(value: Any) -> Any:
     return tuple(map(lists_as_tuples, value)) if isinstance(value, list | tuple) else value
 
 
+def changed(config: ConfigDict, changes: Mapping[str, Any]) -> ConfigDict:
+    """Return a copy of a configuration with other values, by dotted field."""
+    copy = config.copy_and_resolve_references()
+    with copy.unlocked():  # older records lack some fields
+        copy.update_from_flattened_dict(changes)
+    return copy
+
+
 def complete(recorded: ConfigDict) -> ConfigDict:
     """Return a recorded configuration with the fields of `_EARLIER` that it lacks."""
     completed = ConfigDict(recorded.to_dict())

@@ -6,6 +6,7 @@ wrong number in one would not stop a run, only spoil it.
 
 import dataclasses
 import logging
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -17,6 +18,7 @@ from ml_collections import ConfigDict
 from groupvit_jax import parallel
 from groupvit_jax.models.fused_attention import has_cudnn
 from groupvit_jax.models.kernels import stacks
+from groupvit_jax.runs.configuration import changed
 from groupvit_jax.train.state import TrainState
 from groupvit_jax.train.step import LossFn
 from groupvit_jax.train.tasks import Task
@@ -80,7 +82,12 @@ def checked_loss(
     is_plain = config.model.get("kernels", "auto") == "plain"
     if is_plain or (stacks.stack_fn(mesh) is None and not has_cudnn(mesh.devices.flat[0])):
         return task.make_loss(model, config, mesh)
-    errors = compare(task, config, mesh, state, batch)
+
+    def make_loss(changes: Mapping[str, Any]) -> LossFn:
+        other = changed(config, changes)
+        return task.make_loss(task.build_model(other), other, mesh)
+
+    errors = compare(make_loss, mesh, state, batch)
     found = (errors.loss, errors.gradients, errors.plain_loss, errors.plain_gradients)
     if errors.are_of_rounding:
         logger.info(
@@ -92,11 +99,20 @@ def checked_loss(
         "kernels are wrong by %.3g of the loss and %.3g of the gradients, the plain code by %.3g "
         "and %.3g: training without kernels, as with config.model.kernels='plain'", *found,
     )  # fmt: skip
-    return task.make_loss(model, _changed(config, PLAIN), mesh)
+    return task.make_loss(model, changed(config, PLAIN), mesh)
 
 
-def compare(task: Task, config: ConfigDict, mesh: Mesh, state: TrainState, batch: Batch) -> Errors:
-    """Return the errors of kernels and plain code in one step's loss and gradients."""
+def compare(
+    make_loss: Callable[[Mapping[str, Any]], LossFn], mesh: Mesh, state: TrainState, batch: Batch
+) -> Errors:
+    """Return the errors of kernels and plain code in one step's loss and gradients.
+
+    Args:
+      make_loss: makes the loss with changes of the configuration, by dotted field.
+      mesh: the devices.
+      state: to compute with.
+      batch: a global batch, of which some rows are used.
+    """
     common = {
         "train.micro_batch_size": None,
         "model.fused_attention": False,
@@ -106,13 +122,8 @@ def compare(task: Task, config: ConfigDict, mesh: Mesh, state: TrainState, batch
     }
     # Scanned, the plain blocks are computed as ever and compiled in half the time.
     plain = common | PLAIN | {"model.scan_layers": True}
-
-    def loss_fn_of(changes: dict[str, Any]) -> LossFn:
-        changed = _changed(config, changes)
-        return task.make_loss(task.build_model(changed), changed, mesh)
-
-    exact = loss_fn_of(plain | {"model.dtype": "float32"})
-    rounded = [loss_fn_of(common), loss_fn_of(plain)]
+    exact = make_loss(plain | {"model.dtype": "float32"})
+    rounded = [make_loss(common), make_loss(plain)]
 
     def errors(state: TrainState, batch: Batch) -> list[tuple[Float[Array, ""], Float[Array, ""]]]:
         rows = jax.tree.map(lambda x: _first_rows(x, mesh), batch)
@@ -141,10 +152,3 @@ def _first_rows(x: Array, mesh: Mesh) -> Array:
     shares = x.reshape(parallel.num_batch_shards(mesh), -1, *x.shape[1:])
     rows = shares[:, :ROWS_A_DEVICE].reshape(-1, *x.shape[1:])
     return jax.lax.with_sharding_constraint(rows, parallel.batch_sharding(mesh))
-
-
-def _changed(config: ConfigDict, changes: dict[str, Any]) -> ConfigDict:
-    changed = config.copy_and_resolve_references()
-    with changed.unlocked():
-        changed.update_from_flattened_dict(changes)
-    return changed

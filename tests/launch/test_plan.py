@@ -30,7 +30,9 @@ def test_wrong_flags_are_one_line(arguments, message, capsys):
 
 @pytest.fixture
 def host_devices(monkeypatch):
-    monkeypatch.setattr(plan.hardware, "describe", lambda name, slices: host(int(name), slices))
+    monkeypatch.setattr(
+        plan.hardware, "find_topology", lambda name, slices: host(int(name), slices)
+    )
 
 
 def test_compares_and_writes(host_devices, tmp_path, capsys):

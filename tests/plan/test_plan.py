@@ -9,6 +9,7 @@ from groupvit_jax.plan import table
 from groupvit_jax.plan.collectives import Collective
 from groupvit_jax.plan.compiling import CompiledStep, Memory
 from groupvit_jax.plan.plan import bound, find_largest_batch, make_plan
+from groupvit_jax.runs.configuration import changed
 from tests.plan.machines import host
 
 
@@ -77,7 +78,7 @@ def test_largest_batch(plan, monkeypatch, configured, most):
         return CompiledStep({}, (), memory_of(20 + B / 2 + B**2 / 20_000), "", 0.0, 0.0, 0.0)
 
     monkeypatch.setattr(plan_lib, "compile_step", compile_step)
-    config = plan_lib.with_batch_size(tiny.get_config(), configured)
+    config = changed(tiny.get_config(), {"train.batch_size": configured})
     first = dataclasses.replace(
         plan, batch_size=configured, memory=compile_step(config, host(4)).memory
     )
