@@ -1,18 +1,23 @@
 """Reads checkpoints of every format, for all `--checkpoint` flags."""
 
+import re
 from pathlib import Path
+from typing import Any
 
 from ml_collections import ConfigDict
 
 from groupvit_jax.foreign import naming
-from groupvit_jax.interop import native
+from groupvit_jax.interop import huggingface, native, original
 from groupvit_jax.interop.huggingface import read_huggingface
 from groupvit_jax.interop.orbax_steps import read_orbax
-from groupvit_jax.interop.original import read_original
 from groupvit_jax.interop.pretrained import Pretrained
+from groupvit_jax.interop.tensor_file import read_safetensors
+from groupvit_jax.interop.torch_file import read_torch_file, without_prefix
 from groupvit_jax.runs.checkpoints import find_step, find_whole_step
 from groupvit_jax.runs.files import read_json
 
+_SHARD = re.compile(r".+-\d{5}-of-\d{5}\.(bin|safetensors)")
+_HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
 KINDS = ("orbax", "safetensors", "huggingface", "original")
 
 
@@ -20,7 +25,9 @@ def load_pretrained(path: str | Path, model_config: ConfigDict | None = None) ->
     """Read a model in any format, with both towers or a segment head.
 
     Args:
-      path: a run folder or one of its steps, an export, a Hugging Face directory, or a `.pth`.
+      path: a run folder or one of its steps, an export, a Hugging Face directory, or a file of
+        tensors (`.pth`, `.bin`, `.safetensors`) by the original's or Hugging Face's names, whatever
+        a trainer wrapped them in.
       model_config: configuration for a `.pth` that can't be inferred (see `read_original`).
 
     Raises:
@@ -35,10 +42,28 @@ def load_pretrained(path: str | Path, model_config: ConfigDict | None = None) ->
 def _load(path: Path, model_config: ConfigDict | None) -> Pretrained:
     kind = find_kind(path)
     if kind == "original":
-        return read_original(path, model_config)
+        return _read_file(path, model_config)
     if kind == "orbax":
         return read_orbax(find_whole_step(path))
     return (native.read_native if kind == "safetensors" else read_huggingface)(path)
+
+
+def _read_file(path: Path, model_config: ConfigDict | None) -> Pretrained:
+    """Read a single file: PyTorch's, safetensors, or one of several that a folder has."""
+    config_file = path.parent / "config.json"
+    if _SHARD.fullmatch(path.name) or path.name.endswith(".index.json"):
+        return _load(path.parent, model_config)
+    if path.suffix == ".safetensors":
+        if path.name == "model.safetensors" and config_file.is_file():
+            return _load(path.parent, model_config)
+        content: dict[str, Any] = {}
+        tensors = read_safetensors(path)
+    else:
+        tensors, content = read_torch_file(path)
+    tensors = without_prefix(tensors, (original.ANCHOR, huggingface.ANCHOR))
+    if huggingface.ANCHOR in tensors:
+        return huggingface.from_tensors(tensors, path, config_file, model_config)
+    return original.from_tensors(tensors, content, path, model_config)
 
 
 def find_kind(path: Path) -> str:
@@ -51,7 +76,7 @@ def find_kind(path: Path) -> str:
     if path.is_file():
         return "original"
     if not path.is_dir():
-        raise FileNotFoundError(f"{path}: no such file or directory")
+        raise FileNotFoundError(f"{path}: no such file or directory{_fetching(path)}")
     if find_step(path):
         return "orbax"
     config = read_json(path / "config.json") if (path / "config.json").is_file() else {}
@@ -59,7 +84,19 @@ def find_kind(path: Path) -> str:
         return "safetensors"
     if "model_type" in config:
         return "huggingface"
+    if any((path / name).exists() for name in ("model.safetensors", "pytorch_model.bin")):
+        raise ValueError(f"{path}: weights found, but no config.json that says of what model")
     raise ValueError(
         f"{path}: no checkpoint; expected a run's folder or a step of it, an export, a Hugging "
         "Face directory (config.json with model_type) or a .pth file"
+    )
+
+
+def _fetching(path: Path) -> str:
+    """Say how to fetch what looks like a name on Hugging Face's hub."""
+    if not _HUB_NAME.fullmatch(str(path)) or path.parent.exists():
+        return ""
+    return (
+        f"; if it is a model on the Hugging Face hub, fetch it: hf download {path} --local-dir "
+        f"{path.name}, and give --checkpoint={path.name}"
     )

@@ -25,7 +25,7 @@ from groupvit_jax.interop.pretrained import (
     to_host,
     with_learned_positions,
 )
-from groupvit_jax.interop.torch_file import read_torch_file
+from groupvit_jax.interop.torch_file import describe_tensors, read_torch_file, without_prefix
 from groupvit_jax.interop.torch_writer import write_torch_file
 from groupvit_jax.models import build_model
 from groupvit_jax.runs.configuration import config_from_dict
@@ -33,6 +33,8 @@ from groupvit_jax.runs.configuration import config_from_dict
 # Entry with our configuration as JSON, beside the state dict.
 _OUR_ENTRY = "groupvit_jax"
 _HEAD_WIDTH = 64
+# A tensor that every such file has.
+ANCHOR = "img_encoder.patch_embed.proj.weight"
 
 _rename = renamer(
     [
@@ -75,13 +77,30 @@ def read_original(path: Path, model_config: ConfigDict | None = None) -> Pretrai
       ValueError: a tensor, named in the message, doesn't fit.
     """
     tensors, content = read_torch_file(path)
+    return from_tensors(without_prefix(tensors, (ANCHOR,)), content, path, model_config)
+
+
+def from_tensors(
+    tensors: Mapping[str, np.ndarray],
+    content: Mapping[str, Any],
+    path: Path,
+    model_config: ConfigDict | None = None,
+) -> Pretrained:
+    """Return the model of tensors by the original names; see `read_original`.
+
+    Args:
+      tensors: by name.
+      content: of the file, which may hold our configuration.
+      path: of the file, for messages.
+      model_config: see `read_original`.
+    """
     entry = content.get(_OUR_ENTRY)
     stored = json.loads(entry) if isinstance(entry, str) else {}
     if "model" in stored:
         model_config = config_from_dict(stored["model"])
     else:
         known = (model_config or ConfigDict()).to_dict()
-        model_config = _infer_config(tensors, path, known)
+        model_config = infer_config(tensors, path, known)
     # Not all published files were available for testing, so superfluous tensors are not an error.
     flat, notes = import_arrays(tensors, build_model(model_config), names, path, allow_extra=True)
     tokenizer = described_tokenizer(stored, path)
@@ -115,14 +134,17 @@ def _as_convolution(name: str, array: np.ndarray) -> np.ndarray:
     return array[..., None] if "_projector.linear" in name and array.ndim == 2 else array
 
 
-def _infer_config(
+def infer_config(
     tensors: Mapping[str, np.ndarray], path: Path, known: Mapping[str, Any]
 ) -> ConfigDict:
     """Infer the configuration from tensor shapes, and take the rest from `known`."""
 
     def shape(name: str) -> tuple[int, ...]:
         if name not in tensors:
-            raise ValueError(f"{path}: tensor {name!r} is missing, so not a GroupViT")
+            raise ValueError(
+                f"{path}: tensor {name!r} is missing, so not a GroupViT; found "
+                f"{describe_tensors(tensors)}"
+            )
         return tensors[name].shape
 
     def count(prefix: str) -> int:

@@ -9,7 +9,7 @@ import mmap
 import re
 import struct
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -45,8 +45,17 @@ _LEGACY_START = (
 )
 
 
+# Where trainers put the state dict, in order: the original GroupViT and timm, Lightning and mmcv,
+# DeepSpeed, and others; averaged weights only if there are no others.
+_ENTRIES = (
+    *("model", "state_dict", "module", "model_state_dict", "model_state", "net", "network"),
+    *("weights", "model_ema", "ema_model", "ema_state_dict", "ema"),
+)
+_WRAPPED = 3  # entries within entries
+
+
 def read_torch_file(path: Path) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
-    """Read the tensors of a state dict, at the top level or under "model".
+    """Read the tensors of a state dict, at the top level or where trainers put it.
 
     Returns:
       The tensors by name, and the file's object with `Inert` in place of anything but data.
@@ -65,7 +74,7 @@ def read_torch_file(path: Path) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
         content = reader.describe()
         views = tensor_views(content)
         if not views:
-            raise ValueError(f"{path}: holds no state dict")
+            raise ValueError(f"{path}: holds no state dict; found {_describe(content)}")
         num_bytes = sum(map(_num_bytes, views.values()))
         if num_bytes > _MAX_SHARING * (path.stat().st_size + 1):
             raise ValueError(
@@ -81,10 +90,48 @@ def _num_bytes(view: TensorView) -> int:
 
 
 def tensor_views(content: Any) -> dict[str, TensorView]:
-    """Return the tensors of the state dict in a file."""
-    state = content.get("model", content) if isinstance(content, dict) else {}
-    entries = state.items() if isinstance(state, dict) else []
-    return {str(name): view for name, view in entries if isinstance(view, TensorView)}
+    """Return the tensors of the state dict in a file, without the names of what wraps it."""
+    return _views(content, _WRAPPED)
+
+
+def _views(content: Any, depth: int) -> dict[str, TensorView]:
+    if not isinstance(content, dict):
+        return {}
+    for entry in _ENTRIES if depth else ():
+        if found := _views(content.get(entry), depth - 1):
+            return found
+    return {str(name): view for name, view in content.items() if isinstance(view, TensorView)}
+
+
+def without_prefix(tensors: Mapping[str, np.ndarray], anchors: Sequence[str]) -> dict[str, Any]:
+    """Return tensors without what a wrapper wrote before every name, e.g. `module.`, `model.`.
+
+    Args:
+      tensors: by name.
+      anchors: names of which a model has one; what stands before it is the prefix. Tensors without
+        the prefix, of another part of the wrapper, are left out.
+    """
+    for anchor in anchors:
+        ends = [name for name in tensors if name == anchor or name.endswith(f".{anchor}")]
+        if prefixes := sorted({name.removesuffix(anchor) for name in ends}, key=len):
+            prefix = prefixes[0]
+            return {n.removeprefix(prefix): t for n, t in tensors.items() if n.startswith(prefix)}
+    return dict(tensors)
+
+
+def describe_tensors(tensors: Mapping[str, Any], few: int = 4) -> str:
+    """Return what a file holds, for messages: the first names with their shapes."""
+    shown = ", ".join(f"{name} {tuple(t.shape)}" for name, t in list(tensors.items())[:few])
+    return f"{len(tensors)} tensors ({shown}{', ...' if len(tensors) > few else ''})"
+
+
+def _describe(content: Any) -> str:
+    if not isinstance(content, dict):
+        return (
+            "a whole object and not its tensors: save model.state_dict() where its code is at hand"
+        )
+    entries = ", ".join(f"{key!r}: {type(value).__name__}" for key, value in content.items())
+    return f"the entries {{{entries[:300]}}}"
 
 
 def _check_format(path: Path) -> None:
