@@ -55,9 +55,11 @@ def main(flags: argparse.Namespace) -> None:
     try:
         paths = _new_paths(flags)
         pretrained = load_pretrained(flags.checkpoint)
-        described = {"origin": read_origin(Path(flags.checkpoint)), "licence": flags.license}
+        origin = read_origin(Path(flags.checkpoint)) if "huggingface" in paths else None
         for kind, path in paths.items():
-            save_pretrained(path, pretrained, kind, flags.image_size, **described)
+            save_pretrained(
+                path, pretrained, kind, flags.image_size, origin=origin, licence=flags.license
+            )
             print(f"wrote {path}")
     except (ValueError, FileNotFoundError, FileExistsError) as error:
         if not common.is_user_error(error):

@@ -78,9 +78,12 @@ def check_repo(repo: str) -> None:
 def upload(folder: Path, repo: str, *, public: bool, message: str) -> int:
     """Upload the files in one commit, large ones first; return the command's exit code."""
     # Imported here: it takes a second, and flags are checked without it.
-    import httpx
     from huggingface_hub import HfApi
-    from huggingface_hub.errors import HFValidationError, LocalTokenNotFoundError
+    from huggingface_hub.errors import (
+        HFValidationError,
+        HTTPError,  # of its HTTP library: httpx, since 2.0 httpx2
+        LocalTokenNotFoundError,
+    )
 
     hub = HfApi()  # finds the token by itself, so that no line of this command ever holds it
     try:
@@ -88,7 +91,7 @@ def upload(folder: Path, repo: str, *, public: bool, message: str) -> int:
         commit = hub.upload_folder(repo_id=repo, folder_path=folder, commit_message=message)
     except (HFValidationError, LocalTokenNotFoundError) as error:
         common.fail(exit_codes.BAD_INPUT, f"--repo={repo}: {error}")
-    except (httpx.HTTPError, OSError) as error:
+    except (HTTPError, OSError) as error:
         common.fail(exit_codes.FAILED, f"--repo={repo}: {error}")
     print(f"uploaded {folder} to {commit.repo_url}")
     return 0

@@ -133,7 +133,7 @@ def check_text_tower(model: TwoTower, target: str) -> None:
     if (kind := text_tower(model.text_encoder)) != "clip":
         raise ValueError(
             f"model.text.kind: {kind!r}, but {target} has CLIP's text tower only; export as "
-            "safetensors or stablehlo"
+            "safetensors, stablehlo or onnx"
         )
 
 

@@ -59,7 +59,7 @@ class Pretrained(NamedTuple):
         if self.class_names:
             raise ValueError(
                 f"a segment head of {len(self.class_names)} classes found, but {wanted_by} needs a "
-                "model with a text tower; export as safetensors or stablehlo"
+                "model with a text tower; export as safetensors, stablehlo or onnx"
             )
 
 

@@ -6,6 +6,7 @@ import shutil
 import cv2
 import jax
 import numpy as np
+import onnxruntime
 import pytest
 from absl import flags
 from absl.testing import flagsaver
@@ -233,6 +234,18 @@ def test_the_program_labels_pixels_as_the_head_does(step, tmp_path):
     assert [a.shape for a in found["assignments"]] == [(1, 8, 16)]
 
 
+def test_the_onnx_graph_labels_pixels_as_the_head_does(step, tmp_path):
+    call_export(step, tmp_path, "onnx")
+    assert {path.name for path in (tmp_path / "onnx").iterdir()} == {"image.onnx", "config.json"}
+    image = blocks(3)[0][:32, :32]
+    session = onnxruntime.InferenceSession(tmp_path / "onnx" / "image.onnx")
+    names = [output.name for output in session.get_outputs()]
+    found = dict(zip(names, session.run(names, {"images": image[None]}), strict=True))
+    whole = Segmenter.from_pretrained(step, resize=(), window=32)
+    np.testing.assert_array_equal(found["labels"][0], whole(image).mask)
+    assert found["logits"].shape == (1, 8, 3)
+
+
 @pytest.mark.parametrize("kind", ["huggingface", "original"])
 def test_formats_of_two_towers_refuse_a_head(step, tmp_path, capsys, kind):
     with pytest.raises(SystemExit) as stopped:
@@ -240,5 +253,5 @@ def test_formats_of_two_towers_refuse_a_head(step, tmp_path, capsys, kind):
     assert stopped.value.code == 2
     errors = capsys.readouterr().err
     assert "a segment head of 3 classes found, but a" in errors
-    assert "export as safetensors or stablehlo" in errors
+    assert "export as safetensors, stablehlo or onnx" in errors
     assert not (tmp_path / "out").exists()
