@@ -10,6 +10,7 @@ A model with a segment head has labels of its own: segmenter("photo.jpg").
 import collections
 import dataclasses
 import functools
+import os
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -197,31 +198,38 @@ class Segmenter:
         """
         return cls(load_pretrained(path), **options)
 
-    def __call__(self, image: Any, labels: Sequence[str] | None = None) -> SegmentationResult:
+    def __call__(
+        self, image: Any, labels: Sequence[str] | None = None, *, layout: str = "HWC"
+    ) -> SegmentationResult:
         """Segment one image.
 
         Args:
-          image: a file's path, a `PIL.Image`, or UInt8 [H, W], [H, W, 3] or [H, W, 4]. It is
-            turned upright by its EXIF orientation; transparency is laid on white.
+          image: a file's path, address or bytes, a `PIL.Image`, or an array or tensor, UInt8 or
+            floats from 0 to 1, [H, W], [H, W, 3] or [H, W, 4]. It is turned upright by its EXIF
+            orientation; transparency is laid on white.
           labels: what to look for, e.g. ["dog", "grass", "frisbee"]; those of a segment head by
             default.
+          layout: of arrays: "HWC", or "CHW" for [3, H, W].
 
         Raises:
           ValueError: no labels, an empty one, one twice, or others than the segment head's; or
             something that is no image.
           FileNotFoundError: there is no such file.
         """
-        return next(self._results([("image", image)], self._checked(labels)))
+        return next(self._results([("image", image)], self._checked(labels), layout))
 
     def batch(
-        self, images: Iterable[Any], labels: Sequence[str] | None = None
+        self, images: Iterable[Any], labels: Sequence[str] | None = None, *, layout: str = "HWC"
     ) -> Iterator[SegmentationResult]:
         """Segment many images, faster than one by one; their results come in order.
 
-        Images are read as they are needed. Arguments and errors are those of a single image.
+        Images are read as they are needed. Arguments and errors are those of a single image, which
+        may also be given in place of many.
         """
         checked = self._checked(labels)
-        return self._results(((f"images[{i}]", image) for i, image in enumerate(images)), checked)
+        several = [images] if _is_one(images) else images
+        named = ((f"images[{i}]", image) for i, image in enumerate(several))
+        return self._results(named, checked, layout)
 
     def mask_labels(self, labels: Sequence[str] | None = None) -> tuple[str, ...]:
         """Return what the values of masks stand for, from 0 on: a background comes first.
@@ -246,13 +254,13 @@ class Segmenter:
         return own or check_labels(labels, self.protocol.has_background)
 
     def _results(
-        self, images: Iterable[tuple[str, Any]], labels: tuple[str, ...]
+        self, images: Iterable[tuple[str, Any]], labels: tuple[str, ...], layout: str
     ) -> Iterator[SegmentationResult]:
         waiting: collections.deque[RgbImage] = collections.deque()
 
         def read() -> Iterator[RgbImage]:
             for name, image in images:
-                waiting.append(read_photo(image, name))
+                waiting.append(read_photo(image, name, layout))
                 yield waiting[-1]
 
         names = self.mask_labels(labels)
@@ -270,6 +278,12 @@ class Segmenter:
 
     def _class_embeddings(self, labels: tuple[str, ...]) -> Float[np.ndarray, "N *names D"]:
         return self._encoder.class_embeddings(self._variables, labels, self.protocol.texts)
+
+
+def _is_one(images: Any) -> bool:
+    """Return whether this is an image: a path would be read letter by letter."""
+    single = isinstance(images, str | bytes | os.PathLike) or not isinstance(images, Iterable)
+    return single or 2 <= getattr(images, "ndim", 0) <= 3
 
 
 def check_labels(labels: Sequence[str], has_background: bool = False) -> tuple[str, ...]:

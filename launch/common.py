@@ -2,8 +2,10 @@
 
 import contextlib
 import ctypes
+import hashlib
 import logging
 import os
+import platform
 import sys
 import traceback
 from collections.abc import Callable, Iterator
@@ -61,6 +63,36 @@ def define_process_flags() -> None:
     flags.DEFINE_string(
         "compilation_cache", "", "Folder that keeps compiled programs for later starts."
     )
+
+
+def keep_compiled_programs() -> None:
+    """Keep compiled programs in the user's cache folder, for later starts of the same command.
+
+    A folder for each kind of processor: home folders are shared, and a program of one may hold
+    instructions that another lacks. JAX_COMPILATION_CACHE_DIR and --compilation_cache name another
+    folder, JAX_ENABLE_COMPILATION_CACHE=false keeps none. Call it before JAX is used.
+    """
+    if "JAX_COMPILATION_CACHE_DIR" in os.environ:
+        return
+    root = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    folder = root / "groupvit_jax" / "compiled" / _processor()
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        print(f"compiled programs are not kept: {folder}: {error.strerror}", file=sys.stderr)
+        return
+    jax.config.update("jax_compilation_cache_dir", str(folder))
+
+
+def _processor() -> str:
+    """Return a name that differs between processors with different instructions."""
+    described = platform.processor()
+    with contextlib.suppress(OSError):  # another system than Linux
+        lines = Path("/proc/cpuinfo").read_text(errors="replace").splitlines()
+        named = [line for line in lines if line.startswith(("model name", "flags", "Features"))]
+        described = "\n".join(sorted(set(named)))
+    digest = hashlib.sha256(described.encode()).hexdigest()[:12]
+    return f"{platform.machine() or 'any'}-{digest}"
 
 
 def start_jax() -> None:

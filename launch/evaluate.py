@@ -241,4 +241,5 @@ def _integers(flag: str, values: Sequence[str]) -> tuple[int, ...]:
 
 if __name__ == "__main__":
     common.use_all_cores()
+    common.keep_compiled_programs()
     app.run(main, flags_parser=common.parse_flags)

@@ -267,4 +267,5 @@ def _write(output: Path, name: str, result: SegmentationResult, save: Sequence[s
 
 if __name__ == "__main__":
     common.use_all_cores()
+    common.keep_compiled_programs()
     sys.exit(main(parse_flags(sys.argv)))

@@ -260,3 +260,11 @@ def test_probabilities_sum_to_one_and_agree_with_the_mask():
     expected = [[[0.25, 0, 0.75], [0.75, 0, 0.25], [1 / 3] * 3]]
     np.testing.assert_allclose(result.probabilities, expected, rtol=1e-6)
     np.testing.assert_array_equal(result.probabilities[:, :2].argmax(-1), mask[:, :2])
+
+
+def test_batch_takes_a_single_path(segmenter, tmp_path):
+    Image.fromarray(photo(32, 40)).save(tmp_path / "a.png")
+    single = list(segmenter.batch(str(tmp_path / "a.png"), ["dog"]))
+    several = list(segmenter.batch([tmp_path / "a.png"], ["dog"]))
+    assert len(single) == len(several) == 1
+    np.testing.assert_array_equal(single[0].scores, several[0].scores)

@@ -16,6 +16,7 @@ Letters = UInt8[np.ndarray, "h w"]
 
 _SMALLEST, _LARGEST = 10, 96  # pixels
 _WEIGHT = 550
+_NOWHERE, _PROBE_SIZE = "\U000f0000", 24  # a private character, which no font has
 _WHITE, _DARK = 255.0, 18.0
 
 
@@ -42,6 +43,17 @@ def fit(text: str, size: int, width: int) -> Letters:
         text = text[: max(keep, 0)].rstrip() + "…"
         letters = _letters(text, size)
     return letters[:, :width]
+
+
+def can_write(text: str) -> bool:
+    """Return whether the font has every character; it lacks e.g. Devanagari, Thai and emoji."""
+    return all(map(_has_glyph, set("".join(text.split()))))
+
+
+@functools.cache
+def _has_glyph(character: str) -> bool:
+    # OpenCV draws one and the same box for whatever the font lacks.
+    return not np.array_equal(_letters(character, _PROBE_SIZE), _letters(_NOWHERE, _PROBE_SIZE))
 
 
 def line_height(size: int) -> int:

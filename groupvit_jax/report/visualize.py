@@ -115,7 +115,8 @@ def write_names(
 
     A name is centred at the widest place of its region, in a font size that follows the picture's
     size. It is moved inside the picture and away from the names of larger regions. A region
-    without room stays unnamed.
+    without room stays unnamed. A name in a script that the font lacks is written as the label's
+    number, `#3`.
 
     Args:
       image: the picture to write on.
@@ -130,7 +131,7 @@ def write_names(
     step = 1 + min(labels.shape) // 800  # large pictures are searched at half or third resolution
     coarse = labels[::step, ::step]
     parts = [
-        (*_largest_part(coarse == label), names[label])
+        (*_largest_part(coarse == label), _written(names[label], int(label)))
         for label in np.unique(coarse)
         if 0 <= label < len(names) and names[label]
     ]
@@ -145,6 +146,10 @@ def write_names(
             lettering.stamp(image, letters, step * box.top, step * box.left)
             taken.append(box)
     return image
+
+
+def _written(name: str, label: int) -> str:
+    return name if lettering.can_write(name) else f"#{label}"
 
 
 class _Box(NamedTuple):

@@ -4,7 +4,9 @@ import platform
 import re
 import subprocess
 import sys
+from pathlib import Path
 
+import jax
 import pytest
 
 from groupvit_jax.runs import exit_codes
@@ -127,3 +129,33 @@ checkpoints.find_whole_step(Path("run/checkpoints/12"))
         [sys.executable, "-c", code], capture_output=True, text=True, check=True
     )
     assert result.stderr.count("step 12 is read (/") == 1
+
+
+@pytest.fixture
+def cache_setting():
+    before = jax.config.jax_compilation_cache_dir
+    yield
+    jax.config.update("jax_compilation_cache_dir", before)
+
+
+def test_compiled_programs_are_kept_in_the_users_cache(tmp_path, monkeypatch, cache_setting):
+    monkeypatch.delenv("JAX_COMPILATION_CACHE_DIR", raising=False)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    common.keep_compiled_programs()
+    folder = Path(jax.config.jax_compilation_cache_dir)
+    assert folder.parent == tmp_path / "groupvit_jax/compiled"
+    assert folder.is_dir()
+    monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", "/elsewhere")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "other"))
+    common.keep_compiled_programs()
+    assert not (tmp_path / "other").exists()
+
+
+def test_a_cache_that_cannot_be_written_is_said(tmp_path, monkeypatch, cache_setting, capsys):
+    monkeypatch.delenv("JAX_COMPILATION_CACHE_DIR", raising=False)
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
+    before = jax.config.jax_compilation_cache_dir
+    common.keep_compiled_programs()
+    assert jax.config.jax_compilation_cache_dir == before
+    assert "compiled programs are not kept" in capsys.readouterr().err

@@ -46,3 +46,11 @@ def test_lines_are_equally_high_whatever_is_written():
     height = lettering.line_height(20)
     for text in ("a", "Ág", "犬"):
         assert lettering.fit(text, 20, 400).shape[0] <= height + 2
+
+
+@pytest.mark.parametrize(
+    ("text", "written"),
+    [("dog, 2 m", True), ("собака", True), ("犬", True), ("कुत्ता", False), ("🐶 dog", False)],
+)
+def test_scripts_that_the_font_lacks_are_known(text, written):
+    assert lettering.can_write(text) == written

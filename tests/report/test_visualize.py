@@ -171,3 +171,10 @@ def test_a_mask_keeps_its_labels_and_shows_its_colours(count):
 def test_a_mask_with_negative_labels_is_refused():
     with pytest.raises(ValueError, match="labels -1 to 1 found, expected 0 to 65535"):
         visualize.mask_png(np.array([[-1, 1]]), visualize.palette(2))
+
+
+def test_names_that_cannot_be_written_are_numbers():
+    image, labels = np.full((60, 90, 3), 90, np.uint8), np.full((60, 90), 3)
+    expected = visualize.write_names(image, labels, ["", "", "", "#3"])
+    np.testing.assert_array_equal(visualize.write_names(image, labels, [""] * 3 + ["🐶"]), expected)
+    assert (expected != image).any()

@@ -1,4 +1,7 @@
+import functools
+import http.server
 import io
+import threading
 
 import cv2
 import numpy as np
@@ -81,7 +84,7 @@ def test_cmyk_becomes_rgb():
 @pytest.mark.parametrize(
     ("photo", "message"),
     [
-        (np.zeros((4, 4, 3), np.float32), r"cat: float32 array of shape \(4, 4, 3\) found, expec"),
+        (np.zeros((4, 4, 3), np.int32), r"cat: int32 array of shape \(4, 4, 3\) found, expec"),
         (np.zeros((4, 4, 2), np.uint8), r"cat: uint8 array of shape \(4, 4, 2\)"),
         (np.zeros((1, 4, 4, 3), np.uint8), "expected uint8 "),
         (np.zeros((0, 4, 3), np.uint8), "expected some pixels"),
@@ -101,3 +104,51 @@ def test_files_that_are_missing_or_broken_are_named(tmp_path):
     (tmp_path / "text.jpg").write_text("hello")
     with pytest.raises(ValueError, match=r"text\.jpg: unknown image format"):
         read_photo(tmp_path / "text.jpg")
+
+
+@pytest.fixture
+def address(tmp_path):
+    """Serves a folder on this machine."""
+    save(tmp_path / "photo.png", Image.fromarray(RGB))
+    (tmp_path / "page.html").write_text("no photo")
+    handler = functools.partial(QuietHandler, directory=tmp_path)
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        yield f"http://127.0.0.1:{server.server_port}"
+        server.shutdown()
+        thread.join()
+
+
+class QuietHandler(http.server.SimpleHTTPRequestHandler):
+    def log_message(self, *arguments):
+        pass
+
+
+def test_addresses_and_bytes_are_photos(address, tmp_path):
+    np.testing.assert_array_equal(read_photo(f"{address}/photo.png"), RGB)
+    np.testing.assert_array_equal(read_photo((tmp_path / "photo.png").read_bytes()), RGB)
+    with pytest.raises(ValueError, match=r"/none.png: can't be fetched \(HTTP Error 404"):
+        read_photo(f"{address}/none.png")
+    with pytest.raises(ValueError, match=r"http://.*/page.html: unknown image format"):
+        read_photo(f"{address}/page.html")
+    with pytest.raises(ValueError, match=r"image: unknown image format"):
+        read_photo(b"no photo")
+
+
+@pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])
+def test_floats_from_0_to_1_are_photos(dtype):
+    np.testing.assert_allclose(read_photo((RGB / 255).astype(dtype)), RGB, atol=1)
+    with pytest.raises(ValueError, match=r"image: floats from -1 to 0.5 found, expected 0 to 1"):
+        read_photo(np.array([[-1, 0.5]], dtype))
+
+
+def test_channels_first_is_named():
+    channels_first = RGB.transpose(2, 0, 1)
+    np.testing.assert_array_equal(read_photo(channels_first, layout="CHW"), RGB)
+    with pytest.raises(
+        ValueError, match=r"shape \(3, 6, 9\) found, .*; for \[3, H, W\] say layout"
+    ):
+        read_photo(channels_first)
+    with pytest.raises(ValueError, match=r"layout: 'chw' found, expected one of"):
+        read_photo(channels_first, layout="chw")
