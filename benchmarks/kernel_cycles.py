@@ -53,7 +53,7 @@ def compile_kernel(config: ConfigDict, name: str, kernel: str, rows: int) -> dic
     import jax.numpy as jnp
     import numpy as np
 
-    from groupvit_jax.models import layers
+    from groupvit_jax.models import activations, layers
     from groupvit_jax.models.kernels import fused_blocks, stacks
     from groupvit_jax.plan import hardware
 
@@ -67,7 +67,7 @@ def compile_kernel(config: ConfigDict, name: str, kernel: str, rows: int) -> dic
     block = layers.TransformerBlock(
         tower.num_heads,
         tower.mlp_ratio,
-        layers.quick_gelu if is_text else layers.gelu,
+        activations.quick_gelu if is_text else activations.gelu,
         dtype=dtype,
         parent=None,
     )

@@ -12,7 +12,9 @@ def get_config() -> ConfigDict:
     config.task = "contrastive"
     # A checkpoint to start from (not to resume): parameters only.
     config.init_from = ""
-    # A Hugging Face directory of a BERT that the text tower starts from, docs/text.md.
+    # A plain ViT (DINO, MAE, CLIP, ...) that the image tower starts from, docs/pretrained.md.
+    config.image_init_from = ""
+    # A Hugging Face directory of a BERT or CLIP that the text tower starts from, docs/text.md.
     config.text_init_from = ""
 
     config.model = _model()
@@ -72,6 +74,11 @@ def _model() -> ConfigDict:
         assign_eps=1.0,
         init_std=0.02,  # of the weights of stages; a narrow model needs about width**-0.5
         drop_path_rate=0.1,
+        # What plain ViTs have otherwise (docs/pretrained.md).
+        patch_norm=True,  # LayerNorm behind the patch embedding
+        pre_norm=False,  # LayerNorm before the first block
+        activation="gelu",  # or "quick_gelu", "gelu_tanh"
+        norm_eps=1e-5,
     )
     model.text = dict(
         kind="clip",  # or "bert": bidirectional, its feature at [CLS]

@@ -199,6 +199,18 @@ def _check_group_tokens(image: dict[str, Any], where: str) -> None:
             )
 
 
+def check_plain_options(image: ImageEncoder, target: str) -> None:
+    """Raise ValueError for an encoder with what plain ViTs have otherwise, which a target lacks."""
+    published = ImageEncoder()
+    for field in ("patch_norm", "pre_norm", "activation", "norm_eps"):
+        found, expected = getattr(image, field), getattr(published, field)
+        if found != expected:
+            raise ValueError(
+                f"model.image.{field}: {found!r}, but {target} knows only {expected!r}; export as "
+                "safetensors or stablehlo"
+            )
+
+
 def _check_exportable(image: ImageEncoder) -> None:
     only: dict[str, tuple] = {
         "temperature": (1.0,),
@@ -206,6 +218,7 @@ def _check_exportable(image: ImageEncoder) -> None:
         "width_factors": ((), (1,) * len(image.depths)),
         "position_embedding": ("learned",),
     }
+    check_plain_options(image, "transformers' GroupViT")
     for field, values in only.items():
         if (found := getattr(image, field)) not in values:
             raise ValueError(

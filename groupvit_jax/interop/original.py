@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from ml_collections import ConfigDict
 
-from groupvit_jax.interop.huggingface_config import check_text_tower
+from groupvit_jax.interop.huggingface_config import check_plain_options, check_text_tower
 from groupvit_jax.interop.layout import (
     export_arrays,
     import_arrays,
@@ -114,7 +114,9 @@ def write_original(path: Path, pretrained: Pretrained) -> None:
       ValueError: the original format doesn't support the model; the message names the field.
     """
     pretrained.check_two_towers("a .pth of the original")
-    check_text_tower(build_model(pretrained.model_config), "a .pth of the original")
+    model = build_model(pretrained.model_config)
+    check_text_tower(model, "a .pth of the original")
+    check_plain_options(model.image_encoder, "a .pth of the original")
     pretrained = with_learned_positions(pretrained)
     factors = pretrained.model_config.image.width_factors
     if set(factors) - {1}:

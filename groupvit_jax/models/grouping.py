@@ -11,12 +11,12 @@ import jax
 import jax.numpy as jnp
 from flax.typing import Dtype, Initializer
 
+from groupvit_jax.models.activations import gelu
 from groupvit_jax.models.layers import (
     CrossAttention,
     Mlp,
     TokenMlp,
     example_keys,
-    gelu,
     layer_norm,
     vit_init,
 )

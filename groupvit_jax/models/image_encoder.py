@@ -9,9 +9,11 @@ import jax.numpy as jnp
 import numpy as np
 from flax.typing import Dtype, Initializer
 
+from groupvit_jax.models.activations import ACTIVATIONS
 from groupvit_jax.models.blocks import Execution, run_blocks
 from groupvit_jax.models.grouping import ASSIGNMENTS, GroupingBlock
 from groupvit_jax.models.layers import (
+    LAYER_NORM_EPS,
     TokenMlp,
     TransformerBlock,
     draw_branch_scales,
@@ -31,10 +33,11 @@ POSITION_EMBEDDINGS = ("learned", "sincos")
 
 
 class PatchEmbed(nn.Module):
-    """Non-overlapping patches to normalised tokens."""
+    """Non-overlapping patches to tokens, normalised unless `norm` is False."""
 
     patch_size: int
     width: int
+    norm: bool = True
     dtype: Dtype = jnp.float32
 
     @nn.compact
@@ -53,7 +56,8 @@ class PatchEmbed(nn.Module):
             dtype=self.dtype,
             name="proj",
         )
-        return layer_norm(self.dtype, "norm")(proj(images))
+        x = proj(images)
+        return layer_norm(self.dtype, "norm")(x) if self.norm else x
 
 
 class GroupingStage(nn.Module):
@@ -67,8 +71,8 @@ class GroupingStage(nn.Module):
       token_hidden_dim: hidden width of the MLPs over the token axis.
       first: whether this is the first stage, which receives no group tokens.
       kernel_init: initialiser of the weights.
-      num_heads, mlp_ratio, assignment, temperature, assign_eps, execution, dtype: see
-        `ImageEncoder`.
+      num_heads, mlp_ratio, assignment, temperature, assign_eps, activation, norm_eps, execution,
+        dtype: see `ImageEncoder`.
     """
 
     depth: int
@@ -83,6 +87,8 @@ class GroupingStage(nn.Module):
     temperature: float
     assign_eps: float
     kernel_init: Initializer = vit_init
+    activation: str = "gelu"
+    norm_eps: float = LAYER_NORM_EPS
     execution: Execution = Execution()
     dtype: Dtype = jnp.float32
 
@@ -103,12 +109,14 @@ class GroupingStage(nn.Module):
         block = TransformerBlock(
             self.num_heads,
             self.mlp_ratio,
+            ACTIVATIONS[self.activation],
             qkv_init=self.kernel_init,
             proj_init=self.kernel_init,
             fc1_init=self.kernel_init,
             fc2_init=self.kernel_init,
             dtype=self.dtype,
             attention_fn=self.execution.attention_fn,
+            norm_eps=self.norm_eps,
             parent=None,
         )
         x = run_blocks(
@@ -212,6 +220,12 @@ def find_contradictions(fields: Mapping[str, Any]) -> list[str]:
             " or ".join(map(repr, POSITION_EMBEDDINGS)),
             fields["position_embedding"] in POSITION_EMBEDDINGS,
         ),
+        # Configurations recorded before a field existed lack it.
+        (
+            "activation",
+            " or ".join(map(repr, ACTIVATIONS)),
+            fields.get("activation", "gelu") in ACTIVATIONS,
+        ),
     )
     return [
         f"config.model.image.{name}: {fields[name]!r} found, expected {expected}"
@@ -240,6 +254,10 @@ class ImageEncoder(nn.Module):
       init_std: standard deviation of the stages' initial weights. The published model has 0.02;
         narrow models need about `width ** -0.5`, because their assignments are otherwise almost
         uniform at the start and the noise alone decides.
+      patch_norm: LayerNorm behind the patch embedding; plain ViTs have none.
+      pre_norm: LayerNorm of the tokens before the first block, as in CLIP.
+      activation: of the blocks' MLPs, one of `layers.ACTIVATIONS`.
+      norm_eps: of the LayerNorms of blocks and segments; 1e-6 in most plain ViTs.
       drop_path_rate: stochastic depth of the last block; rises linearly from 0 over all blocks.
       execution: how the blocks of a stage are computed.
       dtype: type of the computation; parameters are float32.
@@ -263,6 +281,10 @@ class ImageEncoder(nn.Module):
     assign_eps: float = 1.0
     init_std: float = 0.02
     drop_path_rate: float = 0.1
+    patch_norm: bool = True
+    pre_norm: bool = False
+    activation: str = "gelu"
+    norm_eps: float = LAYER_NORM_EPS
     execution: Execution = Execution()
     dtype: Dtype = jnp.float32
 
@@ -288,9 +310,14 @@ class ImageEncoder(nn.Module):
             stochastic depth (rng "drop_path"), see `layers.example_keys`. None: no noise, as in
             evaluation.
         """
-        x = PatchEmbed(self.patch_size, self.width, self.dtype, name="patch_embed")(images)
+        embed = PatchEmbed(
+            self.patch_size, self.width, self.patch_norm, self.dtype, name="patch_embed"
+        )
+        x = embed(images)
         grid = (x.shape[1], x.shape[2])
         x = x.reshape(x.shape[0], -1, self.width) + self._positions(grid).astype(self.dtype)
+        if self.pre_norm:
+            x = layer_norm(self.dtype, "pre_norm", self.norm_eps)(x)
         factors = [*(self.width_factors or [1] * len(self.depths)), 0]
         factors[-1] = factors[-2]  # the last stage keeps its width
         scales = None
@@ -312,6 +339,8 @@ class ImageEncoder(nn.Module):
                 temperature=self.temperature,
                 assign_eps=self.assign_eps,
                 kernel_init=nn.initializers.normal(self.init_std),
+                activation=self.activation,
+                norm_eps=self.norm_eps,
                 execution=self.execution,
                 dtype=self.dtype,
                 name=f"stages_{i}",
@@ -320,7 +349,7 @@ class ImageEncoder(nn.Module):
             stage_scales = None if scales is None else scales[first : first + depth]
             x, group_tokens, assignment = stage(x, group_tokens, stage_scales, noise_ids=noise_ids)
             assignments += [] if assignment is None else [assignment]
-        segments = layer_norm(self.dtype, "norm")(x)
+        segments = layer_norm(self.dtype, "norm", self.norm_eps)(x)
         # In float32: BatchNorm in the projector would amplify the rounding of bfloat16 means.
         embedding = segments.astype(jnp.float32).mean(axis=1)
         return ImageFeatures(embedding, segments, tuple(assignments))

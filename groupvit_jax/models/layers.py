@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 from flax.typing import Dtype, Initializer
 
+from groupvit_jax.models.activations import gelu
 from groupvit_jax.typing import Array, Bool, Float, Int, Key
 
 LAYER_NORM_EPS = 1e-5
@@ -36,39 +37,10 @@ def uniform_bias(fan_in: int) -> Initializer:
 vit_init = nn.initializers.normal(0.02)
 
 
-@jax.custom_vjp
-def gelu(x: Float[Array, "*S"]) -> Float[Array, "*S"]:
-    """Compute the exact GELU, with the error function, in float32.
-
-    The backward pass recomputes everything from `x`: JAX's would store the float32 intermediates of
-    the widest activation of a block.
-    """
-    return _gelu_and_slope(x)[0]
-
-
-def _gelu_and_slope(x: Array) -> tuple[Array, Array]:
-    wide = x.astype(jnp.float32)
-    cdf = 0.5 + 0.5 * jax.lax.erf(wide * 0.5**0.5)
-    slope = cdf + wide * jnp.exp(-0.5 * wide * wide) * (2 * jnp.pi) ** -0.5
-    return (wide * cdf).astype(x.dtype), slope
-
-
-def _gelu_backward(x: Array, gradient: Array) -> tuple[Array]:
-    return ((gradient * _gelu_and_slope(x)[1]).astype(x.dtype),)
-
-
-gelu.defvjp(lambda x: (gelu(x), x), _gelu_backward)
-
-
-def quick_gelu(x: Float[Array, "*S"]) -> Float[Array, "*S"]:
-    """Compute CLIP's approximation of GELU, `x sigmoid(1.702 x)`."""
-    return x * nn.sigmoid(1.702 * x)
-
-
-def layer_norm(dtype: Dtype, name: str) -> nn.LayerNorm:
+def layer_norm(dtype: Dtype, name: str, epsilon: float = LAYER_NORM_EPS) -> nn.LayerNorm:
     """Return the LayerNorm of the published models; its statistics are computed in float32."""
     # E[x²] - E[x]², the fast variance, cancels: too few digits are left for parity with PyTorch.
-    return nn.LayerNorm(epsilon=LAYER_NORM_EPS, use_fast_variance=False, dtype=dtype, name=name)
+    return nn.LayerNorm(epsilon=epsilon, use_fast_variance=False, dtype=dtype, name=name)
 
 
 @jax.custom_vjp
@@ -308,6 +280,7 @@ class TransformerBlock(nn.Module):
     dtype: Dtype = jnp.float32
     attention_fn: AttentionFn = attend
     uniform_biases: bool = False
+    norm_eps: float = LAYER_NORM_EPS
 
     @nn.compact
     def __call__(
@@ -348,8 +321,8 @@ class TransformerBlock(nn.Module):
             self.uniform_biases,
             name="mlp",
         )
-        x = x + scaled(0, attention(layer_norm(self.dtype, "norm1")(x), mask))
-        return x + scaled(1, mlp(layer_norm(self.dtype, "norm2")(x)))
+        x = x + scaled(0, attention(layer_norm(self.dtype, "norm1", self.norm_eps)(x), mask))
+        return x + scaled(1, mlp(layer_norm(self.dtype, "norm2", self.norm_eps)(x)))
 
 
 class BatchNorm(nn.Module):

@@ -5,8 +5,9 @@ import jax
 import jax.numpy as jnp
 from flax.typing import Dtype
 
+from groupvit_jax.models.activations import quick_gelu
 from groupvit_jax.models.blocks import Execution, run_blocks
-from groupvit_jax.models.layers import TransformerBlock, layer_norm, quick_gelu
+from groupvit_jax.models.layers import TransformerBlock, layer_norm
 from groupvit_jax.models.token_embedding import TokenEmbedding
 from groupvit_jax.typing import Array, Bool, Float, Int
 

@@ -10,6 +10,7 @@ from typing import Any
 from groupvit_jax import losses, optim, parallel
 from groupvit_jax.data.text import nouns, vocabulary
 from groupvit_jax.models import two_tower
+from groupvit_jax.models.activations import ACTIVATIONS
 from groupvit_jax.models.blocks import REMAT
 from groupvit_jax.models.grouping import ASSIGNMENTS
 from groupvit_jax.models.image_encoder import POSITION_EMBEDDINGS
@@ -66,6 +67,10 @@ _MODEL: dict[str, Rule] = {
     "image.assign_eps": number(0.0),
     "image.init_std": number(over=0.0),
     "image.drop_path_rate": number(0.0, below=1.0),
+    "image.patch_norm": truth(),
+    "image.pre_norm": truth(),
+    "image.activation": one_of(ACTIVATIONS),
+    "image.norm_eps": number(over=0.0),
     "text.kind": one_of(two_tower.TEXT_TOWERS),
     "text.vocab_size": whole(1),
     "text.context_length": whole(3),  # start, one token, end
@@ -136,6 +141,7 @@ FIELDS: dict[str, Rule] = {
     "seed": whole(0),
     "task": text(),
     "init_from": text(),
+    "image_init_from": text(),
     "text_init_from": text(),
     **_below("model", _MODEL),
     "loss.kind": one_of(losses.KINDS),

@@ -43,8 +43,8 @@ def validate(
     Args:
       config: the whole configuration.
       *more: checks that need what stands above this package (tasks, evaluators).
-      resumes: the run goes on from a checkpoint, which replaces `init_from` and `text_init_from`,
-        and the tokenizer's file where it is gone: none of these paths has to exist.
+      resumes: the run goes on from a checkpoint, which replaces `init_from`, `image_init_from`,
+        `text_init_from` and the tokenizer's file where it is gone: none of these has to exist.
       reported: fields whose errors are known; neither they nor what depends on them is checked.
     """
     found = flatten(config)
@@ -225,7 +225,8 @@ def _wandb(values: Values) -> Iterator[str]:
 def _starting_points(values: Values) -> Iterator[str]:
     for field, expected in (
         ("init_from", "a checkpoint, an export or a .pth, or '' to start from random weights"),
-        ("text_init_from", "a Hugging Face directory of a BERT, or ''"),
+        ("image_init_from", "a plain ViT's file or directory (docs/pretrained.md), or ''"),
+        ("text_init_from", "a Hugging Face directory of a BERT or a CLIP, or ''"),
     ):
         if _is_gone(path := values[field]):
             yield (
@@ -266,6 +267,6 @@ _CHECKS: tuple[tuple[tuple[str, ...], FindErrors], ...] = (
     (("wandb_project",), _wandb),
 )
 _PATHS: tuple[tuple[tuple[str, ...], FindErrors], ...] = (
-    (("init_from", "text_init_from"), _starting_points),
+    (("init_from", "image_init_from", "text_init_from"), _starting_points),
     (("data.tokenizer.",), _vocabulary),
 )

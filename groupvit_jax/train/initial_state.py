@@ -27,7 +27,8 @@ class Report(Protocol):
 InitialiseFrom = Callable[[str, Params, PyTree, ConfigDict], tuple[Params, PyTree, Report]]
 # By the field of the configuration that holds the path.
 Initialisers = Mapping[str, InitialiseFrom]
-INIT_FIELDS = ("init_from", "text_init_from")  # in the order in which they are read
+# In the order in which they are read.
+INIT_FIELDS = ("init_from", "image_init_from", "text_init_from")
 
 
 def initial_state(
@@ -40,11 +41,12 @@ def initial_state(
     """Return the state to start from and its data position (None: the beginning).
 
     1. The workdir holds a checkpoint: resume from the last one, state and data position.
-       `config.init_from` and `config.text_init_from` are ignored, because the run was initialised
-       from them when it began.
+       The fields of `INIT_FIELDS` are ignored, because the run was initialised from them when it
+       began.
     2. `config.init_from` names weights of any kind: a fresh state with their parameters and batch
        statistics; optimizer, step and data start from the beginning. After that, or without it,
-       the text tower is read from `config.text_init_from`.
+       the image tower is read from `config.image_init_from` and the text tower from
+       `config.text_init_from`.
     3. Neither: a fresh state from the seed.
 
     Args:

@@ -3,14 +3,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from groupvit_jax.models import layers
+from groupvit_jax.models import activations, layers
 from tests.bounds import UNIT_ROUNDOFF
 
 
 def test_quick_gelu_and_gelu_at_known_points():
     x = jnp.array([-1.0, 0.0, 2.0])
-    np.testing.assert_allclose(layers.quick_gelu(x), x / (1 + np.exp(-1.702 * x)), rtol=1e-6)
-    np.testing.assert_allclose(layers.gelu(x), [-0.158655, 0.0, 1.954500], rtol=1e-5)
+    np.testing.assert_allclose(activations.quick_gelu(x), x / (1 + np.exp(-1.702 * x)), rtol=1e-6)
+    np.testing.assert_allclose(activations.gelu(x), [-0.158655, 0.0, 1.954500], rtol=1e-5)
 
 
 def test_attention_ignores_what_its_mask_hides():
@@ -81,7 +81,7 @@ def test_a_dropped_branch_leaves_its_image_alone():
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
 def test_gelu_has_the_slope_of_the_exact_function(dtype):
     x = jnp.linspace(-6, 6, 101, dtype=dtype)
-    found = jax.jit(jax.grad(lambda x: layers.gelu(x).astype(jnp.float32).sum()))(x)
+    found = jax.jit(jax.grad(lambda x: activations.gelu(x).astype(jnp.float32).sum()))(x)
     wide = x.astype(jnp.float32)
     expected = jax.jit(jax.grad(lambda x: jax.nn.gelu(x, approximate=False).sum()))(wide)
     assert found.dtype == dtype

@@ -25,7 +25,7 @@ def test_the_table_has_every_field_and_no_other():
 def test_shipped_configs_have_no_errors(name, tmp_path):
     """But for the paths to one's own files, which each config's first lines name."""
     config = importlib.import_module(f"configs.{name}").get_config()
-    for field in ("init_from", "text_init_from"):
+    for field in ("init_from", "image_init_from", "text_init_from"):
         config[field] = str(tmp_path) if config[field] else ""
     if config.data.tokenizer.path:
         config.data.tokenizer.path = str(tmp_path)

@@ -8,7 +8,7 @@ import jax
 import pytest
 
 from groupvit_jax import parallel
-from groupvit_jax.models import layers
+from groupvit_jax.models import activations
 from groupvit_jax.models.kernels import block_math, stacks
 from groupvit_jax.runs.configuration import changed
 from groupvit_jax.train import kernel_check
@@ -93,6 +93,6 @@ def test_a_wrong_term_is_larger_than_rounding(monkeypatch, mesh, dtype):
         # At this model's width bfloat16 rounds gradients by 12 %: it hides a missing term.
         return value, 0.5 + 0.5 * jax.lax.erf(x * 0.5**0.5) if dtype == "float32" else -slope
 
-    monkeypatch.setitem(block_math.ACTIVATIONS, layers.gelu, gelu_with_a_wrong_slope)
+    monkeypatch.setitem(block_math.ACTIVATIONS, activations.gelu, gelu_with_a_wrong_slope)
     wrong = kernel_check.compare(make_loss, mesh, state, batch)
     assert not wrong.are_of_rounding, wrong

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from groupvit_jax.models import layers
+from groupvit_jax.models import activations, layers
 from groupvit_jax.typing import Array
 
 Weights = Any  # a TransformerBlock's parameters, or their gradients: a tree of arrays or refs
@@ -67,8 +67,8 @@ def quick_gelu(x: Array) -> tuple[Array, Array]:
 
 # Activation of the plain code -> value and derivative of a float32 array.
 ACTIVATIONS: dict[Callable[[Array], Array], Callable[[Array], tuple[Array, Array]]] = {
-    layers.gelu: gelu,
-    layers.quick_gelu: quick_gelu,
+    activations.gelu: gelu,
+    activations.quick_gelu: quick_gelu,
 }
 
 

@@ -11,7 +11,7 @@ from jax.sharding import Mesh, PartitionSpec
 
 from groupvit_jax import parallel
 from groupvit_jax.models.kernels import block_math, fused_blocks
-from groupvit_jax.models.layers import TransformerBlock
+from groupvit_jax.models.layers import LAYER_NORM_EPS, TransformerBlock
 from groupvit_jax.typing import Array, Bool, Float, Params
 
 # (block, parameters of each block, x, mask, branch_scales) -> output, or None: not by kernels.
@@ -104,6 +104,8 @@ def choose_stack(
       vmem_bytes: of vector memory that a kernel may take.
     """
     if not isinstance(block, TransformerBlock) or block.activation not in block_math.ACTIVATIONS:
+        return None
+    if block.norm_eps != LAYER_NORM_EPS:  # that of the kernels
         return None
     _, S, C = shape
     row_length = math.ceil(S / _REGISTER_ROWS) * _REGISTER_ROWS

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from groupvit_jax import parallel
-from groupvit_jax.models import layers
+from groupvit_jax.models import activations
 from groupvit_jax.models.kernels import stacks
 from groupvit_jax.models.layers import TransformerBlock
 from tests.devices import first_devices
@@ -26,7 +26,7 @@ def _kernels_on_this_cpu(monkeypatch):
     monkeypatch.setattr(stacks, "MOST_ROWS", 2)
 
 
-def block_of(dtype=jnp.float32, activation=layers.gelu):
+def block_of(dtype=jnp.float32, activation=activations.gelu):
     return TransformerBlock(HEADS, activation=activation, dtype=dtype, parent=None)
 
 
@@ -96,11 +96,11 @@ def worst(errors):
 
 
 CASES = {
-    "image": (layers.gelu, 16, False, False),
-    "image, odd, dropped branches": (layers.gelu, 13, False, True),
-    "few tokens": (layers.gelu, 3, False, True),
-    "text": (layers.quick_gelu, len(PACKED), True, False),
-    "text, dropped branches": (layers.quick_gelu, len(PACKED), True, True),
+    "image": (activations.gelu, 16, False, False),
+    "image, odd, dropped branches": (activations.gelu, 13, False, True),
+    "few tokens": (activations.gelu, 3, False, True),
+    "text": (activations.quick_gelu, len(PACKED), True, False),
+    "text, dropped branches": (activations.quick_gelu, len(PACKED), True, True),
 }
 
 
