@@ -8,6 +8,7 @@ A model with a segment head has labels of its own: segmenter("photo.jpg").
 """
 
 import collections
+import copy
 import dataclasses
 import functools
 import os
@@ -51,6 +52,8 @@ class SegmentationResult:
       has_background: whether label 0 is the background.
       group_maps: for each grouping stage the soft assignment to its groups, of the patches of the
         whole image as one square window; sums to one over the groups.
+      group_features: what `Segmenter.name_groups` compares: joint embeddings of the last stage's
+        groups, or class probabilities of a segment head.
     """
 
     image: UInt8[np.ndarray, "H W 3"]
@@ -61,6 +64,7 @@ class SegmentationResult:
     groups: tuple[Int[np.ndarray, "H W"], ...]
     has_background: bool = False
     group_maps: tuple[Float[np.ndarray, "h w _"], ...] = ()
+    group_features: Float[np.ndarray, "G _"] | None = None
 
     @property
     def probabilities(self) -> Float[np.ndarray, "H W N"]:
@@ -231,6 +235,56 @@ class Segmenter:
         named = ((f"images[{i}]", image) for i, image in enumerate(several))
         return self._results(named, checked, layout)
 
+    def with_background(self, threshold: float | None) -> "Segmenter":
+        """Return the same model with another background threshold; it shares compiled programs.
+
+        Args:
+          threshold: the score that a label has to reach, 0 to 1; None for no background.
+
+        Raises:
+          ValueError: the threshold is out of range, or the model has a segment head.
+        """
+        if self.class_names:
+            raise ValueError(f"background={threshold}: a segment head has learnt its own")
+        _check_threshold(threshold)
+        other = copy.copy(self)
+        other.protocol = dataclasses.replace(self.protocol, background_threshold=threshold)
+        other._has_background = threshold is not None
+        other._segment = self._segment.with_threshold(threshold)
+        return other
+
+    def name_groups(
+        self, result: SegmentationResult, vocabulary: Sequence[str] = (), count: int = 5
+    ) -> list[list[tuple[str, float]]]:
+        """Return the labels nearest to each group of the last stage, nearest first.
+
+        Args:
+          result: of this model.
+          vocabulary: labels to choose from, without duplicates; a segment head has its own.
+          count: the most labels of a group.
+
+        Returns:
+          For each group labels with their cosine similarity to it, or with the group's class
+          probabilities where a segment head tells them.
+
+        Raises:
+          ValueError: the vocabulary is empty or has an empty label or one twice.
+        """
+        assert result.group_features is not None
+        names, similarity = self.class_names, result.group_features
+        if not names:
+            names = check_labels(vocabulary)
+            length = np.linalg.norm(similarity, axis=-1, keepdims=True)
+            # A label may have several names with a vector each, of which the nearest counts.
+            texts = self._embed(names).reshape(len(names), -1, similarity.shape[-1])
+            similarity = np.einsum("gd,nmd->gnm", similarity / np.maximum(length, 1e-12), texts)
+            similarity = similarity.max(axis=-1)
+        nearest = np.argsort(-similarity, axis=-1, kind="stable")[:, :count]
+        return [
+            [(names[i], float(of_group[i])) for i in best]
+            for of_group, best in zip(similarity, nearest, strict=True)
+        ]
+
     def mask_labels(self, labels: Sequence[str] | None = None) -> tuple[str, ...]:
         """Return what the values of masks stand for, from 0 on: a background comes first.
 
@@ -274,6 +328,7 @@ class Segmenter:
                 found.groups,
                 self._has_background,
                 found.group_maps,
+                found.group_features,
             )
 
     def _class_embeddings(self, labels: tuple[str, ...]) -> Float[np.ndarray, "N *names D"]:
@@ -316,11 +371,15 @@ def _check_text(field: str, value: Any) -> str:
 
 def _make_protocol(name: str, image_size: int, background: bool | float, **knobs: Any) -> Protocol:
     threshold = None if isinstance(background, bool) else float(background)
-    if threshold is not None and not 0 < threshold <= 1:
-        raise ValueError(f"background={background}: expected True, False or a number from 0 to 1")
+    _check_threshold(threshold)
     return make_protocol(
         name,
         has_background=background is not False,
         image_size=image_size,
         **{"background_threshold": threshold, **knobs},
     )
+
+
+def _check_threshold(threshold: float | None) -> None:
+    if threshold is not None and not 0 < threshold <= 1:
+        raise ValueError(f"background={threshold}: expected True, False or a number from 0 to 1")

@@ -96,7 +96,7 @@ def _run(flags: argparse.Namespace) -> int:
     has_background = flags.background or flags.background_threshold is not None
     labels = None
     if flags.labels is not None:
-        labels = check_labels(_split("--labels", flags.labels, ","), has_background)
+        labels = check_labels(split_texts("--labels", flags.labels, ","), has_background)
     names = unique_names(find_images(flags.images, output))
     segmenter = Segmenter.from_pretrained(flags.checkpoint, **_options(flags, has_background))
     mask_labels = segmenter.mask_labels(labels)
@@ -131,13 +131,13 @@ def _prompts(text: str) -> Any:
     if text.startswith("@"):
         found = read_prompts(Path(text[1:]).expanduser())
     else:
-        found = _split("--prompts", text, ";")
+        found = split_texts("--prompts", text, ";")
     if not isinstance(found, Mapping):
         check_prompts(found)
     return found
 
 
-def _split(flag: str, text: str, separator: str) -> list[str]:
+def split_texts(flag: str, text: str, separator: str) -> list[str]:
     """Return what stands between separators, or on the lines of the file behind an @."""
     if not text.startswith("@"):
         return [part.strip() for part in text.split(separator)]

@@ -19,6 +19,7 @@ FLOORS = [
     {"prepare"},
     {"train", "eval", "interop"},
     {"segmenter", "plan", "sweep", "compare"},
+    {"serve"},
 ]
 FLOORS_OF_DATA = [
     {"storage"},

@@ -157,6 +157,42 @@ def test_the_threshold_decides_what_is_background(pretrained):
     assert not segmenter(photo(60, 80), LABELS).mask.any()
 
 
+@pytest.mark.parametrize("protocol", ["groupvit", "tcl"])
+def test_another_threshold_gives_what_a_new_segmenter_gives_and_compiles_nothing(
+    pretrained, protocol
+):
+    image, segmenter = photo(60, 80), Segmenter(pretrained, protocol=protocol)
+    sizes = []
+    for threshold in (0.3, 0.35, 0.9):
+        result = segmenter.with_background(threshold)(image, LABELS)
+        expected = Segmenter(pretrained, protocol=protocol, background=threshold)(image, LABELS)
+        np.testing.assert_array_equal(result.mask, expected.mask)
+        assert result.labels == expected.labels
+        sizes.append(segmenter._segment._scores._cache_size())
+    assert len(set(sizes)) == 1
+    assert segmenter(image, LABELS).labels == tuple(LABELS)
+    assert segmenter.with_background(0.3).with_background(None)(image, LABELS).labels[0] == "dog"
+    with pytest.raises(ValueError, match=r"background=0\.0: expected"):
+        segmenter.with_background(0.0)
+
+
+def test_groups_are_named_by_the_nearest_labels(pretrained, segmenter):
+    result = segmenter(photo(60, 80), LABELS)
+    vocabulary = [f"thing {i}" for i in range(20)]
+    named = segmenter.name_groups(result, vocabulary, 3)
+    embeddings = segmenter._encoder.class_embeddings(
+        pretrained.variables, vocabulary, segmenter.protocol.prompts
+    )
+    assert len(named) == len(result.group_features) == 4
+    for feature, nearest in zip(result.group_features, named, strict=True):
+        similarity = embeddings @ feature / np.linalg.norm(feature)
+        order = np.argsort(-similarity)[:3]
+        assert [name for name, _ in nearest] == [vocabulary[i] for i in order]
+        np.testing.assert_allclose([value for _, value in nearest], similarity[order], atol=1e-5)
+    with pytest.raises(ValueError, match="labels: an empty list found"):
+        segmenter.name_groups(result)
+
+
 def test_labels_are_embedded_once(segmenter, monkeypatch):
     texts = []
     original = Encoder.text_embeddings

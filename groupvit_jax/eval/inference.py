@@ -50,11 +50,14 @@ class WindowOutput(NamedTuple):
       maps: soft assignments of patches to groups, one array per grouping stage.
       classes: the classes kept for the window, in any order.
       scores: scores of these classes for each group of the last stage.
+      embeddings: joint embeddings of these groups, not normalised, where views are encoded too;
+        None for a segment head, which has no joint space.
     """
 
     maps: tuple[Float[np.ndarray, "*batch h w _"], ...]
     classes: Int[np.ndarray, "*batch K"]
     scores: Float[np.ndarray, "*batch G K"]
+    embeddings: Float[np.ndarray, "*batch G D"] | None = None
 
 
 class ImageOutput(NamedTuple):
@@ -188,7 +191,8 @@ class WindowEncoder:
         """Start the computation and return its device arrays."""
         image, groups, maps = self._encode(variables, windows)
         scale = variables["params"]["logit_scale"]
-        return WindowOutput(maps, *self._classify(image, groups, text, scale))
+        classes, scores = self._classify(image, groups, text, scale)
+        return WindowOutput(maps, classes, scores, groups if self._views else None)
 
 
 @functools.lru_cache(maxsize=4)

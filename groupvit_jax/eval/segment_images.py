@@ -1,5 +1,7 @@
 """Segments single images of any size, and returns their groups."""
 
+import copy
+import dataclasses
 from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
@@ -24,6 +26,8 @@ class SegmentedImage(NamedTuple):
         window; empty without views.
       group_maps: the soft assignments behind them, of the patches of that square window, whatever
         the image's aspect ratio; they sum to one over the groups.
+      group_features: the last stage's groups of `groups`: joint embeddings, not normalised, or
+        class probabilities of a segment head; None without views.
     """
 
     mask: Int[np.ndarray, "H W"]
@@ -31,6 +35,7 @@ class SegmentedImage(NamedTuple):
     classes: Int[np.ndarray, " K"]
     groups: tuple[Int[np.ndarray, "H W"], ...]
     group_maps: tuple[Float[np.ndarray, "h w _"], ...] = ()
+    group_features: Float[np.ndarray, "G _"] | None = None
 
 
 class ImageSegmenter:
@@ -49,6 +54,16 @@ class ImageSegmenter:
             segmentation.segment,
             static_argnames=("window", "canvas", "patch_size", "protocol", "mixture"),
         )
+
+    def with_threshold(self, threshold: float | None) -> "ImageSegmenter":
+        """Return a segmenter with another background threshold, or None for no background.
+
+        It shares the compiled programs: thresholds are arguments of the program, so only switching
+        the background on or off compiles again.
+        """
+        other = copy.copy(self)
+        other.protocol = dataclasses.replace(self.protocol, background_threshold=threshold)
+        return other
 
     def __call__(
         self,
@@ -70,13 +85,18 @@ class ImageSegmenter:
     def finish(self, output: ImageOutput) -> SegmentedImage:
         """Return the segmentation of an image whose windows are encoded."""
         layout, (H, W) = output.prepared.layout, output.prepared.size
+        # The protocol is static: with its own threshold, each value would be another program.
+        threshold, static = self.protocol.background_threshold, self.protocol
+        if threshold is not None:
+            static = dataclasses.replace(static, background_threshold=1.0)
         padded = self._scores(
             output.arguments(self.protocol),
             window=layout.window,
             canvas=layout.canvas,
             patch_size=self._patch_size,
-            protocol=self.protocol,
+            protocol=static,
             mixture=self._windows.mixture,
+            threshold=threshold,
         )
         classes = output.classes[output.classes >= 0]
         if self.protocol.has_background:
@@ -84,7 +104,8 @@ class ImageSegmenter:
         scores = np.asarray(padded)[:H, :W, : len(classes)]
         mask = classes[scores.argmax(-1)].astype(np.int32)
         maps = output.view.maps if output.view is not None else ()
-        return SegmentedImage(mask, scores, classes, self._groups(output), maps)
+        groups, features = self._groups(output), _features(output)
+        return SegmentedImage(mask, scores, classes, groups, maps, features)
 
     def _groups(self, output: ImageOutput) -> tuple[Int[np.ndarray, "H W"], ...]:
         """Resize the groups of the whole-image view to the image."""
@@ -98,6 +119,13 @@ class ImageSegmenter:
         ]
         groups = jax.device_get([_likeliest(maps, *tables) for maps in output.view.maps])
         return tuple(of_pixel[: size[0], : size[1]] for of_pixel in groups)
+
+
+def _features(output: ImageOutput) -> Float[np.ndarray, "G _"] | None:
+    """Return the features by which the groups of the whole-image view are named."""
+    if output.view is None:
+        return None
+    return output.view.scores if output.view.embeddings is None else output.view.embeddings
 
 
 @jax.jit

@@ -1,0 +1,1 @@
+"""A web page on this machine: photos and labels in, masks, scores and groups out."""
