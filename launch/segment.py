@@ -122,11 +122,11 @@ def _options(flags: argparse.Namespace, has_background: bool) -> dict[str, Any]:
     options["background"] = has_background if threshold is None else threshold
     options["protocol"] = flags.protocol
     if flags.prompts is not None:
-        options["prompts"] = _prompts(flags.prompts)
+        options["prompts"] = prompts_of(flags.prompts)
     return options
 
 
-def _prompts(text: str) -> Any:
+def prompts_of(text: str) -> Any:
     """Return templates, or those of a file, also by label."""
     if text.startswith("@"):
         found = read_prompts(Path(text[1:]).expanduser())

@@ -11,6 +11,7 @@ Exit codes: 0 stopped; 2 something is wrong with flags, files or the port.
 """
 
 import argparse
+import contextlib
 import importlib.util
 import sys
 from collections.abc import Sequence
@@ -19,7 +20,7 @@ from groupvit_jax.eval.protocol import PROTOCOLS, THRESHOLDS
 from groupvit_jax.runs import exit_codes
 from groupvit_jax.segmenter import Segmenter
 from launch import common
-from launch.segment import split_texts
+from launch.segment import prompts_of, split_texts
 
 _KNOBS = ("window", "stride", "num_kept", "pamr_iterations", "windows_at_once")
 _LIMITS = ("megabytes", "megapixels", "side", "seconds")
@@ -87,7 +88,7 @@ def _serve(flags: argparse.Namespace) -> int:
     with server.open_socket(flags.host, flags.port) as listener, server.private_cache():
         options = {name: getattr(flags, name) for name in _KNOBS}
         if flags.prompts is not None:
-            options["prompts"] = split_texts("--prompts", flags.prompts, ";")
+            options["prompts"] = prompts_of(flags.prompts)
         segmenter = Segmenter.from_pretrained(flags.checkpoint, protocol=flags.protocol, **options)
         threshold = flags.background_threshold
         if threshold is None:
@@ -97,7 +98,8 @@ def _serve(flags: argparse.Namespace) -> int:
         page.warm_up()
         app = server.make_app(page)
         print(f"open {server.address(listener)} (Ctrl-C stops)", flush=True)
-        server.make_server(app).run(sockets=[listener])
+        with contextlib.suppress(KeyboardInterrupt):  # Ctrl-C, which the server handles and repeats
+            server.make_server(app).run(sockets=[listener])
         page.close()
     return 0
 
