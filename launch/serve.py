@@ -106,4 +106,5 @@ def _serve(flags: argparse.Namespace) -> int:
 
 if __name__ == "__main__":
     common.use_all_cores()
+    common.keep_compiled_programs()
     sys.exit(main(parse_flags(sys.argv)))
