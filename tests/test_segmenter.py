@@ -277,8 +277,8 @@ def test_a_broken_image_among_many_is_named(segmenter, tmp_path):
     (tmp_path / "broken.png").write_bytes(b"\x89PNG\r\n\x1a\n")
     with pytest.raises(ValueError, match=r"broken\.png: "):
         list(segmenter.batch([photo(40, 60), tmp_path / "broken.png"], LABELS))
-    with pytest.raises(ValueError, match=r"images\[1\]: float64 array"):
-        list(segmenter.batch([photo(40, 60), np.zeros((3, 3))], LABELS))
+    with pytest.raises(ValueError, match=r"images\[1\]: int64 array"):
+        list(segmenter.batch([photo(40, 60), np.zeros((3, 3), np.int64)], LABELS))
 
 
 def test_a_score_of_no_label_is_an_error(segmenter):
