@@ -89,4 +89,4 @@ def _scan(source: InstanceMasks, sizes: Sequence[tuple[int, int]]) -> Scan:
         for value, count in zip(*(part.tolist() for part in found), strict=True):
             pixels[value] += count
             first.setdefault(value, Path(source.locate(index)))
-    return Scan(dict(sorted(pixels.items())), first, in_colours=False)
+    return Scan(dict(sorted(pixels.items())), first, in_colours=False, shift=_FIRST)

@@ -105,12 +105,14 @@ class Scan(NamedTuple):
       first: the first mask that has a value.
       in_colours: whether the masks are colours.
       unreadable: why some masks can't be read, a line each.
+      shift: added to the ids of a file, of which 0 may be one.
     """
 
     pixels: dict[int, int]
     first: dict[int, Path]
     in_colours: bool
     unreadable: tuple[str, ...] = ()
+    shift: int = 0
 
     @property
     def total(self) -> int:
@@ -119,7 +121,9 @@ class Scan(NamedTuple):
 
     def shown(self, value: int) -> str:
         """Return a value or colour for people."""
-        return " ".join(map(str, unpack(value))) if self.in_colours else str(value)
+        if value < self.shift:
+            return "none"
+        return " ".join(map(str, unpack(value))) if self.in_colours else str(value - self.shift)
 
 
 def scan(masks: Sequence[Path], in_colours: bool | None = None) -> Scan:

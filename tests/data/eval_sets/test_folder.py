@@ -283,8 +283,8 @@ def test_coco_json_is_a_set_with_background(name, tmp_path):
     opened = open_benchmark("folder", coco(tmp_path, name))
     assert opened.all_names == ("background", "person", "grass")
     np.testing.assert_array_equal(opened.source[0].mask, MAP)
-    assert "54.2 %  background" not in opened.summary
-    assert "58.3 %  background" in opened.summary
+    assert "58.3 %  background  (value none)" in opened.summary
+    assert "25.0 %  person  (value 0)" in opened.summary  # the id in the file
 
 
 def test_coco_json_with_a_list_of_classes_and_without_background(tmp_path):
