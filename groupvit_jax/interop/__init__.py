@@ -1,9 +1,9 @@
 """Import and export of weights: our checkpoints and exports, Hugging Face, original `.pth`."""
 
-from groupvit_jax.interop.bert_weights import initialise_text_from
 from groupvit_jax.interop.initialise import InitialisationReport, initialise_from
 from groupvit_jax.interop.load import load_pretrained
 from groupvit_jax.interop.pretrained import Pretrained
+from groupvit_jax.interop.towers.text import initialise_text_from
 from groupvit_jax.interop.towers.vit import initialise_image_from
 
 # By the configuration field that names the weights.

@@ -220,7 +220,7 @@ def test_another_tower_is_refused(directory):
     ("field", "value", "message"),
     [
         ("hidden_act", "relu", r"config.json: hidden_act is 'relu', only 'gelu' is supported"),
-        ("model_type", "gpt2", r"config.json: model_type is 'gpt2', only 'bert' is supported"),
+        ("model_type", "gpt2", r"config.json: model_type is 'gpt2', only 'bert' or 'clip'"),
         ("hidden_size", None, r"config.json: no field hidden_size"),
     ],
 )

@@ -1,0 +1,114 @@
+"""Starts the text tower from a BERT or from a CLIP's text model (`config.text_init_from`)."""
+
+from pathlib import Path
+from typing import Any
+
+import jax
+from ml_collections import ConfigDict
+
+from groupvit_jax.foreign import naming
+from groupvit_jax.interop import bert_weights
+from groupvit_jax.interop.huggingface import names, read_tensors
+from groupvit_jax.interop.initialise import InitialisationReport, placed_like
+from groupvit_jax.interop.layout import expected_shapes, gather_arrays, unflatten
+from groupvit_jax.models.layers import LAYER_NORM_EPS
+from groupvit_jax.models.two_tower import build_model
+from groupvit_jax.runs.files import read_json
+from groupvit_jax.typing import Params, PyTree
+
+__all__ = ["initialise_text_from", "read_clip_text_config"]
+
+_PREFIX = "params/text_encoder/"
+_POSITIONS = "text_model.embeddings.position_embedding.weight"
+_CLIP_KINDS = ("clip", "clip_text_model")
+# (our field of `config.model.text`, transformers', its default there)
+_FIELDS = (
+    ("vocab_size", "vocab_size", 49408),
+    ("width", "hidden_size", 512),
+    ("num_layers", "num_hidden_layers", 12),
+    ("num_heads", "num_attention_heads", 8),
+)
+_FIXED = {"hidden_act": "quick_gelu", "layer_norm_eps": LAYER_NORM_EPS}
+
+
+def initialise_text_from(
+    path: str | Path, params: Params, batch_stats: PyTree, model_config: ConfigDict
+) -> tuple[Params, PyTree, InitialisationReport]:
+    """Initialise the text tower from a Hugging Face directory of a CLIP or a BERT.
+
+    Args:
+      path: the directory; its `config.json` says which of both it is.
+      params: initialised parameters, which keep their shardings.
+      batch_stats: returned unchanged.
+      model_config: `config.model` of the parameters.
+
+    Returns:
+      Parameters, statistics, and a report on the tower's variables.
+
+    Raises:
+      FileNotFoundError: a file is missing.
+      ValueError: fields differ or a tensor doesn't fit; the message names them.
+    """
+    with naming(path):
+        file = Path(path) / "config.json"
+        kind = read_json(file).get("model_type", "bert")  # old ones of BERTs lack it
+        if kind in _CLIP_KINDS:
+            return _initialise_from_clip(Path(path), params, batch_stats, model_config)
+        if kind != "bert":
+            known = " or ".join(map(repr, ("bert", *_CLIP_KINDS)))
+            raise ValueError(f"{file}: model_type is {kind!r}, only {known} is supported")
+    return bert_weights.initialise_text_from(path, params, batch_stats, model_config)
+
+
+def read_clip_text_config(directory: Path) -> dict[str, Any]:
+    """Return the fields of `config.model.text` that a CLIP's text model requires.
+
+    Raises:
+      FileNotFoundError: there is no `config.json`.
+      ValueError: a field has a value that our tower doesn't support.
+    """
+    path = directory / "config.json"
+    config = read_json(path)
+    config = config.get("text_config") or config
+    for field, expected in _FIXED.items():
+        if (found := config.get(field, expected)) != expected:
+            raise ValueError(f"{path}: {field} is {found!r}, only {expected!r} is supported")
+    text = {ours: config.get(theirs, default) for ours, theirs, default in _FIELDS}
+    hidden = config.get("intermediate_size", 2048)
+    return {"kind": "clip", **text, "mlp_ratio": hidden / text["width"]}
+
+
+def _initialise_from_clip(
+    directory: Path, params: Params, batch_stats: PyTree, model_config: ConfigDict
+) -> tuple[Params, PyTree, InitialisationReport]:
+    text = {"kind": "clip", **model_config.text.to_dict()}
+    wrong = [
+        f"config.model.text.{field} is {text[field]!r}, expected {expected!r}"
+        for field, expected in read_clip_text_config(directory).items()
+        if text[field] != expected
+    ]
+    if wrong:
+        raise ValueError(f"{directory}: {'; '.join(wrong)}")
+    path, tensors = read_tensors(directory)
+    # Of a text model alone, transformers leaves the prefix out.
+    bare = not any(name.startswith("text_model.") for name in tensors)
+    source = {f"text_model.{name}" if bare else name: array for name, array in tensors.items()}
+    # Texts never have tokens at the positions that are cut off.
+    length, table = text["context_length"], source.get(_POSITIONS)
+    notes: tuple[str, ...] = ()
+    if table is not None:
+        if len(table) < length:
+            raise ValueError(
+                f"{path}: {len(table)} positions found, expected at least "
+                f"config.model.text.context_length = {length}"
+            )
+        source[_POSITIONS] = table[:length]
+        notes = (f"{len(table)} positions cut to {length}",) if len(table) > length else ()
+    shapes = expected_shapes(build_model(model_config))
+    shapes = {name: shape for name, shape in shapes.items() if name.startswith(_PREFIX)}
+    flat = gather_arrays(source, shapes, names, path)
+    arrays = unflatten({name.removeprefix(_PREFIX): array for name, array in flat.items()})
+    tower = jax.tree.map(placed_like, dict(params["text_encoder"]), arrays)
+    used = {part for name in shapes for part in names(name)}
+    report = InitialisationReport(tuple(flat), {}, {}, tuple(sorted(set(source) - used)), notes)
+    return {**params, "text_encoder": tower}, batch_stats, report
