@@ -13,6 +13,7 @@ Exit codes: 0 stopped; 2 something is wrong with flags, files or the port.
 import argparse
 import contextlib
 import importlib.util
+import signal
 import sys
 from collections.abc import Sequence
 
@@ -94,7 +95,7 @@ def _serve(flags: argparse.Namespace) -> int:
         if threshold is None:
             threshold = THRESHOLDS[flags.protocol][""]
         page = Page(segmenter, threshold=threshold, limits=limits, **texts)
-        print("compiling; a minute at most for the published model", flush=True)
+        print("compiling", flush=True)
         page.warm_up()
         app = server.make_app(page)
         print(f"open {server.address(listener)} (Ctrl-C stops)", flush=True)
@@ -105,6 +106,8 @@ def _serve(flags: argparse.Namespace) -> int:
 
 
 if __name__ == "__main__":
+    # As Ctrl-C: the server repeats the signal at its end, which would skip what cleans up.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     common.use_all_cores()
     common.keep_compiled_programs()
     sys.exit(main(parse_flags(sys.argv)))
