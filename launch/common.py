@@ -9,7 +9,6 @@ import platform
 import sys
 import traceback
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any, NoReturn
 
 import absl.logging
@@ -21,6 +20,12 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
 from groupvit_jax.runs.exit_codes import BAD_INPUT
 from launch import supervision
+
+_LOOPBACK = ("127.0.0.1", "localhost", "::1", "[::1]")
+# Without one of them JAX takes the process for one outside of Slurm.
+_SLURM_VARIABLES = (
+    "SLURM_STEP_NODELIST", "SLURM_NTASKS", "SLURM_PROCID", "SLURM_LOCALID",
+)  # fmt: skip
 
 # Of glibc's malloc.h.
 _M_TRIM_THRESHOLD, _M_MMAP_MAX, _M_ARENA_MAX = -1, -4, -8
@@ -109,21 +114,59 @@ def start_jax() -> None:
                 BAD_INPUT,
                 "--coordinator: expected --num_processes and --process_id with it",
             )
+        if values.process_id >= values.num_processes:
+            fail(
+                BAD_INPUT,
+                f"--process_id={values.process_id}: expected 0 to {values.num_processes - 1} "
+                f"(--num_processes={values.num_processes})",
+            )
+        host, _, port = values.coordinator.rpartition(":")
+        if not host or not port.isdecimal():
+            fail(BAD_INPUT, f"--coordinator={values.coordinator}: expected HOST:PORT")
+        # JAX would listen on all addresses, also for processes of one machine.
+        bind = values.coordinator if host in _LOOPBACK else None
         # With cluster detection, JAX under Slurm would use a single device of each machine.
         _join(
+            f"--coordinator={values.coordinator}",
             coordinator_address=values.coordinator,
             num_processes=values.num_processes,
             process_id=values.process_id,
+            coordinator_bind_address=bind,
             cluster_detection_method="deactivate",
         )
     elif values.distributed == "auto":
-        _join()
+        if "SLURM_JOB_ID" in os.environ and (
+            missing := [name for name in _SLURM_VARIABLES if name not in os.environ]
+        ):
+            fail(
+                BAD_INPUT,
+                f"--distributed=auto: {missing[0]} is not set in this Slurm job, expected a "
+                "process that srun has started",
+            )
+        _join("--distributed=auto")
 
 
-def _join(**arguments: Any) -> None:
-    supervision.work_in_a_child()
-    timeout = supervision.HEARTBEAT_SECONDS
-    jax.distributed.initialize(**arguments, heartbeat_timeout_seconds=timeout)
+def _join(flag: str, **arguments: Any) -> None:
+    """Join the other processes; `flag` says how, for errors."""
+    seconds = supervision.START_SECONDS
+    supervision.work_in_a_child(
+        f"{flag}: the processes have not joined within {seconds} s, expected all to be started in "
+        "that time and the first one to be reachable from the others"
+    )
+    try:
+        jax.distributed.initialize(
+            **arguments,
+            initialization_timeout=seconds,
+            heartbeat_timeout_seconds=supervision.HEARTBEAT_SECONDS,
+        )
+    except (ValueError, KeyError) as error:
+        # Of JAX's detection: no cluster, or variables of one that can't be read.
+        fail(
+            BAD_INPUT,
+            f"{flag}: no complete cluster found ({error}), expected a TPU pod, Slurm, "
+            "Kubernetes or MPI; elsewhere join by --coordinator, --num_processes and --process_id",
+        )
+    supervision.joined()
 
 
 def parse_flags(argv: list[str]) -> list[str]:
@@ -141,7 +184,7 @@ def parse_flags(argv: list[str]) -> list[str]:
             own = [x for x in argv if x not in overrides.overrides_in(argv)]
             rest = flags.FLAGS(own)
             workdir = flags.FLAGS["workdir"].value if "workdir" in flags.FLAGS else ""
-            _, errors = overrides.read_valid(argv, Path(workdir) if workdir else None)
+            _, errors = overrides.read_valid(argv, workdir or None)
             if errors:
                 fail(BAD_INPUT, *errors)
         else:

@@ -51,7 +51,7 @@ def read(argv: Sequence[str]) -> tuple[ConfigDict, dict[str, str]]:
 
 
 def read_valid(
-    argv: Sequence[str], workdir: Path | None = None
+    argv: Sequence[str], workdir: Path | str | None = None
 ) -> tuple[ConfigDict, Sequence[str]]:
     """Return the configuration of a command line, with a line for every error of it.
 
@@ -67,7 +67,7 @@ def read_valid(
 
 
 def find_errors(
-    config: ConfigDict, workdir: Path | None = None, reported: Iterable[str] = ()
+    config: ConfigDict, workdir: Path | str | None = None, reported: Iterable[str] = ()
 ) -> list[str]:
     """Return a line for every error of a configuration; see `runs.validation.validate`."""
     return validation.validate(

@@ -22,6 +22,8 @@ from groupvit_jax.runs.exit_codes import FAILED, LOST, STOPPED
 # Silence after which the others take a process for dead, and until which the whole pod idles. JAX's
 # default is 100.
 HEARTBEAT_SECONDS = 30
+# How long the processes may take to find each other, as JAX's default.
+START_SECONDS = 300
 # An error that all processes have, such as a wrong flag, appears in each at a slightly different
 # time. The end of the first would abort the others before they could report it.
 _LINGER_SECONDS = 5
@@ -29,15 +31,23 @@ _RESUME = "start the same command again on all hosts: it resumes from the last c
 # Pipe by which the child reports its exit code before it ends: an abort while it waits for the
 # others would replace the code.
 _own_code = -1
+# Pipe by which the child says that it has joined the others.
+_joined = -1
 
 
-def work_in_a_child() -> None:
+def work_in_a_child(not_joined: str = "") -> None:
     """Fork; return in the child, wait for it in the parent and end with its exit code.
 
     Call it before JAX starts threads, which a fork doesn't copy. The parent passes SIGTERM on to
     the child; the child ends soon after the parent if that is killed.
+
+    Args:
+      not_joined: the error if the child is aborted before it calls `joined`: where the coordinator
+        doesn't answer, JAX ends the process like that.
     """
-    global _own_code
+    global _own_code, _joined
+    told, _joined = os.pipe()
+    os.set_blocking(told, False)
     codes, _own_code = os.pipe()
     os.set_blocking(codes, False)
     child = os.fork()
@@ -49,11 +59,20 @@ def work_in_a_child() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, lambda signum, frame: os.kill(child, signum))
     os.close(_own_code)
+    os.close(_joined)
     status = os.waitpid(child, 0)[1]
     with contextlib.suppress(BlockingIOError):  # nothing reported
         if said := os.read(codes, 1):
             os._exit(said[0])
+    if not_joined and os.waitstatus_to_exitcode(status) == -signal.SIGABRT and not os.read(told, 1):
+        print(f"error: {not_joined}", file=sys.stderr, flush=True)
+        os._exit(LOST)
     os._exit(_code(status))
+
+
+def joined() -> None:
+    """Say that this process has found the others: from now on an abort means that one has died."""
+    os.write(_joined, b".")
 
 
 def end(code: int) -> NoReturn:

@@ -15,7 +15,6 @@ saved. After 75 and 143 the same command resumes.
 
 import errno
 import sys
-from pathlib import Path
 
 from absl import app
 
@@ -46,11 +45,6 @@ def main(argv: list[str]) -> int:
     del argv
     if not WORKDIR.value:
         common.fail(exit_codes.BAD_INPUT, "--workdir: missing, expected a folder for the run")
-    if "://" in WORKDIR.value:
-        common.fail(
-            exit_codes.BAD_INPUT,
-            f"--workdir={WORKDIR.value}: a URL found, expected a folder (mount the bucket)",
-        )
     changes = overrides.overrides_in(sys.argv)  # validated by `common.parse_flags`
     config, _ = overrides.read(["", f"--config={CONFIG.value}", *changes])
     common.keep_freed_memory()
@@ -59,7 +53,7 @@ def main(argv: list[str]) -> int:
         with common.progress_display() as show:
             result = train(
                 config,
-                Path(WORKDIR.value),
+                WORKDIR.value,
                 make_evaluators=evaluators_of,
                 initialisers=INITIALISERS,
                 show=show,
@@ -73,7 +67,7 @@ def main(argv: list[str]) -> int:
     except OSError as error:
         if error.errno not in DISK_ERRORS:
             raise
-        common.fail(exit_codes.FAILED, WorkdirError(Path(WORKDIR.value), "a file", error))
+        common.fail(exit_codes.FAILED, WorkdirError(WORKDIR.value, "a file", error))
     return 0 if result.complete else exit_codes.STOPPED
 
 

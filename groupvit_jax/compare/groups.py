@@ -25,7 +25,10 @@ from groupvit_jax.compare.statistics import (
     mean_and_std,
     welch,
 )
+from groupvit_jax.runs.goodput import describe
 from groupvit_jax.runs.reading import FINISHED, Run, shortest_ends
+
+_MAX_TIMED = 8  # runs whose wall time is told
 
 
 class Score(NamedTuple):
@@ -133,7 +136,7 @@ def compare(runs: Sequence[Run], metric: Metric, by: str = "last") -> Comparison
         tuple(groups),
         tuple(sorted(others, key=lambda score: (score.run.state, score.run.name))),
         _effects(groups, names),
-        tuple(_notes(groups, others, names, len(runs))),
+        (*_notes(groups, others, names, len(runs)), *_goodput(runs)),
     )
 
 
@@ -206,6 +209,14 @@ def _effects(groups: Sequence[Group], names: Sequence[str]) -> dict[str, Effect]
     effects = main_effects({group.settings: group.values for group in groups}, orders)
     found = dict(zip(names, effects, strict=False))
     return dict(sorted(found.items(), key=lambda item: -item[1].range))
+
+
+def _goodput(runs: Sequence[Run]) -> list[str]:
+    """Return where the wall time of the runs went, of those that stepped least first."""
+    last = [(run.name, run.records[-1]) for run in runs if run.records]
+    timed = [(record.get("goodput/stepping"), name, describe(record)) for name, record in last]
+    worst = sorted(each for each in timed if each[0] is not None)
+    return [f"Wall time of {name}: {text}." for _, name, text in worst[:_MAX_TIMED]]
 
 
 def _notes(

@@ -24,6 +24,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 from ml_collections import ConfigDict
 
+from groupvit_jax.data.storage.objects import find_objects, is_remote
 from groupvit_jax.data.text import vocabulary
 from groupvit_jax.data.text.vocabulary import Vocabulary
 from groupvit_jax.runs import manifest
@@ -134,8 +135,11 @@ def find_damage(step: Path, items: Collection[str] | None = None) -> str | None:
     return None
 
 
-def has_checkpoints(workdir: Path) -> bool:
-    """Return whether a run has begun to write checkpoints."""
+def has_checkpoints(workdir: Path | str) -> bool:
+    """Return whether a run, in a folder or at a URL, has begun to write checkpoints."""
+    if is_remote(str(workdir)):
+        return bool(find_objects(f"{workdir}/{CHECKPOINTS}"))
+    workdir = Path(workdir)
     return (workdir / CHECKPOINTS).is_dir()
 
 

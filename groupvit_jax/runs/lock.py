@@ -23,6 +23,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+from groupvit_jax.runs.lock_files import lock_files
+
 logger = logging.getLogger(__name__)
 
 BEAT_SECONDS = 10
@@ -39,17 +41,21 @@ class RunLock:
     """Context in which no other run writes to the workdir."""
 
     def __init__(
-        self, workdir: Path, machine: str | None = None, sleep: Callable[[float], None] = time.sleep
+        self,
+        workdir: Path | str,
+        machine: str | None = None,
+        sleep: Callable[[float], None] = time.sleep,
     ) -> None:
         """Take the folder.
 
         Args:
-          workdir: the run's folder.
+          workdir: the run's folder, or the URL of one on a bucket.
           machine: what tells processes of this machine from others'; found by default.
           sleep: waits so many seconds.
         """
         self._workdir, self._sleep = workdir, sleep
-        self._path = workdir / "run-0.lock"
+        self._files = lock_files(workdir)
+        self._name = "run-0.lock"
         self._holder = dict(
             host=socket.gethostname(),
             pid=os.getpid(),
@@ -86,32 +92,32 @@ class RunLock:
         self._thread.join()
         with contextlib.suppress(OSError):  # of a folder that is gone, as the run will have said
             if not self._is_lost:
-                self._path.unlink()
+                self._files.remove(self._name)
 
     def check(self) -> None:
         """Raise LockLostError if the folder was removed or another run has taken it over."""
         if self._is_lost:
             raise LockLostError(
-                f"--workdir={self._workdir}: {self._path.name} is no longer this run's: the folder "
+                f"--workdir={self._workdir}: {self._name} is no longer this run's: the folder "
                 "was removed, or another run has taken it over after "
                 f"{DEAD_AFTER_SECONDS} s without a heartbeat"
             )
 
     def beat(self) -> None:
         """Show that this process lives, and see whether the lock is still its own."""
-        if _read(self._path).get("id") != self._holder["id"]:
+        if self._files.read(self._name).get("id") != self._holder["id"]:
             self._is_lost = True
             return
         self._beats += 1
-        with self._path.open("r+", encoding="utf-8") as file:  # never creates it anew
-            file.write(self._content())
+        self._files.rewrite(self._name, self._content())
 
     def _beat_until_ended(self) -> None:
         while not self._is_lost and not self._ended.wait(BEAT_SECONDS):
             try:
                 self.beat()
             except OSError as error:  # what the run writes next will fail too, and say so
-                logger.warning("%s: no heartbeat written (%s)", self._path, error.strerror)
+                reason = error.strerror or error
+                logger.warning("%s: no heartbeat written (%s)", self._name, reason)
 
     def _content(self) -> str:
         # Always of the same length, so that a reader never sees half of it.
@@ -119,67 +125,51 @@ class RunLock:
 
     def _try_to_take(self) -> bool:
         """Return whether the lock is taken; if not, something has changed: look again."""
-        dead = {path: _read(path) for path in self._locks()}
-        for path, holder in dead.items():
-            self._check_dead(path, holder)
-        path = self._workdir / f"run-{max(map(_number, dead), default=0) + 1}.lock"
-        try:
-            with path.open("x", encoding="utf-8") as file:
-                file.write(self._content())
-        except FileExistsError:
+        dead = {name: self._files.read(name) for name in self._files.names()}
+        for name, holder in dead.items():
+            self._check_dead(name, holder)
+        taken = f"run-{max(map(_number, dead), default=0) + 1}.lock"
+        if not self._files.create(taken, self._content()):
             return False
-        except OSError:  # a full disk: an empty lock would only make the next start wait
-            path.unlink(missing_ok=True)
-            raise
-        others = {other: _read(other).get("id") for other in self._locks() if other != path}
-        if any(other not in dead or dead[other].get("id") != id for other, id in others.items()):
-            path.unlink()  # another run has decided while this one did
+        others = {
+            name: self._files.read(name).get("id") for name in self._files.names() if name != taken
+        }
+        if any(name not in dead or dead[name].get("id") != id for name, id in others.items()):
+            self._files.remove(taken)  # another run has decided while this one did
             return False
         for left in others:
-            left.unlink(missing_ok=True)
+            self._files.remove(left)
             logger.warning("%s: removed, the run that held it has died", left)
-        self._path = path
+        self._name = taken
         return True
 
-    def _check_dead(self, path: Path, holder: dict[str, Any]) -> None:
+    def _check_dead(self, name: str, holder: dict[str, Any]) -> None:
         """Return once the holder is known to be dead or gone; raise ValueError if it lives."""
         if holder.get("machine") == self._holder["machine"]:
             if _process_start(holder["pid"]) == holder["process_start"]:
-                raise ValueError(self._refusal(path, holder))
+                raise ValueError(self._refusal(name, holder))
             return
-        logger.warning("%s: waiting %d s for a heartbeat", path, DEAD_AFTER_SECONDS)
+        logger.warning("%s: waiting %d s for a heartbeat", name, DEAD_AFTER_SECONDS)
         # Seen to change, not compared with the time: the clocks of two hosts differ.
         for _ in range(DEAD_AFTER_SECONDS // _POLL_SECONDS):
             self._sleep(_POLL_SECONDS)
-            seen = _read(path)
-            if not seen and not path.exists():
+            seen = self._files.read(name)
+            if not seen and name not in self._files.names():
                 return
             if seen != holder:
-                raise ValueError(self._refusal(path, seen))
+                raise ValueError(self._refusal(name, seen))
 
-    def _refusal(self, path: Path, holder: dict[str, Any]) -> str:
+    def _refusal(self, name: str, holder: dict[str, Any]) -> str:
         return (
             f"--workdir={self._workdir}: in use by process {holder.get('pid')} on "
-            f"{holder.get('host')} since {holder.get('started')} ({path.name}), expected a folder "
+            f"{holder.get('host')} since {holder.get('started')} ({name}), expected a folder "
             "that no run uses; wait for its end, stop it or use another --workdir"
         )
 
-    def _locks(self) -> list[Path]:
-        return sorted(self._workdir.glob("run-[0-9]*.lock"))
 
-
-def _number(path: Path) -> int:
-    number = path.stem.removeprefix("run-")
+def _number(name: str) -> int:
+    number = name.removeprefix("run-").removesuffix(".lock")
     return int(number) if number.isdecimal() else 0
-
-
-def _read(path: Path) -> dict[str, Any]:
-    """Return the content of a lock; {} if it is gone, or created and not written yet."""
-    try:
-        holder = json.loads(path.read_text(encoding="utf-8"))
-    except (FileNotFoundError, ValueError):
-        return {}
-    return holder if isinstance(holder, dict) else {}
 
 
 def _machine() -> str:

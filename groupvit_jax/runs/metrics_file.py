@@ -73,6 +73,16 @@ def read_metrics(workdir: Path) -> list[dict[str, Any]]:
     return [_parsed(line, place) for place, line in _lines(path)] if path.is_file() else []
 
 
+def all_records(workdir: Path) -> list[dict[str, Any]]:
+    """Return the lines of a run's metrics file that can be read, also those that `repair` drops."""
+    path, found = workdir / METRICS_FILE, []
+    for line in path.read_bytes().split(b"\n")[:-1] if path.is_file() else []:
+        # Named by `repair`.
+        with contextlib.suppress(ValueError):
+            found.append(_parsed(line, str(path)))
+    return found
+
+
 def repair(workdir: Path, last_step: int) -> None:
     """Keep of a run's metrics file one whole line of each step up to the last, and log what goes.
 

@@ -20,7 +20,11 @@ PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "nump
 
 
 def write_start(
-    config: Mapping[str, Any], workdir: Path, step: int, argv: Sequence[str] | None = None
+    config: Mapping[str, Any],
+    workdir: Path,
+    step: int,
+    argv: Sequence[str] | None = None,
+    name: str = "",
 ) -> None:
     """Write the resolved configuration and how to repeat the run, and record this start.
 
@@ -29,9 +33,11 @@ def write_start(
       workdir: the run's folder.
       step: the step that the run starts or resumes from.
       argv: the command, `sys.argv` by default.
+      name: of the workdir for users, where it is not the folder.
     """
     write_config(config, workdir)
-    repeat = f"python -m launch.train --config={workdir / CONFIG_FILE} --workdir=ANOTHER_FOLDER\n"
+    recorded = f"{name.rstrip('/') or workdir}/{CONFIG_FILE}"
+    repeat = f"python -m launch.train --config={recorded} --workdir=ANOTHER_FOLDER\n"
     replace_text(workdir / REPEAT_FILE, repeat)
     start = dict(step=step, argv=list(argv or sys.argv), config=config, **environment())
     # Appended, unlike the files above: earlier starts explain earlier parts of the curves.

@@ -7,7 +7,7 @@ from pathlib import Path
 class WorkdirError(RuntimeError):
     """Raised when a run can't write to its workdir: a full disk, a lost mount, a removed folder."""
 
-    def __init__(self, path: Path, what: str, error: Exception) -> None:
+    def __init__(self, path: Path | str, what: str, error: Exception) -> None:
         """Take the path, what could not be written there, and why."""
         reason = error.strerror if isinstance(error, OSError) and error.strerror else error
         super().__init__(

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 
 from groupvit_jax.runs.evaluator import Evaluator
-from groupvit_jax.runs.lock import RunLock
+from groupvit_jax.runs.goodput import Goodput
 from groupvit_jax.train.checkpointer import Checkpointer, CheckpointSettings
 from groupvit_jax.train.state import TrainState
 from groupvit_jax.train.writers import MetricWriter
@@ -62,16 +62,17 @@ class Hook:
         """Run once when the run is complete or stops on request, not after an error."""
 
 
-class CheckLock(Hook):
-    """Ends a run whose workdir another one has taken over, before it writes there again."""
+class CheckWorkdir(Hook):
+    """Ends a run that has lost its workdir, before it writes there again."""
 
-    def __init__(self, lock: RunLock) -> None:
-        """Take the lock; processes that don't hold it never lose it."""
-        self._lock = lock
+    def __init__(self, *checks: Callable[[], None]) -> None:
+        """Take functions that raise if the lock is lost, or the bucket."""
+        self._checks = checks
 
     def after_step(self, context: StepContext) -> None:
-        """Raise LockLostError if the lock is lost."""
-        self._lock.check()
+        """Raise LockLostError or WorkdirError."""
+        for check in self._checks:
+            check()
 
 
 class StepMetrics:
@@ -81,9 +82,14 @@ class StepMetrics:
     them. Evaluation and checkpoints don't count as training time.
     """
 
-    def __init__(self, clock: Callable[[], float] = time.perf_counter) -> None:
-        """Start empty; `clock` returns seconds."""
+    def __init__(
+        self,
+        clock: Callable[[], float] = time.perf_counter,
+        goodput: Goodput | None = None,
+    ) -> None:
+        """Start empty; `clock` returns seconds, and `goodput` counts them over the whole run."""
         self._clock = clock
+        self.goodput = goodput or Goodput(clock=clock)
         self._pending: list[tuple[int, Mapping[str, Array]]] = []
         self.reset_time()
 
@@ -120,7 +126,9 @@ class StepMetrics:
         """Count the time of the block, and its number of steps."""
         start = self._clock()
         yield
-        self.seconds += self._clock() - start
+        elapsed = self._clock() - start
+        self.seconds += elapsed
+        self.goodput.add("stepping", elapsed)
         self.steps += steps
 
     @contextlib.contextmanager
@@ -129,7 +137,10 @@ class StepMetrics:
         start = self._clock()
         with self.training(steps=0):
             yield
-        self.input_seconds += self._clock() - start
+        elapsed = self._clock() - start
+        self.input_seconds += elapsed
+        self.goodput.add("input", elapsed)
+        self.goodput.add("stepping", -elapsed)
 
 
 # Of the time: less is noise, more is worth another worker.

@@ -15,19 +15,26 @@ from ml_collections import ConfigDict
 
 from groupvit_jax import parallel
 from groupvit_jax.data.pipeline.contrastive import BrokenSampleMonitor, TrainLoader
+from groupvit_jax.data.storage.objects import is_remote
+from groupvit_jax.data.storage.retries import StorageError
 from groupvit_jax.runs import layout
+from groupvit_jax.runs.bucket.mirror import BucketWorkdir
 from groupvit_jax.runs.configuration import check_same_run
 from groupvit_jax.runs.evaluator import Evaluator
+from groupvit_jax.runs.goodput import Goodput, describe, spent_before
 from groupvit_jax.runs.lock import RunLock
+from groupvit_jax.runs.metrics_file import all_records
 from groupvit_jax.runs.starts import write_start
 from groupvit_jax.runs.workdir import check_writable
 from groupvit_jax.train import hooks as hooks_lib
 from groupvit_jax.train import setup
 from groupvit_jax.train.checkpointer import Checkpointer, CheckpointSettings
 from groupvit_jax.train.data_position import DataPosition, continue_from
+from groupvit_jax.train.goodput_hooks import RecordGoodput, Timed
 from groupvit_jax.train.initial_state import Initialisers, initial_state
 from groupvit_jax.train.kernel_check import checked_loss
 from groupvit_jax.train.prefetch import DeviceBatch, DevicePrefetcher
+from groupvit_jax.train.progress import telling
 from groupvit_jax.train.state import TrainState
 from groupvit_jax.train.step import NormsOfLoggedSteps, make_train_step
 from groupvit_jax.train.stopping import StopRequest
@@ -72,7 +79,7 @@ def train(
 
     Args:
       config: the whole configuration.
-      workdir: the run's folder; created if missing.
+      workdir: the run's folder, or the URL of one on a bucket; created if missing.
       make_evaluators: makes pairs of an evaluator and its interval in steps from the run's parts.
         Passed in, as are the initialisers, because `eval` and `interop` are on the same floor.
       initialisers: readers of weights by configuration field (`interop.INITIALISERS`).
@@ -87,12 +94,13 @@ def train(
       TooManyBrokenSamplesError: more than `config.data.max_broken_fraction` of the samples are
         broken.
     """
-    workdir = Path(workdir).absolute()
     # Closed in reverse order: first the readers, then the checkpoints, which wait for their write,
     # last the lock.
     with contextlib.ExitStack() as stack:
-        lock = _lock(workdir, stack)
-        parts = setup.build(config, workdir)
+        name = str(workdir)
+        workdir, checks = open_workdir(workdir, stack)
+        with telling("checking the configuration and reading the data's indices"):
+            parts = setup.build(config, workdir)
         config = parts.config  # with what a resumed run keeps of its record
         # Before anything is restored: wrong evaluation data should be found in seconds.
         evaluators = make_evaluators(parts)
@@ -102,9 +110,10 @@ def train(
             workdir / layout.CHECKPOINTS, keep, config.to_dict(), parts.vocabulary
         )
         stack.callback(checkpoints.close)
-        state, saved = initial_state(
-            config, checkpoints, parts.abstract_state, parts.fresh_state, initialisers
-        )
+        with telling("restoring or initialising the state"):
+            state, saved = initial_state(
+                config, checkpoints, parts.abstract_state, parts.fresh_state, initialisers
+            )
         check_same_run(config, workdir, resuming=saved is not None)
         position = continue_from(
             saved,
@@ -115,9 +124,11 @@ def train(
         if position.first_step >= parts.num_steps:
             logger.info("all %d steps of this run are done", parts.num_steps)
             return Result(position.first_step, complete=True)
+        # Before the writer drops the lines beyond the step that is resumed from.
+        goodput = Goodput(spent_before(all_records(workdir), position.first_step))
         primary = jax.process_index() == 0
         if primary:
-            write_start(config.to_dict(), workdir, position.first_step)
+            write_start(config.to_dict(), workdir, position.first_step, name=name)
         writer = make_writer(
             workdir,
             position.first_step,
@@ -128,18 +139,23 @@ def train(
             wandb_group=config.wandb_group,
         )
         stack.callback(writer.close)
-        metrics = hooks_lib.StepMetrics()
+        metrics = hooks_lib.StepMetrics(goodput=goodput)
         # The order matters: metrics and evaluations enter the record before it is shown, written
         # and, last, saved with the checkpoint.
         hooks = [
-            hooks_lib.CheckLock(lock),
+            hooks_lib.CheckWorkdir(*checks),
             hooks_lib.Profile(config.profile_steps, workdir / layout.PROFILE),
             hooks_lib.LogMetrics(metrics, config.log_every_steps, config.train.batch_size),
             hooks_lib.ShowProgress(show if jax.process_index() == 0 else _show_nothing),
-            hooks_lib.Evaluate(evaluators),
+            Timed(hooks_lib.Evaluate(evaluators), goodput, "evaluating"),
+            RecordGoodput(goodput),
             hooks_lib.WriteMetrics(writer),
             *make_hooks(parts),
-            hooks_lib.SaveCheckpoint(checkpoints, metrics, position.after, keep),
+            Timed(
+                hooks_lib.SaveCheckpoint(checkpoints, metrics, position.after, keep),
+                goodput,
+                "saving",
+            ),
         ]
         batches = stack.enter_context(open_batches(parts, position))
         context = hooks_lib.StepContext(position.first_step, parts.num_steps, state)
@@ -147,19 +163,44 @@ def train(
             _make_step(parts), context.step, context.num_steps, config.log_every_steps
         )
         context = run_steps(context, train_step, batches, hooks, metrics, stop)
+        logger.info("wall time: %s", describe(goodput.record()))
     return Result(context.step, complete=context.is_last)
 
 
-def _lock(workdir: Path, stack: contextlib.ExitStack) -> RunLock:
-    """Take the workdir for this run until the stack closes; one of its processes holds the lock."""
-    lock = RunLock(workdir)
+def open_workdir(
+    workdir: Path | str, stack: contextlib.ExitStack
+) -> tuple[Path, list[Callable[[], None]]]:
+    """Take the workdir for this run until the stack closes; one of its processes holds the lock.
+
+    Returns:
+      The local folder, and functions that raise when the workdir is lost.
+
+    Raises:
+      ValueError: the workdir can't be used, or is on a bucket and there are several processes.
+    """
+    is_bucket = is_remote(str(workdir))
+    place = str(workdir).rstrip("/") if is_bucket else Path(workdir).absolute()
+    if is_bucket and jax.process_count() > 1:
+        # Each would save its part of the arrays to a cache of its own.
+        raise ValueError(
+            f"--workdir={place}: {jax.process_count()} processes found, expected one, or a folder "
+            "that all of them share"
+        )
+    lock = RunLock(place)
 
     def take() -> None:
-        check_writable(workdir)
-        stack.enter_context(lock)
+        if isinstance(place, Path):
+            check_writable(place)
+        try:
+            stack.enter_context(lock)
+        except StorageError as error:
+            raise ValueError(f"--workdir={place}: can't be written ({error})") from error
 
     parallel.by_first_process(take)
-    return lock
+    if isinstance(place, Path):
+        return place, [lock.check]
+    bucket = BucketWorkdir(place, lock.check)
+    return stack.enter_context(bucket).folder, [lock.check, bucket.check]
 
 
 def run_steps(
@@ -248,9 +289,11 @@ def _make_step(parts: setup.Parts) -> TrainStep:
     def step(
         state: TrainState, batch: Mapping[str, Array]
     ) -> tuple[TrainState, Mapping[str, Array]]:
-        if not built:
+        if built:
+            return built[0](state, batch)
+        with telling("compiling the step"):  # its first call does
             built.append(_build_step(parts, state, batch))
-        return built[0](state, batch)
+            return built[0](state, batch)
 
     return step
 
@@ -276,6 +319,9 @@ def _finish_first_step(step_metrics: hooks_lib.StepMetrics, metrics: Mapping[str
     with step_metrics.training(steps=0):
         jax.block_until_ready(metrics)
     logger.info("the first step took %.1f s, compiling it included", step_metrics.seconds)
+    compiling = step_metrics.seconds - step_metrics.input_seconds
+    step_metrics.goodput.add("compiling", compiling)
+    step_metrics.goodput.add("stepping", -compiling)
     step_metrics.reset_time()
 
 

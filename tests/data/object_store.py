@@ -85,6 +85,8 @@ def _handler(store_of: Callable[[], FaultyStore], moto_port: int) -> type[BaseHT
             store = store_of()
             store.requests.append((self.command, self.path))
             fault = store.fault(self.command, self.path)
+            # Read also where the answer is an error: the connection is used for the next request.
+            content = self.rfile.read(int(self.headers.get("Content-Length") or 0))
             if fault in ("503", "403"):
                 code = {"503": "SlowDown", "403": "AccessDenied"}[fault]
                 body = f"<Error><Code>{code}</Code><Message>{code} said</Message></Error>".encode()
@@ -94,9 +96,8 @@ def _handler(store_of: Callable[[], FaultyStore], moto_port: int) -> type[BaseHT
                 self.close_connection = True
                 self.connection.shutdown(socket.SHUT_RDWR)
                 return
-            length = int(self.headers.get("Content-Length") or 0)
             upstream = http.client.HTTPConnection("127.0.0.1", moto_port)
-            upstream.request(self.command, self.path, self.rfile.read(length), dict(self.headers))
+            upstream.request(self.command, self.path, content, dict(self.headers))
             answer = upstream.getresponse()
             self._send(answer.status, dict(answer.getheaders()), answer.read(), fault == "cut")
             upstream.close()
@@ -116,7 +117,7 @@ def _handler(store_of: Callable[[], FaultyStore], moto_port: int) -> type[BaseHT
                 self.close_connection = True
                 self.connection.shutdown(socket.SHUT_RDWR)
 
-        do_GET = do_HEAD = do_PUT = _answer  # noqa: N815
+        do_GET = do_HEAD = do_PUT = do_POST = do_DELETE = _answer  # noqa: N815
 
         def log_message(self, *args: object) -> None:
             pass

@@ -1,3 +1,5 @@
+import os
+import socket
 import subprocess
 import sys
 
@@ -81,3 +83,72 @@ def test_a_coordinator_alone_is_one_line(capsys):
         common.start_jax()
     assert end.value.code == exit_codes.BAD_INPUT
     assert capsys.readouterr().err.startswith("error: --coordinator: expected --num_processes")
+
+
+START = """
+import sys
+from absl import flags
+from launch import common, supervision
+supervision.START_SECONDS = 3
+supervision._LINGER_SECONDS = 0.1
+common.define_process_flags()
+flags.FLAGS(sys.argv)
+common.start_jax()
+"""
+
+
+def start(*arguments, **environment):
+    inherited = {k: v for k, v in os.environ.items() if not k.startswith("SLURM")}
+    result = subprocess.run(
+        [sys.executable, "-c", START, *arguments],
+        env=inherited | environment,
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE,
+        check=False,
+    )
+    return result.returncode, result.stderr.splitlines()[-1]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "environment", "message"),
+    [
+        (
+            ["--coordinator=localhost:1", "--num_processes=2", "--process_id=2"],
+            {},
+            "error: --process_id=2: expected 0 to 1 (--num_processes=2)",
+        ),
+        (
+            ["--coordinator=localhost", "--num_processes=2", "--process_id=1"],
+            {},
+            "error: --coordinator=localhost: expected HOST:PORT",
+        ),
+        (
+            ["--distributed=auto"],
+            {"SLURM_JOB_ID": "7", "SLURM_STEP_NODELIST": "a", "SLURM_NTASKS": "2"},
+            "error: --distributed=auto: SLURM_PROCID is not set in this Slurm job",
+        ),
+    ],
+)
+def test_a_start_that_cannot_join_names_the_flag_or_variable(arguments, environment, message):
+    code, line = start(*arguments, **environment)
+    assert code == exit_codes.BAD_INPUT
+    assert line.startswith(message)
+
+
+@pytest.mark.slow
+def test_a_start_outside_a_cluster_says_so():
+    code, line = start("--distributed=auto")
+    assert code == exit_codes.BAD_INPUT
+    assert line.startswith("error: --distributed=auto: no complete cluster found")
+
+
+@pytest.mark.slow
+def test_a_coordinator_that_does_not_answer_is_one_sentence_within_the_stated_time():
+    with socket.socket() as silent:
+        silent.bind(("127.0.0.1", 0))
+        silent.listen()  # takes connections and says nothing
+        flag = f"--coordinator=127.0.0.1:{silent.getsockname()[1]}"
+        code, line = start(flag, "--num_processes=2", "--process_id=1")
+    assert code == exit_codes.LOST
+    assert line.startswith(f"error: {flag}: the processes have not joined within 3 s")

@@ -25,6 +25,8 @@ import tempfile
 import time
 from pathlib import Path
 
+from groupvit_jax.data.storage import objects
+from groupvit_jax.runs.bucket.mirror import BucketWorkdir
 from groupvit_jax.train.checkpointer import Checkpointer, CheckpointSettings
 from tests.devices import xla_flags
 from tests.train import toy
@@ -131,16 +133,21 @@ DISTURBANCES = {"killed": at_any_moment, "killed in a save": in_a_save, "full di
 
 
 def state_of(workdir):
+    """Returns the last state and its data position of a run, which may be on a bucket."""
     target = toy.abstract(toy.make_mesh(1, 1), toy.init_state(width=WIDTH))
     settings = CheckpointSettings(every_steps=1, keep_last=2)
-    checkpointer = Checkpointer(workdir / "checkpoints", settings)
-    found = checkpointer.restore_latest(target)
-    checkpointer.close()
-    return found
+    with contextlib.ExitStack() as stack:
+        if objects.is_remote(str(workdir)):
+            workdir = stack.enter_context(BucketWorkdir(str(workdir))).folder
+        checkpointer = Checkpointer(workdir / "checkpoints", settings)
+        stack.callback(checkpointer.close)
+        return checkpointer.restore_latest(target)
 
 
 def lines(workdir):
-    return [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+    """Returns the records of a run's metrics, which may be on a bucket."""
+    [content] = objects.read_objects([f"{workdir}/metrics.jsonl"])
+    return [json.loads(line) for line in content.decode().splitlines()]
 
 
 def check_equal(disturbed, whole, num_steps):
@@ -157,20 +164,23 @@ def check_equal(disturbed, whole, num_steps):
     assert [step for step, *_ in values[0]] == [*range(5, num_steps + 1, 5)]
 
 
-def disturb(folder, kills, processes, seed, num_steps=150, disk=None):
-    """Returns how many starts ended in which way; runs are compared as they complete."""
+def disturb(folder, kills, processes, seed, num_steps=150, disk=None, url=""):
+    """Returns how many starts ended in which way; runs are compared as they complete.
+
+    With a URL, the disturbed run is on a bucket and killed at any moments only.
+    """
     rng, ends, rounds = random.Random(seed), collections.Counter(), 0
     whole, log = folder / "whole", folder / "log"
     assert Run(whole, num_steps, processes, log).wait() == {0}, log.read_text()
-    names = list(DISTURBANCES)
+    names = ["killed"] if url else list(DISTURBANCES)
     while sum(ends[name] for name in names) < kills or rounds == 0:
-        disturbed = (disk or folder) / "run"
+        disturbed = f"{url}/{rounds}" if url else (disk or folder) / "run"
         while True:
             left = kills - sum(ends[name] for name in names)
             log.write_bytes(b"")
             run = Run(disturbed, num_steps, processes, log)
             if left > 0:
-                name = names[left % 3]
+                name = names[left % len(names)]
                 more = {"disk": disk} if name == "full disk" else {}
                 DISTURBANCES[name](run, rng, **more)
             codes = run.wait()
@@ -186,7 +196,8 @@ def disturb(folder, kills, processes, seed, num_steps=150, disk=None):
             ends[name] += 1
         check_equal(disturbed, whole, num_steps)
         rounds += 1
-        shutil.rmtree(disturbed)
+        if not url:
+            shutil.rmtree(disturbed)
     return {**ends, "complete and equal": rounds}
 
 

@@ -3,10 +3,13 @@
 import json
 from pathlib import Path
 
+import jax
+import numpy as np
 import pytest
 
 from configs import tiny
-from groupvit_jax.data.storage import retries
+from groupvit_jax.data.storage import objects, retries
+from groupvit_jax.interop.load import load_pretrained
 from groupvit_jax.train.loop import train
 from tests.data import object_store
 from tests.data.shard_files import write_pairs
@@ -50,4 +53,14 @@ def test_training_from_a_store_that_fails_now_and_then_has_the_same_losses(tmp_p
         store.fault = store.first(1, "cut")
         config.data.cache_dir = str(tmp_path / "cache")
         assert losses_of(config, tmp_path / "cached") == expected
+        config.data.cache_dir = ""
+        url = "s3://pairs/runs/first"
+        train(config, url)  # the run itself on the bucket, too
+        [content] = objects.read_objects([f"{url}/metrics.jsonl"])
+        lines = [json.loads(line) for line in content.decode().splitlines()]
+        assert [line["loss"] for line in lines] == expected
+        assert lines[-1]["goodput/stepping"] > 0
+        assert {"config.json", "starts.jsonl", "REPEAT.txt"} <= set(objects.find_objects(url))
+        found, whole = load_pretrained(url), load_pretrained(tmp_path / "local")
+        jax.tree.map(np.testing.assert_array_equal, found.variables, whole.variables)
     assert waits

@@ -4,11 +4,13 @@ This module holds no connections or event loops; fsspec keeps one of each per pr
 objects can therefore be pickled to worker processes, spawned or forked.
 """
 
+import contextlib
 import functools
 import io
 import os
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import fsspec
@@ -145,6 +147,98 @@ def write_object(url: str, content: bytes) -> None:
         filesystem.pipe_file(path, content)
 
     retried(write, url)
+
+
+def create_object(url: str, content: bytes) -> bool:
+    """Write an object unless there is one of this name; return whether it is the one written.
+
+    The store decides between writers that come at once (a conditional request). The content must
+    tell them apart: an answer may be lost, and the request that repeats it then finds its own.
+
+    Raises:
+      StorageError: the store can't be reached.
+    """
+
+    def create() -> bool:
+        filesystem, path = _split(url)
+        try:
+            filesystem.pipe_file(path, content, mode="create")
+        except Exception:
+            # Libraries differ in the error for a name that is taken.
+            found = read_objects([url])[0]
+            if found is None:
+                raise
+            return found == content
+        return True
+
+    return retried(create, url)
+
+
+def find_objects(url: str) -> dict[str, int]:
+    """Return the size of every object below a folder, by its path from there.
+
+    Raises:
+      StorageError: the store can't be listed.
+    """
+
+    def find() -> dict[str, int]:
+        filesystem, path = _split(url.rstrip("/"))
+        found = filesystem.find(path, detail=True)
+        below = path.rstrip("/") + "/"
+        return {
+            name.removeprefix(below): info["size"]
+            for name, info in found.items()
+            if name.startswith(below)
+        }
+
+    return retried(find, url)
+
+
+def download(url: str, path: Path, size: int) -> None:
+    """Copy an object to a file.
+
+    Raises:
+      StorageError: it can't be read.
+    """
+
+    def get() -> None:
+        filesystem, source = _split(url)
+        filesystem.get_file(source, str(path))
+        if (found := path.stat().st_size) != size:
+            raise ConnectionError(f"{found} of {size} bytes came")
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    retried(get, url)
+
+
+def upload(path: Path, url: str) -> None:
+    """Copy a file to an object.
+
+    Raises:
+      StorageError: it can't be written.
+    """
+
+    def put() -> None:
+        filesystem, target = _split(url)
+        filesystem.put_file(str(path), target)
+
+    retried(put, url)
+
+
+def delete_objects(urls: Sequence[str]) -> None:
+    """Delete objects; one that is gone is no error.
+
+    Raises:
+      StorageError: one can't be deleted.
+    """
+
+    def delete(url: str) -> None:
+        filesystem, path = _split(url)
+        with contextlib.suppress(FileNotFoundError):
+            filesystem.rm_file(path)
+
+    with ThreadPoolExecutor(_LISTING_THREADS) as pool:
+        list(pool.map(lambda url: retried(lambda: delete(url), url), urls))
 
 
 def read_ranges(ranges: Sequence[Range]) -> list[bytes]:

@@ -1,0 +1,1 @@
+"""Runs on a bucket: a local folder whose content is kept there, and copies for readers."""
