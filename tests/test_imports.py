@@ -84,6 +84,21 @@ def test_no_folder_holds_more_than_twenty_modules():
     assert {folder: number for folder, number in folders.items() if number > 20} == {}
 
 
+def test_files_and_functions_can_be_read_at_a_glance():
+    too_long = {}
+    for folder in ("groupvit_jax", "launch", "configs"):
+        for path in Path(folder).rglob("*.py"):
+            text = path.read_text()
+            if text.count("\n") > 400:
+                too_long[str(path)] = text.count("\n")
+            for node in ast.walk(ast.parse(text)):
+                if isinstance(node, ast.FunctionDef):
+                    length = node.end_lineno - node.lineno + 1
+                    if length > 60:
+                        too_long[f"{path}: {node.name}"] = length
+    assert too_long == {}
+
+
 @pytest.mark.parametrize("path", FILES, ids=str)
 def test_only_commands_define_flags(path):
     for node in ast.walk(ast.parse(path.read_text())):

@@ -38,7 +38,7 @@ from groupvit_jax.train.progress import telling
 from groupvit_jax.train.state import TrainState
 from groupvit_jax.train.step import NormsOfLoggedSteps, make_train_step
 from groupvit_jax.train.stopping import StopRequest
-from groupvit_jax.train.writers import make_writer
+from groupvit_jax.train.writers import MetricWriter, make_writer
 from groupvit_jax.typing import Array
 
 logger = logging.getLogger(__name__)
@@ -91,8 +91,7 @@ def train(
         another run uses the workdir; raised before anything is compiled.
       NonFiniteError: training has diverged; earlier checkpoints are kept.
       LockLostError: the workdir was removed, or another run has taken it over.
-      TooManyBrokenSamplesError: more than `config.data.max_broken_fraction` of the samples are
-        broken.
+      TooManyBrokenSamplesError: more than `config.data.max_broken_fraction` of samples are broken.
     """
     # Closed in reverse order: first the readers, then the checkpoints, which wait for their write,
     # last the lock.
@@ -101,70 +100,119 @@ def train(
         workdir, checks = open_workdir(workdir, stack)
         with telling("checking the configuration and reading the data's indices"):
             parts = setup.build(config, workdir)
-        config = parts.config  # with what a resumed run keeps of its record
         # Before anything is restored: wrong evaluation data should be found in seconds.
         evaluators = make_evaluators(parts)
         stop = stack.enter_context(StopRequest())
-        keep = CheckpointSettings(**config.checkpoint)
-        checkpoints = Checkpointer(
-            workdir / layout.CHECKPOINTS, keep, config.to_dict(), parts.vocabulary
-        )
-        stack.callback(checkpoints.close)
-        with telling("restoring or initialising the state"):
-            state, saved = initial_state(
-                config, checkpoints, parts.abstract_state, parts.fresh_state, initialisers
-            )
-        check_same_run(config, workdir, resuming=saved is not None)
-        position = continue_from(
-            saved,
-            batch_size=config.train.batch_size,
-            seed=config.seed,
-            num_examples=parts.examples.num_samples,
-        )
+        checkpoints, keep = _open_checkpoints(parts, stack)
+        state, position = _restore(parts, checkpoints, initialisers)
         if position.first_step >= parts.num_steps:
             logger.info("all %d steps of this run are done", parts.num_steps)
             return Result(position.first_step, complete=True)
-        # Before the writer drops the lines beyond the step that is resumed from.
-        goodput = Goodput(spent_before(all_records(workdir), position.first_step))
-        primary = jax.process_index() == 0
-        if primary:
-            write_start(config.to_dict(), workdir, position.first_step, name=name)
-        writer = make_writer(
-            workdir,
-            position.first_step,
-            primary=primary,
-            run_config=config.to_dict(),
-            tensorboard=config.tensorboard,
-            wandb_project=config.wandb_project,
-            wandb_group=config.wandb_group,
-        )
-        stack.callback(writer.close)
+        goodput, writer = _start_records(parts, position.first_step, name, stack)
         metrics = hooks_lib.StepMetrics(goodput=goodput)
+        save = hooks_lib.SaveCheckpoint(checkpoints, metrics, position.after, keep)
         # The order matters: metrics and evaluations enter the record before it is shown, written
         # and, last, saved with the checkpoint.
         hooks = [
             hooks_lib.CheckWorkdir(*checks),
-            hooks_lib.Profile(config.profile_steps, workdir / layout.PROFILE),
-            hooks_lib.LogMetrics(metrics, config.log_every_steps, config.train.batch_size),
-            hooks_lib.ShowProgress(show if jax.process_index() == 0 else _show_nothing),
-            Timed(hooks_lib.Evaluate(evaluators), goodput, "evaluating"),
-            RecordGoodput(goodput),
-            hooks_lib.WriteMetrics(writer),
+            *_step_hooks(parts, metrics, show),
+            *_record_hooks(goodput, evaluators, writer),
             *make_hooks(parts),
-            Timed(
-                hooks_lib.SaveCheckpoint(checkpoints, metrics, position.after, keep),
-                goodput,
-                "saving",
-            ),
+            Timed(save, goodput, "saving"),
         ]
         batches = stack.enter_context(open_batches(parts, position))
         context = hooks_lib.StepContext(position.first_step, parts.num_steps, state)
-        train_step = NormsOfLoggedSteps(
-            _make_step(parts), context.step, context.num_steps, config.log_every_steps
-        )
+        train_step = _make_step(parts, position.first_step)
         context = run_steps(context, train_step, batches, hooks, metrics, stop)
         logger.info("wall time: %s", describe(goodput.record()))
     return Result(context.step, complete=context.is_last)
+
+
+def _restore(
+    parts: setup.Parts, checkpoints: Checkpointer, initialisers: Initialisers
+) -> tuple[TrainState, DataPosition]:
+    """Return the state and the position in the data to go on from, or those of a fresh start.
+
+    Raises:
+      ValueError: the workdir holds another run, or the data have changed.
+    """
+    config = parts.config
+    with telling("restoring or initialising the state"):
+        state, saved = initial_state(
+            config, checkpoints, parts.abstract_state, parts.fresh_state, initialisers
+        )
+    check_same_run(config, parts.workdir, resuming=saved is not None)
+    position = continue_from(
+        saved,
+        batch_size=config.train.batch_size,
+        seed=config.seed,
+        num_examples=parts.examples.num_samples,
+    )
+    return state, position
+
+
+def _open_checkpoints(
+    parts: setup.Parts, stack: contextlib.ExitStack
+) -> tuple[Checkpointer, CheckpointSettings]:
+    """Open the run's checkpoints until the stack closes, which waits for the last write."""
+    config = parts.config
+    keep = CheckpointSettings(**config.checkpoint)
+    folder = parts.workdir / layout.CHECKPOINTS
+    checkpoints = Checkpointer(folder, keep, config.to_dict(), parts.vocabulary)
+    stack.callback(checkpoints.close)
+    return checkpoints, keep
+
+
+def _start_records(
+    parts: setup.Parts, first_step: int, name: str, stack: contextlib.ExitStack
+) -> tuple[Goodput, MetricWriter]:
+    """Record this start of the run; return its goodput so far, and the writer of its metrics.
+
+    Args:
+      parts: of the run.
+      first_step: the step that is resumed from.
+      name: the workdir as it was given.
+      stack: closes the writer.
+    """
+    # Before the writer drops the lines beyond the step that is resumed from.
+    goodput = Goodput(spent_before(all_records(parts.workdir), first_step))
+    config, primary = parts.config, jax.process_index() == 0
+    if primary:
+        write_start(config.to_dict(), parts.workdir, first_step, name=name)
+    writer = make_writer(
+        parts.workdir,
+        first_step,
+        primary=primary,
+        run_config=config.to_dict(),
+        tensorboard=config.tensorboard,
+        wandb_project=config.wandb_project,
+        wandb_group=config.wandb_group,
+    )
+    stack.callback(writer.close)
+    return goodput, writer
+
+
+def _step_hooks(
+    parts: setup.Parts, metrics: hooks_lib.StepMetrics, show: ProgressDisplay
+) -> list[hooks_lib.Hook]:
+    """Return the hooks that profile steps, collect their metrics and show progress."""
+    config = parts.config
+    return [
+        hooks_lib.Profile(config.profile_steps, parts.workdir / layout.PROFILE),
+        hooks_lib.LogMetrics(metrics, config.log_every_steps, config.train.batch_size),
+        hooks_lib.ShowProgress(show if jax.process_index() == 0 else _show_nothing),
+    ]
+
+
+def _record_hooks(
+    goodput: Goodput, evaluators: Sequence[tuple[Evaluator, int]], writer: MetricWriter
+) -> list[hooks_lib.Hook]:
+    """Return the hooks that evaluate and write the record of a step."""
+    return [
+        Timed(hooks_lib.Evaluate(evaluators), goodput, "evaluating"),
+        RecordGoodput(goodput),
+        hooks_lib.WriteMetrics(writer),
+    ]
 
 
 def open_workdir(
@@ -282,7 +330,7 @@ def open_batches(parts: setup.Parts, position: DataPosition) -> Iterator[DeviceP
             yield prefetcher
 
 
-def _make_step(parts: setup.Parts) -> TrainStep:
+def _make_step(parts: setup.Parts, first_step: int) -> TrainStep:
     """Return the step; it is built at its first call, to check kernels with a real batch."""
     built: list[TrainStep] = []
 
@@ -295,7 +343,7 @@ def _make_step(parts: setup.Parts) -> TrainStep:
             built.append(_build_step(parts, state, batch))
             return built[0](state, batch)
 
-    return step
+    return NormsOfLoggedSteps(step, first_step, parts.num_steps, parts.config.log_every_steps)
 
 
 def _build_step(parts: setup.Parts, state: TrainState, batch: Mapping[str, Array]) -> TrainStep:
