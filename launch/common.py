@@ -9,6 +9,7 @@ import platform
 import sys
 import traceback
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any, NoReturn
 
 import absl.logging
