@@ -145,7 +145,7 @@ def _next_commands(workdir: Path, runs: Sequence[DemoRun]) -> str:
     return "\n".join(
         (
             "Next:",
-            f"  {python} -m launch.serve --checkpoint={folder}/{_FIRST}",
+            f"  {python} -m launch.serve --checkpoint={folder}/{_FIRST} --window={size}",
             f"  {controls}",
             f"  {python} -m launch.segment --checkpoint={folder}/{_FIRST} --window={size} "
             f'--labels="{labels}" --output={folder}/segmented {folder}/examples',
