@@ -96,7 +96,7 @@ def other_results(model, variables, num_devices, folder):
         # Its collectives wait for whichever process is scheduled last.
         LinearProbe(encoder, images, others, 3, strengths=(1.0,), max_iterations=20, **options),
     ]
-    train, test = (probes[0]._embed(variables, source) for source in (images, others))
+    train, test = (probes[0].embed(variables, source) for source in (images, others))
     return {
         "classification": Classification(encoder, images, images.class_names, **options)(variables),
         "retrieval": Retrieval(encoder, images, **options)(variables),
