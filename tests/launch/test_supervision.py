@@ -97,10 +97,23 @@ common.start_jax()
 """
 
 
-def start(*arguments, **environment):
+# Addresses in hexadecimal are the first column after the number, states the third (0A: listening).
+LISTENING = (
+    START
+    + """
+from pathlib import Path
+port = f":{int(sys.argv[1].rpartition(':')[2]):04X}"
+files = [Path(f"/proc/self/net/{kind}") for kind in ("tcp", "tcp6")]
+rows = [row.split() for file in files for row in file.read_text().splitlines()[1:]]
+print(*{row[1] for row in rows if row[1].endswith(port) and row[3] == "0A"}, file=sys.stderr)
+"""
+)
+
+
+def start(*arguments, script=START, **environment):
     inherited = {k: v for k, v in os.environ.items() if not k.startswith("SLURM")}
     result = subprocess.run(
-        [sys.executable, "-c", START, *arguments],
+        [sys.executable, "-c", script, *arguments],
         env=inherited | environment,
         capture_output=True,
         text=True,
@@ -152,3 +165,17 @@ def test_a_coordinator_that_does_not_answer_is_one_sentence_within_the_stated_ti
         code, line = start(flag, "--num_processes=2", "--process_id=1")
     assert code == exit_codes.LOST
     assert line.startswith(f"error: {flag}: the processes have not joined within 3 s")
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_a_coordinator_on_the_loopback_listens_there_alone():
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    arguments = f"--coordinator=127.0.0.1:{port}", "--num_processes=1", "--process_id=0"
+    code, line = start(*arguments, script=LISTENING)
+    assert code == 0
+    loopback = {f"0100007F:{port:04X}", f"{'0' * 16}FFFF00000100007F:{port:04X}"}
+    assert line.split()
+    assert set(line.split()) <= loopback, line
