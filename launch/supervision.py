@@ -50,14 +50,18 @@ def work_in_a_child(not_joined: str = "") -> None:
     os.set_blocking(told, False)
     codes, _own_code = os.pipe()
     os.set_blocking(codes, False)
+    # A SIGTERM that comes before the parent can pass it on waits until it can.
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
     child = os.fork()
     if child == 0:
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
         end_with_parent()
         sys.excepthook = _end_at_once
         return
     # A terminal sends SIGINT to the child as well, whose exit decides.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, lambda signum, frame: os.kill(child, signum))
+    signal.pthread_sigmask(signal.SIG_SETMASK, mask)
     os.close(_own_code)
     os.close(_joined)
     status = os.waitpid(child, 0)[1]

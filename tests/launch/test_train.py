@@ -13,6 +13,7 @@ import jax
 import numpy as np
 import pytest
 from absl import flags
+from absl.testing import flagsaver
 
 from configs import tiny
 from groupvit_jax.data.pipeline.contrastive import TooManyBrokenSamplesError
@@ -48,6 +49,13 @@ def small_config(shards):
     )
     config.model.text.update(num_layers=1, width=16)
     return config
+
+
+@pytest.fixture(autouse=True)
+def _restore_flags():
+    """Flags are the process's; what one test parses must not reach those of another file."""
+    with flagsaver.flagsaver():
+        yield
 
 
 @pytest.fixture
