@@ -1,13 +1,9 @@
 """Compiles the real training step for hardware you don't have."""
 
 import dataclasses
-import logging
 import math
 import re
-import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import jax
@@ -19,12 +15,11 @@ from groupvit_jax.plan.chips import GIB
 from groupvit_jax.plan.hardware import Topology
 from groupvit_jax.train import state as state_lib
 from groupvit_jax.train.grad_cache import check_micro_batch_size
+from groupvit_jax.train.progress import telling
 from groupvit_jax.train.setup import check_fused_attention
 from groupvit_jax.train.step import make_train_step
 from groupvit_jax.train.tasks import task_of
 from groupvit_jax.typing import PyTree
-
-logger = logging.getLogger(__name__)
 
 _UNITS = {"": 1.0, "K": 2.0**10, "M": 2.0**20, "G": GIB, "T": 2.0**40}
 _SIZE = r"([\d.]+)([KMGT]?)"
@@ -33,7 +28,6 @@ _NEEDED = re.compile(rf"Used {_SIZE}i?B? of {_SIZE}i?B? hbm|\({_SIZE}\) exceeds 
 # Triton chooses the tiles of its products by timing them, for which there is no device here; cuBLAS
 # computes them instead.
 _GPU_OPTIONS = {"xla_gpu_enable_triton_gemm": False}
-_REPORT_EVERY = 30.0  # seconds
 
 
 @dataclasses.dataclass(frozen=True)
@@ -101,7 +95,7 @@ def compile_step(config: ConfigDict, topology: Topology) -> CompiledStep:
         divided, or there is no such task.
     """
     started, cpu_started = time.monotonic(), time.process_time()
-    with _progress(f"{topology}, batch {config.train.batch_size}"):
+    with telling(f"{topology}, batch {config.train.batch_size}: compiling, which takes minutes"):
         lowered, mesh, state, batch = lower_step(config, topology)
         compiled, needed = _compile(lowered, topology)
     return CompiledStep(
@@ -201,23 +195,3 @@ def _shard_bytes(tree: PyTree) -> int:
         math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize
         for leaf in jax.tree.leaves(tree)
     )
-
-
-@contextmanager
-def _progress(what: str) -> Iterator[None]:
-    """Log every 30 seconds that a compilation is still running."""
-    started, done = time.monotonic(), threading.Event()
-
-    def report() -> None:
-        while not done.wait(_REPORT_EVERY):
-            logger.info("%s: compiling for %.0f s", what, time.monotonic() - started)
-
-    logger.info("%s: compiling, which takes minutes", what)
-    thread = threading.Thread(target=report, daemon=True)
-    thread.start()
-    try:
-        yield
-    finally:
-        done.set()
-        thread.join()
-    logger.info("%s: done after %.0f s", what, time.monotonic() - started)
