@@ -5,6 +5,7 @@ import logging
 import os
 import socket
 import threading
+import urllib.request
 from collections.abc import Callable
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -147,6 +148,10 @@ def serve():
     try:
         with mock.patch.dict(os.environ, environment):
             _forget_stores()
+            # Moto keeps its buckets in globals, also those of a server that has stopped.
+            urllib.request.urlopen(
+                urllib.request.Request(f"{stores[0].moto}/moto-api/reset", method="POST")
+            ).close()
             stores[0].s3.create_bucket(Bucket=BUCKET)
             yield stores[0]
     finally:

@@ -111,6 +111,33 @@ def test_readers_copy_the_parameters_of_the_last_whole_step_and_no_more(store):
         local_checkpoint(f"{URL}/none".replace("first/", ""))
 
 
+def test_files_that_vanish_during_an_upload_do_not_end_the_run(store):
+    with BucketWorkdir(URL) as local:
+        (local.folder / "a").write_text("stays")
+        vanishing = local.folder / "b"
+        vanishing.write_text("renamed before its turn")
+
+        def vanish(method, path):
+            if path.endswith("/a"):
+                vanishing.unlink(missing_ok=True)
+
+        store.fault = vanish
+    assert sorted(objects.find_objects(URL)) == ["a"]
+
+
+def test_readers_copy_anew_what_has_changed_since(store):
+    url = f"s3://{object_store.BUCKET}/model.pth"
+    objects.write_object(url, b"one")
+    first = local_checkpoint(url)
+    assert local_checkpoint(url) == first
+    objects.write_object(url, b"two")
+    assert local_checkpoint(url).read_bytes() == b"two"
+    toy.run(URL, 7, save_every=3, log_every=2)
+    assert checkpoints.find_whole_step(local_checkpoint(URL)).name == "7"
+    toy.run(URL, 9, save_every=3, log_every=2)
+    assert checkpoints.find_whole_step(local_checkpoint(URL)).name == "9"
+
+
 def test_runs_on_a_bucket_are_found_and_read(store):
     for name in ("a", "b"):
         objects.write_object(f"s3://{object_store.BUCKET}/sweep/{name}/config.json", b"{}")

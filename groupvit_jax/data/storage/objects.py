@@ -174,27 +174,29 @@ def create_object(url: str, content: bytes) -> bool:
     return retried(create, url)
 
 
-def find_objects(url: str) -> dict[str, int]:
-    """Return the size of every object below a folder, by its path from there.
+def find_objects(url: str) -> dict[str, StoredObject]:
+    """Return every object below a folder, by its path from there.
 
     Raises:
       StorageError: the store can't be listed.
     """
+    url = url.rstrip("/")
 
-    def find() -> dict[str, int]:
-        filesystem, path = _split(url.rstrip("/"))
+    def find() -> dict[str, StoredObject]:
+        filesystem, path = _split(url)
         found = filesystem.find(path, detail=True)
         below = path.rstrip("/") + "/"
-        return {
-            name.removeprefix(below): info["size"]
+        files = {
+            name.removeprefix(below): info
             for name, info in found.items()
-            if name.startswith(below)
+            if name.startswith(below) and info["type"] == "file"
         }
+        return {name: _described(f"{url}/{name}", info) for name, info in files.items()}
 
     return retried(find, url)
 
 
-def download(url: str, path: Path, size: int) -> None:
+def download(stored: StoredObject, path: Path) -> None:
     """Copy an object to a file.
 
     Raises:
@@ -202,13 +204,13 @@ def download(url: str, path: Path, size: int) -> None:
     """
 
     def get() -> None:
-        filesystem, source = _split(url)
+        filesystem, source = _split(stored.url)
         filesystem.get_file(source, str(path))
-        if (found := path.stat().st_size) != size:
-            raise ConnectionError(f"{found} of {size} bytes came")
+        if (found := path.stat().st_size) != stored.size:
+            raise ConnectionError(f"{found} of {stored.size} bytes came")
 
     path.parent.mkdir(parents=True, exist_ok=True)
-    retried(get, url)
+    retried(get, stored.url)
 
 
 def upload(path: Path, url: str) -> None:

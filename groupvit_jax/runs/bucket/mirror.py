@@ -17,12 +17,13 @@ import os
 import shutil
 import threading
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import TracebackType
 
 from groupvit_jax.data.storage import objects
+from groupvit_jax.data.storage.objects import StoredObject
 from groupvit_jax.data.storage.retries import StorageError, is_transient
 from groupvit_jax.runs import checkpoints
 from groupvit_jax.runs.layout import CHECKPOINTS
@@ -119,22 +120,22 @@ class BucketWorkdir:
 
     def _download(self) -> None:
         found = objects.find_objects(self.url)
-        steps: dict[str, dict[str, int]] = {}
-        small: dict[str, int] = {}
-        for name, size in found.items():
+        steps: dict[str, dict[str, StoredObject]] = {}
+        small: dict[str, StoredObject] = {}
+        for name, stored in found.items():
             folder, _, rest = name.removeprefix(f"{CHECKPOINTS}/").partition("/")
             if name.startswith(f"{CHECKPOINTS}/") and rest and folder.isdecimal():
-                steps.setdefault(folder, {})[name] = size
+                steps.setdefault(folder, {})[name] = stored
             # Event files and profiles are only ever written.
             elif "/" not in name and not name.startswith(("events.", "run-")):
-                small[name] = size
+                small[name] = stored
         unfinished = [s for s, files in steps.items() if f"{_step(s)}/{MANIFEST}" not in files]
         for step in unfinished:
             self._delete_unfinished(step, steps.pop(step))
-        fetch(self.url, self.folder, small)
+        fetch(self.folder, small)
         self._sent = {name: _state(self.folder / name) for name in small}
         self._steps = set(steps)
-        download_steps(self.url, self.folder, steps)
+        download_steps(self.folder, steps)
 
     def _delete_unfinished(self, step: str, files: Iterable[str]) -> None:
         logger.info("step %s was not uploaded completely; its rest is deleted", step)
@@ -179,13 +180,21 @@ class BucketWorkdir:
 
     def _upload_small(self) -> None:
         self._last_small = time.monotonic()
-        for path in sorted(self.folder.rglob("*")):
+        for path in self._small_files():
             name = path.relative_to(self.folder).as_posix()
-            if name.split("/")[0] in (CHECKPOINTS, _UPLOADING) or not path.is_file():
-                continue
-            if self._sent.get(name) != (state := _state(path)):
-                objects.upload(path, f"{self.url}/{name}")
-                self._sent[name] = state
+            try:
+                if self._sent.get(name) != (state := _state(path)):
+                    objects.upload(path, f"{self.url}/{name}")
+                    self._sent[name] = state
+            except (FileNotFoundError, StorageError):
+                # Files are renamed and deleted at any moment; the next round finds what is there.
+                if path.exists():
+                    raise
+
+    def _small_files(self) -> Iterator[Path]:
+        for folder, folders, files in os.walk(self.folder):
+            folders[:] = sorted(set(folders) - {CHECKPOINTS, _UPLOADING})
+            yield from (Path(folder) / name for name in sorted(files))
 
     def _upload_step(self, step: Path) -> None:
         """Upload a step from a snapshot, because the run may delete it meanwhile."""
@@ -224,9 +233,8 @@ def cache_folder() -> Path:
 
 
 def download_steps(
-    url: str,
     folder: Path,
-    steps: dict[str, dict[str, int]],
+    steps: dict[str, dict[str, StoredObject]],
     items: tuple[str, ...] | None = None,
 ) -> None:
     """Download the last whole step; of the others the small files, and holes as large as the rest.
@@ -234,37 +242,36 @@ def download_steps(
     Of older steps only names, metrics and sizes are read (`checkpoints.set_aside_damaged`).
 
     Args:
-      url: of the run.
-      folder: where to.
-      steps: size by name of the files of each step.
+      folder: the local folder of the run.
+      steps: the files of each step, by their path in the folder.
       items: the items to download of the last step, None for all.
     """
     has_whole = False
     for step in sorted(steps, key=_number, reverse=True):
         files = steps[step]
         wanted = {
-            name: size
-            for name, size in files.items()
+            name: stored
+            for name, stored in files.items()
             if (items is None or _item(name, step) in (*items, ""))
-            and (size <= _COPIED_BYTES or not has_whole)
+            and (stored.size <= _COPIED_BYTES or not has_whole)
         }
-        for name, size in files.items():
+        for name, stored in files.items():
             if name not in wanted:
                 (folder / name).parent.mkdir(parents=True, exist_ok=True)
                 with (folder / name).open("wb") as hole:
-                    hole.truncate(size)
-        fetch(url, folder, wanted)
+                    hole.truncate(stored.size)
+        fetch(folder, wanted)
         [name] = [name for name in files if name.endswith(f"{step}/{MANIFEST}")] or [""]
         whole = bool(name) and checkpoints.find_damage((folder / name).parent, items) is None
         has_whole = has_whole or whole
 
 
-def fetch(url: str, folder: Path, files: dict[str, int]) -> None:
-    """Download files, by name with their sizes, into a folder."""
+def fetch(folder: Path, files: dict[str, StoredObject]) -> None:
+    """Download files into a folder, by their path in it."""
     with ThreadPoolExecutor(_THREADS) as threads:
         copies = [
-            threads.submit(objects.download, f"{url}/{name}", folder / name, size)
-            for name, size in files.items()
+            threads.submit(objects.download, stored, folder / name)
+            for name, stored in files.items()
         ]
         for done in copies:
             done.result()
