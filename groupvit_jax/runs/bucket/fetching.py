@@ -75,8 +75,8 @@ def _copied(url: str, listing: _Listing) -> Path:
         return place
     if MANIFEST in found:
         # As if it were the only step of a run, whatever its name.
-        steps = {place.name: {f"{place.name}/{name}": found[name] for name in found}}
-        return _with_steps(place.parent, steps) / place.name
+        files = {f"{place.name}/{name}": stored for name, stored in found.items()}
+        return _with_steps(place.parent, {place.name: files}) / place.name
     is_run = any(name.startswith(f"{CHECKPOINTS}/") for name in found)
     prefix = f"{CHECKPOINTS}/" if is_run else ""
     steps: dict[str, dict[str, StoredObject]] = {}
