@@ -175,6 +175,9 @@ def _optimizer() -> ConfigDict:
         b2=0.999,
         eps=1e-8,
         clip_norm=5.0,
+        # Decay of the parameters' moving average, such as 0.9999, which is evaluated, saved as the
+        # model and exported in their place; 0 for none (docs/checkpoints.md).
+        ema_decay=0.0,
         # (regex of parameters' paths, factor of the learning rate); the first match wins, without
         # one the factor is 1. With 0 they are frozen: neither gradients nor optimizer state.
         groups=(),

@@ -1,6 +1,7 @@
 """The optimizer of the published recipe: clipped AdamW, timm's warm-up and cosine schedule."""
 
 import functools
+import math
 import re
 from collections.abc import Sequence
 from typing import Any
@@ -10,7 +11,7 @@ import jax.numpy as jnp
 import optax
 from ml_collections import ConfigDict
 
-from groupvit_jax.typing import Array, Float, Params, PyTree
+from groupvit_jax.typing import Array, Float, Int, Params, PyTree
 
 # The rates that follow the batch size: all of them, as published, or the peak alone.
 SCALED_RATES = ("all", "peak")
@@ -189,6 +190,24 @@ def make_optimizer(
     # The factors scale the finished update: scaling gradients would change nothing, since Adam
     # divides by their size.
     return optax.chain(optax.masked(optimizer, trained), _scale_each(factors))
+
+
+def update_average(average: PyTree, values: PyTree, decay: float, number: Int[Array, ""]) -> PyTree:
+    """Return the exponential moving average of `number` values, corrected for its start.
+
+    As Adam's moments (arXiv 1412.6980, section 3): value i of n has a weight proportional to
+    `decay ** (n - i)`, and the weights sum to one, so the average holds nothing of the values
+    before the first. The newest has the weight `(1 - decay) / (1 - decay ** number)`.
+
+    Args:
+      average: of the values before.
+      values: the newest.
+      decay: from 0 to below 1.
+      number: of values, this one included.
+    """
+    # `1 - decay ** number` in float32 would lose half of its digits for a decay near 1.
+    weight = (1 - decay) / -jnp.expm1(number * math.log(decay))
+    return jax.tree.map(lambda a, x: a + weight * (x - a), average, values)
 
 
 def global_norm(tree: PyTree) -> Float[Array, ""]:

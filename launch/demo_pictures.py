@@ -74,12 +74,8 @@ class Snapshots(Hook):
     def after_step(self, context: StepContext) -> None:
         """Segment the scenes if it is due."""
         if context.step == 1 or context.step % EVERY_STEPS == 0 or context.is_last:
-            state = context.state
-            write_snapshot(
-                self._folder,
-                context.step,
-                self._segments(dict(params=state.params, batch_stats=state.batch_stats)),
-            )
+            segments = self._segments(context.state.variables)
+            write_snapshot(self._folder, context.step, segments)
             self._show(context.step)
 
     def _segments(self, variables: Params) -> list[Segments]:

@@ -143,8 +143,7 @@ def write(runs: Sequence[DemoRun], workdir: Path) -> str:
     scores = {run.name: run.history[-1] for run in runs}
     captions = runs[0]
     parts = setup.build(captions.config, captions.workdir)
-    fresh = parts.fresh_state()
-    variables = {"params": fresh.params, "batch_stats": fresh.batch_stats}
+    variables = parts.fresh_state().variables
     models[UNTRAINED] = models[captions.name]._replace(variables=variables)
     scores[UNTRAINED] = _scores_of(parts, variables)
     scenes = demo_pictures.read_scenes(captions.config.evaluators.test.source, CANDIDATES)

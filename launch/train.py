@@ -5,7 +5,8 @@ python -m launch.train --config=configs/groupvit_gcc_yfcc_30e.py --workdir=runs/
 
 python -m launch.train --config=runs/first/config.json --workdir=runs/again
 
-The second command repeats a run with its recorded configuration.
+The second command repeats a run with its recorded configuration. --restore_step=N goes back to the
+checkpoint of step N; docs/troubleshooting.md says when.
 
 Exit codes: 0 all steps are done; 1 training failed (the last line says why; the checkpoints are
 good); 2 something is wrong with flags, configuration, workdir (in use by another run, for example)
@@ -16,7 +17,7 @@ saved. After 75 and 143 the same command resumes.
 import errno
 import sys
 
-from absl import app
+from absl import app, flags
 
 from groupvit_jax.data.pipeline.contrastive import TooManyBrokenSamplesError
 from groupvit_jax.data.storage.retries import StorageError
@@ -33,6 +34,12 @@ from launch import common, overrides
 
 CONFIG = common.define_config_flag()
 WORKDIR = common.define_workdir_flag()
+RESTORE_STEP = flags.DEFINE_integer(
+    "restore_step",
+    None,
+    "Go back to this checkpoint, once; later ones move to checkpoints/rolled_back_to_N.",
+    lower_bound=0,
+)
 common.define_process_flags()
 
 FAILURES = NonFiniteError, TooManyBrokenSamplesError, StorageError, LockLostError, WorkdirError
@@ -57,6 +64,7 @@ def main(argv: list[str]) -> int:
                 make_evaluators=evaluators_of,
                 initialisers=INITIALISERS,
                 show=show,
+                restore_step=RESTORE_STEP.value,
             )
     except FAILURES as error:
         common.fail(exit_codes.FAILED, error)

@@ -238,6 +238,19 @@ def test_frozen_parameters_stay_and_have_no_optimizer_state(config):
     assert sum("fc1" in path for path in paths) == 4  # two moments of kernel and bias
 
 
+@pytest.mark.parametrize("decay", [0.5, 0.99999])
+def test_the_average_weighs_all_values_from_the_first_on(decay):
+    values = np.random.default_rng(0).normal(size=(30, 4))
+    average = {"kernel": jnp.full(4, 1e6)}  # of no value yet: it must have no weight
+    for number, value in enumerate(values, 1):
+        new = {"kernel": jnp.asarray(value, jnp.float32)}
+        average = optim.update_average(average, new, decay, jnp.int32(number))
+    weights = decay ** np.arange(29.0, -1, -1)
+    expected = weights @ values / weights.sum()
+    # The rounding of the first weight, which is 1, leaves a unit in the last place of 1e6.
+    np.testing.assert_allclose(average["kernel"], expected, rtol=1e-5, atol=0.2)
+
+
 def _leaves(tree):
     return jax.tree_util.tree_leaves_with_path(tree)
 

@@ -129,7 +129,9 @@ def lower_step(
     params = state_lib.abstract_params(model, shapes)
     optimizer = optim.make_optimizer(config.optimizer, schedule, params)
     rules = config.parallel.rules
-    state = state_lib.abstract_state(model, optimizer, shapes, mesh, rules)
+    # Absent in configurations recorded before there was an average.
+    decay = config.optimizer.get("ema_decay", 0.0)
+    state = state_lib.abstract_state(model, optimizer, shapes, mesh, rules, averaged=bool(decay))
     shardings = jax.tree.map(lambda leaf: leaf.sharding, state)
     by_example = parallel.batch_sharding(mesh)
     batch = {
@@ -137,7 +139,7 @@ def lower_step(
         for name, leaf in shapes.items()
     }
     loss_fn, groups = task.make_loss(model, config, mesh), config.optimizer.groups
-    step = make_train_step(loss_fn, optimizer, schedule, mesh, shardings, groups)
+    step = make_train_step(loss_fn, optimizer, schedule, mesh, shardings, groups, decay)
     return step.lower(state, batch), mesh, state, batch
 
 
@@ -166,7 +168,7 @@ def _memory(
     devices = topology.chip.devices
     parameters, optimizer, examples, rest = (
         float(devices * _shard_bytes(tree))
-        for tree in (state.params, state.opt_state, batch, state.batch_stats)
+        for tree in (state.params, state.opt_state, batch, (state.batch_stats, state.average))
     )
     known = parameters + optimizer + examples
     program = 0.0

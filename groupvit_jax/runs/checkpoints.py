@@ -112,6 +112,40 @@ def set_aside_damaged(directory: Path) -> list[str]:
     return [f"{damage}; set aside as {_set_aside(step).name}" for step, damage in damaged.items()]
 
 
+def roll_back(directory: Path, step: int) -> Path | None:
+    """Move the steps behind one out of the way, so that it is the last.
+
+    It is done once: a scheduler starts the same command again, which must not undo what the run has
+    done since.
+
+    Args:
+      directory: the folder of a run's steps, used by this run alone.
+      step: the step to go on from.
+
+    Returns:
+      The folder with the later steps; None if an earlier start has made it.
+
+    Raises:
+      ValueError: there is no such step, or it is damaged; nothing is moved.
+    """
+    target = directory / f"rolled_back_to_{step}"
+    if target.exists():
+        return None
+    steps = {int(path.name): path for path in _numbered(directory)}
+    if step not in steps:
+        kept = ", ".join(map(str, sorted(steps))) or "none"
+        raise ValueError(f"--restore_step: {step} found, expected a step in {directory} ({kept})")
+    if damage := find_damage(steps[step]):
+        raise ValueError(f"--restore_step={step}: {damage}, expected a whole step")
+    # Named when all are moved: a start that is killed here is gone on with by the next.
+    unfinished = directory / f"rolling_back_to_{step}"
+    unfinished.mkdir(exist_ok=True)
+    for number, path in steps.items():  # the last first: each that remains is whole
+        if number > step:
+            path.rename(unfinished / path.name)
+    return unfinished.rename(target)
+
+
 def find_damage(step: Path, items: Collection[str] | None = None) -> str | None:
     """Return which file of a step is damaged and how; None for a whole step.
 

@@ -21,7 +21,12 @@ EXECUTION_FIELDS = ("model.kernels", "model.scan_layers", "model.remat", "model.
 
 # What was done before there was a choice: values of fields that older records lack, where it is
 # not what a new run does.
-_EARLIER: dict[str, Any] = {"optimizer.scaled_rates": "peak", "optimizer.update_lag": 0}
+_EARLIER: dict[str, Any] = {
+    "optimizer.scaled_rates": "peak",
+    "optimizer.update_lag": 0,
+    # Kept, because an average can't begin in the middle of a run.
+    "optimizer.ema_decay": 0.0,
+}
 # A resumed run keeps these as it began, although the defaults of configs have changed since.
 KEPT_FIELDS = (*_EARLIER, "data.noun_kind")
 

@@ -126,6 +126,7 @@ _OPTIMIZER: dict[str, Rule] = {
     "b2": number(0.0, below=1.0),
     "eps": number(over=0.0),
     "clip_norm": number(over=0.0),
+    "ema_decay": number(0.0, below=1.0),
     "groups": by_pattern(
         "(regular expression, factor of at least 0) pairs, such as (('text_encoder/', 0.1),)",
         number(0.0),

@@ -31,11 +31,6 @@ logger = logging.getLogger(__name__)
 _DELETED = ".deleted"
 # Orbax writes a few hundred bytes meanwhile; a disk that takes longer is gone.
 _METADATA_SECONDS = 60
-# The item of the checkpoint that holds each field of the state.
-FIELDS = {
-    checkpoints.MODEL: ("params", "batch_stats"),
-    checkpoints.TRAINING: ("step", "opt_state", "key"),
-}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -159,7 +154,8 @@ class Checkpointer:
         )
         with checkpoints.naming_damage(folder):
             restored = self._manager.restore(step, args=items)
-        fields = {name: value for item in wanted for name, value in restored[item].items()}
+        model, training = (restored[item] for item in checkpoints.ARRAY_ITEMS)
+        fields = {**model, **training, "average": model if abstract_state.average else {}}
         state = dataclasses.replace(abstract_state, **fields)
         return state, restored[checkpoints.DATA_POSITION]
 
@@ -292,7 +288,15 @@ def _options(
 
 
 def _by_item(state: TrainState) -> dict[str, dict[str, PyTree]]:
-    return {item: {name: getattr(state, name) for name in names} for item, names in FIELDS.items()}
+    """Return the arrays of each item of the checkpoint.
+
+    The model is what inference reads: with averages they are it, and the parameters that training
+    goes on with are in the other item.
+    """
+    training = {"step": state.step, "opt_state": state.opt_state, "key": state.key}
+    if state.average:
+        training |= {"params": state.params, "batch_stats": state.batch_stats}
+    return {checkpoints.MODEL: state.variables, checkpoints.TRAINING: training}
 
 
 def _described(tree: PyTree) -> dict[str, str]:

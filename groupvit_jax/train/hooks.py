@@ -214,8 +214,7 @@ class Evaluate(Hook):
             if context.is_last or (every_steps and context.step % every_steps == 0):
                 start = time.perf_counter()
                 # Passed as they are, in their shards: a copy may not fit beside the optimizer.
-                variables = dict(params=context.state.params, batch_stats=context.state.batch_stats)
-                metrics = evaluator(variables)
+                metrics = evaluator(context.state.variables)
                 context.record.update(
                     {f"{evaluator.name}/{name}": float(value) for name, value in metrics.items()}
                 )
@@ -360,8 +359,9 @@ def progress_text(context: StepContext) -> str:
 
 def check_finite(state: TrainState, step: int) -> None:
     """Raise NonFiniteError that names the first array of the state that is not finite."""
+    arrays = (state.params, state.batch_stats, state.opt_state, state.average)
     # Reduced on the devices to one flag an array; fetching the arrays would copy the whole state.
-    finite = jax.device_get(_finite_arrays((state.params, state.batch_stats, state.opt_state)))
+    finite = jax.device_get(_finite_arrays(arrays))
     for path, value in jax.tree_util.tree_leaves_with_path(finite):
         if not value:
             name = jax.tree_util.keystr(path[1:], simple=True, separator="/")

@@ -31,7 +31,7 @@ from groupvit_jax.train import setup
 from groupvit_jax.train.checkpointer import Checkpointer, CheckpointSettings
 from groupvit_jax.train.data_position import DataPosition, continue_from
 from groupvit_jax.train.goodput_hooks import RecordGoodput, Timed
-from groupvit_jax.train.initial_state import Initialisers, initial_state
+from groupvit_jax.train.initial_state import Initialisers, initial_state, roll_back
 from groupvit_jax.train.kernel_check import checked_loss
 from groupvit_jax.train.prefetch import DeviceBatch, DevicePrefetcher
 from groupvit_jax.train.progress import telling
@@ -74,6 +74,7 @@ def train(
     initialisers: Initialisers = MappingProxyType({}),
     show: ProgressDisplay = log_progress,
     make_hooks: MakeHooks = lambda parts: (),
+    restore_step: int | None = None,
 ) -> Result:
     """Train as configured, or resume where the workdir's run stopped.
 
@@ -81,20 +82,20 @@ def train(
       config: the whole configuration.
       workdir: the run's folder, or the URL of one on a bucket; created if missing.
       make_evaluators: makes pairs of an evaluator and its interval in steps from the run's parts.
-        Passed in, as are the initialisers, because `eval` and `interop` are on the same floor.
+        Passed in like the initialisers, because `eval` and `interop` are on the same floor.
       initialisers: readers of weights by configuration field (`interop.INITIALISERS`).
       show: shows step, number of steps and a text.
-      make_hooks: makes more hooks from the run's parts; they run when a step's metrics are written.
+      make_hooks: makes more hooks from the parts; they run when a step's metrics are written.
+      restore_step: a step to go back to, once (`checkpoints.roll_back`).
 
     Raises:
-      ValueError, FileNotFoundError: something is wrong with configuration, workdir or data, or
-        another run uses the workdir; raised before anything is compiled.
+      ValueError, FileNotFoundError: configuration, workdir or data are wrong, or another run uses
+        the workdir; raised before anything is compiled.
       NonFiniteError: training has diverged; earlier checkpoints are kept.
       LockLostError: the workdir was removed, or another run has taken it over.
       TooManyBrokenSamplesError: more than `config.data.max_broken_fraction` of samples are broken.
     """
-    # Closed in reverse order: first the readers, then the checkpoints, which wait for their write,
-    # last the lock.
+    # Closed in reverse order: the readers, the checkpoints (after their write), last the lock.
     with contextlib.ExitStack() as stack:
         name = str(workdir)
         workdir, checks = open_workdir(workdir, stack)
@@ -103,7 +104,7 @@ def train(
         # Before anything is restored: wrong evaluation data should be found in seconds.
         evaluators = make_evaluators(parts)
         stop = stack.enter_context(StopRequest())
-        checkpoints, keep = _open_checkpoints(parts, stack)
+        checkpoints, keep = _open_checkpoints(parts, restore_step, name, stack)
         state, position = _restore(parts, checkpoints, initialisers)
         if position.first_step >= parts.num_steps:
             logger.info("all %d steps of this run are done", parts.num_steps)
@@ -122,8 +123,7 @@ def train(
         ]
         batches = stack.enter_context(open_batches(parts, position))
         context = hooks_lib.StepContext(position.first_step, parts.num_steps, state)
-        train_step = _make_step(parts, position.first_step)
-        context = run_steps(context, train_step, batches, hooks, metrics, stop)
+        context = run_steps(context, _make_step(parts, context.step), batches, hooks, metrics, stop)
         logger.info("wall time: %s", describe(goodput.record()))
     return Result(context.step, complete=context.is_last)
 
@@ -152,12 +152,21 @@ def _restore(
 
 
 def _open_checkpoints(
-    parts: setup.Parts, stack: contextlib.ExitStack
+    parts: setup.Parts, restore_step: int | None, name: str, stack: contextlib.ExitStack
 ) -> tuple[Checkpointer, CheckpointSettings]:
-    """Open the run's checkpoints until the stack closes, which waits for the last write."""
+    """Open the run's checkpoints until the stack closes, which waits for the last write.
+
+    Args:
+      parts: of the run.
+      restore_step: the step to go back to before.
+      name: the workdir as it was given.
+      stack: closes them.
+    """
     config = parts.config
     keep = CheckpointSettings(**config.checkpoint)
     folder = parts.workdir / layout.CHECKPOINTS
+    if restore_step is not None:
+        roll_back(folder, restore_step, name)
     checkpoints = Checkpointer(folder, keep, config.to_dict(), parts.vocabulary)
     stack.callback(checkpoints.close)
     return checkpoints, keep
@@ -349,10 +358,11 @@ def _make_step(parts: setup.Parts, first_step: int) -> TrainStep:
 def _build_step(parts: setup.Parts, state: TrainState, batch: Mapping[str, Array]) -> TrainStep:
     shardings = jax.tree.map(lambda leaf: leaf.sharding, parts.abstract_state)
     loss_fn = checked_loss(parts.task, parts.model, parts.config, parts.mesh, state, batch)
-    groups = parts.config.optimizer.groups
+    settings = parts.config.optimizer
     train_step = make_train_step(
-        loss_fn, parts.optimizer, parts.schedule, parts.mesh, shardings, groups
-    )
+        loss_fn, parts.optimizer, parts.schedule, parts.mesh, shardings, settings.groups,
+        settings.ema_decay,
+    )  # fmt: skip
     if jax.process_count() == 1:
         return train_step
     # One process may find the program in its cache and another compile for minutes, but collectives

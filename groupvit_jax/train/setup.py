@@ -70,6 +70,7 @@ class Parts:
             self.task.batch_shapes(self.config),
             self.mesh,
             self.config.parallel.rules,
+            averaged=bool(self.config.optimizer.ema_decay),
         )
         return fresh
 
@@ -124,7 +125,10 @@ def build(config: ConfigDict, workdir: Path) -> Parts:
     shapes = task.batch_shapes(config)
     params = state.abstract_params(model, shapes)
     optimizer = optim.make_optimizer(config.optimizer, schedule, params)
-    abstract = state.abstract_state(model, optimizer, shapes, mesh, config.parallel.rules)
+    averaged = bool(config.optimizer.ema_decay)
+    abstract = state.abstract_state(
+        model, optimizer, shapes, mesh, config.parallel.rules, averaged=averaged
+    )
     parts = Parts(
         config, workdir, mesh, task, model, vocabulary, tokenizer, examples, num_steps, schedule,
         optimizer, abstract,

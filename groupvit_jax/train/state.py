@@ -29,6 +29,8 @@ class TrainState:
       batch_stats: running statistics of BatchNorm.
       opt_state: the optimizer's state.
       key: base of all randomness; a step's noise is drawn from `fold_in(key, step)`.
+      average: moving averages of "params" and "batch_stats" with `config.optimizer.ema_decay`;
+        {} without it.
     """
 
     step: PyTree
@@ -36,6 +38,12 @@ class TrainState:
     batch_stats: PyTree
     opt_state: optax.OptState
     key: PyTree
+    average: PyTree = struct.field(default_factory=dict)
+
+    @property
+    def variables(self) -> PyTree:
+        """Variables that are evaluated and exported: the averages, where the run keeps them."""
+        return self.average or {"params": self.params, "batch_stats": self.batch_stats}
 
 
 def batch_shapes(config: ConfigDict) -> BatchShapes:
@@ -87,6 +95,8 @@ def init_state(
     optimizer: optax.GradientTransformation,
     key: Key[Array, ""],
     shapes: BatchShapes,
+    *,
+    averaged: bool = False,
 ) -> TrainState:
     """Return the state before the first step; see `create_sharded_state` for the arguments."""
     params_key, noise_key = jax.random.split(key)
@@ -97,7 +107,14 @@ def init_state(
         batch_stats=variables.get("batch_stats", {}),
         opt_state=optimizer.init(variables["params"]),
         key=noise_key,
+        average=start_average(variables) if averaged else {},
     )
+
+
+def start_average(variables: PyTree) -> PyTree:
+    """Return copies of "params" and "batch_stats": a step donates both, each with its buffers."""
+    copies: PyTree = jax.tree.map(jnp.copy, variables)
+    return {"params": copies["params"], "batch_stats": copies.get("batch_stats", {})}
 
 
 def abstract_state(
@@ -106,13 +123,15 @@ def abstract_state(
     shapes: BatchShapes,
     mesh: Mesh,
     rules: parallel.Rules,
+    *,
+    averaged: bool = False,
 ) -> TrainState:
     """Return the state's shapes with their shardings: what to restore a checkpoint into.
 
     Raises:
       ValueError: the rules don't fit the parameters or the mesh.
     """
-    init = functools.partial(init_state, model, optimizer, shapes=shapes)
+    init = functools.partial(init_state, model, optimizer, shapes=shapes, averaged=averaged)
     tree = jax.eval_shape(init, jax.random.key(0))
     shardings = parallel.shardings(mesh, parallel.partition_specs(tree, rules), tree)
     return jax.tree.map(
@@ -129,6 +148,8 @@ def create_sharded_state(
     shapes: BatchShapes,
     mesh: Mesh,
     rules: parallel.Rules,
+    *,
+    averaged: bool = False,
 ) -> tuple[TrainState, PyTree]:
     """Create the state on the mesh; no leaf ever exists unsharded.
 
@@ -139,6 +160,7 @@ def create_sharded_state(
       shapes: of a batch.
       mesh: the device mesh.
       rules: `config.parallel.rules`.
+      averaged: whether the state holds moving averages.
 
     Returns:
       The state, the same on every mesh, and its shardings as a tree of the same structure.
@@ -146,7 +168,7 @@ def create_sharded_state(
     Raises:
       ValueError: the rules don't fit the parameters or the mesh.
     """
-    abstract = abstract_state(model, optimizer, shapes, mesh, rules)
+    abstract = abstract_state(model, optimizer, shapes, mesh, rules, averaged=averaged)
     shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract)
-    init = functools.partial(init_state, model, optimizer, shapes=shapes)
+    init = functools.partial(init_state, model, optimizer, shapes=shapes, averaged=averaged)
     return jax.jit(init, out_shardings=shardings)(key), shardings

@@ -24,6 +24,7 @@ def make_train_step(
     mesh: Mesh,
     state_shardings: PyTree,
     groups: Sequence[tuple[str, float]],
+    ema_decay: float = 0.0,
 ) -> Any:
     """Return the jitted `(state, batch) -> (state, metrics)`, which donates the given state.
 
@@ -34,6 +35,7 @@ def make_train_step(
       mesh: the device mesh.
       state_shardings: shardings of the state, from `create_sharded_state`.
       groups: `config.optimizer.groups`; parameters of a group with factor 0 are frozen.
+      ema_decay: `config.optimizer.ema_decay`; the state's averages follow if it is not 0.
 
     Returns:
       A jitted function of the state and a global batch (see `typing.Batch`). Its metrics are
@@ -52,7 +54,11 @@ def make_train_step(
         metrics["gradient_norm"] = optim.global_norm(gradients)
         updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
-        state = TrainState(state.step + 1, params, batch_stats, opt_state, state.key)
+        step, average = state.step + 1, state.average
+        if ema_decay:
+            values = {"params": params, "batch_stats": batch_stats}
+            average = optim.update_average(average, values, ema_decay, step)
+        state = TrainState(step, params, batch_stats, opt_state, state.key, average)
         return state, jax.tree.map(jnp.float32, metrics)
 
     return jax.jit(

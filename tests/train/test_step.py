@@ -81,11 +81,14 @@ class Run:
         )
         optimizer = optim.make_optimizer(config.optimizer, self.schedule, params)
         self.state, self.shardings = state_lib.create_sharded_state(
-            model, optimizer, jax.random.key(1), shapes, self.mesh, config.parallel.rules
-        )
+            model, optimizer, jax.random.key(1), shapes, self.mesh, config.parallel.rules,
+            averaged=bool(config.optimizer.ema_decay),
+        )  # fmt: skip
         loss_fn = contrastive_task.make_contrastive_loss(model, config, self.mesh)
-        groups = config.optimizer.groups
-        step = make_train_step(loss_fn, optimizer, self.schedule, self.mesh, self.shardings, groups)
+        groups, decay = config.optimizer.groups, config.optimizer.ema_decay
+        step = make_train_step(
+            loss_fn, optimizer, self.schedule, self.mesh, self.shardings, groups, decay
+        )
         self.step = step.lower(self.state, shapes).compile()
 
     def __call__(self, batch):

@@ -1,0 +1,50 @@
+"""Runs with a moving average: saved, resumed, evaluated and exported."""
+
+import os
+
+import jax
+import numpy as np
+import pytest
+
+from groupvit_jax.interop.load import load_pretrained
+from groupvit_jax.train import setup
+from groupvit_jax.train.checkpointer import Checkpointer, CheckpointSettings
+from groupvit_jax.train.loop import train
+from launch.train import evaluators_of
+from tests.launch.test_train import lines, same, small_config
+from tests.train import toy
+
+
+def final_state(config, workdir):
+    parts = setup.build(config, workdir)
+    checkpoints = Checkpointer(workdir / "checkpoints", CheckpointSettings(**config.checkpoint))
+    state, _ = checkpoints.restore_latest(parts.abstract_state)
+    checkpoints.close()
+    return jax.device_get(state)
+
+
+@pytest.mark.slow
+def test_a_resumed_run_equals_an_undisturbed_one_bit_for_bit(shards, tmp_path, caplog):
+    config = small_config(shards)
+    config.optimizer.ema_decay = 0.9
+    source = dict(kind="webdataset", pattern=shards)
+    config.evaluators = dict(
+        recall=dict(kind="retrieval", source=source, every_steps=3, resize=32, crop=32)
+    )
+    whole, moved = tmp_path / "whole", tmp_path / "moved"
+    assert train(config, whole, make_evaluators=evaluators_of).complete
+    # Of the run's start, its first half alone.
+    (moved / "checkpoints").mkdir(parents=True)
+    os.rename(whole / "checkpoints" / "3", moved / "checkpoints" / "3")
+    (moved / "config.json").write_bytes((whole / "config.json").read_bytes())
+    config.optimizer.ema_decay = 0.0  # kept as the run began
+    assert train(config, moved, make_evaluators=evaluators_of).complete
+    assert "config.optimizer.ema_decay: 0.9, with which the run" in caplog.text
+    state, resumed = (final_state(config, workdir) for workdir in (whole, moved))
+    toy.assert_same(resumed, state)
+    scores = [lines(run)[-1]["recall/image_to_text_r1"] for run in (whole, moved)]
+    assert scores[0] == scores[1]
+    # What others read is the average, not the parameters.
+    toy.assert_same(load_pretrained(whole).variables, state.average)
+    assert not np.array_equal(state.average["params"]["logit_scale"], state.params["logit_scale"])
+    assert same(load_pretrained(whole), load_pretrained(moved))
