@@ -111,6 +111,9 @@ def _loss() -> ConfigDict:
         multi_label_weight=1.0,
         local_weight=0.0,  # of the alignment of segments with words, docs/losses.md
         local_words="tokens",  # of the caption; or "prompts"
+        local_seekers="both",  # or "words": segments need not resemble a word
+        mixed_weight=0.0,  # of the patches of mixed images, docs/losses.md
+        mixed_cell=2,  # side of the squares that are mixed, in patches
         # Whether equal texts of different images in a batch count as "negatives", as published, or
         # as "positives".
         identical_texts="negatives",

@@ -19,6 +19,8 @@ from groupvit_jax.typing import Array, Bool, Float, Int
 
 # Words of an image: the tokens of its caption, or its prompts, one for each noun.
 LOCAL_WORDS = ("tokens", "prompts")
+# Who looks for a counterpart: segments and words, or words alone (arXiv 2304.01114).
+LOCAL_SEEKERS = ("both", "words")
 # Instead of minus infinity: inf - inf is NaN.
 NEVER = -1e30
 
@@ -30,6 +32,7 @@ def local_alignment_loss(
     logit_scale: Float[Array, ""],
     pairing: Pairing = pairwise.ON_ONE_DEVICE,
     ids: Int[Array, "B"] | None = None,
+    seekers: str = "both",
 ) -> tuple[Float[Array, ""], Metrics]:
     """Match images with texts by their parts.
 
@@ -38,6 +41,8 @@ def local_alignment_loss(
     image i, `T[i, j] = mean_w max_g s[i, g, j, w]`, over unmasked words. The loss is the mean
     of two cross-entropies over the global batch: of A over all texts, for each image, against its
     own text; and of T over all images, for each text, against its own image.
+
+    With "words" as seekers T takes A's place: background need not resemble a word (2304.01114).
 
     A text without words is never a negative, and neither it nor its image contributes to the mean;
     the image stays a negative of other texts. With ids, the positives of an image are all texts
@@ -52,7 +57,8 @@ def local_alignment_loss(
       pairing: where and how it is computed. A block has as many examples as have together at
         most `block_size` segments or words, but at least one. Its kind is ignored: always a
         softmax.
-      ids: identities of the texts; None: every text counts as different.
+      ids: identities of the texts; None: all are different.
+      seekers: one of `LOCAL_SEEKERS`.
 
     Returns:
       The value over the global batch, 0 if there are no words, and its metrics:
@@ -66,8 +72,8 @@ def local_alignment_loss(
         kind="softmax",
         block_size=max(1, pairing.block_size // max(segments.shape[1], words.shape[1])),
     )
-    position = pairwise.global_positions(pairing, len(segments))
-    found = _compare(pairing, segments, words, word_mask, position if ids is None else ids)
+    own_ids = pairwise.global_positions(pairing, len(segments)) if ids is None else ids
+    found = _compare(pairing, seekers, segments, words, word_mask, own_ids)
     image, text = (jax.tree.map(lambda x: x[:, 0], totals) for totals in found)
     has_words = word_mask.any(axis=1)
     mean = _mean_over_texts(pairing, has_words)
@@ -96,27 +102,28 @@ class Examples(NamedTuple):
     ids: Int[Array, "B"]
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
 def _compare(
     pairing: Pairing,
+    seekers: str,
     segments: Float[Array, "B G D"],
     words: Float[Array, "B W D"],
     mask: Bool[Array, "B W"],
     ids: Int[Array, "B"],
 ) -> Both:
     """Compare this device's images with all texts, and its texts with all images."""
-    return _compare_forward(pairing, segments, words, mask, ids)[0]
+    return _compare_forward(pairing, seekers, segments, words, mask, ids)[0]
 
 
 def _compare_forward(
-    pairing: Pairing, segments: Array, words: Array, mask: Array, ids: Array
+    pairing: Pairing, seekers: str, segments: Array, words: Array, mask: Array, ids: Array
 ) -> tuple[Both, Any]:
     own = Examples(segments, words, mask, ids)
     everyone = pairwise.gather(pairing, own)
 
     def add(totals: Both, block: Examples) -> Both:
-        to_text, _ = _similarities(own.segments, block.words, block.mask)
-        _, to_image = _similarities(block.segments, own.words, own.mask)
+        to_text, _ = _similarities(seekers, own.segments, block.words, block.mask)
+        _, to_image = _similarities(seekers, block.segments, own.words, own.mask)
         add_to = functools.partial(pairwise.add_logits, "softmax", _same(own, block)[:, None])
         return Both(
             add_to(totals.image, to_text[:, None]), add_to(totals.text, to_image.T[:, None])
@@ -130,7 +137,7 @@ def _compare_forward(
 
 
 def _compare_backward(
-    pairing: Pairing, residuals: Any, gradients: Both
+    pairing: Pairing, seekers: str, residuals: Any, gradients: Both
 ) -> tuple[Array | None, ...]:
     own, everyone, image_total, text_total = residuals
     image_side = pairwise.side(image_total, gradients.image)
@@ -140,8 +147,10 @@ def _compare_backward(
     def add(sums: tuple[Array, Array], block: tuple[Examples, Side, Side]) -> tuple[Array, Array]:
         examples, block_image_side, block_text_side = block
         same = _same(own, examples)
-        by_segments = functools.partial(_similarities, words=examples.words, mask=examples.mask)
-        by_words = functools.partial(_similarities, examples.segments, mask=own.mask)
+        by_segments = functools.partial(
+            _similarities, seekers, words=examples.words, mask=examples.mask
+        )
+        by_words = functools.partial(_similarities, seekers, examples.segments, mask=own.mask)
         segments = _pull_back(by_segments, own.segments, same, image_side, block_text_side)
         words = _pull_back(by_words, own.words, same.T, block_image_side, text_side)
         return sums[0] + segments, sums[1] + words
@@ -154,13 +163,18 @@ _compare.defvjp(_compare_forward, _compare_backward)
 
 
 def _similarities(
-    segments: Float[Array, "B G D"], words: Float[Array, "C W D"], mask: Bool[Array, "C W"]
+    seekers: str,
+    segments: Float[Array, "B G D"],
+    words: Float[Array, "C W D"],
+    mask: Bool[Array, "C W"],
 ) -> tuple[Float[Array, "B C"], Float[Array, "B C"]]:
     """Return the similarities `A` of images to texts and `T`, transposed, of texts to images."""
     scores = product("bgd,cwd->bcgw", segments, words)
-    to_text = jnp.where(mask[:, None], scores, NEVER).max(axis=3).mean(axis=2)
     to_image = jnp.where(mask, scores.max(axis=2), 0.0).sum(axis=2)
-    return to_text, to_image / jnp.maximum(mask.sum(axis=1), 1)
+    to_image /= jnp.maximum(mask.sum(axis=1), 1)
+    if seekers == "words":
+        return jnp.where(mask.any(axis=1), to_image, NEVER), to_image
+    return jnp.where(mask[:, None], scores, NEVER).max(axis=3).mean(axis=2), to_image
 
 
 def _same(own: Examples, block: Examples) -> Bool[Array, "B C"]:

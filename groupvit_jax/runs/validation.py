@@ -158,6 +158,13 @@ def _loss(values: Values) -> Iterator[str]:
         )
 
 
+def _mixed(values: Values) -> Iterator[str]:
+    weight, tokens = values["loss.mixed_weight"], values["model.image.num_group_tokens"]
+    if weight and not any(tokens):
+        expected = f"0 with config.model.image.num_group_tokens {tokens}, which groups nothing"
+        yield line("loss.mixed_weight", weight, expected)
+
+
 def _texts(values: Values) -> Iterator[str]:
     length, longest = values["data.packed_length"], values["model.text.context_length"]
     if length < longest:
@@ -226,7 +233,7 @@ def _starting_points(values: Values) -> Iterator[str]:
     for field, expected in (
         ("init_from", "a checkpoint, an export or a .pth, or '' to start from random weights"),
         ("image_init_from", "a plain ViT's file or directory (docs/pretrained.md), or ''"),
-        ("text_init_from", "a Hugging Face directory of a BERT or a CLIP, or ''"),
+        ("text_init_from", "a Hugging Face directory of a BERT, a CLIP or a SigLIP, or ''"),
     ):
         if _is_gone(path := values[field]):
             yield (
@@ -259,6 +266,7 @@ def _is_written_list(value: str) -> bool:
 _CHECKS: tuple[tuple[tuple[str, ...], FindErrors], ...] = (
     (("model.",), _model),
     (("loss.", "model.initial_logit_bias", "data.num_nouns"), _loss),
+    (("loss.mixed_weight", "model.image.num_group_tokens"), _mixed),
     (("data.packed_length", "model.text.context_length"), _texts),
     (("data.augment.", "segmentation."), _ranges),
     (("train.batch_size", "train.micro_batch_size"), _batches),

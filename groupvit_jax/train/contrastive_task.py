@@ -2,6 +2,8 @@
 
 import dataclasses
 import functools
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import flax.linen as nn
@@ -13,17 +15,17 @@ from ml_collections import ConfigDict
 from groupvit_jax import losses, parallel
 from groupvit_jax.models import preprocess
 from groupvit_jax.models.layers import example_keys
-from groupvit_jax.train import grad_cache
+from groupvit_jax.train import grad_cache, mixing
 from groupvit_jax.train.forward import (
-    groups_in_use,
-    mean_in_use,
+    batch_means,
+    group_statistics,
     noise_ids,
     noise_keys,
     on_mesh,
 )
 from groupvit_jax.train.state import TrainState
 from groupvit_jax.train.step import LossFn, Metrics
-from groupvit_jax.typing import Array, Batch, Float, Int, PyTree, TwoTowerOutput
+from groupvit_jax.typing import Array, Batch, Float, PyTree, TwoTowerOutput
 
 LOSSES = ("global", "multi_label")
 
@@ -38,6 +40,9 @@ class LossSettings:
       multi_label_weight: weight of the loss of images and prompts.
       local_weight: weight of the alignment of segments with words; 0 leaves it out.
       local_words: one of `losses.LOCAL_WORDS`.
+      local_seekers: one of `losses.LOCAL_SEEKERS`.
+      mixed_weight: weight of the patches of mixed images; 0 leaves them out.
+      mixed_cell: side of the squares that are mixed, in patches.
       identical_texts: one of `losses.IDENTICAL_TEXTS`.
       exchange: one of `losses.EXCHANGES`.
       block_size: examples that a device compares its own with at once.
@@ -48,6 +53,9 @@ class LossSettings:
     multi_label_weight: float = 1.0
     local_weight: float = 0.0
     local_words: str = "tokens"
+    local_seekers: str = "both"
+    mixed_weight: float = 0.0
+    mixed_cell: int = 2
     identical_texts: str = "negatives"
     exchange: str = "all_gather"
     block_size: int = 256
@@ -78,11 +86,47 @@ def make_contrastive_loss(model: nn.Module, config: ConfigDict, mesh: Mesh) -> L
       mesh: the device mesh.
 
     Returns:
-      A function whose metrics are `loss`, for each loss `global/...`, `multi_label/...` and
-      `local/...` the unweighted `loss` and the metrics of `losses`, `text_overflow` (share of the
-      images with a prompt that did not fit) and `groups_in_use/stage_I`.
+      A function whose metrics are `loss`, for each loss (`global/...`, `multi_label/...`,
+      `local/...`, `mixed/...`) the unweighted `loss` and the metrics of `losses`, `text_overflow`
+      (share of the images with a prompt that did not fit) and those of `group_statistics`.
     """
     settings = LossSettings(**config.loss)
+    model, encode = _make_encode(model, config, settings, mesh)
+
+    def loss_fn(
+        params: PyTree, state: TrainState, batch: Batch
+    ) -> tuple[Float[Array, ""], tuple[PyTree, Metrics]]:
+        rows = {name: batch[name] for name in ("image", "text", "text_ends")}
+        rows["noise_ids"], keys, owner = noise_ids(batch, mesh), noise_keys(state), None
+        if settings.mixed_weight:
+            rows["mixed"], owner = mixing.mix_images(
+                keys["random_erasing"], rows["noise_ids"], batch["image"],
+                model.image_encoder.patch_size, settings.mixed_cell,
+            )  # fmt: skip
+        features = encode(params, keys, rows)
+        output, updated = model.apply(
+            {"params": params, "batch_stats": state.batch_stats},
+            features.image,
+            features.text,
+            **mixing.join(features.parts, features.mixed),
+            train=True,
+            mutable=["batch_stats"],
+            method="project",
+        )
+        more: dict[str, Any] = {}
+        if owner is not None:
+            output, *more["mixed"] = mixing.mixed_loss(output, features.mixed["maps"], owner)
+        loss, metrics = contrastive_loss(output, settings, mesh, batch, more)
+        metrics["text_overflow"] = (batch["text_overflow"] > 0).mean()
+        return loss, (updated["batch_stats"], metrics | batch_means(features.groups))
+
+    return loss_fn
+
+
+def _make_encode(
+    model: nn.Module, config: ConfigDict, settings: LossSettings, mesh: Mesh
+) -> tuple[Any, grad_cache.Encode]:
+    """Return the model as the mesh computes it, and the function that encodes a batch with it."""
     micro_batch_size = config.train.micro_batch_size
     in_parts = micro_batch_size is not None
     model, has_kernels = on_mesh(
@@ -103,27 +147,7 @@ def make_contrastive_loss(model: nn.Module, config: ConfigDict, mesh: Mesh) -> L
         encode = grad_cache.in_micro_batches(
             encode, micro_batch_size, mesh, with_kernels=has_kernels
         )
-
-    def loss_fn(
-        params: PyTree, state: TrainState, batch: Batch
-    ) -> tuple[Float[Array, ""], tuple[PyTree, Metrics]]:
-        rows = {name: batch[name] for name in ("image", "text", "text_ends")}
-        rows["noise_ids"] = noise_ids(batch, mesh)
-        features = encode(params, noise_keys(state), rows)
-        output, updated = model.apply(
-            {"params": params, "batch_stats": state.batch_stats},
-            features.image,
-            features.text,
-            **features.parts,
-            train=True,
-            mutable=["batch_stats"],
-            method="project",
-        )
-        loss, metrics = contrastive_loss(output, settings, mesh, batch)
-        metrics["text_overflow"] = (batch["text_overflow"] > 0).mean()
-        return loss, (updated["batch_stats"], metrics | mean_in_use(features.groups_in_use))
-
-    return loss_fn
+    return model, encode
 
 
 class Features(NamedTuple):
@@ -132,15 +156,17 @@ class Features(NamedTuple):
     Attributes:
       image: embeddings of the images.
       text: features of their texts.
-      groups_in_use: counts by stage, see `groups_in_use`.
+      groups: see `group_statistics`.
       parts: inputs of the local alignment: "segments" [B, G, C] and, unless prompts are its words,
         "tokens" [B, W, Q].
+      mixed: see `mixing.encode_mixed`.
     """
 
     image: Float[Array, "B C"]
     text: Float[Array, "B N Q"]
-    groups_in_use: dict[str, Int[Array, "B"]]
+    groups: dict[str, Float[Array, "B"]]
     parts: dict[str, Float[Array, "B _ _"]]
+    mixed: dict[str, Float[Array, "B _ _"]]
 
 
 def encode_examples(
@@ -157,8 +183,8 @@ def encode_examples(
       model: a model with `TwoTower.encode`.
       params: parameters of the model.
       keys: the step's keys, from `noise_keys`.
-      rows: "image", "text" and "text_ends" of a batch or of rows of one, and "noise_ids", the
-        examples' positions in the global batch.
+      rows: "image", "text" and "text_ends" of a batch or of rows of one, "noise_ids", the
+        examples' positions in the global batch, and maybe "mixed", images mixed with others.
       erasing: probability of random erasing.
       parts: names of the parts to keep, `LossSettings.parts`.
     """
@@ -180,11 +206,16 @@ def encode_examples(
     text, tokens = jnp.split(text, [rows["text_ends"].shape[1]], axis=1)
     found = {"segments": features.segments, "tokens": tokens}
     kept = {name: found[name] for name in parts}
-    return Features(features.embedding, text, groups_in_use(features), kept)
+    mixed = mixing.encode_mixed(model, params, keys, rows)
+    return Features(features.embedding, text, group_statistics(features), kept, mixed)
 
 
 def contrastive_loss(
-    output: TwoTowerOutput, settings: LossSettings, mesh: Mesh, batch: Batch
+    output: TwoTowerOutput,
+    settings: LossSettings,
+    mesh: Mesh,
+    batch: Batch,
+    more: Mapping[str, tuple[Float[Array, ""], Metrics]] = MappingProxyType({}),
 ) -> tuple[Float[Array, ""], Metrics]:
     """Return the weighted sum of the losses, and their metrics.
 
@@ -198,6 +229,7 @@ def contrastive_loss(
       mesh: the device mesh.
       batch: the global batch: "text_ids" tells identical texts, "text_ends" the words present. The
         published losses need neither.
+      more: further losses by name, each with its metrics.
     """
     ids = batch["text_ids"] if settings.identical_texts == "positives" else None
     num_losses = 1 if output.text.shape[1] == 1 else 2
@@ -228,11 +260,12 @@ def contrastive_loss(
     found = dict(zip(LOSSES, compare(rows, scales, biases), strict=False))
     if settings.local_weight:
         found["local"] = local_loss(output, settings, mesh, batch)
+    found |= more
     total: Float[Array, ""] = jnp.float32(0)
     metrics: Metrics = {}
-    for name, (value, more) in found.items():
+    for name, (value, its_metrics) in found.items():
         total += getattr(settings, f"{name}_weight") * value
-        metrics |= {f"{name}/loss": value} | {f"{name}/{key}": m for key, m in more.items()}
+        metrics |= {f"{name}/loss": value} | {f"{name}/{key}": m for key, m in its_metrics.items()}
     return total, metrics | {"loss": total}
 
 
@@ -259,7 +292,9 @@ def local_loss(
 
     def on_device(rows: PyTree, scale: Array) -> Any:
         segments, words, mask, ids = rows
-        return losses.local_alignment_loss(segments, words, mask, scale, settings.pairing, ids)
+        return losses.local_alignment_loss(
+            segments, words, mask, scale, settings.pairing, ids, settings.local_seekers
+        )
 
     by_row, alike = PartitionSpec(parallel.BATCH_AXES), PartitionSpec()
     compare = jax.shard_map(on_device, mesh=mesh, in_specs=(by_row, alike), out_specs=alike)

@@ -1,6 +1,7 @@
 """Shared by the forward passes of all tasks: placement on the mesh, noise, use of the groups."""
 
 import functools
+import math
 from typing import Any
 
 import jax
@@ -8,14 +9,16 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from groupvit_jax import parallel
+from groupvit_jax.losses import l2_normalize
 from groupvit_jax.models import fused_attention as fused_attention_lib
 from groupvit_jax.models.blocks import with_execution
 from groupvit_jax.models.fused_attention import has_cudnn
+from groupvit_jax.models.grouping import group_maps
 from groupvit_jax.models.kernels import stacks
 from groupvit_jax.models.layers import attend
 from groupvit_jax.train.state import TrainState
 from groupvit_jax.train.step import Metrics
-from groupvit_jax.typing import Array, Batch, ImageFeatures, Int, Key
+from groupvit_jax.typing import Array, Batch, Float, ImageFeatures, Int, Key
 
 # The order decides which key each kind gets: a change of it changes the noise of every run.
 NOISE = ("drop_path", "gumbel", "random_erasing")
@@ -78,18 +81,43 @@ def noise_keys(state: TrainState) -> dict[str, Key[Array, ""]]:
     return dict(zip(NOISE, keys, strict=True))
 
 
-def groups_in_use(features: ImageFeatures) -> dict[str, Int[Array, "B"]]:
-    """Return, by stage, how many groups of each image are the best match of some segment.
+def group_statistics(features: ImageFeatures) -> dict[str, Float[Array, "B"]]:
+    """Return what tells a collapse of the grouping, for each image and metric.
 
-    A model whose grouping has collapsed uses one group an image, whatever its loss.
+    A model whose grouping has collapsed uses one group an image, whatever its loss: its patches all
+    go to one group, or its groups are all alike.
+
+    Returns:
+      For each grouping stage I `groups_in_use/stage_I`, the number of groups that are the best
+      match of some segment, `largest_group/stage_I`, the share of the image's patches in the
+      largest group, and `assignment_entropy/stage_I`, the mean entropy of the segments' soft
+      assignments, over its largest value: 0 when decided, 1 when all groups are alike. And
+      `group_cosine`, the mean cosine between the groups of the last stage, 1 for one group.
     """
-    counts = {}
-    for stage, assignment in enumerate(features.assignments):
-        best = jax.nn.one_hot(assignment.argmax(axis=1), assignment.shape[1], dtype=bool)
-        counts[f"stage_{stage}"] = best.any(axis=1).sum(axis=1)
-    return counts
+    # A measurement only: without this, micro-batches would carry zeros backward through it.
+    features = jax.lax.stop_gradient(features)
+    found: dict[str, Float[Array, "B"]] = {}
+    L = features.assignments[0].shape[2] if features.assignments else 1
+    of_patches = group_maps(features.assignments, (1, L))
+    for stage, (assignment, maps) in enumerate(zip(features.assignments, of_patches, strict=True)):
+        G = assignment.shape[1]
+        best = jax.nn.one_hot(assignment.argmax(axis=1), G, dtype=bool)
+        found[f"groups_in_use/stage_{stage}"] = best.any(axis=1).sum(axis=1, dtype=jnp.float32)
+        patches = jax.nn.one_hot(maps[:, 0].argmax(axis=2), G).sum(axis=1)
+        found[f"largest_group/stage_{stage}"] = patches.max(axis=1) / L
+        soft = assignment.astype(jnp.float32)
+        entropy = -jax.scipy.special.xlogy(soft, soft).sum(axis=1).mean(axis=1)
+        found[f"assignment_entropy/stage_{stage}"] = entropy / math.log(max(G, 2))
+    return found | {"group_cosine": _mean_cosine(features.segments)}
 
 
-def mean_in_use(counts: dict[str, Int[Array, "B"]]) -> Metrics:
-    """Return the metrics `groups_in_use/stage_I`: the counts' mean over the batch."""
-    return {f"groups_in_use/{stage}": count.mean() for stage, count in counts.items()}
+def _mean_cosine(segments: Float[Array, "B G C"]) -> Float[Array, "B"]:
+    """Return the mean cosine of all pairs, by the square of their sum; 1 without a pair."""
+    G = segments.shape[1]
+    total = l2_normalize(segments).sum(axis=1)
+    return (jnp.square(total).sum(axis=1) - G) / (G * (G - 1)) if G > 1 else jnp.ones(len(total))
+
+
+def batch_means(statistics: dict[str, Float[Array, "B"]]) -> Metrics:
+    """Return the mean of each over the batch."""
+    return {name: values.mean() for name, values in statistics.items()}

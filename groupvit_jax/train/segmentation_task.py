@@ -9,8 +9,8 @@ from groupvit_jax.models import preprocess
 from groupvit_jax.models.grouping import resize_maps
 from groupvit_jax.models.segmentation import SegmentationModel
 from groupvit_jax.train.forward import (
-    groups_in_use,
-    mean_in_use,
+    batch_means,
+    group_statistics,
     noise_ids,
     noise_keys,
     on_mesh,
@@ -33,7 +33,7 @@ def make_segmentation_loss(
 
     Returns:
       A function whose metrics are `loss`, `labelled_pixels` (the share that counts) and
-      `groups_in_use/stage_I`.
+      those of `group_statistics`.
     """
     model, _ = on_mesh(model, mesh, kernels=kernels, fused_attention=fused_attention)
 
@@ -52,7 +52,7 @@ def make_segmentation_loss(
         maps = resize_maps(output.maps, (H, W), model.image_encoder.patch_size)
         loss, labelled = losses.segmentation_loss(maps, output.logits, batch["mask"])
         metrics = {"loss": loss, "labelled_pixels": labelled}
-        in_use = mean_in_use(groups_in_use(output.features))
-        return loss, (state.batch_stats, metrics | in_use)
+        metrics |= batch_means(group_statistics(output.features))
+        return loss, (state.batch_stats, metrics)
 
     return loss_fn

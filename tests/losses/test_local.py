@@ -14,7 +14,7 @@ B, G, W, D = 16, 3, 5, 8
 SCALE = jnp.log(1 / 0.07)
 
 
-def reference(segments, words, logit_scale, mask, ids=None):
+def reference(segments, words, logit_scale, mask, ids=None, seekers="both"):
     """The loss from all scores of segments [B, G, D] and words [B, W, D], one pair at a time."""
     segments, words = (x / np.linalg.norm(x, axis=-1, keepdims=True) for x in (segments, words))
     scale = min(np.exp(logit_scale), 100)
@@ -25,6 +25,8 @@ def reference(segments, words, logit_scale, mask, ids=None):
             scores = scale * segments[i] @ words[j, mask[j]].T
             to_text[i, j] = scores.max(1).mean()
             to_image[i, j] = scores.max(0).mean()
+    if seekers == "words":
+        to_text = to_image
     ids = np.arange(len(words)) if ids is None else np.asarray(ids)
     total = 0
     for k in with_words:
@@ -35,13 +37,13 @@ def reference(segments, words, logit_scale, mask, ids=None):
 
 
 @functools.cache
-def compiled(num_devices=1, exchange="all_gather", block_size=256, with_ids=False):
+def compiled(num_devices=1, exchange="all_gather", block_size=256, with_ids=False, seekers="both"):
     """A jitted loss with gradients and metrics."""
     pairing = losses.Pairing("softmax", parallel.BATCH_AXES, exchange, block_size)
 
     def on_device(segments, words, scale, mask, ids):
         given = ids if with_ids else None
-        return losses.local_alignment_loss(segments, words, mask, scale, pairing, given)
+        return losses.local_alignment_loss(segments, words, mask, scale, pairing, given, seekers)
 
     by_row, alike = PartitionSpec(parallel.BATCH_AXES), PartitionSpec()
     total = jax.shard_map(
@@ -65,11 +67,12 @@ def arguments(batch=B):
 
 
 @functools.cache
-def finite_differences(with_ids):
+def finite_differences(with_ids, seekers):
     """The reference's value and gradient in float64."""
     *flat, mask, ids = arguments()
     flat = [np.array(x, np.float64) for x in flat]
-    value_of = functools.partial(reference, mask=mask, ids=ids if with_ids else None)
+    ids = ids if with_ids else None
+    value_of = functools.partial(reference, mask=mask, ids=ids, seekers=seekers)
     gradients = [np.zeros_like(leaf) for leaf in flat]
     for leaf, gradient in zip(flat, gradients, strict=True):
         for place in np.ndindex(leaf.shape):
@@ -92,11 +95,12 @@ WAYS = [
 ]
 
 
+@pytest.mark.parametrize("seekers", losses.LOCAL_SEEKERS)
 @pytest.mark.parametrize("with_ids", [False, True])
 @pytest.mark.parametrize("way", WAYS)
-def test_value_and_gradients_equal_the_sum_over_pairs(way, with_ids):
-    (value, _), gradients = compiled(*way, with_ids=with_ids)(*arguments())
-    expected, expected_gradients = finite_differences(with_ids)
+def test_value_and_gradients_equal_the_sum_over_pairs(way, with_ids, seekers):
+    (value, _), gradients = compiled(*way, with_ids=with_ids, seekers=seekers)(*arguments())
+    expected, expected_gradients = finite_differences(with_ids, seekers)
     assert value.dtype == jnp.float32
     np.testing.assert_allclose(value, expected, rtol=1e-6)
     for found, wanted in zip(gradients, expected_gradients, strict=True):
@@ -143,6 +147,19 @@ def test_each_segment_takes_its_best_word_and_each_word_its_best_segment():
     to_text = (np.log(np.exp(0.5) + 1) - 0.5 + np.log(np.e + 1) - 1) / 2
     to_image = np.log(np.e + 1) - 1
     np.testing.assert_allclose(value, (to_text + to_image) / 2, rtol=1e-6)
+
+
+def test_with_words_as_seekers_a_segment_without_a_word_costs_nothing():
+    axes, mask = jnp.eye(6), jnp.ones((2, 2), bool)
+    words = axes[jnp.array([[0, 0], [2, 3]])]
+    both, one_way = [], []
+    for second in (0, 5):  # of image 0 the second segment is like a word, or like none
+        segments = axes[jnp.array([[0, second], [2, 3]])]
+        given = segments, words, mask, jnp.zeros(())
+        both.append(losses.local_alignment_loss(*given)[0])
+        one_way.append(losses.local_alignment_loss(*given, seekers="words")[0])
+    assert one_way[0] == one_way[1]
+    assert both[0] < both[1]
 
 
 @pytest.mark.parametrize("exchange", losses.EXCHANGES)

@@ -29,6 +29,7 @@ LOSSES = {
     "published": {},
     "tokens": {"local_weight": 0.5, "identical_texts": "positives"},
     "prompts": {"local_weight": 0.5, "local_words": "prompts"},
+    "mixed": {"mixed_weight": 0.5, "local_weight": 0.5, "local_words": "prompts"},
 }
 
 
@@ -115,7 +116,7 @@ def test_micro_batches_give_the_step_of_the_whole_batch(mesh, parts_of_batch):
     ("mesh", "loss"),
     [
         ("data", "tokens"),
-        *(pytest.param("fsdp", loss, marks=slow) for loss in ("tokens", "prompts")),
+        *(pytest.param("fsdp", loss, marks=slow) for loss in ("tokens", "prompts", "mixed")),
     ],
 )
 def test_micro_batches_align_as_the_whole_batch(mesh, loss):

@@ -178,6 +178,8 @@ def test_metrics(runs):
         assert np.isfinite(list(metrics.values())).all()
         np.testing.assert_allclose(metrics["learning_rate"], run.schedule(i), rtol=1e-5)
         assert 1 <= metrics["groups_in_use/stage_0"] <= 8
+        assert 1 / 8 <= metrics["largest_group/stage_0"] <= 1
+        assert 0 <= metrics["assignment_entropy/stage_0"] <= 1
     first = run.history[0]
     np.testing.assert_allclose(first["loss"], first["global/loss"] + first["multi_label/loss"])
     np.testing.assert_allclose(first["global/temperature"], 0.07, rtol=1e-5)
@@ -190,7 +192,8 @@ def test_metrics(runs):
             for name in ("loss", "image_to_text_accuracy", "text_to_image_accuracy", "temperature")
         ),
         *("gradient_norm", "learning_rate"),
-        "groups_in_use/stage_0",
+        *("groups_in_use/stage_0", "largest_group/stage_0", "assignment_entropy/stage_0"),
+        "group_cosine",
         "text_overflow",
     }
     assert run.state.step == NUM_STEPS
@@ -410,13 +413,32 @@ def test_not_finite_shows_in_the_metrics():
     assert not np.isfinite(metrics["gradient_norm"])
 
 
-def test_groups_in_use():
-    assignment = np.zeros((2, 4, 3), np.float32)
-    assignment[0, 1] = 1  # one group takes all three segments
-    assignment[1, [0, 2, 3], [0, 1, 2]] = 1  # three groups take one each
-    x = jnp.zeros((2, 5))
-    features = ImageFeatures(x, x[:, None], (jnp.asarray(assignment),))
-    np.testing.assert_array_equal(forward.groups_in_use(features)["stage_0"], [1, 3])
+def test_group_statistics():
+    first = np.zeros((3, 4, 6), np.float32)
+    first[0, 1] = 1  # one group takes all six patches
+    first[1, [0, 0, 0, 2, 2, 3], range(6)] = 1  # three groups
+    first[2] = 1 / 4  # undecided, which counts for the first
+    second = np.zeros((3, 2, 4), np.float32)
+    second[:, 0, :3] = second[:, 1, 3] = 1
+    segments = np.zeros((3, 2, 5), np.float32)
+    segments[:, :, 0] = 2
+    segments[1, 1] = [0, 3, 0, 0, 0]
+    segments[2, 1, 0] = -1
+    given = map(jnp.asarray, (segments[:, 0], segments))
+    features = ImageFeatures(*given, (jnp.asarray(first), jnp.asarray(second)))
+    found = forward.group_statistics(features)
+    expected = {
+        "groups_in_use/stage_0": [1, 3, 1],
+        "largest_group/stage_0": [1, 3 / 6, 1],
+        "assignment_entropy/stage_0": [0, 0, 1],
+        "groups_in_use/stage_1": [2, 2, 2],
+        "largest_group/stage_1": [1, 5 / 6, 1],  # of the patches, through both stages
+        "assignment_entropy/stage_1": [0, 0, 0],
+        "group_cosine": [1, 0, -1],
+    }
+    assert found.keys() == expected.keys()
+    for name, values in expected.items():
+        np.testing.assert_allclose(found[name], values, atol=1e-6, err_msg=name)
 
 
 def test_the_sigmoid_loss_trains_scale_and_bias():
