@@ -14,7 +14,8 @@ def get_config() -> ConfigDict:
     config.init_from = ""
     # A plain ViT (DINO, MAE, CLIP, ...) that the image tower starts from, docs/pretrained.md.
     config.image_init_from = ""
-    # A Hugging Face directory of a BERT or CLIP that the text tower starts from, docs/text.md.
+    # A Hugging Face directory of a BERT, CLIP or SigLIP that the text tower starts from,
+    # docs/pretrained.md.
     config.text_init_from = ""
 
     config.model = _model()
@@ -81,7 +82,7 @@ def _model() -> ConfigDict:
         norm_eps=1e-5,
     )
     model.text = dict(
-        kind="clip",  # or "bert": bidirectional, its feature at [CLS]
+        kind="clip",  # or "bert", "siglip": bidirectional (docs/text.md)
         vocab_size=49408,
         context_length=77,
         width=256,

@@ -159,8 +159,8 @@ def initialise_text_from(
 
 
 def _check_sizes(directory: Path, text: TextEncoder | BertEncoder) -> None:
-    if text_tower(text) != "bert":
-        raise ValueError(f"config.model.text.kind is 'clip', expected 'bert' to take {directory}")
+    if (kind := text_tower(text)) != "bert":
+        raise ValueError(f"config.model.text.kind is {kind!r}, expected 'bert' to take {directory}")
     expected = read_text_config(directory, text.context_length, text.end_of_text_id)
     fields = [ours for ours, _ in _FIELDS]
     # Compare only the width of the MLP: the ratio may have been rounded.

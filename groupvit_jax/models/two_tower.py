@@ -14,12 +14,18 @@ from groupvit_jax.models.bert_encoder import BertEncoder
 from groupvit_jax.models.blocks import REMAT, Execution
 from groupvit_jax.models.image_encoder import ImageEncoder
 from groupvit_jax.models.layers import BatchNorm, fan_in_uniform, uniform_bias
+from groupvit_jax.models.siglip_text_encoder import SiglipTextEncoder
 from groupvit_jax.models.text_encoder import TextEncoder
 from groupvit_jax.typing import Array, Float, ImageFeatures, Int, TwoTowerOutput
 
 # Types of the computation. Parameters, statistics, softmax and losses are always float32.
 DTYPES = ("bfloat16", "float32")
-TEXT_TOWERS: dict[str, type[TextEncoder | BertEncoder]] = {"clip": TextEncoder, "bert": BertEncoder}
+TextTower = TextEncoder | BertEncoder | SiglipTextEncoder
+TEXT_TOWERS: dict[str, type[TextTower]] = {
+    "clip": TextEncoder,
+    "bert": BertEncoder,
+    "siglip": SiglipTextEncoder,
+}
 
 
 class Projector(nn.Module):
@@ -71,7 +77,7 @@ class TwoTower(nn.Module):
     """
 
     image_encoder: ImageEncoder
-    text_encoder: TextEncoder | BertEncoder
+    text_encoder: TextTower
     image_projector: Projector
     text_projector: Projector
     initial_temperature: float = 0.07
@@ -241,13 +247,11 @@ def find_contradictions(model: Mapping[str, Any]) -> list[str]:
     return errors
 
 
-def text_tower(encoder: TextEncoder | BertEncoder) -> str:
+def text_tower(encoder: TextTower) -> str:
     """Return the encoder's name in `TEXT_TOWERS`, the value of `config.model.text.kind`."""
     return next(kind for kind, tower in TEXT_TOWERS.items() if type(encoder) is tower)
 
 
-def _build_text_encoder(
-    fields: dict[str, Any], execution: Execution, dtype: Dtype
-) -> TextEncoder | BertEncoder:
+def _build_text_encoder(fields: dict[str, Any], execution: Execution, dtype: Dtype) -> TextTower:
     kind = fields.pop("kind", "clip")
     return TEXT_TOWERS[kind](**fields, execution=execution, dtype=dtype)

@@ -6,11 +6,10 @@ softmax, activations, the optimizer) is a few percent of them.
 
 from collections.abc import Sequence
 
-from groupvit_jax.models.bert_encoder import BertEncoder
 from groupvit_jax.models.image_encoder import ImageEncoder
 from groupvit_jax.models.segmentation import SegmentationModel
-from groupvit_jax.models.text_encoder import TextEncoder
-from groupvit_jax.models.two_tower import Projector, TwoTower
+from groupvit_jax.models.siglip_text_encoder import SiglipTextEncoder
+from groupvit_jax.models.two_tower import Projector, TextTower, TwoTower
 
 # Mean number of tokens, start and end included (docs/text.md).
 CAPTION_TOKENS = 14
@@ -38,6 +37,8 @@ def training_flops(
         rest = segment_head_flops(image, model.segment_head.num_classes)
     else:
         projector = model.text_projector
+        if isinstance(model.text_encoder, SiglipTextEncoder):  # whose texts share no row
+            rows = [model.text_encoder.context_length] * num_texts
         rest = (
             text_encoder_flops(model.text_encoder, rows)
             + projector_flops(model.image_projector, _stage_widths(image)[-1])
@@ -67,7 +68,7 @@ def image_encoder_flops(encoder: ImageEncoder) -> float:
     return flops
 
 
-def text_encoder_flops(encoder: TextEncoder | BertEncoder, rows: Sequence[int]) -> float:
+def text_encoder_flops(encoder: TextTower, rows: Sequence[int]) -> float:
     """Return the FLOPs of the encoder's forward pass of one image's texts.
 
     Args:

@@ -1,4 +1,4 @@
-"""Starts the text tower from a BERT or from a CLIP's text model (`config.text_init_from`)."""
+"""Starts the text tower from a BERT, a CLIP or a SigLIP (`config.text_init_from`)."""
 
 from pathlib import Path
 from typing import Any
@@ -12,32 +12,55 @@ from groupvit_jax.interop.huggingface import names, read_tensors
 from groupvit_jax.interop.initialise import InitialisationReport, placed_like
 from groupvit_jax.interop.layout import expected_shapes, gather_arrays, unflatten
 from groupvit_jax.models.layers import LAYER_NORM_EPS
+from groupvit_jax.models.siglip_text_encoder import SIGLIP_NORM_EPS
 from groupvit_jax.models.two_tower import build_model
 from groupvit_jax.runs.files import read_json
 from groupvit_jax.typing import Params, PyTree
 
-__all__ = ["initialise_text_from", "read_clip_text_config"]
+__all__ = ["initialise_text_from", "read_text_config"]
 
 _PREFIX = "params/text_encoder/"
 _POSITIONS = "text_model.embeddings.position_embedding.weight"
-_CLIP_KINDS = ("clip", "clip_text_model")
-# (our field of `config.model.text`, transformers', its default there)
-_FIELDS = (
-    ("vocab_size", "vocab_size", 49408),
-    ("width", "hidden_size", 512),
-    ("num_layers", "num_hidden_layers", 12),
-    ("num_heads", "num_attention_heads", 8),
-)
-_FIXED = {"hidden_act": "quick_gelu", "layer_norm_eps": LAYER_NORM_EPS}
+# By transformers' `model_type`, the value of `config.model.text.kind`.
+_KINDS = {
+    "clip": "clip",
+    "clip_text_model": "clip",
+    "siglip": "siglip",
+    "siglip_text_model": "siglip",
+    "siglip2": "siglip",
+    "siglip2_text_model": "siglip",
+}
+# By our field of `config.model.text`: transformers', and its default there.
+_FIELDS: dict[str, dict[str, tuple[str, int]]] = {
+    "clip": {
+        "vocab_size": ("vocab_size", 49408),
+        "width": ("hidden_size", 512),
+        "num_layers": ("num_hidden_layers", 12),
+        "num_heads": ("num_attention_heads", 8),
+    },
+    "siglip": {
+        "vocab_size": ("vocab_size", 32000),
+        "width": ("hidden_size", 768),
+        "num_layers": ("num_hidden_layers", 12),
+        "num_heads": ("num_attention_heads", 12),
+        # The padding counts, so a text has as many tokens as in the published training.
+        "context_length": ("max_position_embeddings", 64),
+    },
+}
+_FIXED = {
+    "clip": {"hidden_act": "quick_gelu", "layer_norm_eps": LAYER_NORM_EPS},
+    "siglip": {"hidden_act": "gelu_pytorch_tanh", "layer_norm_eps": SIGLIP_NORM_EPS},
+}
+_HIDDEN = {"clip": 2048, "siglip": 3072}
 
 
 def initialise_text_from(
     path: str | Path, params: Params, batch_stats: PyTree, model_config: ConfigDict
 ) -> tuple[Params, PyTree, InitialisationReport]:
-    """Initialise the text tower from a Hugging Face directory of a CLIP or a BERT.
+    """Initialise the text tower from a Hugging Face directory of a CLIP, a SigLIP or a BERT.
 
     Args:
-      path: the directory; its `config.json` says which of both it is.
+      path: the directory; its `config.json` says which it is.
       params: initialised parameters, which keep their shardings.
       batch_stats: returned unchanged.
       model_config: `config.model` of the parameters.
@@ -52,16 +75,16 @@ def initialise_text_from(
     with naming(path):
         file = Path(path) / "config.json"
         kind = read_json(file).get("model_type", "bert")  # old ones of BERTs lack it
-        if kind in _CLIP_KINDS:
-            return _initialise_from_clip(Path(path), params, batch_stats, model_config)
+        if kind in _KINDS:
+            return _initialise(Path(path), params, batch_stats, model_config)
         if kind != "bert":
-            known = " or ".join(map(repr, ("bert", *_CLIP_KINDS)))
+            known = " or ".join(map(repr, ("bert", *_KINDS)))
             raise ValueError(f"{file}: model_type is {kind!r}, only {known} is supported")
     return bert_weights.initialise_text_from(path, params, batch_stats, model_config)
 
 
-def read_clip_text_config(directory: Path) -> dict[str, Any]:
-    """Return the fields of `config.model.text` that a CLIP's text model requires.
+def read_text_config(directory: Path) -> dict[str, Any]:
+    """Return the fields of `config.model.text` that the text model of a CLIP or SigLIP requires.
 
     Raises:
       FileNotFoundError: there is no `config.json`.
@@ -69,22 +92,29 @@ def read_clip_text_config(directory: Path) -> dict[str, Any]:
     """
     path = directory / "config.json"
     config = read_json(path)
+    kind = _KINDS[config["model_type"]]
     config = config.get("text_config") or config
-    for field, expected in _FIXED.items():
+    for field, expected in _FIXED[kind].items():
         if (found := config.get(field, expected)) != expected:
             raise ValueError(f"{path}: {field} is {found!r}, only {expected!r} is supported")
-    text = {ours: config.get(theirs, default) for ours, theirs, default in _FIELDS}
-    hidden = config.get("intermediate_size", 2048)
-    return {"kind": "clip", **text, "mlp_ratio": hidden / text["width"]}
+    text: dict[str, Any] = {
+        ours: config.get(theirs, default) for ours, (theirs, default) in _FIELDS[kind].items()
+    }
+    if kind == "siglip" and (size := config.get("projection_size")) not in (None, text["width"]):
+        raise ValueError(
+            f"{path}: projection_size is {size}, only hidden_size {text['width']} is supported"
+        )
+    hidden = config.get("intermediate_size", _HIDDEN[kind])
+    return {"kind": kind, **text, "mlp_ratio": hidden / text["width"]}
 
 
-def _initialise_from_clip(
+def _initialise(
     directory: Path, params: Params, batch_stats: PyTree, model_config: ConfigDict
 ) -> tuple[Params, PyTree, InitialisationReport]:
     text = {"kind": "clip", **model_config.text.to_dict()}
     wrong = [
         f"config.model.text.{field} is {text[field]!r}, expected {expected!r}"
-        for field, expected in read_clip_text_config(directory).items()
+        for field, expected in read_text_config(directory).items()
         if text[field] != expected
     ]
     if wrong:

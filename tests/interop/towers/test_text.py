@@ -1,4 +1,4 @@
-"""CLIP's text model as the text tower: parity with transformers' of random weights."""
+"""Text models of CLIP and SigLIP as the text tower: parity with transformers' of random weights."""
 
 import json
 
@@ -9,7 +9,7 @@ import pytest
 
 from configs import tiny
 from groupvit_jax.interop import initialise_text_from
-from groupvit_jax.interop.towers.text import read_clip_text_config
+from groupvit_jax.interop.towers.text import read_text_config
 from groupvit_jax.models import build_model
 from tests.interop import weights
 
@@ -27,7 +27,20 @@ def clip():
         vocab_size=VOCABULARY, hidden_size=64, intermediate_size=256, num_hidden_layers=3,
         num_attention_heads=4, max_position_embeddings=POSITIONS, eos_token_id=VOCABULARY - 1,
     )  # fmt: skip
-    model = transformers.CLIPTextModel(config)
+    return with_random_weights(transformers.CLIPTextModel(config))
+
+
+@pytest.fixture(scope="module", params=["SiglipText", "Siglip2Text"])
+def siglip(request):
+    """A text model of SigLIP, with texts of `LENGTH` tokens."""
+    config = getattr(transformers, f"{request.param}Config")(
+        vocab_size=VOCABULARY, hidden_size=64, intermediate_size=256, num_hidden_layers=3,
+        num_attention_heads=4, max_position_embeddings=LENGTH, pad_token_id=1, eos_token_id=1,
+    )  # fmt: skip
+    return with_random_weights(getattr(transformers, f"{request.param}Model")(config))
+
+
+def with_random_weights(model):
     generator = torch.Generator().manual_seed(0)
     for name, value in model.named_parameters():
         is_kernel = value.ndim == 2 and "embedding" not in name
@@ -40,7 +53,7 @@ def clip():
 def config_of(directory):
     config = tiny.get_config().model
     config.text.update(
-        read_clip_text_config(directory), context_length=LENGTH, end_of_text_id=VOCABULARY - 1
+        read_text_config(directory), context_length=LENGTH, end_of_text_id=VOCABULARY - 1
     )
     return config
 
@@ -68,12 +81,46 @@ def test_features_are_those_of_transformers(tmp_path, clip):
     assert np.abs(found - expected).max() < TOLERANCE * np.abs(expected).max()
 
 
+def test_features_of_siglip_are_those_of_transformers(tmp_path, siglip):
+    siglip.save_pretrained(tmp_path)
+    config = tiny.get_config().model
+    config.text.update(read_text_config(tmp_path), end_of_text_id=1)
+    assert config.text.context_length == LENGTH
+    params, report = initialised(tmp_path, config)
+    assert not report.initialised
+    assert not report.unused
+    rng, lengths = np.random.default_rng(0), ((3, 8, 5), (LENGTH, 2, 9), (4, 4, 4))
+    texts = np.ones((3, 3, LENGTH), np.int32)
+    for text, length in zip(texts.reshape(-1, LENGTH), np.ravel(lengths), strict=True):
+        text[: length - 1] = rng.integers(2, VOCABULARY, length - 1)
+    with torch.no_grad():
+        ids = torch.from_numpy(texts.reshape(-1, LENGTH)).long()
+        expected = siglip(input_ids=ids).pooler_output.numpy().reshape(3, 3, -1)
+    packed = np.zeros((3, 3 * LENGTH), np.int32)  # each row's texts behind each other
+    for row, of_row, ends in zip(packed, texts, np.cumsum(lengths, axis=1), strict=True):
+        for text, length, end in zip(of_row, np.diff(ends, prepend=0), ends, strict=True):
+            row[end - length : end] = text[:length]
+    encoder = build_model(config).text_encoder
+    apply = jax.jit(lambda *given: encoder.apply({"params": params}, *given))
+    ends, places = jnp.asarray(np.cumsum(lengths, axis=1) - 1), jnp.arange(1, 3)
+    limit = TOLERANCE * np.abs(expected).max()
+    found = apply(jnp.asarray(packed), ends, places)
+    assert np.abs(found[:, :3] - expected).max() < limit
+    alone = apply(jnp.asarray(texts[:, 0]))
+    assert np.abs(alone[:, 0] - expected[:, 0]).max() < limit
+    with torch.no_grad():
+        hidden = siglip(input_ids=ids.reshape(3, 3, -1)[:, 0]).last_hidden_state[:, 1:3]
+        head = getattr(siglip, "text_model", siglip).head
+        assert np.abs(found[:, 3:] - head(hidden).numpy()).max() < limit
+
+
 @pytest.mark.parametrize(
     ("field", "value", "message"),
     [
         ("hidden_size", 32, "config.model.text.width is 64, expected 32"),
         ("hidden_act", "gelu", "hidden_act is 'gelu', only 'quick_gelu' is supported"),
-        ("model_type", "siglip_text_model", "model_type is 'siglip_text_model'"),
+        ("model_type", "gpt2", "model_type is 'gpt2'"),
+        ("model_type", "siglip_text_model", "hidden_act is 'quick_gelu', only 'gelu_pytorch_tanh'"),
     ],
 )
 def test_what_does_not_fit_is_one_line(tmp_path, clip, field, value, message):
