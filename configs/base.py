@@ -115,6 +115,9 @@ def _loss() -> ConfigDict:
         local_seekers="both",  # or "words": segments need not resemble a word
         mixed_weight=0.0,  # of the patches of mixed images, docs/losses.md
         mixed_cell=2,  # side of the squares that are mixed, in patches
+        distill_weight=0.0,  # of crops taught by the average, with optimizer.ema_decay
+        pooled_weight=0.0,  # of images and texts pooled by their most active parts
+        pooled_segments=5,  # a channel of an image is the mean of this many segments
         # Whether equal texts of different images in a batch count as "negatives", as published, or
         # as "positives".
         identical_texts="negatives",

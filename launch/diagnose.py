@@ -90,7 +90,9 @@ def _state(run: Run) -> str:
     return f"{run.path}: {run.state}{remark}, metrics up to step {run.last_step}."
 
 
-def _pictures(workdir: Path, images: Sequence[Path]) -> tuple[list[str], list[object]]:
+def _pictures(
+    workdir: Path, images: Sequence[Path]
+) -> tuple[list[str], list[tuple[list[str], str]]]:
     """Return the names of the steps shown, and for each image its pictures and a line of text."""
     from groupvit_jax.report import document
     from groupvit_jax.segmenter import Segmenter  # with JAX
@@ -98,7 +100,8 @@ def _pictures(workdir: Path, images: Sequence[Path]) -> tuple[list[str], list[ob
     if not images:
         return [], []
     photos = [_small(read_photo(path, str(path))) for path in images]
-    rows, counts = [[document.data_url(photo, "jpeg")] for photo in photos], [[] for _ in photos]
+    rows = [[document.data_url(photo, "jpeg")] for photo in photos]
+    counts: list[list[str]] = [[] for _ in photos]
     steps = _kept_steps(workdir)
     for step in steps:
         segmenter = Segmenter.from_pretrained(step)

@@ -18,9 +18,8 @@ from groupvit_jax.interop.layout import (
     renamer,
     unflatten,
 )
-from groupvit_jax.models.bert_encoder import BERT_NORM_EPS, BertEncoder
-from groupvit_jax.models.text_encoder import TextEncoder
-from groupvit_jax.models.two_tower import TwoTower, build_model, text_tower
+from groupvit_jax.models.bert_encoder import BERT_NORM_EPS
+from groupvit_jax.models.two_tower import TextTower, TwoTower, build_model, text_tower
 from groupvit_jax.runs.files import read_json
 from groupvit_jax.typing import Params, PyTree
 
@@ -158,7 +157,7 @@ def initialise_text_from(
     return {**params, "text_encoder": tower}, batch_stats, report
 
 
-def _check_sizes(directory: Path, text: TextEncoder | BertEncoder) -> None:
+def _check_sizes(directory: Path, text: TextTower) -> None:
     if (kind := text_tower(text)) != "bert":
         raise ValueError(f"config.model.text.kind is {kind!r}, expected 'bert' to take {directory}")
     expected = read_text_config(directory, text.context_length, text.end_of_text_id)

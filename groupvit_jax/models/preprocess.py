@@ -10,7 +10,7 @@ import jax.numpy as jnp
 
 from groupvit_jax.typing import Array, Bool, Float, Key, UInt8
 
-__all__ = ["IMAGENET_MEAN", "IMAGENET_STD", "normalize", "random_erasing"]
+__all__ = ["IMAGENET_MEAN", "IMAGENET_STD", "normalize", "random_crops", "random_erasing"]
 
 # Of RGB in 0-1, as the published models are trained and evaluated with.
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
@@ -61,6 +61,31 @@ def random_erasing(
     draws, noise = jax.vmap(draw)(keys)
     erased = _erased_pixels(draws, (height, width), probability, area, aspect)
     return jnp.where(erased[..., None], noise, images)
+
+
+def random_crops(
+    keys: Key[Array, "B"], images: Float[Array, "B H W 3"], area: tuple[float, float]
+) -> Float[Array, "B H W 3"]:
+    """Return a random crop of each image, of its proportions and resized to its size (bilinear).
+
+    Args:
+      keys: one key an image, so that no image depends on the others.
+      images: of any range.
+      area: range of the crop's area over the image's, drawn uniformly.
+    """
+    shape = images.shape[1:]
+    size = jnp.asarray(shape[:2], jnp.float32)
+
+    def crop(key: Key[Array, ""], image: Float[Array, "H W 3"]) -> Float[Array, "H W 3"]:
+        draws = jax.random.uniform(key, (3,))
+        side = jnp.sqrt(area[0] + (area[1] - area[0]) * draws[0])
+        corner = draws[1:] * (1 - side) * size
+        scale = jnp.full(2, 1 / side)
+        return jax.image.scale_and_translate(
+            image, shape, (0, 1), scale, -corner * scale, "linear", antialias=False
+        )
+
+    return jax.vmap(crop)(keys, images)
 
 
 def _erased_pixels(

@@ -150,15 +150,18 @@ def _loss(values: Values) -> Iterator[str]:
             "expected a number (such as -10, with config.model.initial_temperature 0.1) for "
             "'sigmoid' and None for 'softmax'"
         )
-    aligned = values["loss.local_weight"] and values["loss.local_words"] == "prompts"
-    if aligned and not values["data.num_nouns"]:
+    by_words = values["loss.local_weight"] or values["loss.pooled_weight"]
+    if by_words and values["loss.local_words"] == "prompts" and not values["data.num_nouns"]:
         yield (
             "config.loss.local_words: 'prompts' found with config.data.num_nouns 0, expected "
             "'tokens' or prompts"
         )
 
 
-def _mixed(values: Values) -> Iterator[str]:
+def _methods(values: Values) -> Iterator[str]:
+    taught = values["loss.distill_weight"]
+    if taught and not values["optimizer.ema_decay"]:
+        yield line("loss.distill_weight", taught, "0 without config.optimizer.ema_decay")
     weight, tokens = values["loss.mixed_weight"], values["model.image.num_group_tokens"]
     if weight and not any(tokens):
         expected = f"0 with config.model.image.num_group_tokens {tokens}, which groups nothing"
@@ -266,7 +269,7 @@ def _is_written_list(value: str) -> bool:
 _CHECKS: tuple[tuple[tuple[str, ...], FindErrors], ...] = (
     (("model.",), _model),
     (("loss.", "model.initial_logit_bias", "data.num_nouns"), _loss),
-    (("loss.mixed_weight", "model.image.num_group_tokens"), _mixed),
+    (("loss.", "model.image.num_group_tokens", "optimizer.ema_decay"), _methods),
     (("data.packed_length", "model.text.context_length"), _texts),
     (("data.augment.", "segmentation."), _ranges),
     (("train.batch_size", "train.micro_batch_size"), _batches),

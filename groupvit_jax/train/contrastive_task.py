@@ -9,13 +9,14 @@ from typing import Any, NamedTuple
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.sharding import Mesh, PartitionSpec
 from ml_collections import ConfigDict
 
 from groupvit_jax import losses, parallel
 from groupvit_jax.models import preprocess
 from groupvit_jax.models.layers import example_keys
-from groupvit_jax.train import grad_cache, mixing
+from groupvit_jax.train import grad_cache
 from groupvit_jax.train.forward import (
     batch_means,
     group_statistics,
@@ -23,6 +24,7 @@ from groupvit_jax.train.forward import (
     noise_keys,
     on_mesh,
 )
+from groupvit_jax.train.methods import distillation, mixing
 from groupvit_jax.train.state import TrainState
 from groupvit_jax.train.step import LossFn, Metrics
 from groupvit_jax.typing import Array, Batch, Float, PyTree, TwoTowerOutput
@@ -43,6 +45,9 @@ class LossSettings:
       local_seekers: one of `losses.LOCAL_SEEKERS`.
       mixed_weight: weight of the patches of mixed images; 0 leaves them out.
       mixed_cell: side of the squares that are mixed, in patches.
+      distill_weight: weight of the self-distillation of crops; 0 leaves it out.
+      pooled_weight: weight of the loss of pooled segments and words; 0 leaves it out.
+      pooled_segments: number of segments that a channel is pooled over.
       identical_texts: one of `losses.IDENTICAL_TEXTS`.
       exchange: one of `losses.EXCHANGES`.
       block_size: examples that a device compares its own with at once.
@@ -56,6 +61,9 @@ class LossSettings:
     local_seekers: str = "both"
     mixed_weight: float = 0.0
     mixed_cell: int = 2
+    distill_weight: float = 0.0
+    pooled_weight: float = 0.0
+    pooled_segments: int = 5
     identical_texts: str = "negatives"
     exchange: str = "all_gather"
     block_size: int = 256
@@ -68,16 +76,17 @@ class LossSettings:
     @property
     def parts(self) -> tuple[str, ...]:
         """Names of the `Features.parts` that the losses need."""
-        if not self.local_weight:
-            return ()
-        return ("segments", "tokens") if self.local_words == "tokens" else ("segments",)
+        tokens = ("tokens",) if self.local_words == "tokens" else ()
+        names = ("segments", *tokens) if self.local_weight or self.pooled_weight else ()
+        names += ("mixed", "maps") if self.mixed_weight else ()
+        return (*names, "crop") if self.distill_weight else names
 
 
 def make_contrastive_loss(model: nn.Module, config: ConfigDict, mesh: Mesh) -> LossFn:
     """Return the loss of images and their texts.
 
-    Encoders see each example alone; projectors (BatchNorm) and losses see the global batch. The cut
-    between the two is what micro-batches need (`grad_cache`).
+    Encoders see each example alone; projectors (BatchNorm) and losses see the global batch: the cut
+    that micro-batches need (`grad_cache`).
 
     Args:
       model: a model with `TwoTower`'s `encode` and `project`.
@@ -87,11 +96,12 @@ def make_contrastive_loss(model: nn.Module, config: ConfigDict, mesh: Mesh) -> L
 
     Returns:
       A function whose metrics are `loss`, for each loss (`global/...`, `multi_label/...`,
-      `local/...`, `mixed/...`) the unweighted `loss` and the metrics of `losses`, `text_overflow`
-      (share of the images with a prompt that did not fit) and those of `group_statistics`.
+      `local/...`, `mixed/...`, `distill/...`) the unweighted `loss` and the metrics of `losses`,
+      `text_overflow` (share of the images with a prompt that did not fit) and those of
+      `group_statistics`.
     """
     settings = LossSettings(**config.loss)
-    model, encode = _make_encode(model, config, settings, mesh)
+    model, encode, encode_teacher = _make_encoders(model, config, settings, mesh)
 
     def loss_fn(
         params: PyTree, state: TrainState, batch: Batch
@@ -108,14 +118,19 @@ def make_contrastive_loss(model: nn.Module, config: ConfigDict, mesh: Mesh) -> L
             {"params": params, "batch_stats": state.batch_stats},
             features.image,
             features.text,
-            **mixing.join(features.parts, features.mixed),
+            **_projected_parts(features.parts),
             train=True,
             mutable=["batch_stats"],
             method="project",
         )
-        more: dict[str, Any] = {}
+        output, extra = _separated(output, features.parts)
+        more = {}
         if owner is not None:
-            output, *more["mixed"] = mixing.mixed_loss(output, features.mixed["maps"], owner)
+            more["mixed"] = mixing.mixed_loss(output, extra["mixed"], features.parts["maps"], owner)
+        if settings.distill_weight:
+            taught = encode_teacher(jax.lax.stop_gradient(state.average["params"]), keys, rows)
+            teacher = distillation.project_teacher(model, state.average, taught)
+            more["distill"] = losses.distillation_loss(extra["crop"][:, 0], teacher)
         loss, metrics = contrastive_loss(output, settings, mesh, batch, more)
         metrics["text_overflow"] = (batch["text_overflow"] > 0).mean()
         return loss, (updated["batch_stats"], metrics | batch_means(features.groups))
@@ -123,10 +138,36 @@ def make_contrastive_loss(model: nn.Module, config: ConfigDict, mesh: Mesh) -> L
     return loss_fn
 
 
-def _make_encode(
+# Parts that go through the image projector like segments, in this order.
+_AS_SEGMENTS = ("segments", "mixed", "crop")
+
+
+def _projected_parts(parts: dict[str, Array]) -> dict[str, Any]:
+    """Return the arguments of `project`: all that is projected like segments as one array."""
+    joint = [parts[name] for name in _AS_SEGMENTS if name in parts]
+    found = {"tokens": parts["tokens"]} if "tokens" in parts else {}
+    return {**found, "segments": jnp.concatenate(joint, axis=1)} if joint else found
+
+
+def _separated(
+    output: TwoTowerOutput, parts: dict[str, Array]
+) -> tuple[TwoTowerOutput, dict[str, Array]]:
+    """Return the output with the segments alone, and what was projected with them by name."""
+    names = [name for name in _AS_SEGMENTS if name in parts]
+    if output.segments is None:
+        return output, {}
+    ends = np.cumsum([parts[name].shape[1] for name in names])[:-1].tolist()
+    found = dict(zip(names, jnp.split(output.segments, ends, axis=1), strict=True))
+    return output._replace(segments=found.pop("segments", None)), found
+
+
+def _make_encoders(
     model: nn.Module, config: ConfigDict, settings: LossSettings, mesh: Mesh
-) -> tuple[Any, grad_cache.Encode]:
-    """Return the model as the mesh computes it, and the function that encodes a batch with it."""
+) -> tuple[Any, grad_cache.Encode, grad_cache.Encode]:
+    """Return the model as the mesh computes it, and functions that encode a batch with it.
+
+    The second is the teacher's (`distillation`).
+    """
     micro_batch_size = config.train.micro_batch_size
     in_parts = micro_batch_size is not None
     model, has_kernels = on_mesh(
@@ -143,11 +184,13 @@ def _make_encode(
         erasing=config.data.augment.random_erasing,
         parts=settings.parts,
     )
+    teacher: grad_cache.Encode = functools.partial(distillation.encode_teacher, model)
     if in_parts:
-        encode = grad_cache.in_micro_batches(
-            encode, micro_batch_size, mesh, with_kernels=has_kernels
+        encode, teacher = (
+            grad_cache.in_micro_batches(each, micro_batch_size, mesh, with_kernels=has_kernels)
+            for each in (encode, teacher)
         )
-    return model, encode
+    return model, encode, teacher
 
 
 class Features(NamedTuple):
@@ -157,16 +200,15 @@ class Features(NamedTuple):
       image: embeddings of the images.
       text: features of their texts.
       groups: see `group_statistics`.
-      parts: inputs of the local alignment: "segments" [B, G, C] and, unless prompts are its words,
-        "tokens" [B, W, Q].
-      mixed: see `mixing.encode_mixed`.
+      parts: inputs of further losses: of the local alignment "segments" [B, G, C] and, unless
+        prompts are its words, "tokens" [B, W, Q]; those of `mixing.encode_mixed`; "crop" of
+        `distillation.encode_crops`.
     """
 
     image: Float[Array, "B C"]
     text: Float[Array, "B N Q"]
     groups: dict[str, Float[Array, "B"]]
     parts: dict[str, Float[Array, "B _ _"]]
-    mixed: dict[str, Float[Array, "B _ _"]]
 
 
 def encode_examples(
@@ -205,9 +247,12 @@ def encode_examples(
     features, text = encoded
     text, tokens = jnp.split(text, [rows["text_ends"].shape[1]], axis=1)
     found = {"segments": features.segments, "tokens": tokens}
+    if "mixed" in parts:
+        found |= mixing.encode_mixed(model, params, keys, rows)
+    if "crop" in parts:
+        found["crop"] = distillation.encode_crops(model, params, keys, rows)
     kept = {name: found[name] for name in parts}
-    mixed = mixing.encode_mixed(model, params, keys, rows)
-    return Features(features.embedding, text, group_statistics(features), kept, mixed)
+    return Features(features.embedding, text, group_statistics(features), kept)
 
 
 def contrastive_loss(
@@ -260,6 +305,8 @@ def contrastive_loss(
     found = dict(zip(LOSSES, compare(rows, scales, biases), strict=False))
     if settings.local_weight:
         found["local"] = local_loss(output, settings, mesh, batch)
+    if settings.pooled_weight:
+        found["pooled"] = pooled_loss(output, settings, mesh, batch)
     found |= more
     total: Float[Array, ""] = jnp.float32(0)
     metrics: Metrics = {}
@@ -277,6 +324,42 @@ def local_loss(
     It shares the global loss's temperature, because zero-shot segmentation compares groups with
     class names at that temperature.
     """
+    given = (output.segments, *_words(output, settings, batch))
+
+    def on_device(rows: PyTree, scale: Array) -> Any:
+        segments, words, mask, ids = rows
+        return losses.local_alignment_loss(
+            segments, words, mask, scale, settings.pairing, ids, settings.local_seekers
+        )
+
+    return _by_device(on_device, mesh, given, output.logit_scale)
+
+
+def pooled_loss(
+    output: TwoTowerOutput, settings: LossSettings, mesh: Mesh, batch: Batch
+) -> tuple[Float[Array, ""], Metrics]:
+    """Return the unweighted `losses.pooled_loss` and its metrics, of the words of `local_loss`."""
+    given = (output.segments, *_words(output, settings, batch), output.text[:, 0])
+    pairing = dataclasses.replace(settings.pairing, kind="softmax")
+
+    def on_device(rows: PyTree, scale: Array) -> Any:
+        segments, words, mask, ids, captions = rows
+        count = settings.pooled_segments
+        return losses.pooled_loss(segments, words, mask, captions, scale, count, pairing, ids)
+
+    return _by_device(on_device, mesh, given, output.logit_scale)
+
+
+def _by_device(on_device: Any, mesh: Mesh, rows: PyTree, scale: Array) -> Any:
+    by_row, alike = PartitionSpec(parallel.BATCH_AXES), PartitionSpec()
+    compare = jax.shard_map(on_device, mesh=mesh, in_specs=(by_row, alike), out_specs=alike)
+    return compare(rows, scale)
+
+
+def _words(
+    output: TwoTowerOutput, settings: LossSettings, batch: Batch
+) -> tuple[Array, Array, Any]:
+    """Return the words' embeddings and mask, and the texts' identities if they count."""
     ends, ids = batch["text_ends"], batch["text_ids"]
     if output.tokens is not None:
         words = output.tokens
@@ -288,14 +371,4 @@ def local_loss(
         mask = ends[:, 1:] != ends[:, :1]
         # A sum, because two images have identical texts if they have the same words in any order.
         ids = jnp.where(mask, ids[:, 1:], 0).sum(axis=1)
-    given = (output.segments, words, mask, ids if settings.identical_texts == "positives" else None)
-
-    def on_device(rows: PyTree, scale: Array) -> Any:
-        segments, words, mask, ids = rows
-        return losses.local_alignment_loss(
-            segments, words, mask, scale, settings.pairing, ids, settings.local_seekers
-        )
-
-    by_row, alike = PartitionSpec(parallel.BATCH_AXES), PartitionSpec()
-    compare = jax.shard_map(on_device, mesh=mesh, in_specs=(by_row, alike), out_specs=alike)
-    return compare(given, output.logit_scale)
+    return words, mask, ids if settings.identical_texts == "positives" else None

@@ -23,6 +23,7 @@ from groupvit_jax.runs.configuration import keep_recorded
 from groupvit_jax.runs.validation import validate
 from groupvit_jax.runs.workdir import check_writable
 from groupvit_jax.train import state
+from groupvit_jax.train.contrastive_task import LossSettings
 from groupvit_jax.train.grad_cache import check_micro_batch_size
 from groupvit_jax.train.tasks import Task, find_task_errors, task_of
 
@@ -103,7 +104,7 @@ def build(config: ConfigDict, workdir: Path) -> Parts:
         end_of_text_id=text.end_of_text_id,
         context_length=text.context_length,
     )
-    if config.loss.local_weight and config.loss.local_words == "tokens":
+    if "tokens" in LossSettings(**config.loss).parts:
         check_start_token(tokenizer)
     model: Any = task.build_model(config)
     if config.model.fused_attention:

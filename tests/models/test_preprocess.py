@@ -6,7 +6,13 @@ import numpy as np
 import pytest
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from groupvit_jax.models.preprocess import IMAGENET_MEAN, IMAGENET_STD, normalize, random_erasing
+from groupvit_jax.models.preprocess import (
+    IMAGENET_MEAN,
+    IMAGENET_STD,
+    normalize,
+    random_crops,
+    random_erasing,
+)
 from tests.devices import first_devices
 
 KEY = jax.random.key(3)
@@ -88,3 +94,21 @@ def test_sharding_does_not_change_the_result():
     result = erase(KEY, sharded, 0.5)
     assert len(result.sharding.device_set) == 8
     np.testing.assert_array_equal(result, erase(KEY, images, 0.5))
+
+
+def test_random_crops_are_parts_of_their_images():
+    side = 16
+    ramp = jnp.broadcast_to(jnp.arange(side, dtype=jnp.float32)[:, None, None], (side, side, 3))
+    images = jnp.stack([ramp, ramp.transpose(1, 0, 2)])
+    keys = jax.random.split(jax.random.key(0), 2)
+    crops = random_crops(keys, images, (0.25, 0.25))
+    assert crops.shape == images.shape
+    for crop, axis in zip(np.asarray(crops), (0, 1), strict=True):
+        values = crop.take(side // 2, axis=1 - axis)[:, 0]
+        # Half a side, so the ramp rises half as fast, within the image.
+        np.testing.assert_allclose(np.diff(values)[2:-2], 0.5, atol=1e-4)
+        assert values.min() >= 0
+        assert values.max() <= side - 1
+    assert not np.allclose(crops[0], crops[1].transpose(1, 0, 2))
+    alone = random_crops(keys[1:], images[1:], (0.25, 0.25))
+    np.testing.assert_array_equal(alone[0], crops[1])

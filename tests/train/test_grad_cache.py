@@ -29,7 +29,10 @@ LOSSES = {
     "published": {},
     "tokens": {"local_weight": 0.5, "identical_texts": "positives"},
     "prompts": {"local_weight": 0.5, "local_words": "prompts"},
-    "mixed": {"mixed_weight": 0.5, "local_weight": 0.5, "local_words": "prompts"},
+    "methods": {
+        **{"local_weight": 0.5, "local_words": "prompts", "local_seekers": "words"},
+        **{"mixed_weight": 0.5, "distill_weight": 0.5, "pooled_weight": 0.5},
+    },
 }
 
 
@@ -44,10 +47,11 @@ def parts(mesh, micro_batch_size, batch_size=BATCH, loss="published"):
     mesh = parallel.make_mesh(sizes, first_devices(np.prod(list(sizes.values()))))
     shapes, model = state_lib.batch_shapes(config), build_model(config.model)
     rules = config.parallel.rules
-    abstract = state_lib.abstract_state(model, OPTIMIZER, shapes, mesh, rules)
+    decay = config.optimizer.ema_decay = 0.9 if config.loss.distill_weight else 0.0
+    abstract = state_lib.abstract_state(model, OPTIMIZER, shapes, mesh, rules, averaged=bool(decay))
     shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract)
     loss_fn, groups = make_contrastive_loss(model, config, mesh), config.optimizer.groups
-    step = make_train_step(loss_fn, OPTIMIZER, jnp.float32, mesh, shardings, groups)
+    step = make_train_step(loss_fn, OPTIMIZER, jnp.float32, mesh, shardings, groups, decay)
     return config, mesh, abstract, step.lower(abstract, shapes).compile()
 
 
@@ -116,7 +120,7 @@ def test_micro_batches_give_the_step_of_the_whole_batch(mesh, parts_of_batch):
     ("mesh", "loss"),
     [
         ("data", "tokens"),
-        *(pytest.param("fsdp", loss, marks=slow) for loss in ("tokens", "prompts", "mixed")),
+        *(pytest.param("fsdp", loss, marks=slow) for loss in ("tokens", "prompts", "methods")),
     ],
 )
 def test_micro_batches_align_as_the_whole_batch(mesh, loss):

@@ -10,7 +10,12 @@ import pytest
 
 from groupvit_jax import losses, parallel
 from groupvit_jax.losses import IDENTICAL_TEXTS
-from groupvit_jax.train.contrastive_task import LossSettings, contrastive_loss, local_loss
+from groupvit_jax.train.contrastive_task import (
+    LossSettings,
+    contrastive_loss,
+    local_loss,
+    pooled_loss,
+)
 from groupvit_jax.typing import TwoTowerOutput
 from tests.devices import first_devices
 from tests.train.test_step import MESHES, host_batch, stand_in, tiny_config
@@ -74,6 +79,20 @@ def test_words_of_captions_end_with_them(identical):
     expected, _ = aligned(output, tokens, np.arange(6) < number[:, None], same)
     np.testing.assert_allclose(value, expected, rtol=1e-6)
     assert metrics["texts_with_words"] == 7 / 8
+
+
+def test_pooled_texts_without_words_are_captions():
+    config = tiny_config()
+    config.loss.update(local_words="prompts", pooled_weight=1.0, pooled_segments=2)
+    output, *given, batch = parts_of_batch(config)
+    value, _ = pooled_loss(output, *given, batch)
+    mask = np.ones((B, 2), bool)
+    mask[2, 0] = mask[5] = False
+    words, captions = output.text[:, 1:], output.text[:, 0]
+    expected, _ = losses.pooled_loss(
+        output.segments, words, jnp.asarray(mask), captions, output.logit_scale, 2
+    )
+    np.testing.assert_allclose(value, expected, rtol=1e-6)
 
 
 def test_identical_texts_may_be_positives():

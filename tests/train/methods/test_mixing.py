@@ -5,7 +5,7 @@ import pytest
 
 from groupvit_jax import parallel
 from groupvit_jax.models.two_tower import build_model
-from groupvit_jax.train import mixing
+from groupvit_jax.train.methods import mixing
 from tests.devices import first_devices
 from tests.train.test_step import MESHES, Run, host_batch, tiny_config
 

@@ -13,8 +13,9 @@ from groupvit_jax.models.layers import example_keys
 from groupvit_jax.train.step import Metrics
 from groupvit_jax.typing import Array, Batch, Float, Int, Key, PyTree, TwoTowerOutput, UInt8
 
-# Folded into the keys of other noise, whose draws stay as they are without mixing.
-_MIXING = 1
+# Folded into the keys of other noise, whose draws stay as they are without mixing. No example has
+# this number, so no key comes twice.
+_MIXING = 2**31 - 1
 _OWN, _OTHER = 0, 1
 
 
@@ -65,11 +66,8 @@ def encode_mixed(
       rows: "mixed", images, and "noise_ids".
 
     Returns:
-      "segments" [B, G, C] and "maps" [B, L, G], the soft assignments of the last grouping stage;
-      {} without mixed images.
+      "mixed" [B, G, C] and "maps" [B, L, G], the soft assignments of the last grouping stage.
     """
-    if "mixed" not in rows:
-        return {}
     images = preprocess.normalize(rows["mixed"])
     features: Any = model.apply(
         {"params": params},
@@ -79,32 +77,24 @@ def encode_mixed(
         method=lambda tower, *images, **noise: tower.image_encoder(*images, **noise),
     )
     maps = group_maps(features.assignments, (1, features.assignments[0].shape[2]))
-    return {"segments": features.segments, "maps": maps[-1][:, 0]}
-
-
-def join(parts: dict[str, Array], mixed: dict[str, Array]) -> dict[str, Array]:
-    """Return the parts that are projected, the mixed images' segments behind the others."""
-    if not mixed:
-        return parts
-    own = [parts["segments"]] if "segments" in parts else []
-    return {**parts, "segments": jnp.concatenate([*own, mixed["segments"]], axis=1)}
+    return {"mixed": features.segments, "maps": maps[-1][:, 0]}
 
 
 def mixed_loss(
-    output: TwoTowerOutput, maps: Float[Array, "B L G"], owner: Int[Array, "B h w"]
-) -> tuple[TwoTowerOutput, Float[Array, ""], Metrics]:
-    """Return the output without the mixed images' segments, their loss and its metrics.
+    output: TwoTowerOutput,
+    segments: Float[Array, "B G D"],
+    maps: Float[Array, "B L G"],
+    owner: Int[Array, "B h w"],
+) -> tuple[Float[Array, ""], Metrics]:
+    """Return the loss of the mixed images and its metrics.
 
     Args:
-      output: of the model for the global batch; its segments end with those of `join`.
+      output: of the model for the global batch.
+      segments: embeddings of the mixed images' segments.
       maps: from `encode_mixed`.
       owner: from `mix_images`.
     """
-    G = maps.shape[2]
-    assert output.segments is not None
-    own, mixed = output.segments[:, :-G], output.segments[:, -G:]
     captions = output.text[:, 0]
     texts = jnp.stack([captions, neighbours(captions)], axis=1)
-    of_patches = maps.reshape(*owner.shape, G)
-    value, metrics = losses.mixed_patch_loss(of_patches, mixed, texts, owner, output.logit_scale)
-    return output._replace(segments=own if own.shape[1] else None), value, metrics
+    of_patches = maps.reshape(*owner.shape, -1)
+    return losses.mixed_patch_loss(of_patches, segments, texts, owner, output.logit_scale)
