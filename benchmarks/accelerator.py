@@ -111,7 +111,7 @@ def forms_of(config: ConfigDict, mesh: Mesh) -> dict[str, ConfigDict]:
 def random_batch(config: ConfigDict, mesh: Mesh) -> Any:
     """Return random images and texts of full length, on the devices."""
     rng = np.random.default_rng(0)
-    shapes = state_lib.batch_shapes(config)
+    shapes = task_of(config).batch_shapes(config)
     batch = {name: np.zeros(leaf.shape, leaf.dtype) for name, leaf in shapes.items()}
     batch["image"] = rng.integers(0, 256, shapes["image"].shape, np.uint8)
     ends = np.linspace(0, config.data.packed_length, shapes["text_ends"].shape[1] + 1)[1:] - 1
@@ -141,7 +141,7 @@ def gradients(config: ConfigDict, mesh: Mesh) -> tuple[float, Any]:
 
 def make_state(config: ConfigDict, model: Any, mesh: Mesh) -> tuple[state_lib.TrainState, Any]:
     """Return a fresh state on the mesh and the optimizer with its schedule and shardings."""
-    shapes = state_lib.batch_shapes(config)
+    shapes = task_of(config).batch_shapes(config)
     schedule = optim.make_schedule(config.optimizer.learning_rate, 1000, 10)
     params = state_lib.abstract_params(model, shapes)
     optimizer = optim.make_optimizer(config.optimizer, schedule, params)

@@ -31,6 +31,7 @@ from groupvit_jax.plan import compiling, hardware
 from groupvit_jax.train import state as state_lib
 from groupvit_jax.train.contrastive_task import make_contrastive_loss
 from groupvit_jax.train.step import make_train_step
+from groupvit_jax.train.tasks import task_of
 
 _BATCH_SIZE = flags.DEFINE_integer("batch_size", 8, "images a step")
 _ROWS = flags.DEFINE_list(
@@ -60,7 +61,7 @@ def make_config(row: str) -> ConfigDict:
 def make_step(config: ConfigDict) -> tuple[Any, Any, Any]:
     """Return the jitted step for one of this machine's devices, a state, and a batch's shapes."""
     mesh = parallel.make_mesh({"data": 1, "fsdp": 1, "tensor": 1}, jax.devices()[:1])
-    model, shapes = build_model(config.model), state_lib.batch_shapes(config)
+    model, shapes = build_model(config.model), task_of(config).batch_shapes(config)
     schedule = optim.make_schedule(config.optimizer.learning_rate, 1000, 10)
     params = state_lib.abstract_params(model, shapes)
     optimizer = optim.make_optimizer(config.optimizer, schedule, params)

@@ -28,6 +28,7 @@ from groupvit_jax.models import build_model
 from groupvit_jax.train import state as state_lib
 from groupvit_jax.train.contrastive_task import make_contrastive_loss
 from groupvit_jax.train.step import make_train_step
+from groupvit_jax.train.tasks import task_of
 
 _DEVICES = flags.DEFINE_integer("devices", 8, "forced host devices of the losses")
 _PER_DEVICE = flags.DEFINE_integer("per_device", 128, "images a device of the losses")
@@ -111,7 +112,7 @@ def compare_micro_batches() -> None:
         micro = None if parts == 1 else batch_size // parts
         config.train.update(batch_size=batch_size, micro_batch_size=micro)
         mesh, model = mesh_of(1), build_model(config.model)
-        shapes, optimizer = state_lib.batch_shapes(config), optax.sgd(0.0)
+        shapes, optimizer = task_of(config).batch_shapes(config), optax.sgd(0.0)
         state, shardings = state_lib.create_sharded_state(
             model, optimizer, jax.random.key(0), shapes, mesh, config.parallel.rules
         )

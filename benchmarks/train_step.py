@@ -42,6 +42,7 @@ from groupvit_jax.train.contrastive_task import (
     make_contrastive_loss,
 )
 from groupvit_jax.train.step import make_train_step
+from groupvit_jax.train.tasks import task_of
 from launch import common
 from tests.interop import reference, weights
 
@@ -106,7 +107,7 @@ def our_loss(pretrained: Pretrained, config: ConfigDict, batch: Batch) -> float:
 def our_step(pretrained: Pretrained, config: ConfigDict, batch: Batch) -> tuple[Step, float]:
     """Return the training step and its FLOPs as XLA counts them."""
     mesh = parallel.make_mesh({"data": 1, "fsdp": 1, "tensor": 1}, jax.devices()[:1])
-    model, shapes = build_model(config.model), state_lib.batch_shapes(config)
+    model, shapes = build_model(config.model), task_of(config).batch_shapes(config)
     schedule = optim.make_schedule(config.optimizer.learning_rate, 1000, 10)
     optimizer = optim.make_optimizer(config.optimizer, schedule, pretrained.variables["params"])
     state, shardings = state_lib.create_sharded_state(

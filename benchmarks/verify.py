@@ -24,6 +24,7 @@ from groupvit_jax.models import build_model
 from groupvit_jax.runs.manifest import find_damage
 from groupvit_jax.train import state as state_lib
 from groupvit_jax.train.checkpointer import Checkpointer, CheckpointSettings
+from groupvit_jax.train.tasks import task_of
 
 _CONFIG = config_flags.DEFINE_config_file("config", "configs/groupvit_base.py")
 _REPEATS = flags.DEFINE_integer("repeats", 5, "restores to take the median of")
@@ -32,7 +33,7 @@ _REPEATS = flags.DEFINE_integer("repeats", 5, "restores to take the median of")
 def main(argv: list[str]) -> None:
     del argv
     config = _CONFIG.value
-    shapes, model = state_lib.batch_shapes(config), build_model(config.model)
+    shapes, model = task_of(config).batch_shapes(config), build_model(config.model)
     schedule = optim.make_schedule(1e-3, 10, 0)
     params = state_lib.abstract_params(model, shapes)
     optimizer = optim.make_optimizer(config.optimizer, schedule, params)

@@ -10,7 +10,7 @@ from pathlib import Path
 from ml_collections import ConfigDict
 
 from configs import base
-from groupvit_jax.runs.configuration import complete, config_from_json
+from groupvit_jax.runs.configuration import config_from_json
 from groupvit_jax.runs.fields import MOVED
 
 
@@ -32,5 +32,5 @@ def get_config(path: str) -> ConfigDict:
         if old_name in recorded.get(old_section, ()):
             recorded[new_section][new_name] = recorded[old_section][old_name]
             del recorded[old_section][old_name]
-    config.update(complete(recorded))
+    config.update(recorded)
     return config

@@ -119,7 +119,7 @@ class _Overrides:
 
     def apply(self, field: str, arguments: Sequence[str]) -> str | None:
         """Give a field another value, or return the line that says why not."""
-        known = flatten(self.config, free=())
+        known = flatten(self.config.to_dict(), free=())
         value = arguments[-1].partition("=")[2]
         if "[" in field:
             name = field.partition("[")[0]

@@ -68,7 +68,7 @@ def plan(
             lines = [*wrong.values(), *overrides_lib.find_errors(found, reported=wrong)]
             errors[i] = _error(i, overrides, lines)
             continue
-        trial = make_trial(len(trials), overrides, found)
+        trial = make_trial(len(trials), overrides, found.to_dict())
         same = [t for t in trials if t.config_sha256 == trial.config_sha256]
         if same:
             is_by = override_label(same[0].overrides)

@@ -5,7 +5,6 @@ from pathlib import Path
 from typing import Any
 
 import jax
-from ml_collections import ConfigDict
 
 from groupvit_jax.foreign import naming
 from groupvit_jax.interop.huggingface import read_tensors
@@ -19,7 +18,7 @@ from groupvit_jax.interop.layout import (
     unflatten,
 )
 from groupvit_jax.models.bert_encoder import BERT_NORM_EPS
-from groupvit_jax.models.two_tower import TextTower, TwoTower, build_model, text_tower
+from groupvit_jax.models.two_tower import TextTower, TwoTower, text_tower
 from groupvit_jax.runs.files import read_json
 from groupvit_jax.typing import Params, PyTree
 
@@ -131,7 +130,7 @@ def read_bert(directory: Path, model: TwoTower) -> tuple[FlatVariables, tuple[st
 
 
 def initialise_text_from(
-    path: str | Path, params: Params, batch_stats: PyTree, model_config: ConfigDict
+    path: str | Path, params: Params, batch_stats: PyTree, model: TwoTower
 ) -> tuple[Params, PyTree, InitialisationReport]:
     """Initialise the text tower from a BERT (`config.text_init_from`).
 
@@ -139,7 +138,7 @@ def initialise_text_from(
       path: a Hugging Face directory, see `read_bert`.
       params: initialised parameters, which keep their shardings.
       batch_stats: returned unchanged.
-      model_config: `config.model` of the parameters.
+      model: of the parameters.
 
     Returns:
       Parameters, statistics, and a report on the tower's variables.
@@ -149,7 +148,7 @@ def initialise_text_from(
       ValueError: fields differ or a tensor doesn't fit; the message names them.
     """
     with naming(path):
-        flat, unused = read_bert(Path(path), build_model(model_config))
+        flat, unused = read_bert(Path(path), model)
     arrays = unflatten({name.removeprefix(_PREFIX): array for name, array in flat.items()})
     tower = jax.tree.map(placed_like, dict(params["text_encoder"]), arrays)
     loaded = tuple(f"{_PREFIX}{name}" for name in flatten(tower))

@@ -29,8 +29,8 @@ from groupvit_jax.interop.layout import (
 from groupvit_jax.interop.original import infer_config
 from groupvit_jax.interop.pretrained import (
     Pretrained,
-    describe,
     described_tokenizer,
+    to_description,
     to_host,
     with_learned_positions,
 )
@@ -216,7 +216,7 @@ def write_huggingface(
     tensors = export_arrays(flat, names)
     # GroupViTModel has no second scale. A float32 survives a round trip through JSON exactly.
     own = {n: float(tensors.pop(n)) for n in names(MULTI_LABEL_SCALE) if n in tensors}
-    config[_OUR_SECTION] = {**describe(pretrained, directory), "tensors": own}
+    config[_OUR_SECTION] = {**to_description(pretrained, directory), "tensors": own}
     for projection in ("visual_projection", "text_projection"):
         tensors[f"{projection}.1.num_batches_tracked"] = np.zeros((), np.int64)
     write_safetensors(directory / "model.safetensors", tensors, {"format": "pt"})

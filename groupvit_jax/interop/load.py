@@ -29,7 +29,7 @@ def load_pretrained(path: str | Path, model_config: ConfigDict | None = None) ->
       path: a run folder or one of its steps, an export, a Hugging Face directory, or a file of
         tensors (`.pth`, `.bin`, `.safetensors`) by the original's or Hugging Face's names, whatever
         a trainer wrapped them in.
-      model_config: configuration for a `.pth` that can't be inferred (see `read_original`).
+      model_config: configuration for a `.pth` that can't be inferred (see `original.from_tensors`).
 
     Raises:
       FileNotFoundError: there is no such file.
@@ -37,27 +37,29 @@ def load_pretrained(path: str | Path, model_config: ConfigDict | None = None) ->
     """
     path = local_checkpoint(path)
     with naming(path):
-        return _load(path, model_config)
+        if _is_part_of_folder(path):
+            path = path.parent
+        kind = find_kind(path)
+        if kind == "original":
+            return _read_file(path, model_config)
+        if kind == "orbax":
+            return read_orbax(find_whole_step(path))
+        return (native.read_native if kind == "safetensors" else read_huggingface)(path)
 
 
-def _load(path: Path, model_config: ConfigDict | None) -> Pretrained:
-    kind = find_kind(path)
-    if kind == "original":
-        return _read_file(path, model_config)
-    if kind == "orbax":
-        return read_orbax(find_whole_step(path))
-    return (native.read_native if kind == "safetensors" else read_huggingface)(path)
+def _is_part_of_folder(path: Path) -> bool:
+    """Whether a file is one of several that are a model together."""
+    if _SHARD.fullmatch(path.name) or path.name.endswith(".index.json"):
+        return True
+    return path.name == "model.safetensors" and (path.parent / "config.json").is_file()
 
 
 def _read_file(path: Path, model_config: ConfigDict | None) -> Pretrained:
-    """Read a single file: PyTorch's, safetensors, or one of several that a folder has."""
+    """Read a single file: PyTorch's or safetensors."""
     config_file = path.parent / "config.json"
-    if _SHARD.fullmatch(path.name) or path.name.endswith(".index.json"):
-        return _load(path.parent, model_config)
+    content: dict[str, Any]
     if path.suffix == ".safetensors":
-        if path.name == "model.safetensors" and config_file.is_file():
-            return _load(path.parent, model_config)
-        content: dict[str, Any] = {}
+        content = {}
         tensors = read_safetensors(path)
     else:
         tensors, content = read_torch_file(path)

@@ -1,7 +1,6 @@
-"""Builds model configurations from module defaults, and converts them to JSON."""
+"""Builds model configurations from module defaults."""
 
 import dataclasses
-import json
 from typing import Any
 
 from flax import linen as nn
@@ -44,11 +43,6 @@ def make_model_config(image: dict, text: dict, projector: dict) -> ConfigDict:
         "dtype": "float32",
     }
     return ConfigDict(config)
-
-
-def config_to_dict(config: ConfigDict) -> dict[str, Any]:
-    """Return a configuration as plain JSON values."""
-    return json.loads(json.dumps(config.to_dict()))
 
 
 def _defaults(module: type[nn.Module]) -> dict[str, Any]:

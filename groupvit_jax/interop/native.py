@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from groupvit_jax.interop.layout import check_variables, unflatten
-from groupvit_jax.interop.pretrained import Pretrained, describe, described_tokenizer, to_host
+from groupvit_jax.interop.pretrained import Pretrained, described_tokenizer, to_description, to_host
 from groupvit_jax.interop.tensor_file import read_safetensors, write_safetensors
 from groupvit_jax.runs.configuration import config_from_dict
 from groupvit_jax.runs.files import read_json, write_json
@@ -15,7 +15,9 @@ def write_native(directory: Path, pretrained: Pretrained) -> None:
     """Write an export; arrays keep their bits, name and axes."""
     directory.mkdir(parents=True, exist_ok=True)
     write_safetensors(directory / "model.safetensors", to_host(pretrained.variables))
-    write_json(directory / "config.json", {"format": FORMAT, **describe(pretrained, directory)})
+    write_json(
+        directory / "config.json", {"format": FORMAT, **to_description(pretrained, directory)}
+    )
 
 
 def read_native(directory: Path) -> Pretrained:

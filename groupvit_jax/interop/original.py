@@ -20,12 +20,12 @@ from groupvit_jax.interop.layout import (
 from groupvit_jax.interop.model_config import make_model_config
 from groupvit_jax.interop.pretrained import (
     Pretrained,
-    describe,
     described_tokenizer,
+    to_description,
     to_host,
     with_learned_positions,
 )
-from groupvit_jax.interop.torch_file import describe_tensors, read_torch_file, without_prefix
+from groupvit_jax.interop.torch_file import describe_tensors
 from groupvit_jax.interop.torch_writer import write_torch_file
 from groupvit_jax.models import build_model
 from groupvit_jax.runs.configuration import config_from_dict
@@ -64,35 +64,23 @@ def names(name: str) -> tuple[str, ...]:
     return (_rename(name),)
 
 
-def read_original(path: Path, model_config: ConfigDict | None = None) -> Pretrained:
-    """Read the model of a checkpoint, without its optimizer state and configuration object.
-
-    Args:
-      path: a `.pth` file.
-      model_config: provides what tensor shapes don't show, such as the number of heads; without it,
-        heads are 64 channels wide and the rest is as in the published models.
-
-    Raises:
-      FileNotFoundError: there is no such file.
-      ValueError: a tensor, named in the message, doesn't fit.
-    """
-    tensors, content = read_torch_file(path)
-    return from_tensors(without_prefix(tensors, (ANCHOR,)), content, path, model_config)
-
-
 def from_tensors(
     tensors: Mapping[str, np.ndarray],
     content: Mapping[str, Any],
     path: Path,
     model_config: ConfigDict | None = None,
 ) -> Pretrained:
-    """Return the model of tensors by the original names; see `read_original`.
+    """Return the model of tensors by the original names.
 
     Args:
       tensors: by name.
       content: of the file, which may hold our configuration.
       path: of the file, for messages.
-      model_config: see `read_original`.
+      model_config: provides what tensor shapes don't show, such as the number of heads; without it,
+        heads are 64 channels wide and the rest is as in the published models.
+
+    Raises:
+      ValueError: a tensor, named in the message, doesn't fit.
     """
     entry = content.get(_OUR_ENTRY)
     stored = json.loads(entry) if isinstance(entry, str) else {}
@@ -128,7 +116,7 @@ def write_original(path: Path, pretrained: Pretrained) -> None:
     for projector in ("img_projector", "text_projector"):
         tensors[f"{projector}.linear_hidden.1.num_batches_tracked"] = np.zeros((), np.int64)
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_torch_file(path, tensors, {_OUR_ENTRY: json.dumps(describe(pretrained))})
+    write_torch_file(path, tensors, {_OUR_ENTRY: json.dumps(to_description(pretrained))})
 
 
 def _as_convolution(name: str, array: np.ndarray) -> np.ndarray:

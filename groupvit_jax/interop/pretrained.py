@@ -12,14 +12,13 @@ from ml_collections import ConfigDict
 from groupvit_jax.data.text import vocabulary
 from groupvit_jax.data.text.vocabulary import Vocabulary
 from groupvit_jax.interop.layout import FlatVariables, flatten
-from groupvit_jax.interop.model_config import config_to_dict
 from groupvit_jax.models import TwoTower, build_model
 from groupvit_jax.models.position_embedding import (
     resize_position_embedding,
     sincos_position_embedding,
 )
 from groupvit_jax.models.segmentation import SegmentationModel, with_segment_head
-from groupvit_jax.runs.configuration import config_from_dict
+from groupvit_jax.runs.configuration import changed
 from groupvit_jax.typing import Float, PyTree
 
 
@@ -68,7 +67,7 @@ def to_host(variables: PyTree) -> FlatVariables:
     return {name: np.asarray(jax.device_get(leaf)) for name, leaf in flatten(variables).items()}
 
 
-def describe(pretrained: Pretrained, directory: Path | None = None) -> dict[str, Any]:
+def to_description(pretrained: Pretrained, directory: Path | None = None) -> dict[str, Any]:
     """Return configuration and tokenizer as plain values.
 
     Args:
@@ -83,7 +82,7 @@ def describe(pretrained: Pretrained, directory: Path | None = None) -> dict[str,
         if described["path"]:
             (directory / described["path"]).write_bytes(tokenizer.content)
     names = {"class_names": list(pretrained.class_names)} if pretrained.class_names else {}
-    return {"model": config_to_dict(pretrained.model_config), "tokenizer": described, **names}
+    return {"model": pretrained.model_config.to_dict(), "tokenizer": described, **names}
 
 
 def described_tokenizer(description: dict[str, Any], origin: Path) -> Vocabulary:
@@ -104,8 +103,7 @@ def with_image_size(pretrained: Pretrained, image_size: int) -> Pretrained:
     Raises:
       ValueError: the patch size doesn't divide the image size.
     """
-    config = config_from_dict(config_to_dict(pretrained.model_config))
-    config.image.image_size = image_size
+    config = changed(pretrained.model_config, {"image.image_size": image_size})
     build_model(config)  # raises if the size doesn't fit
     if config.image.position_embedding != "learned":
         return pretrained._replace(model_config=config)
@@ -125,8 +123,7 @@ def with_learned_positions(pretrained: Pretrained) -> Pretrained:
     image = pretrained.model_config.image
     if image.position_embedding == "learned":
         return pretrained
-    config = config_from_dict(config_to_dict(pretrained.model_config))
-    config.image.position_embedding = "learned"
+    config = changed(pretrained.model_config, {"image.position_embedding": "learned"})
     side = image.image_size // image.patch_size
     table = sincos_position_embedding((side, side), image.width)
     return _with_positions(pretrained._replace(model_config=config), table)

@@ -16,11 +16,10 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from groupvit_jax.interop.model_config import config_to_dict
-from groupvit_jax.interop.pretrained import Pretrained, describe
+from groupvit_jax.interop.pretrained import Pretrained, to_description
 from groupvit_jax.models.grouping import resize_maps
 from groupvit_jax.models.preprocess import normalize
-from groupvit_jax.runs.configuration import config_from_dict
+from groupvit_jax.runs.configuration import changed
 from groupvit_jax.runs.files import write_json
 from groupvit_jax.typing import Array, Float, Int, UInt8
 
@@ -176,13 +175,12 @@ def _write_description(
         scale = jnp.minimum(jnp.exp(pretrained.variables["params"]["logit_scale"]), 100.0)
         description["context_length"] = config.text.context_length
         description["logit_scale"] = float(scale)  # factor of cosine similarities
-    write_json(directory / "config.json", {**description, **describe(pretrained, directory)})
+    write_json(directory / "config.json", {**description, **to_description(pretrained, directory)})
 
 
 def _in_float32(pretrained: Pretrained) -> tuple[Any, Any]:
-    config = config_from_dict(config_to_dict(pretrained.model_config))
-    config.dtype = "float32"
     # How training computes the blocks; the parameters are the same tree without it.
-    config.update(scan_layers=False, remat="none", fused_attention=False)
+    plain = {"scan_layers": False, "remat": "none", "fused_attention": False}
+    config = changed(pretrained.model_config, {"dtype": "float32", **plain})
     model = pretrained._replace(model_config=config).build_model()
     return model, jax.tree.map(jnp.asarray, pretrained.variables)

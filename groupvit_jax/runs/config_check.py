@@ -4,8 +4,6 @@ import difflib
 from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
-from ml_collections import ConfigDict
-
 # What lies below is named by the user: sets, evaluators and their options.
 FREE_FIELDS = ("data.sources", "evaluators")
 
@@ -16,9 +14,9 @@ def unknown_field(field: str, known: Collection[str]) -> str:
     return f"config.{field}: no such field, the nearest is config.{nearest}"
 
 
-def flatten(config: ConfigDict, free: tuple[str, ...] = FREE_FIELDS) -> dict[str, Any]:
-    """Return the values by dotted path, without those below the fields `free`."""
-    return dict(_leaves(config.to_dict(), "", free))
+def flatten(config: Mapping[str, Any], free: tuple[str, ...] = FREE_FIELDS) -> dict[str, Any]:
+    """Return a configuration's values by dotted path, without those below the fields `free`."""
+    return dict(_leaves(config, "", free))
 
 
 def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:

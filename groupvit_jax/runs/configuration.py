@@ -7,7 +7,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from groupvit_jax.runs.config_check import differences, flatten
+from groupvit_jax.runs.config_check import differences
 from groupvit_jax.runs.files import read_json, write_json
 from groupvit_jax.runs.layout import CONFIG_FILE
 
@@ -37,13 +37,18 @@ def write_config(config: Mapping[str, Any], workdir: Path) -> None:
 
 
 def config_from_json(path: Path) -> ConfigDict:
-    """Return the configuration that `write_config` wrote.
+    """Return the configuration that `write_config` wrote, with the fields that older ones lack.
 
     Raises:
       FileNotFoundError: there is no such file.
       ValueError: it holds no configuration.
     """
-    return config_from_dict(read_json(path, f"a run's {CONFIG_FILE}"))
+    recorded = config_from_dict(read_json(path, f"a run's {CONFIG_FILE}"))
+    for field, value in _EARLIER.items():
+        section, _, name = field.rpartition(".")
+        if isinstance(fields := recorded.get(section), ConfigDict) and name not in fields:
+            fields[name] = value
+    return recorded
 
 
 def config_from_dict(values: Mapping[str, Any]) -> ConfigDict:
@@ -69,32 +74,24 @@ def changed(config: ConfigDict, changes: Mapping[str, Any]) -> ConfigDict:
     return copy
 
 
-def complete(recorded: ConfigDict) -> ConfigDict:
-    """Return a recorded configuration with the fields of `_EARLIER` that it lacks."""
-    completed = ConfigDict(recorded.to_dict())
-    for field, value in _EARLIER.items():
-        section, _, name = field.rpartition(".")
-        if section in completed and name not in completed[section]:
-            completed[section][name] = value
-    return completed
-
-
 def keep_recorded(config: ConfigDict, workdir: Path) -> ConfigDict:
     """Return the configuration of a resumed run: `KEPT_FIELDS` have their recorded values."""
     path = workdir / CONFIG_FILE
     if not path.exists():
         return config
     kept = config.copy_and_resolve_references()
-    recorded = flatten(complete(config_from_json(path)))
+    recorded = config_from_json(path)
     for field in KEPT_FIELDS:
         section, _, name = field.rpartition(".")
-        if field in recorded and recorded[field] != kept[section][name]:
+        new = kept[section][name]
+        old = recorded.get(section, {}).get(name, new)
+        if old != new:
             logger.warning(
                 "config.%s: %r, with which the run of %s began, is kept in place of %r; use "
                 "another --workdir to change it",
-                *(field, recorded[field], workdir, kept[section][name]),
+                *(field, old, workdir, new),
             )
-            kept[section][name] = recorded[field]
+            kept[section][name] = old
     return kept
 
 

@@ -118,7 +118,7 @@ def _read_run(name: str, path: Path) -> Run:
 
 
 def _read_config(path: Path) -> dict[str, Any]:
-    return flatten(config_from_json(path), free=()) if path.is_file() else {}
+    return flatten(config_from_json(path).to_dict(), free=()) if path.is_file() else {}
 
 
 def _wanted(sweep: Sweep | None, config: Mapping[str, Any]) -> tuple[str, str]:

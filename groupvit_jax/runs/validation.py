@@ -47,7 +47,7 @@ def validate(
         `text_init_from` and the tokenizer's file where it is gone: none of these has to exist.
       reported: fields whose errors are known; neither they nor what depends on them is checked.
     """
-    found = flatten(config)
+    found = flatten(config.to_dict())
     values = found | {
         "data.sources": config.data.sources.to_dict(),
         "evaluators": config.evaluators.to_dict(),

@@ -8,8 +8,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ml_collections import ConfigDict
-
 from groupvit_jax.runs.configuration import lists_as_tuples
 from groupvit_jax.runs.sweep_files import Sweep, Trial
 
@@ -18,7 +16,7 @@ from groupvit_jax.runs.sweep_files import Sweep, Trial
 NAME_LENGTH = 60
 
 
-def make_trial(number: int, overrides: Mapping[str, Any], config: ConfigDict) -> Trial:
+def make_trial(number: int, overrides: Mapping[str, Any], config: Mapping[str, Any]) -> Trial:
     """Return a trial.
 
     Args:
@@ -27,7 +25,7 @@ def make_trial(number: int, overrides: Mapping[str, Any], config: ConfigDict) ->
       config: the whole configuration, overrides included. Its hash tells whether the base
         configuration changes between two starts of a sweep.
     """
-    text = json.dumps(config.to_dict(), sort_keys=True, default=repr)
+    text = json.dumps(config, sort_keys=True, default=repr)
     digest = hashlib.sha256(text.encode()).hexdigest()
     return Trial(number, folder_name(number, overrides), plain(overrides), digest)
 

@@ -9,7 +9,6 @@ import jax.numpy as jnp
 import optax
 from flax import struct
 from jax.sharding import Mesh
-from ml_collections import ConfigDict
 
 from groupvit_jax import parallel
 from groupvit_jax.typing import Array, Key, Params, PyTree
@@ -46,22 +45,31 @@ class TrainState:
         return self.average or {"params": self.params, "batch_stats": self.batch_stats}
 
 
-def batch_shapes(config: ConfigDict) -> BatchShapes:
-    """Return the shapes of the global batches that `config` describes."""
-    B, side = config.train.batch_size, config.model.image.image_size
+def batch_shapes(
+    batch_size: int, image_size: int, packed_length: int, num_texts: int
+) -> BatchShapes:
+    """Return the shapes of the global batches of images and texts.
+
+    Args:
+      batch_size: of all devices together.
+      image_size: side of the square images in pixels.
+      packed_length: tokens in a row of texts.
+      num_texts: of an image: its caption and its prompts.
+    """
+    B, side = batch_size, image_size
     return {
         "image": jax.ShapeDtypeStruct((B, side, side, 3), jnp.uint8),
-        "text": jax.ShapeDtypeStruct((B, config.data.packed_length), jnp.int32),
-        "text_ends": jax.ShapeDtypeStruct((B, 1 + config.data.num_nouns), jnp.int32),
-        "text_ids": jax.ShapeDtypeStruct((B, 1 + config.data.num_nouns), jnp.int32),
+        "text": jax.ShapeDtypeStruct((B, packed_length), jnp.int32),
+        "text_ends": jax.ShapeDtypeStruct((B, num_texts), jnp.int32),
+        "text_ids": jax.ShapeDtypeStruct((B, num_texts), jnp.int32),
         "text_overflow": jax.ShapeDtypeStruct((B,), jnp.int32),
         "index": jax.ShapeDtypeStruct((B,), jnp.int32),
     }
 
 
-def masked_batch_shapes(config: ConfigDict) -> BatchShapes:
-    """Return the shapes of the global batches of images and masks that `config` describes."""
-    B, side = config.train.batch_size, config.model.image.image_size
+def masked_batch_shapes(batch_size: int, image_size: int) -> BatchShapes:
+    """Return the shapes of the global batches of images and masks; see `batch_shapes`."""
+    B, side = batch_size, image_size
     return {
         "image": jax.ShapeDtypeStruct((B, side, side, 3), jnp.uint8),
         "mask": jax.ShapeDtypeStruct((B, side, side), jnp.uint8),

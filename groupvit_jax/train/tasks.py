@@ -51,7 +51,12 @@ TASKS = {
         make_examples=lambda config, tokenizer: make_train_examples(
             config.data, tokenizer, image_size=config.model.image.image_size, seed=config.seed
         ),
-        batch_shapes=state.batch_shapes,
+        batch_shapes=lambda config: state.batch_shapes(
+            config.train.batch_size,
+            config.model.image.image_size,
+            config.data.packed_length,
+            num_texts=1 + config.data.num_nouns,
+        ),
         make_loss=contrastive_task.make_contrastive_loss,
     ),
     "segmentation": Task(
@@ -65,7 +70,9 @@ TASKS = {
             image_size=config.model.image.image_size,
             seed=config.seed,
         ),
-        batch_shapes=state.masked_batch_shapes,
+        batch_shapes=lambda config: state.masked_batch_shapes(
+            config.train.batch_size, config.model.image.image_size
+        ),
         make_loss=lambda model, config, mesh: segmentation_task.make_segmentation_loss(
             model,
             mesh,
@@ -101,6 +108,6 @@ def task_of(config: ConfigDict) -> Task:
     Raises:
       ValueError: there is no such task, or a field is set that has no meaning in it.
     """
-    if errors := find_task_errors(flatten(config)):
+    if errors := find_task_errors(flatten(config.to_dict())):
         raise ValueError("; ".join(errors))
     return TASKS[config.get("task", "contrastive")]

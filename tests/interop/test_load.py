@@ -11,7 +11,7 @@ from groupvit_jax.data.text import tokenizers
 from groupvit_jax.data.text.vocabulary import read_vocabulary
 from groupvit_jax.interop import load_pretrained
 from groupvit_jax.interop.load import find_kind
-from groupvit_jax.interop.model_config import config_to_dict, make_model_config
+from groupvit_jax.interop.model_config import make_model_config
 from groupvit_jax.interop.pretrained import with_image_size
 from groupvit_jax.interop.save import save_pretrained
 from groupvit_jax.runs.configuration import config_from_dict, write_config
@@ -142,7 +142,7 @@ def test_an_imported_configuration_has_the_fields_of_the_published_one():
 
 def test_a_configuration_survives_json():
     config = base.get_config().model
-    assert config_from_dict(json.loads(json.dumps(config_to_dict(config)))) == config
+    assert config_from_dict(json.loads(json.dumps(config.to_dict()))) == config
 
 
 def test_positions_are_resized_as_pytorch_does(small):

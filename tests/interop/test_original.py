@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from groupvit_jax.interop import load_pretrained, verify
-from groupvit_jax.interop.original import read_original, write_original
+from groupvit_jax.interop.original import write_original
 from groupvit_jax.interop.torch_file import read_torch_file
 from groupvit_jax.interop.torch_writer import write_torch_file
 from tests.interop import weights
@@ -73,7 +73,7 @@ def rewrite(path, change=lambda tensors: None):
 def test_out_and_in_again_keeps_every_bit(tmp_path, assert_identical, case):
     pretrained = weights.random_pretrained(weights.small_config(case))
     write_original(tmp_path / "model.pth", pretrained)
-    assert_identical(read_original(tmp_path / "model.pth"), pretrained)
+    assert_identical(load_pretrained(tmp_path / "model.pth"), pretrained)
 
 
 def test_names_and_axes_are_those_of_the_published_files(path, small):
@@ -111,7 +111,7 @@ def test_sizes_are_found_from_the_tensors(tmp_path, case):
     pretrained = weights.random_pretrained(config)
     write_original(tmp_path / "model.pth", pretrained)
     rewrite(tmp_path / "model.pth")
-    found = read_original(tmp_path / "model.pth").model_config
+    found = load_pretrained(tmp_path / "model.pth").model_config
     assert found.image == config.image
     assert found.text == config.text
     assert found.projector == config.projector
@@ -120,7 +120,7 @@ def test_sizes_are_found_from_the_tensors(tmp_path, case):
 
 def test_a_file_without_the_second_scale_is_read_and_told(path, small):
     rewrite(path, lambda tensors: tensors.pop("multi_label_logit_scale"))
-    found = read_original(path, small.model_config)
+    found = load_pretrained(path, small.model_config)
     assert "params/multi_label_logit_scale: not in" in found.notes[0]
     params = found.variables["params"]
     assert params["multi_label_logit_scale"] == params["logit_scale"]
@@ -129,8 +129,8 @@ def test_a_file_without_the_second_scale_is_read_and_told(path, small):
 def test_unusual_heads_need_the_configuration(path, small):
     rewrite(path)
     with pytest.raises(ValueError, match=r"img_encoder is 32 wide.*--config"):
-        read_original(path)
-    found = read_original(path, small.model_config)
+        load_pretrained(path)
+    found = load_pretrained(path, small.model_config)
     assert found.model_config.image.num_heads == small.model_config.image.num_heads
 
 
@@ -144,7 +144,7 @@ def test_half_precision_and_both_convolutions_are_accepted(path, small):
             tensors[name] = tensors[name][..., None]  # a 2-D convolution
 
     rewrite(path, change)
-    found = read_original(path, small.model_config)
+    found = load_pretrained(path, small.model_config)
     assert {array.dtype for array in weights.flat(found).values()} == {np.dtype(np.float32)}
     for name, array in weights.flat(small).items():
         np.testing.assert_array_equal(weights.flat(found)[name], array.astype(np.float16), name)
@@ -174,13 +174,13 @@ NAME = "img_encoder.layers.0.blocks.0.attn.qkv.weight"
 def test_a_tensor_that_does_not_fit_is_named(path, small, change, message):
     rewrite(path, change)
     with pytest.raises(ValueError, match=message) as error:
-        read_original(path, small.model_config)
+        load_pretrained(path, small.model_config)
     assert str(error.value).startswith(f"{path}: tensor '{NAME}")
 
 
 def test_a_tensor_more_is_told(path, small):
     rewrite(path, lambda tensors: tensors.update({NAME + "s": tensors[NAME]}))
-    assert read_original(path, small.model_config).notes == (f"{path}: {NAME}s is not used",)
+    assert load_pretrained(path, small.model_config).notes == (f"{path}: {NAME}s is not used",)
 
 
 def test_a_file_of_another_model_is_refused(tmp_path):
@@ -188,7 +188,7 @@ def test_a_file_of_another_model_is_refused(tmp_path):
     with pytest.raises(
         ValueError, match=r"patch_embed\.proj\.weight' is missing, so not a GroupViT"
     ):
-        read_original(tmp_path / "other.pth")
+        load_pretrained(tmp_path / "other.pth")
 
 
 def test_stages_of_other_widths_are_refused(tmp_path):

@@ -12,7 +12,7 @@ from groupvit_jax.plan.instructions import instruction_costs
 from groupvit_jax.plan.plan import make_plan
 from groupvit_jax.plan.prediction import predict
 from groupvit_jax.plan.program import parse_program
-from groupvit_jax.train import state as state_lib
+from groupvit_jax.train.tasks import task_of
 from tests.devices import first_devices
 from tests.plan.machines import host
 
@@ -43,7 +43,7 @@ def test_what_a_chip_holds_is_what_a_run_allocates():
     config.parallel.mesh.update(data=2, fsdp=2)
     memory = compile_step(config, host(4)).memory
     mesh = parallel.make_mesh(config.parallel.mesh.to_dict(), first_devices(4))
-    shapes = state_lib.batch_shapes(config)
+    shapes = task_of(config).batch_shapes(config)
     batch = parallel.to_global_batch(
         mesh, {name: np.zeros(leaf.shape, leaf.dtype) for name, leaf in shapes.items()}
     )

@@ -23,7 +23,7 @@ def reference():
     ],
 )
 def test_the_nearest_field_is_named(field, nearest):
-    known = config_check.flatten(reference())
+    known = config_check.flatten(reference().to_dict())
     assert config_check.unknown_field(field, known).endswith(f"the nearest is config.{nearest}")
 
 

@@ -18,7 +18,7 @@ CONFIGS = sorted(
 
 
 def test_the_table_has_every_field_and_no_other():
-    assert set(FIELDS) == set(flatten(base.get_config()))
+    assert set(FIELDS) == set(flatten(base.get_config().to_dict()))
 
 
 @pytest.mark.parametrize("name", CONFIGS)

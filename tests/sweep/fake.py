@@ -3,8 +3,6 @@
 import dataclasses
 import sys
 
-from ml_collections import ConfigDict
-
 from groupvit_jax.runs.sweep_files import Sweep, read_record
 from groupvit_jax.sweep import folder as folder_lib
 from groupvit_jax.sweep.trials import make_trial
@@ -36,7 +34,7 @@ sys.exit(code)
 def make_sweep(root, trials):
     """Returns a sweep of (steps, exit code) pairs, written to its folder."""
     made = tuple(
-        make_trial(i, {"train.steps": steps, "code": code}, ConfigDict({"i": i}))
+        make_trial(i, {"train.steps": steps, "code": code}, {"i": i})
         for i, (steps, code) in enumerate(trials)
     )
     sweep = Sweep("fake", "configs/none.py", (), "", "max", made)

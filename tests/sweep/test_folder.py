@@ -3,7 +3,6 @@ import json
 
 import numpy as np
 import pytest
-from ml_collections import ConfigDict
 
 from configs import tiny
 from groupvit_jax.runs import sweep_files
@@ -44,7 +43,7 @@ def test_the_command_of_a_trial_gives_its_settings(tmp_path):
         "data.sources": {"own": {"kind": "webdataset", "pattern": "it's here/{0..3}.tar"}},
         "optimizer.groups": [["text/.*", 0.1]],
     }
-    trial = make_trial(0, overrides, tiny.get_config())
+    trial = make_trial(0, overrides, tiny.get_config().to_dict())
     sweep = Sweep("s", "configs/tiny.py", ("--config.seed=3",), "", "max", (trial,))
     folder_lib.create(tmp_path, sweep)
     sweep = sweep_files.read_sweep(tmp_path)
@@ -103,7 +102,7 @@ def test_a_file_of_something_else_is_one_line(tmp_path, content):
 
 
 def trial(i, value, base=0):
-    return make_trial(i, {"a": value}, ConfigDict({"a": value, "b": base}))
+    return make_trial(i, {"a": value}, {"a": value, "b": base})
 
 
 def sweep_of(*trials):

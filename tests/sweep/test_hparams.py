@@ -24,7 +24,7 @@ print(info.group_name, {n: v.WhichOneof("kind") for n, v in sorted(info.hparams.
 def test_tensorboard_gets_the_settings_once(tmp_path):
     pytest.importorskip("tensorboard")
     overrides = {"seed": 1, "model.image.depths": (1, 2), "tensorboard": True}
-    trial = make_trial(3, overrides, tiny.get_config())
+    trial = make_trial(3, overrides, tiny.get_config().to_dict())
     write_hparams(trial, tmp_path)
     content = (tmp_path / TRIAL_SETTINGS_FILE).read_bytes()
     write_hparams(trial, tmp_path)
@@ -37,5 +37,5 @@ def test_tensorboard_gets_the_settings_once(tmp_path):
 
 def test_without_tensorboard_nothing_is_written(tmp_path, monkeypatch):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    write_hparams(make_trial(0, {}, tiny.get_config()), tmp_path)
+    write_hparams(make_trial(0, {}, tiny.get_config().to_dict()), tmp_path)
     assert list(tmp_path.iterdir()) == []

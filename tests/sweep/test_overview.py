@@ -12,7 +12,7 @@ from groupvit_jax.sweep.trials import make_trial
 
 def test_a_row_has_what_differs_and_the_last_and_best_metrics(tmp_path):
     settings = [{"seed": 0, "loss.kind": "softmax"}, {"seed": 0, "loss.kind": "sigmoid", "x": 1}]
-    trials = tuple(make_trial(i, s, tiny.get_config()) for i, s in enumerate(settings))
+    trials = tuple(make_trial(i, s, tiny.get_config().to_dict()) for i, s in enumerate(settings))
     sweep = Sweep("s", "c", (), "val/miou", "max", trials)
     create(tmp_path, sweep)
     lines = [{"step": 5, "loss": 2.0, "val/miou": 0.5}, {"step": 9, "loss": 1.5, "val/miou": None}]

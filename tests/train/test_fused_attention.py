@@ -7,9 +7,9 @@ import numpy as np
 from groupvit_jax import parallel
 from groupvit_jax.models import build_model, fused_attention
 from groupvit_jax.models.layers import attend
-from groupvit_jax.train import state as state_lib
 from groupvit_jax.train.forward import on_mesh
 from groupvit_jax.train.grad_cache import in_micro_batches
+from groupvit_jax.train.tasks import task_of
 from tests.bounds import UNIT_ROUNDOFF, nudged
 from tests.devices import first_devices
 from tests.train import agreement
@@ -39,7 +39,7 @@ def test_every_device_attends_for_its_own_images_and_heads(monkeypatch):
         return jax.jit(jax.value_and_grad(loss, has_aux=True))(params)
 
     monkeypatch.setattr(fused_attention, "KERNELS", {"cpu": kernel})
-    shapes = state_lib.batch_shapes(config)
+    shapes = task_of(config).batch_shapes(config)
     params = random_variables(model, shapes)["params"]
     images = np.random.default_rng(0).normal(size=(16, 32, 32, 3)).astype(np.float32)
     images = parallel.to_global_batch(mesh, {"image": images})["image"]

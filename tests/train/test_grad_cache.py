@@ -15,6 +15,7 @@ from groupvit_jax.train import grad_cache
 from groupvit_jax.train import state as state_lib
 from groupvit_jax.train.contrastive_task import make_contrastive_loss
 from groupvit_jax.train.step import make_train_step
+from groupvit_jax.train.tasks import task_of
 from tests.bounds import nudged
 from tests.devices import first_devices
 from tests.train import agreement
@@ -45,7 +46,7 @@ def parts(mesh, micro_batch_size, batch_size=BATCH, loss="published"):
     config.model.image.update(depths=(2, 1), drop_path_rate=0.5)
     sizes = MESHES[mesh]
     mesh = parallel.make_mesh(sizes, first_devices(np.prod(list(sizes.values()))))
-    shapes, model = state_lib.batch_shapes(config), build_model(config.model)
+    shapes, model = task_of(config).batch_shapes(config), build_model(config.model)
     rules = config.parallel.rules
     decay = config.optimizer.ema_decay = 0.9 if config.loss.distill_weight else 0.0
     abstract = state_lib.abstract_state(model, OPTIMIZER, shapes, mesh, rules, averaged=bool(decay))

@@ -10,6 +10,7 @@ from groupvit_jax.plan.collectives import find_collectives
 from groupvit_jax.plan.program import parse_program
 from groupvit_jax.train import state as state_lib
 from groupvit_jax.train.contrastive_task import make_contrastive_loss
+from groupvit_jax.train.tasks import task_of
 from tests.bounds import nudged
 from tests.devices import first_devices
 from tests.train.test_grad_cache import assert_same
@@ -35,7 +36,7 @@ def compiled_gradients(sizes, scan_layers):
     config.model.text.num_layers = 2
     config.data.augment.random_erasing = 0.0
     mesh = parallel.make_mesh(sizes, first_devices(np.prod(list(sizes.values()))))
-    model, shapes = build_model(config.model), state_lib.batch_shapes(config)
+    model, shapes = build_model(config.model), task_of(config).batch_shapes(config)
     params = state_lib.abstract_params(model, shapes)
     schedule = optim.make_schedule(config.optimizer.learning_rate, 10, 2)
     state, shardings = state_lib.create_sharded_state(

@@ -11,6 +11,7 @@ from configs import tiny
 from groupvit_jax import optim, parallel
 from groupvit_jax.models.two_tower import build_model
 from groupvit_jax.train import state as state_lib
+from groupvit_jax.train.tasks import task_of
 from tests.devices import first_devices
 
 MESHES = {
@@ -25,7 +26,7 @@ def setup():
     config = tiny.get_config()
     config.model.text.update(vocab_size=64, end_of_text_id=63, num_layers=1)
     model = build_model(config.model)
-    shapes = state_lib.batch_shapes(config)
+    shapes = task_of(config).batch_shapes(config)
     schedule = optim.make_schedule(config.optimizer.learning_rate, 20, 2)
     params = state_lib.abstract_params(model, shapes)
     optimizer = optim.make_optimizer(config.optimizer, schedule, params)

@@ -15,6 +15,7 @@ from groupvit_jax.models.two_tower import build_model
 from groupvit_jax.train import contrastive_task, forward
 from groupvit_jax.train import state as state_lib
 from groupvit_jax.train.step import NormsOfLoggedSteps, make_train_step
+from groupvit_jax.train.tasks import task_of
 from groupvit_jax.typing import ImageFeatures, TwoTowerOutput
 from tests.bounds import nudged
 from tests.devices import first_devices
@@ -44,7 +45,7 @@ def tiny_config():
 def host_batch(config, seed):
     """Images of one colour each under coarse noise, with texts that name the colour."""
     rng = np.random.default_rng(seed)
-    shapes = state_lib.batch_shapes(config)
+    shapes = task_of(config).batch_shapes(config)
     colors = rng.integers(0, 256, size=(*shapes["index"].shape, 3), dtype=np.uint8)
     noise = rng.integers(0, 128, size=(len(colors), 4, 4, 3), dtype=np.uint8)
     texts = np.zeros((*shapes["text_ends"].shape, config.model.text.context_length), np.int32)
@@ -69,7 +70,7 @@ class Run:
 
     def __init__(self, config, sizes, model):
         self.mesh = parallel.make_mesh(sizes, first_devices(np.prod(list(sizes.values()))))
-        shapes = state_lib.batch_shapes(config)
+        shapes = task_of(config).batch_shapes(config)
         params = state_lib.abstract_params(model, shapes)
         self.schedule = optim.make_schedule(
             config.optimizer.learning_rate,
@@ -286,7 +287,7 @@ def test_packed_texts_give_the_loss_and_gradients_of_padded_ones(num_nouns, num_
     batch = packed(texts, config)
     assert not batch["text_overflow"].any()
     images = rng.normal(size=(B, 32, 32, 3)).astype(np.float32)
-    variables = random_variables(model, state_lib.batch_shapes(config))
+    variables = random_variables(model, task_of(config).batch_shapes(config))
     rngs = {"gumbel": jax.random.key(1), "drop_path": jax.random.key(2)}
 
     mesh = parallel.make_mesh({"data": -1, "fsdp": 1, "tensor": 1}, first_devices(num_devices))
@@ -460,5 +461,7 @@ def test_the_sigmoid_loss_trains_scale_and_bias():
 
 def test_the_softmax_loss_has_no_bias():
     config = tiny_config()
-    shapes = state_lib.abstract_params(build_model(config.model), state_lib.batch_shapes(config))
+    shapes = state_lib.abstract_params(
+        build_model(config.model), task_of(config).batch_shapes(config)
+    )
     assert {name for name in shapes if "logit" in name} == set(SCALES)

@@ -13,7 +13,7 @@ from groupvit_jax.interop.initialise import InitialisationReport, placed_like
 from groupvit_jax.interop.layout import expected_shapes, gather_arrays, unflatten
 from groupvit_jax.models.layers import LAYER_NORM_EPS
 from groupvit_jax.models.siglip_text_encoder import SIGLIP_NORM_EPS
-from groupvit_jax.models.two_tower import build_model
+from groupvit_jax.models.two_tower import TwoTower, build_model, text_tower
 from groupvit_jax.runs.files import read_json
 from groupvit_jax.typing import Params, PyTree
 
@@ -72,15 +72,16 @@ def initialise_text_from(
       FileNotFoundError: a file is missing.
       ValueError: fields differ or a tensor doesn't fit; the message names them.
     """
+    model = build_model(model_config)
     with naming(path):
         file = Path(path) / "config.json"
         kind = read_json(file).get("model_type", "bert")  # old ones of BERTs lack it
         if kind in _KINDS:
-            return _initialise(Path(path), params, batch_stats, model_config)
+            return _initialise(Path(path), params, batch_stats, model)
         if kind != "bert":
             known = " or ".join(map(repr, ("bert", *_KINDS)))
             raise ValueError(f"{file}: model_type is {kind!r}, only {known} is supported")
-    return bert_weights.initialise_text_from(path, params, batch_stats, model_config)
+    return bert_weights.initialise_text_from(path, params, batch_stats, model)
 
 
 def read_text_config(directory: Path) -> dict[str, Any]:
@@ -109,13 +110,16 @@ def read_text_config(directory: Path) -> dict[str, Any]:
 
 
 def _initialise(
-    directory: Path, params: Params, batch_stats: PyTree, model_config: ConfigDict
+    directory: Path, params: Params, batch_stats: PyTree, model: TwoTower
 ) -> tuple[Params, PyTree, InitialisationReport]:
-    text = {"kind": "clip", **model_config.text.to_dict()}
+    tower = model.text_encoder
+    required = read_text_config(directory)
+    found = {field: getattr(tower, field) for field in required if field != "kind"}
+    found["kind"] = text_tower(tower)
     wrong = [
-        f"config.model.text.{field} is {text[field]!r}, expected {expected!r}"
-        for field, expected in read_text_config(directory).items()
-        if text[field] != expected
+        f"config.model.text.{field} is {found[field]!r}, expected {expected!r}"
+        for field, expected in required.items()
+        if found[field] != expected
     ]
     if wrong:
         raise ValueError(f"{directory}: {'; '.join(wrong)}")
@@ -124,7 +128,7 @@ def _initialise(
     bare = not any(name.startswith("text_model.") for name in tensors)
     source = {f"text_model.{name}" if bare else name: array for name, array in tensors.items()}
     # Texts never have tokens at the positions that are cut off.
-    length, table = text["context_length"], source.get(_POSITIONS)
+    length, table = tower.context_length, source.get(_POSITIONS)
     notes: tuple[str, ...] = ()
     if table is not None:
         if len(table) < length:
@@ -134,11 +138,11 @@ def _initialise(
             )
         source[_POSITIONS] = table[:length]
         notes = (f"{len(table)} positions cut to {length}",) if len(table) > length else ()
-    shapes = expected_shapes(build_model(model_config))
+    shapes = expected_shapes(model)
     shapes = {name: shape for name, shape in shapes.items() if name.startswith(_PREFIX)}
     flat = gather_arrays(source, shapes, names, path)
     arrays = unflatten({name.removeprefix(_PREFIX): array for name, array in flat.items()})
-    tower = jax.tree.map(placed_like, dict(params["text_encoder"]), arrays)
+    merged = jax.tree.map(placed_like, dict(params["text_encoder"]), arrays)
     used = {part for name in shapes for part in names(name)}
     report = InitialisationReport(tuple(flat), {}, {}, tuple(sorted(set(source) - used)), notes)
-    return {**params, "text_encoder": tower}, batch_stats, report
+    return {**params, "text_encoder": merged}, batch_stats, report

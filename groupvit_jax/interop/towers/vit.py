@@ -20,7 +20,9 @@ from groupvit_jax.interop.initialise import InitialisationReport, placed_like
 from groupvit_jax.interop.layout import flatten, from_torch, unflatten
 from groupvit_jax.interop.pretrained import resize_grid
 from groupvit_jax.interop.towers.vit_files import PlainVit, read_plain_vit
+from groupvit_jax.models.image_encoder import ImageEncoder
 from groupvit_jax.models.preprocess import IMAGENET_MEAN, IMAGENET_STD
+from groupvit_jax.models.two_tower import build_model
 from groupvit_jax.typing import Params, PyTree
 
 _PREFIX = "params/image_encoder/"
@@ -92,9 +94,10 @@ def initialise_image_from(
     """
     with naming(path):
         vit = read_plain_vit(Path(path))
-        _check_fields(vit, model_config.image)
+        encoder = build_model(model_config).image_encoder
+        _check_fields(vit, encoder)
         own = flatten(dict(params["image_encoder"]))
-        arrays, notes, used = _convert(vit, model_config.image)
+        arrays, notes, used = _convert(vit, encoder)
         for name, array in arrays.items():
             if own[name].shape != array.shape:
                 raise ValueError(
@@ -108,12 +111,12 @@ def initialise_image_from(
     return {**params, "image_encoder": unflatten(merged)}, batch_stats, report
 
 
-def _check_fields(vit: PlainVit, image: ConfigDict) -> None:
+def _check_fields(vit: PlainVit, image: ImageEncoder) -> None:
     """Raise ValueError that names every field of `config.model.image` that has to be another."""
     wrong = {
-        field: (image.get(field), value)
+        field: (getattr(image, field), value)
         for field, value in _required(vit).items()
-        if image.get(field) != value
+        if getattr(image, field) != value
     }
     if abs(image.mlp_ratio - _required(vit)["mlp_ratio"]) * image.width < 0.5:
         wrong.pop("mlp_ratio", None)  # the ratio may have been rounded
@@ -128,7 +131,7 @@ def _check_fields(vit: PlainVit, image: ConfigDict) -> None:
 
 
 def _convert(
-    vit: PlainVit, image: ConfigDict
+    vit: PlainVit, image: ImageEncoder
 ) -> tuple[dict[str, np.ndarray], tuple[str, ...], set[str]]:
     """Return our arrays by path, notes on what was folded or resized, and the tensors used."""
     tensors = {name: np.asarray(t, np.float32) for name, t in vit.tensors.items()}
@@ -198,7 +201,7 @@ def _patch_embedding(
     return {name: np.asarray(array, np.float32) for name, array in arrays.items()}
 
 
-def _positions(vit: PlainVit, image: ConfigDict) -> tuple[np.ndarray, list[str]]:
+def _positions(vit: PlainVit, image: ImageEncoder) -> tuple[np.ndarray, list[str]]:
     """Return the positions of the patches, resized to our grid, and notes."""
     table = np.asarray(_tensor(vit, "pos_embed", 3), np.float32)
     length, side = table.shape[1], image.image_size // image.patch_size
