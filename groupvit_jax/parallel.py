@@ -170,6 +170,27 @@ def local_copies(mesh: Mesh, tree: PyTree) -> PyTree:
     return jax.tree.map(keep_own, copies)
 
 
+def copy_to_first_process(tree: PyTree) -> PyTree:
+    """Return NumPy copies of arrays in process 0 and None elsewhere; all processes must call it.
+
+    One array at a time is gathered, so that the devices need memory for the largest one only; those
+    with a copy on every device are not sent at all. Of a random key the words are returned.
+    """
+
+    def copy(leaf: jax.Array) -> np.ndarray | None:
+        if jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+            leaf = jax.random.key_data(leaf)
+        if not leaf.is_fully_replicated:
+            assert isinstance(leaf.sharding, NamedSharding), leaf.sharding
+            leaf = jax.device_put(leaf, NamedSharding(leaf.sharding.mesh, PartitionSpec()))
+        # On a CPU the device's memory itself would be returned, which the next step overwrites.
+        return np.array(jax.device_get(leaf.addressable_data(0))) if is_first else None
+
+    is_first = jax.process_index() == 0
+    copies = jax.tree.map(copy, tree)
+    return copies if is_first else None
+
+
 def wait_for_processes(key: str) -> None:
     """Wait until all processes have arrived.
 

@@ -63,6 +63,7 @@ class Checkpointer:
         settings: CheckpointSettings,
         run_config: Mapping[str, Any] | None = None,
         vocabulary: Vocabulary | None = None,
+        is_shared: bool = True,
     ) -> None:
         """Open or create the directory, remove half-written steps and set damaged ones aside.
 
@@ -71,27 +72,49 @@ class Checkpointer:
           settings: which steps are kept.
           run_config: the whole configuration, a copy of which goes into every checkpoint.
           vocabulary: likewise: a checkpoint can then be used without any other file.
+          is_shared: whether all processes see the directory. If not, each has a copy of its own, of
+            which only that of process 0 is written.
 
         Raises:
-          ValueError: there are steps, and all of them are damaged.
+          ValueError: there are steps, and all of them are damaged; or the copies differ.
         """
         self._json = {checkpoints.CONFIG: dict(run_config or {})}
         if vocabulary is not None:
             self._json[checkpoints.TOKENIZER] = to_json(vocabulary)
         self._saving = 0
         self._directory = Path(directory).absolute()  # Orbax refuses relative paths
-        arrays = {name: ocp.StandardCheckpointHandler() for name in checkpoints.ARRAY_ITEMS}
-        json_items = {name: ocp.JsonCheckpointHandler() for name in checkpoints.JSON_ITEMS}
+        self._is_shared = is_shared or jax.process_count() == 1
+        at_once = parallel.by_first_process if self._is_shared else lambda task: task()
         # Before Orbax opens them: it reads metrics of every step and fails with those of one.
-        self._set_aside: list[str] = parallel.by_first_process(
-            lambda: checkpoints.set_aside_damaged(self._directory)
-        )
+        self._set_aside: list[str] = at_once(lambda: checkpoints.set_aside_damaged(self._directory))
         self._report_damages()
-        self._manager = ocp.CheckpointManager(
-            self._directory,
-            options=_options(settings, self._complete),
-            item_handlers=arrays | json_items,
+        self._manager = self._open_manager(settings)
+        self._saved: list[int] = []  # by process 0, in a directory that this one doesn't see
+        if not self._is_shared:
+            check_same_step(self._directory, self._manager.latest_step())
+
+    def _open_manager(self, settings: CheckpointSettings) -> ocp.CheckpointManager:
+        options, processes = (
+            _options(settings, self._complete),
+            ocp.options.MultiprocessingOptions(),
         )
+        if not self._is_shared:
+            # To Orbax, each process is the only one.
+            me = jax.process_index()
+            processes = ocp.options.MultiprocessingOptions(
+                primary_host=me, active_processes={me}, barrier_sync_key_prefix=f"process_{me}"
+            )
+            self._directory.mkdir(parents=True, exist_ok=True)
+            options = dataclasses.replace(
+                options,
+                create=False,
+                multiprocessing_options=processes,
+                single_host_load_and_broadcast=False,
+            )
+        kinds = {name: ocp.StandardCheckpointHandler for name in checkpoints.ARRAY_ITEMS}
+        kinds |= {name: ocp.JsonCheckpointHandler for name in checkpoints.JSON_ITEMS}
+        handlers = {name: kind(multiprocessing_options=processes) for name, kind in kinds.items()}
+        return ocp.CheckpointManager(self._directory, options=options, item_handlers=handlers)
 
     def save(
         self,
@@ -108,13 +131,19 @@ class Checkpointer:
         Raises:
           WorkdirError: this step or, in the background, the one before can't be written.
         """
-        if step in self._manager.all_steps():
+        if step in self.all_steps():
             return
+        items = _by_item(state)
+        if not self._is_shared:
+            items = parallel.copy_to_first_process(items)
+            if items is None:
+                self._saved.append(step)
+                return
         # State and data position are one checkpoint: saved apart, a kill between the two would
         # repeat or skip examples.
         texts = {**self._json, checkpoints.DATA_POSITION: dict(data_position)}
-        items = ocp.args.Composite(
-            **{item: ocp.args.StandardSave(tree) for item, tree in _by_item(state).items()},
+        args = ocp.args.Composite(
+            **{item: ocp.args.StandardSave(tree) for item, tree in items.items()},
             **{item: ocp.args.JsonSave(content) for item, content in texts.items()},
         )
         values = {name: float(value) for name, value in metrics.items()}
@@ -126,7 +155,7 @@ class Checkpointer:
             if not self._directory.is_dir():
                 raise FileNotFoundError(errno.ENOENT, "the folder was removed")
             self._manager.save(
-                step, args=items, metrics=values, force=True, custom_metadata=checkpoints.MARK
+                step, args=args, metrics=values, force=True, custom_metadata=checkpoints.MARK
             )
 
     def restore_latest(self, abstract_state: TrainState) -> tuple[TrainState, dict] | None:
@@ -156,12 +185,14 @@ class Checkpointer:
             restored = self._manager.restore(step, args=items)
         model, training = (restored[item] for item in checkpoints.ARRAY_ITEMS)
         fields = {**model, **training, "average": model if abstract_state.average else {}}
+        if not jax.dtypes.issubdtype(fields["key"].dtype, jax.dtypes.prng_key):
+            fields["key"] = jax.random.wrap_key_data(fields["key"])  # saved as its words
         state = dataclasses.replace(abstract_state, **fields)
         return state, restored[checkpoints.DATA_POSITION]
 
     def latest_step(self) -> int | None:
         """Return the step of the last checkpoint."""
-        return self._manager.latest_step()
+        return max(self.all_steps(), default=None)
 
     def best_step(self) -> int | None:
         """Return the step of the best checkpoint by `config.best_metric`."""
@@ -169,7 +200,7 @@ class Checkpointer:
 
     def all_steps(self) -> list[int]:
         """Return the steps that are kept."""
-        return sorted(self._manager.all_steps())
+        return sorted({*self._manager.all_steps(), *self._saved})
 
     def wait(self) -> None:
         """Wait until everything is written; errors as for `save`."""
@@ -241,6 +272,16 @@ def wait_for_metadata(
                 return
         sleep(0.005)
     raise TimeoutError(errno.ETIMEDOUT, f"no item_handlers after {_METADATA_SECONDS} s", str(path))
+
+
+def check_same_step(directory: Path, step: int | None) -> None:
+    """Raise ValueError unless all processes have found the same last step in their copies."""
+    first = parallel.by_first_process(lambda: step)
+    if step != first:
+        raise ValueError(
+            f"{directory}: last step {step} found, expected {first}, that of process 0's copy; "
+            "start the run again"
+        )
 
 
 def check_same_arrays(origin: Path, found: PyTree, expected: PyTree) -> None:

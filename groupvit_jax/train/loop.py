@@ -16,16 +16,13 @@ from ml_collections import ConfigDict
 from groupvit_jax import parallel
 from groupvit_jax.data.pipeline.contrastive import BrokenSampleMonitor, TrainLoader
 from groupvit_jax.data.storage.objects import is_remote
-from groupvit_jax.data.storage.retries import StorageError
 from groupvit_jax.runs import layout
-from groupvit_jax.runs.bucket.mirror import BucketWorkdir
+from groupvit_jax.runs.bucket.opening import open_workdir
 from groupvit_jax.runs.configuration import check_same_run
 from groupvit_jax.runs.evaluator import Evaluator
 from groupvit_jax.runs.goodput import Goodput, describe, spent_before
-from groupvit_jax.runs.lock import RunLock
 from groupvit_jax.runs.metrics_file import all_records
 from groupvit_jax.runs.starts import write_start
-from groupvit_jax.runs.workdir import check_writable
 from groupvit_jax.train import hooks as hooks_lib
 from groupvit_jax.train import setup
 from groupvit_jax.train.checkpointer import Checkpointer, CheckpointSettings
@@ -167,7 +164,8 @@ def _open_checkpoints(
     folder = parts.workdir / layout.CHECKPOINTS
     if restore_step is not None:
         roll_back(folder, restore_step, name)
-    checkpoints = Checkpointer(folder, keep, config.to_dict(), parts.vocabulary)
+    is_shared = not is_remote(name)
+    checkpoints = Checkpointer(folder, keep, config.to_dict(), parts.vocabulary, is_shared)
     stack.callback(checkpoints.close)
     return checkpoints, keep
 
@@ -222,42 +220,6 @@ def _record_hooks(
         RecordGoodput(goodput),
         hooks_lib.WriteMetrics(writer),
     ]
-
-
-def open_workdir(
-    workdir: Path | str, stack: contextlib.ExitStack
-) -> tuple[Path, list[Callable[[], None]]]:
-    """Take the workdir for this run until the stack closes; one of its processes holds the lock.
-
-    Returns:
-      The local folder, and functions that raise when the workdir is lost.
-
-    Raises:
-      ValueError: the workdir can't be used, or is on a bucket and there are several processes.
-    """
-    is_bucket = is_remote(str(workdir))
-    place = str(workdir).rstrip("/") if is_bucket else Path(workdir).absolute()
-    if is_bucket and jax.process_count() > 1:
-        # Each would save its part of the arrays to a cache of its own.
-        raise ValueError(
-            f"--workdir={place}: {jax.process_count()} processes found, expected one, or a folder "
-            "that all of them share"
-        )
-    lock = RunLock(place)
-
-    def take() -> None:
-        if isinstance(place, Path):
-            check_writable(place)
-        try:
-            stack.enter_context(lock)
-        except StorageError as error:
-            raise ValueError(f"--workdir={place}: can't be written ({error})") from error
-
-    parallel.by_first_process(take)
-    if isinstance(place, Path):
-        return place, [lock.check]
-    bucket = BucketWorkdir(place, lock.check)
-    return stack.enter_context(bucket).folder, [lock.check, bucket.check]
 
 
 def run_steps(

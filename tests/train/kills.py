@@ -42,7 +42,8 @@ SPAWN = multiprocessing.get_context("forkserver")
 SPAWN.set_forkserver_preload(["tests.train.toy"])
 
 
-def _work(log, began, arguments):
+def _work(log, began, arguments, cache):
+    os.environ["XDG_CACHE_HOME"] = cache
     os.dup2(os.open(log, os.O_WRONLY), sys.stderr.fileno())
     os.environ["XLA_FLAGS"] = xla_flags(1)
     toy.main(*arguments, began=lambda: began.send(True))
@@ -77,7 +78,9 @@ class Run:
         for rank in range(processes):
             began, child_began = SPAWN.Pipe(duplex=False)
             arguments = [workdir, num_steps, WIDTH, *([rank, port] if processes > 1 else [])]
-            process = SPAWN.Process(target=_work, args=(log, child_began, arguments))
+            # As on hosts with disks of their own.
+            cache = f"{os.environ.get('XDG_CACHE_HOME', log)}-{rank}"
+            process = SPAWN.Process(target=_work, args=(log, child_began, arguments, cache))
             process.start()
             child_began.close()
             self.processes.append(process)

@@ -1,6 +1,5 @@
 """Runs whose workdir is on a bucket end as those in a folder."""
 
-import contextlib
 import json
 import random
 import threading
@@ -9,12 +8,12 @@ import pytest
 
 from groupvit_jax.data.storage import objects, retries
 from groupvit_jax.runs import checkpoints
-from groupvit_jax.runs.bucket.fetching import local_checkpoint
+from groupvit_jax.runs.bucket.fetching import local_copy
 from groupvit_jax.runs.bucket.mirror import BucketWorkdir
 from groupvit_jax.runs.reading import find_runs, read_runs
-from groupvit_jax.train import loop
 from tests.data import object_store
 from tests.train import kills, toy
+from tests.waiting import wait_until
 
 pytestmark = pytest.mark.slow
 
@@ -38,6 +37,10 @@ def store(served, tmp_path, monkeypatch):
 def steps_on(store):
     names = objects.find_objects(f"{URL}/checkpoints")
     return sorted({name.split("/")[0] for name in names})
+
+
+def has_step(url):
+    return any(name.endswith("/MANIFEST.json") for name in objects.find_objects(url))
 
 
 def state_of(workdir, width=8):
@@ -100,15 +103,15 @@ def test_readers_copy_the_parameters_of_the_last_whole_step_and_no_more(store):
     state = state_of(URL)
     store.requests.clear()
     for url in (URL, f"{URL}/checkpoints", f"{URL}/checkpoints/7"):
-        step = checkpoints.find_whole_step(local_checkpoint(url))
+        step = checkpoints.find_whole_step(local_copy(url))
         assert step.name == "7"
         model = checkpoints.read_model(step)
         toy.assert_same(model, {"params": state.params, "batch_stats": state.batch_stats})
     assert not any("/training/" in path for method, path in store.requests if method == "GET")
     [whole] = objects.describe([f"{URL}/metrics.jsonl"])
-    assert local_checkpoint(whole.url).stat().st_size == whole.size
+    assert local_copy(whole.url).stat().st_size == whole.size
     with pytest.raises(FileNotFoundError, match="runs/none: no such file or folder"):
-        local_checkpoint(f"{URL}/none".replace("first/", ""))
+        local_copy(f"{URL}/none".replace("first/", ""))
 
 
 def test_files_that_vanish_during_an_upload_do_not_end_the_run(store):
@@ -128,14 +131,14 @@ def test_files_that_vanish_during_an_upload_do_not_end_the_run(store):
 def test_readers_copy_anew_what_has_changed_since(store):
     url = f"s3://{object_store.BUCKET}/model.pth"
     objects.write_object(url, b"one")
-    first = local_checkpoint(url)
-    assert local_checkpoint(url) == first
+    first = local_copy(url)
+    assert local_copy(url) == first
     objects.write_object(url, b"two")
-    assert local_checkpoint(url).read_bytes() == b"two"
+    assert local_copy(url).read_bytes() == b"two"
     toy.run(URL, 7, save_every=3, log_every=2)
-    assert checkpoints.find_whole_step(local_checkpoint(URL)).name == "7"
+    assert checkpoints.find_whole_step(local_copy(URL)).name == "7"
     toy.run(URL, 9, save_every=3, log_every=2)
-    assert checkpoints.find_whole_step(local_checkpoint(URL)).name == "9"
+    assert checkpoints.find_whole_step(local_copy(URL)).name == "9"
 
 
 def test_runs_on_a_bucket_are_found_and_read(store):
@@ -189,13 +192,23 @@ def test_an_upload_that_is_refused_ends_the_run_with_one_sentence(store, tmp_pat
     assert "\n" not in str(error.value)
 
 
-def test_several_processes_need_a_folder(monkeypatch):
-    monkeypatch.setattr(loop.jax, "process_count", lambda: 2)
-    with pytest.raises(ValueError, match=f"--workdir={URL}: 2 processes found, expected one"):
-        loop.open_workdir(URL, contextlib.ExitStack())
-
-
 def test_kills_lose_nothing_on_a_bucket_either(store, tmp_path):
     store.fault = fails_now_and_then(1)
     ends = kills.disturb(tmp_path, 3, 1, seed=0, num_steps=90, url=URL)
     assert ends["killed"] == 3
+
+
+def test_two_processes_without_a_common_disk_resume_after_a_kill(store, tmp_path):
+    """Each has a cache of its own; the second reads the bucket and never writes a step."""
+    store.fault = fails_now_and_then(2)
+    log = kills.Log(tmp_path / "log")
+    run = kills.Run(URL, 1000, 2, log.path)
+    wait_until(lambda: run.ended() or has_step(URL), interval=0.2)
+    run.kill_one_after_another(random.Random(0))
+    assert run.wait() == {-9}, log.read()
+    num_steps = max(map(int, steps_on(store))) // 5 * 5 + 10
+    assert kills.Run(URL, num_steps, 2, log.path).wait() == {0}, log.read()
+    assert len(steps_on(store)) == 2, "the last two are kept"
+    mesh = toy.make_mesh(1, 2)
+    toy.run(tmp_path / "whole", num_steps, mesh=mesh, width=kills.WIDTH, save_every=3)
+    kills.check_equal(URL, tmp_path / "whole", num_steps)

@@ -14,9 +14,10 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from groupvit_jax import parallel
 from groupvit_jax.data.storage.objects import is_remote
+from groupvit_jax.runs.bucket.opening import open_workdir
 from groupvit_jax.train import data_position, hooks, writers
 from groupvit_jax.train.checkpointer import Checkpointer, CheckpointSettings
-from groupvit_jax.train.loop import open_workdir, run_steps
+from groupvit_jax.train.loop import run_steps
 from groupvit_jax.train.prefetch import DevicePrefetcher
 from groupvit_jax.train.state import TrainState
 from groupvit_jax.train.stopping import StopRequest
@@ -123,12 +124,12 @@ def run(
     mesh = mesh or make_mesh(1, 1)
     settings = CheckpointSettings(save_every, keep_last=2, best_metric=best_metric)
     with contextlib.ExitStack() as stack:
-        if is_remote(str(workdir)):
+        if is_bucket := is_remote(str(workdir)):
             workdir, checks = open_workdir(workdir, stack)
             more_hooks = [hooks.CheckWorkdir(*checks), *more_hooks]
         workdir = Path(workdir)
         stop = stack.enter_context(StopRequest())
-        checkpointer = Checkpointer(workdir / "checkpoints", settings, {})
+        checkpointer = Checkpointer(workdir / "checkpoints", settings, {}, is_shared=not is_bucket)
         stack.callback(checkpointer.close)
         fresh = init_state(width=width)
         state, saved = checkpointer.restore_latest(abstract(mesh, fresh)) or (

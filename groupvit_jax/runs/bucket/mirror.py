@@ -7,6 +7,10 @@ a folder can't be renamed). On the bucket, a step's manifest comes last: a step 
 never complete and is deleted by the next start. Small files come before it, so that the metrics
 hold every line up to the step.
 
+Of several processes each has a cache of its own, and all but the first only read: the first saves
+the whole state (`Checkpointer`), which at this model's size, less than a gigabyte, takes seconds.
+Were each to save its part, Orbax would need a disk that all of them see to complete a step.
+
 The cache is emptied at the start and removed at the end. It holds the steps that are kept, the one
 being saved and the one being uploaded.
 """
@@ -37,7 +41,7 @@ METRICS_SECONDS = 30
 # A bucket that is unreachable for so long ends the run; each request has its own retries before.
 GIVE_UP_SECONDS = 600
 _POLL_SECONDS = 1.0
-_THREADS = 16
+THREADS = 16
 # Larger files are hard-linked, smaller ones copied: Orbax rewrites some of them in place.
 _COPIED_BYTES = 1 << 20
 _UPLOADING = ".uploading"
@@ -55,6 +59,7 @@ class BucketWorkdir:
         self,
         url: str,
         check: Callable[[], None] = lambda: None,
+        process: int = 0,
         metrics_seconds: float = METRICS_SECONDS,
     ) -> None:
         """Take the URL; nothing is read yet.
@@ -62,11 +67,14 @@ class BucketWorkdir:
         Args:
           url: of the run.
           check: raises if the workdir is no longer this run's; called before anything is uploaded.
+          process: number of this process in the run. Each has its own folder, also on one machine;
+            process 0 alone uploads and deletes steps.
           metrics_seconds: between two uploads of the small files.
         """
         self.url = url.rstrip("/")
         name = hashlib.sha256(self.url.encode()).hexdigest()[:16]
-        self.folder = cache_folder() / name
+        self.folder = cache_folder() / f"{name}-{process}"
+        self._keeps_steps = process == 0
         self._check, self._metrics_seconds = check, metrics_seconds
         self._sent: dict[str, tuple[int, int]] = {}  # size and time of the small files
         self._steps: set[str] = set()  # on the bucket
@@ -110,7 +118,7 @@ class BucketWorkdir:
             raise WorkdirError(self.url, what, self._error) from self._error
 
     def _upload_files(self, folder: Path, names: Iterable[Path], url: str) -> None:
-        with ThreadPoolExecutor(_THREADS) as threads:
+        with ThreadPoolExecutor(THREADS) as threads:
             uploads = [
                 threads.submit(objects.upload, folder / name, f"{url}/{name.as_posix()}")
                 for name in names
@@ -131,9 +139,11 @@ class BucketWorkdir:
                 small[name] = stored
         unfinished = [s for s, files in steps.items() if f"{_step(s)}/{MANIFEST}" not in files]
         for step in unfinished:
-            self._delete_unfinished(step, steps.pop(step))
+            files = steps.pop(step)
+            if self._keeps_steps:
+                self._delete_unfinished(step, files)
         fetch(self.folder, small)
-        self._sent = {name: _state(self.folder / name) for name in small}
+        self._sent = {name: state_of(self.folder / name) for name in small}
         self._steps = set(steps)
         download_steps(self.folder, steps)
 
@@ -164,6 +174,10 @@ class BucketWorkdir:
                 return
 
     def _upload(self, everything: bool) -> None:
+        if not self._keeps_steps:
+            if everything:  # its part of a profile
+                self._upload_small()
+            return
         local = {path.name: path for path in self._complete_steps()}
         new = sorted(local.keys() - self._steps, key=_number)
         if everything or new or time.monotonic() - self._last_small >= self._metrics_seconds:
@@ -183,7 +197,7 @@ class BucketWorkdir:
         for path in self._small_files():
             name = path.relative_to(self.folder).as_posix()
             try:
-                if self._sent.get(name) != (state := _state(path)):
+                if self._sent.get(name) != (state := state_of(path)):
                     objects.upload(path, f"{self.url}/{name}")
                     self._sent[name] = state
             except (FileNotFoundError, StorageError):
@@ -268,7 +282,7 @@ def download_steps(
 
 def fetch(folder: Path, files: dict[str, StoredObject]) -> None:
     """Download files into a folder, by their path in it."""
-    with ThreadPoolExecutor(_THREADS) as threads:
+    with ThreadPoolExecutor(THREADS) as threads:
         copies = [
             threads.submit(objects.download, stored, folder / name)
             for name, stored in files.items()
@@ -292,7 +306,8 @@ def _number(step: str) -> int:
     return int(number) if number.isdecimal() else 0
 
 
-def _state(path: Path) -> tuple[int, int]:
+def state_of(path: Path) -> tuple[int, int]:
+    """Return size and time of a file, which differ once it was written."""
     status = path.stat()
     return status.st_size, status.st_mtime_ns
 
