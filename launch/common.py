@@ -19,6 +19,7 @@ from rich.console import Console
 from rich.logging import RichHandler
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
+from groupvit_jax.data.storage.objects import is_remote
 from groupvit_jax.runs.exit_codes import BAD_INPUT
 from launch import supervision
 
@@ -107,8 +108,14 @@ def start_jax() -> None:
     Where processes join, what follows runs in a child process (`supervision`).
     """
     values = flags.FLAGS
-    if values.compilation_cache:
-        jax.config.update("jax_compilation_cache_dir", values.compilation_cache)
+    if cache := values.compilation_cache:
+        if is_remote(cache) and not cache.startswith("gs://"):
+            fail(
+                BAD_INPUT,
+                f"--compilation_cache={cache}: expected a folder or gs://, the only store that JAX "
+                "keeps programs on",
+            )
+        jax.config.update("jax_compilation_cache_dir", cache)
     if values.coordinator:
         if values.num_processes is None or values.process_id is None:
             fail(

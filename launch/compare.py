@@ -26,6 +26,7 @@ from groupvit_jax.compare.metric import choose_metric
 from groupvit_jax.compare.verdict import judge
 from groupvit_jax.eval import results
 from groupvit_jax.runs import exit_codes
+from groupvit_jax.runs.bucket.outputs import output_folder
 from groupvit_jax.runs.reading import find_runs, read_runs
 from launch import common
 
@@ -39,7 +40,7 @@ def parse_flags(argv: Sequence[str]) -> argparse.Namespace:
     add(
         "runs", nargs="+", metavar="RUN", help="workdir of a run, a folder of them or a quoted glob"
     )
-    add("--output", required=True, help="output folder")
+    add("--output", required=True, help="output folder, or a URL")
     add(
         "--metric",
         default="",
@@ -72,9 +73,11 @@ def main(flags: argparse.Namespace) -> int:
 
 
 def _run(flags: argparse.Namespace) -> int:
-    output = Path(flags.output)
-    if output.exists() and not output.is_dir():
-        raise FileExistsError(f"--output={output}: a file found, expected a folder")
+    with output_folder(flags.output) as output:
+        return _compare_into(flags, output)
+
+
+def _compare_into(flags: argparse.Namespace, output: Path) -> int:
     runs = read_runs(find_runs(flags.runs))
     from groupvit_jax.compare import page  # imports Matplotlib, which errors and --help don't need
 
@@ -89,7 +92,7 @@ def _run(flags: argparse.Namespace) -> int:
     for ending, content in contents.items():
         results.write(output / f"comparison.{ending}", content)
     _print(comparison)
-    print(f"compared {len(runs)} runs into {output / 'comparison.html'}")
+    print(f"compared {len(runs)} runs into {flags.output.rstrip('/')}/comparison.html")
     return 0
 
 

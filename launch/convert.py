@@ -24,7 +24,7 @@ from groupvit_jax.interop.load import KINDS, find_kind
 from groupvit_jax.interop.pretrained import with_image_size
 from groupvit_jax.interop.save import save_pretrained
 from groupvit_jax.runs import exit_codes
-from groupvit_jax.runs.bucket.fetching import local_checkpoint
+from groupvit_jax.runs.bucket.fetching import local_copy
 from launch import common, overrides
 
 TARGETS = ("safetensors", "huggingface", "original")
@@ -89,7 +89,7 @@ def _run(flags: argparse.Namespace) -> int:
 
 
 def _load(flags: argparse.Namespace) -> Pretrained:
-    path = local_checkpoint(flags.checkpoint)
+    path = local_copy(flags.checkpoint)
     kind = find_kind(path)
     if flags.source not in (None, kind):
         raise ValueError(f"--from={flags.source}, but {path} is {kind}")

@@ -28,6 +28,7 @@ from absl import app, flags
 from groupvit_jax import parallel
 from groupvit_jax.data.eval_sets import NAMES, SegmentationSet, open_benchmark
 from groupvit_jax.data.sources.fingerprint import fingerprint_of_files
+from groupvit_jax.data.storage.objects import is_remote
 from groupvit_jax.data.text.names import key_of, synonyms
 from groupvit_jax.data.text.prompt_files import read_prompts
 from groupvit_jax.data.text.tokenizers import make_tokenizer
@@ -39,6 +40,8 @@ from groupvit_jax.eval.saving import KINDS, check_kinds
 from groupvit_jax.interop import load_pretrained
 from groupvit_jax.interop.pretrained import Pretrained
 from groupvit_jax.runs import exit_codes
+from groupvit_jax.runs.bucket.fetching import local_copy
+from groupvit_jax.runs.bucket.outputs import output_folder
 from launch import common
 from launch.evaluation import Evaluation, Measurement, OpenSet, say
 
@@ -49,7 +52,7 @@ _BENCHMARKS = flags.DEFINE_list(
     "benchmarks", [], f"Each NAME or NAME=FOLDER, with commas between; of {', '.join(NAMES)}."
 )
 _DATA_DIR = flags.DEFINE_string("data_dir", "data", "The folder that the sets lie in.")
-_OUTPUT = flags.DEFINE_string("output", "", "Folder to write into.")
+_OUTPUT = flags.DEFINE_string("output", "", "Folder to write into, or a URL.")
 _PROTOCOL = flags.DEFINE_enum("protocol", "groupvit", list(PROTOCOLS), "Of segmentation.")
 _EXAMPLES = flags.DEFINE_integer("examples", 8, "Pictures of a set in the report.", lower_bound=0)
 _BATCH_SIZE = flags.DEFINE_integer(
@@ -95,7 +98,7 @@ def main(argv: list[str]) -> int:
     common.name_steps()
     try:
         return _run()
-    except (ValueError, TypeError, FileNotFoundError) as error:
+    except (ValueError, TypeError, FileNotFoundError, FileExistsError) as error:
         if not common.is_user_error(error):
             raise
         common.fail(exit_codes.BAD_INPUT, error)
@@ -125,10 +128,12 @@ def _run() -> int:
             "sha256": results.hash_variables(pretrained.variables),
         }
         variables = pretrained.variables
-    output = Path(_OUTPUT.value)
-    output.mkdir(parents=True, exist_ok=True)
-    evaluation = Evaluation(output, checkpoint, _PROTOCOL.value, _EXAMPLES.value, save)
-    return evaluation.run(groups, variables and jax.device_put(variables, _replicated()))
+    with output_folder(_OUTPUT.value) as output:
+        output.mkdir(parents=True, exist_ok=True)
+        evaluation = Evaluation(output, checkpoint, _PROTOCOL.value, _EXAMPLES.value, save)
+        code = evaluation.run(groups, variables and jax.device_put(variables, _replicated()))
+    say(f"Report: {_OUTPUT.value.rstrip('/')}/report.html")
+    return code
 
 
 def _replicated() -> Any:
@@ -138,11 +143,12 @@ def _replicated() -> Any:
 def _open(entry: str) -> OpenSet:
     """Open NAME or NAME=FOLDER, and say what was found."""
     name, _, folder = entry.strip().partition("=")
-    place = Path(folder or _DATA_DIR.value).expanduser()
+    given = folder or _DATA_DIR.value
+    place = local_copy(given).expanduser()
     opened = open_benchmark(name, place)
     own = getattr(opened, "name", "") or (place.stem if folder and name == "folder" else "")
     say(getattr(opened, "summary", "") or f"{name}: {len(opened.source)} images")
-    return OpenSet(name, own or name, str(place.resolve()), opened)
+    return OpenSet(name, own or name, given if is_remote(given) else str(place.resolve()), opened)
 
 
 def _evaluators(pretrained: Pretrained, opened: Sequence[OpenSet]) -> list[Measurement]:

@@ -101,7 +101,6 @@ class Evaluation:
             else:
                 self._write()
         say(results.markdown(self._store.content))
-        say(f"Report: {self._output / 'report.html'}")
         return exit_codes.FAILED if self._incomplete else 0
 
     def _measure(self, measurement: Measurement, variables: Params) -> None:

@@ -9,13 +9,15 @@ Writes OUTPUT/safetensors, OUTPUT/huggingface, OUTPUT/original.pth, OUTPUT/stabl
 
 import argparse
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from groupvit_jax.interop import load_pretrained
 from groupvit_jax.interop.hub_files import read_origin
 from groupvit_jax.interop.save import FORMATS, save_pretrained
 from groupvit_jax.runs import exit_codes
+from groupvit_jax.runs.bucket.fetching import local_copy
+from groupvit_jax.runs.bucket.outputs import output_folder
 from launch import common
 
 
@@ -30,7 +32,7 @@ def parse_flags(argv: Sequence[str]) -> argparse.Namespace:
         help="a run's folder or a step of it, an export, a Hugging Face directory or a .pth",
     )
     parser.add_argument("--format", required=True, help=f"one or more of {','.join(FORMATS)}")
-    parser.add_argument("--output", required=True, help="folder to write into")
+    parser.add_argument("--output", required=True, help="folder to write into, or a URL")
     parser.add_argument(
         "--image_size",
         type=_sizes,
@@ -53,30 +55,35 @@ def main(flags: argparse.Namespace) -> None:
     """Run the command."""
     common.name_steps()
     try:
-        paths = _new_paths(flags)
-        pretrained = load_pretrained(flags.checkpoint)
-        origin = read_origin(Path(flags.checkpoint)) if "huggingface" in paths else None
-        for kind, path in paths.items():
-            save_pretrained(
-                path, pretrained, kind, flags.image_size, origin=origin, licence=flags.license
-            )
-            print(f"wrote {path}")
+        with output_folder(flags.output) as output:
+            _export(flags, _new_paths(flags, output))
     except (ValueError, FileNotFoundError, FileExistsError) as error:
         if not common.is_user_error(error):
             raise
         common.fail(exit_codes.BAD_INPUT, error)
 
 
-def _new_paths(flags: argparse.Namespace) -> dict[str, Path]:
+def _export(flags: argparse.Namespace, paths: Mapping[str, Path]) -> None:
+    checkpoint = local_copy(flags.checkpoint)
+    pretrained = load_pretrained(checkpoint)
+    origin = read_origin(checkpoint) if "huggingface" in paths else None
+    for kind, path in paths.items():
+        save_pretrained(
+            path, pretrained, kind, flags.image_size, origin=origin, licence=flags.license
+        )
+        print(f"wrote {flags.output.rstrip('/')}/{path.name}")
+
+
+def _new_paths(flags: argparse.Namespace, output: Path) -> dict[str, Path]:
     """Where each format goes; fails before the first is written."""
     paths = {}
     for kind in flags.format.split(","):
         if kind not in FORMATS:
             raise ValueError(f"--format={kind}: expected one or more of {','.join(FORMATS)}")
         name = "original.pth" if kind == "original" else kind
-        paths[kind] = Path(flags.output) / name
+        paths[kind] = output / name
         if paths[kind].exists():
-            raise FileExistsError(f"--output={flags.output}: {paths[kind]} exists already")
+            raise FileExistsError(f"--output={flags.output}: {name} exists already")
     return paths
 
 

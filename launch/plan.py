@@ -17,7 +17,6 @@ import os
 import re
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 
 # The chips are described, not used; with a plugin for them installed, JAX would look for them.
 os.environ["JAX_PLATFORMS"] = "cpu"
@@ -31,6 +30,7 @@ from groupvit_jax.plan.plan import (
     make_plan,
 )
 from groupvit_jax.runs import configuration, exit_codes
+from groupvit_jax.runs.bucket.outputs import output_folder
 from launch import common, overrides
 
 
@@ -75,7 +75,7 @@ def parse_flags(argv: Sequence[str]) -> tuple[argparse.Namespace, ConfigDict]:
     parser.add_argument(
         "--price_per_chip_hour", type=float, help="price in any currency, for the cost of the run"
     )
-    parser.add_argument("--output", default="", help="folder for plan.md and plan.json")
+    parser.add_argument("--output", default="", help="folder for plan.md and plan.json, or a URL")
     flags, rest = parser.parse_known_args(argv[1:])
     for argument in rest:
         if not re.match(r"--?(no)?config\.", argument):
@@ -96,7 +96,7 @@ def main(argv: Sequence[str]) -> None:
     logging.getLogger("groupvit_jax").setLevel(logging.INFO)
     try:
         plan_all(flags, config)
-    except ValueError as error:
+    except (ValueError, FileExistsError) as error:
         if not common.is_user_error(error):
             raise
         common.fail(exit_codes.BAD_INPUT, error)
@@ -123,10 +123,10 @@ def plan_all(flags: argparse.Namespace, config: ConfigDict) -> None:
         pages.insert(0, table.comparison(plans))
         print(pages[0])
     if flags.output:
-        folder = Path(flags.output)
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / "plan.md").write_text("\n\n".join(pages) + "\n")
-        (folder / "plan.json").write_text(json.dumps(results, indent=2) + "\n")
+        with output_folder(flags.output) as folder:
+            folder.mkdir(parents=True, exist_ok=True)
+            (folder / "plan.md").write_text("\n\n".join(pages) + "\n")
+            (folder / "plan.json").write_text(json.dumps(results, indent=2) + "\n")
 
 
 def _integers(flag: str, text: str) -> list[int]:

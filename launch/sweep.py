@@ -31,6 +31,7 @@ from rich.console import Console, Group
 from rich.live import Live
 from rich.table import Table
 
+from groupvit_jax.data.storage.objects import is_remote
 from groupvit_jax.runs import exit_codes
 from groupvit_jax.runs.layout import TRIAL_LOG_FILE
 from groupvit_jax.runs.sweep_files import Sweep, read_record, read_sweep
@@ -87,6 +88,11 @@ def parse_flags(argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
             raise ValueError(f"{argument}: unexpected argument, expected flags (--NAME=VALUE)")
     if not flags.output:
         raise ValueError("--output: missing, expected a folder for the sweep")
+    if is_remote(flags.output):
+        raise ValueError(
+            f"--output={flags.output}: expected a folder (single runs may be on a bucket: "
+            "launch.train --workdir=URL, compared by launch.compare)"
+        )
     if not flags.sweep and flags.trial is None:
         raise ValueError("--sweep: missing, expected --sweep=FILE")
     return flags, rest

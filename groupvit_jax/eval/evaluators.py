@@ -31,6 +31,7 @@ from groupvit_jax.eval.segmentation_evaluator import Segmentation
 from groupvit_jax.eval.zero_shot import Classification, Retrieval
 from groupvit_jax.models.segmentation import SegmentationModel
 from groupvit_jax.models.two_tower import TwoTower
+from groupvit_jax.runs.bucket.fetching import local_copy
 from groupvit_jax.runs.evaluator import Evaluator
 from groupvit_jax.runs.rules import Rule, each, number, one_of, optional, text, whole
 from groupvit_jax.runs.validation import Values, check_named
@@ -143,7 +144,7 @@ def benchmark_evaluator(
     """
     return evaluator_of(
         encoder,
-        open_benchmark(benchmark, data_dir),
+        open_benchmark(benchmark, local_copy(data_dir)),
         benchmark,
         name=name,
         protocol=protocol,
@@ -258,7 +259,7 @@ def _head_segmentation(encoder: HeadTower, name: str, options: dict[str, Any]) -
 
 def _probe(kind: str, encoder: ImageTower, name: str, options: dict[str, Any]) -> Evaluator:
     benchmark, data_dir = options.pop("benchmark", name), options.pop("data_dir", ".")
-    opened = open_benchmark(f"{benchmark}_{kind}", data_dir)
+    opened = open_benchmark(f"{benchmark}_{kind}", local_copy(data_dir))
     assert isinstance(opened, ProbeSet)
     return _make_probe(encoder, opened, name=name, **options)
 

@@ -13,7 +13,7 @@ from groupvit_jax.interop.orbax_steps import read_orbax
 from groupvit_jax.interop.pretrained import Pretrained
 from groupvit_jax.interop.tensor_file import read_safetensors
 from groupvit_jax.interop.torch_file import read_torch_file, without_prefix
-from groupvit_jax.runs.bucket.fetching import local_checkpoint
+from groupvit_jax.runs.bucket.fetching import local_copy
 from groupvit_jax.runs.checkpoints import find_step, find_whole_step
 from groupvit_jax.runs.files import read_json
 
@@ -35,7 +35,7 @@ def load_pretrained(path: str | Path, model_config: ConfigDict | None = None) ->
       FileNotFoundError: there is no such file.
       ValueError: a field or tensor doesn't fit; the message names it and the file.
     """
-    path = local_checkpoint(path)
+    path = local_copy(path)
     with naming(path):
         if _is_part_of_folder(path):
             path = path.parent

@@ -2,6 +2,7 @@
 
 import contextlib
 import hashlib
+import importlib.util
 import io
 import json
 import os
@@ -16,10 +17,19 @@ from etils import epath
 
 from groupvit_jax.data.storage.objects import is_remote
 
-__all__ = ["INCOMPLETE", "array_bytes", "json_bytes", "local_copy", "publish"]
+__all__ = ["INCOMPLETE", "array_bytes", "check_store", "json_bytes", "local_copy", "publish"]
 __all__ += ["read_array", "read_json", "sha256", "written_complete"]
 
 INCOMPLETE = ".incomplete-"  # followed by a unique name: two workers may write the same file
+
+
+def check_store(flag: str, path: str) -> None:
+    """Raise ValueError for a store that epath can't reach here."""
+    if path.startswith("s3://") and importlib.util.find_spec("tensorflow"):
+        raise ValueError(
+            f"--{flag}={path}: expected gs:// or a folder, or an environment without TensorFlow, "
+            "whose file system has no s3:// and takes the place of s3fs where it is installed"
+        )
 
 
 @contextlib.contextmanager

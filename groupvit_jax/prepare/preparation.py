@@ -151,6 +151,8 @@ def prepare(
 
 def _check_folder(options: Options) -> dict[str, Any]:
     """Return the settings of the shards, after checking that the folder was started with them."""
+    for name in ("input", "images", "output"):
+        files.check_store(name, getattr(options, name))
     output = epath.Path(options.output)
     if output.suffix == ".tar":
         raise ValueError(f"--output={output}: expected a folder, in which shards get their names")

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 from groupvit_jax.data.storage.objects import is_remote
 from groupvit_jax.runs import sweep_files
-from groupvit_jax.runs.bucket.fetching import local_runs
+from groupvit_jax.runs.bucket.fetching import find_folders, local_runs
 from groupvit_jax.runs.config_check import flatten
 from groupvit_jax.runs.configuration import config_from_json
 from groupvit_jax.runs.layout import CONFIG_FILE, METRICS_FILE
@@ -59,18 +59,18 @@ def find_runs(patterns: Sequence[str]) -> list[Path]:
     """Return the folders that patterns match, each once.
 
     Args:
-      patterns: folders of runs, folders of such folders (a sweep's), URLs of both, and globs of
-        local ones.
+      patterns: folders of runs, folders of such folders (a sweep's), URLs of both, and globs.
 
     Raises:
       ValueError: a pattern matches no run.
     """
     found: dict[Path, Path] = {}
     for pattern in patterns:
-        if is_remote(pattern):
-            matches = [str(local_runs(pattern))]
+        if not glob.has_magic(pattern):
+            matches = [pattern]
         else:
-            matches = sorted(glob.glob(pattern)) if glob.has_magic(pattern) else [pattern]
+            matches = find_folders(pattern) if is_remote(pattern) else sorted(glob.glob(pattern))
+        matches = [str(local_runs(match)) if is_remote(match) else match for match in matches]
         runs = [run for match in map(Path, matches) for run in _runs_at(match)]
         if not runs:
             what = "no such file or folder" if not any(map(glob.glob, matches)) else "no run found"

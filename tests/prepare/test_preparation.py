@@ -1,5 +1,6 @@
 import dataclasses
 import hashlib
+import importlib.util
 import io
 import json
 import os
@@ -360,6 +361,12 @@ def test_a_folder_of_other_things_is_refused(options):
 def test_a_pattern_of_shards_is_no_folder(options):
     with pytest.raises(ValueError, match=r"--output=.*expected a folder"):
         prepare(dataclasses.replace(options, output="shards/{:05d}.tar"), RUN)
+
+
+def test_s3_where_tensorflow_takes_the_place_of_s3fs_is_one_sentence(options, monkeypatch):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: name == "tensorflow")
+    with pytest.raises(ValueError, match=r"--output=s3://b/x: expected gs:// or a folder, or an"):
+        prepare(dataclasses.replace(options, output="s3://b/x"), RUN)
 
 
 BUCKET = """

@@ -19,11 +19,11 @@ _SMALL_FILES = (CONFIG_FILE, METRICS_FILE, TRIAL_FILE, SWEEP_FILE)
 _Listing = tuple[tuple[str, StoredObject], ...]
 
 
-def local_checkpoint(path: Path | str) -> Path:
-    """Return a local path of a checkpoint; of a URL, a copy that lasts as long as the process.
+def local_copy(path: Path | str) -> Path:
+    """Return a local path of what is read; of a URL, a copy that lasts as long as the process.
 
-    Of a run or a step only the parameters are downloaded, of an export or a file everything. The
-    bucket is listed at each call: a run that has gone on since the last one is copied anew.
+    Of a run or a step only the parameters are downloaded, of any other folder or file everything.
+    The bucket is listed at each call: a run that has gone on since the last one is copied anew.
 
     Raises:
       FileNotFoundError: there is nothing at the URL.
@@ -58,6 +58,18 @@ def local_runs(url: str) -> Path:
     except StorageError as error:
         raise ValueError(f"can't be read: {error}") from error
     return folder
+
+
+def find_folders(url: str) -> list[str]:
+    """Return the URLs that a glob matches.
+
+    Raises:
+      ValueError: the store can't be reached.
+    """
+    try:
+        return objects.expand_glob(url)
+    except StorageError as error:
+        raise ValueError(f"can't be read: {error}") from error
 
 
 def _listed(url: str) -> _Listing:
