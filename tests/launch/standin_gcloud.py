@@ -2,8 +2,9 @@
 """Stands in for gcloud: refuses what its reference doesn't know, records the rest, plays a TPU.
 
 The flags are those of the reference of `gcloud compute tpus` (queued-resources create, delete,
-list; tpu-vm ssh, scp). The folder STANDIN_GCLOUD holds what is played: `calls.jsonl`, the state of
-each queued resource (NAME.state), and what the run of the first worker says (NAME.run).
+list; tpu-vm ssh, scp) and `gcloud storage buckets create`. The folder STANDIN_GCLOUD holds what is
+played: `calls.jsonl`, the state of each queued resource (NAME.state), what the run of the first
+worker says (NAME.run), and a folder for each bucket.
 """
 
 import json
@@ -45,20 +46,26 @@ COMMANDS = {
          "--compress": False, "--tunnel-through-iap": False, "--scp-flag": True},
         {"--zone"},
     ),
+    "storage buckets create": (
+        1,
+        {"--location": True, "--default-storage-class": True, "--placement": True,
+         "--uniform-bucket-level-access": False, "--soft-delete-duration": True},
+        set(),
+    ),
 }  # fmt: skip
 
 
 def check(argv):
     """Returns the command, its positional arguments and its flags, or ends with an error."""
-    if argv[:2] != ["compute", "tpus"]:
-        sys.exit(f"gcloud: {argv[:2]} found, expected compute tpus")
-    command = " ".join(argv[2:4])
+    if argv[:2] == ["compute", "tpus"]:
+        argv = argv[2:]
+    command = " ".join(argv[:2] if argv[0] != "storage" else argv[:3])
     if command not in COMMANDS:
         sys.exit(f"gcloud: unknown command {command!r}")
     count, flags, needed = COMMANDS[command]
     flags = flags | COMMON
     positional, given = [], {}
-    for argument in argv[4:]:
+    for argument in argv[len(command.split()) :]:
         if not argument.startswith("--"):
             positional.append(argument)
             continue
@@ -130,6 +137,8 @@ def main():
             delete(folder, positional[0], flags)
         case "queued-resources list":
             show(folder, flags)
+        case "storage buckets create":
+            (folder / positional[0].removeprefix("gs://")).mkdir()
         case _:
             reach(folder, positional[-1].partition(":")[0], flags)
 

@@ -2,6 +2,8 @@
 
 import json
 import os
+import re
+import shlex
 import subprocess
 import sys
 import time
@@ -9,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from launch import overrides
 from tests.waiting import PATIENCE, wait_until
 
 ARGUMENTS = ["--config=configs/scenes.py", "--workdir=/mnt/a folder/run"]
@@ -171,6 +174,41 @@ def test_watching_ends_when_the_run_does(cloud):
     run.write_text("0")
     assert "all steps are done" in process.communicate(timeout=PATIENCE)[0]
     assert process.returncode == 0
+
+
+def test_the_documented_commands_lead_from_nothing_to_a_resumed_run(cloud):
+    page = Path("docs/launch_tpu.md").read_text()
+    block = re.search(r"```bash\n(.*?)```", page, re.DOTALL)[1]
+    variables, *commands = re.split(r"\n(?! )", block.strip())
+    assert 1 + len(commands) == 6
+    environment = {
+        k: v for k, v in cloud.environment.items() if k not in ("ZONE", "TYPE", "RUNTIME")
+    }
+
+    def start(*lines):
+        return subprocess.Popen(
+            ["bash", "-euc", "\n".join([variables.replace("BUCKET", "b"), *lines])],
+            env=environment,
+        )
+
+    bucket, create, run, status, resume = (line.replace("BUCKET", "b") for line in commands)
+    assert start(bucket, create, run, status).wait(PATIENCE) == 0
+    assert (cloud.folder / "b").is_dir()
+    first = cloud.calls("tpu-vm ssh")[1][2]["--command"]
+    cloud.set("pod.state", "SUSPENDED")
+    run_state = cloud.folder / "pod.run"
+    run_state.unlink()
+    resuming = start(resume.replace("WATCH=300", "WATCH=0.1"))
+    wait_until(lambda: run_state.exists() or resuming.poll() is not None)
+    run_state.write_text("0")
+    assert resuming.wait(PATIENCE) == 0
+    started = [c[2]["--command"] for c in cloud.calls("tpu-vm ssh") if c[2]["--worker"] == "all"]
+    assert started[-1] == first, "the same command on the new machines"
+    command = re.search(r"' train (.*) </dev/null", first)[1]
+    arguments = shlex.split(command)
+    assert "--workdir=gs://b/runs/first" in arguments
+    _, errors = overrides.read_valid(["launch.train", *arguments])
+    assert list(errors) == []
 
 
 def test_delete(cloud):
