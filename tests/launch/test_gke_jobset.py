@@ -93,8 +93,11 @@ def test_the_arguments_are_those_of_the_command(manifest):
     config, errors = overrides.read_valid(["launch.train", *container["args"]])
     assert list(errors) == []
     assert all(source.pattern.startswith("gs://") for source in config.data.sources.values())
-    workdir = next(a for a in container["args"] if a.startswith("--workdir=")).partition("=")[2]
-    assert workdir.startswith(container["volumeMounts"][0]["mountPath"] + "/")
+    # Pods share no disk.
+    assert "--workdir=gs://BUCKET/runs/first" in container["args"]
+    sets = [each for each in config.evaluators.values() if each.kind != "off"]
+    assert all(each.data_dir.startswith("gs://") for each in sets)
+    assert "volumes" not in pod_of(manifest)
     assert "--distributed=auto" in container["args"]
     assert "command" not in container  # the image's entry point is launch.train
 
