@@ -16,12 +16,11 @@ from groupvit_jax.data.sources.masks import MaskedSource
 from groupvit_jax.eval.encoding import ImageTower, Prompts
 from groupvit_jax.eval.inference import WindowEncoder, WindowOutput
 from groupvit_jax.eval.protocol import Protocol, make_protocol
-from groupvit_jax.eval.segmentation import fit_to_patches
+from groupvit_jax.eval.segmentation import normalized_inside
 from groupvit_jax.eval.segmentation_evaluator import Segmentation
 from groupvit_jax.models.grouping import group_maps
-from groupvit_jax.models.preprocess import normalize
 from groupvit_jax.models.segmentation import SegmentationModel
-from groupvit_jax.typing import Array, Float, Params, UInt8
+from groupvit_jax.typing import Array, Float, Int, Params, UInt8
 
 # Settings that only apply to a comparison with texts.
 _OF_TEXTS = ("num_kept", "background_threshold", "background_rule", "prompts")
@@ -99,11 +98,10 @@ class HeadWindowEncoder(WindowEncoder):
         """See `WindowEncoder`; compilation happens at the first use."""
         super().__init__(encoder, protocol, views=views, windows_at_once=windows_at_once)
 
-        patch_size = encoder.model.image_encoder.patch_size
-
-        def classify(variables: Params, windows: UInt8[Array, "B H W 3"]) -> Any:
-            windows = fit_to_patches(windows, patch_size, protocol.partial_patches)
-            output: Any = encoder.model.apply(variables, normalize(windows))
+        def classify(
+            variables: Params, windows: UInt8[Array, "B H W 3"], inside: Int[Array, "B 2"]
+        ) -> Any:
+            output: Any = encoder.model.apply(variables, normalized_inside(windows, inside))
             maps = group_maps(output.features.assignments, output.maps.shape[1:3])
             scores = jax.nn.softmax(output.logits)
             classes = jnp.arange(scores.shape[-1], dtype=jnp.int32)
@@ -112,9 +110,11 @@ class HeadWindowEncoder(WindowEncoder):
 
         self._classify_all = jax.jit(classify, out_shardings=self.sharding)
 
-    def _classified(self, variables: Params, text: Array, windows: Array) -> WindowOutput:
+    def _classified(
+        self, variables: Params, text: Array, windows: Array, inside: Array
+    ) -> WindowOutput:
         del text  # the head's weights are part of the variables
-        return WindowOutput(*self._classify_all(variables, windows))
+        return WindowOutput(*self._classify_all(variables, windows, inside))
 
 
 class HeadSegmentation(Segmentation):

@@ -1,7 +1,8 @@
 """Segments many images of any size, with batches that mix windows of different images.
 
-The image tower sees batches of one static shape and is compiled once (except for the rare images
-that are smaller than a window); the cheap remainder is compiled per bucket of image sizes.
+The image tower sees batches of one static shape and is compiled once; for the rare images with a
+side shorter than a window it is compiled again for each number of patches along that side. The
+cheap remainder is compiled per bucket of image sizes.
 """
 
 import collections
@@ -19,7 +20,14 @@ from groupvit_jax.eval import segmentation
 from groupvit_jax.eval.encoding import ImageTower
 from groupvit_jax.eval.protocol import Protocol
 from groupvit_jax.eval.segmentation import ImageWindows, WindowFeatures
-from groupvit_jax.eval.windows import Layout, lay_out, resampling, resize_to_fit, round_up_size
+from groupvit_jax.eval.windows import (
+    Layout,
+    Window,
+    lay_out,
+    resampling,
+    resize_to_fit,
+    round_up_size,
+)
 from groupvit_jax.typing import Array, Float, Int, Params, UInt8
 
 _WINDOWS_AT_ONCE = 16  # windows per accelerator; a CPU is as fast with one
@@ -77,7 +85,7 @@ class ImageOutput(NamedTuple):
     classes: Int[np.ndarray, " K"]
     view: WindowOutput | None
 
-    def arguments(self, protocol: Protocol) -> ImageWindows:
+    def arguments(self, protocol: Protocol, patch_size: int) -> ImageWindows:
         """Return the arguments of `segmentation.segment`, with tables of the padded size."""
         layout, size = self.prepared.layout, self.prepared.size
         padded = round_up_size(size)
@@ -89,9 +97,10 @@ class ImageOutput(NamedTuple):
         if protocol.pamr_iterations:
             margins = [(0, c - s) for c, s in zip(layout.canvas, layout.size, strict=True)]
             pixels = np.pad(self.prepared.pixels, (*margins, (0, 0)), mode="edge")
-        here = np.array(layout.size, np.int32)
-        arrays: Any = (self.maps, self.scores, layout.corners, rows, columns, here, pixels)
-        return ImageWindows(*arrays)
+        stretches = tuple(layout.stretches(patch_size))
+        window, here = np.array(layout.window, np.int32), np.array(layout.size, np.int32)
+        arrays: Any = (self.maps, self.scores, layout.corners, stretches, window)
+        return ImageWindows(*arrays, rows, columns, here, pixels)
 
 
 class _Pending:
@@ -101,7 +110,7 @@ class _Pending:
         self.prepared, self.tag = prepared, tag
         self.windows = prepared.layout.cut(prepared.pixels)
         if prepared.view is not None:
-            self.windows.append(prepared.view)
+            self.windows.append(Window(prepared.view, prepared.view.shape[:2]))
         self.outputs: list[WindowOutput | None] = [None] * len(self.windows)
 
     @property
@@ -116,6 +125,7 @@ class WindowEncoder:
 
     Attributes:
       mixture: see `segmentation.segment`.
+      patch_size: side of a patch.
     """
 
     mixture = False
@@ -143,7 +153,8 @@ class WindowEncoder:
         wanted = windows_at_once or per_device * self.mesh.size
         self.batch_size = -(-wanted // self.mesh.size) * self.mesh.size
         self.sharding = NamedSharding(self.mesh, PartitionSpec(self.mesh.axis_names))
-        self._encode = _compiled_towers(encoder, self.sharding, views, protocol.partial_patches)
+        self.patch_size = encoder.model.image_encoder.patch_size
+        self._encode = _compiled_towers(encoder, self.sharding, views)
         # Separate from the tower, which need not be recompiled for another number of classes.
         self._classify = jax.jit(
             functools.partial(segmentation.class_scores, num_kept=protocol.num_kept),
@@ -152,11 +163,12 @@ class WindowEncoder:
 
     def prepare(self, image: UInt8[np.ndarray, "H W 3"]) -> Prepared:
         """Resize an image on the host and compute the layout of its windows."""
-        resize, patch = self.protocol.resize, self.encoder.model.image_encoder.patch_size
+        resize, patch = self.protocol.resize, self.patch_size
         pixels = resize_to_fit(image, resize) if resize else image
         side = -(-self.protocol.window // patch) * patch
         view = cv2.resize(pixels, (side, side)) if self._views else None
-        return Prepared(pixels, lay_out(pixels.shape[:2], self.protocol), image.shape[:2], view)
+        layout = lay_out(pixels.shape[:2], self.protocol, patch)
+        return Prepared(pixels, layout, image.shape[:2], view)
 
     def __call__(
         self,
@@ -182,27 +194,31 @@ class WindowEncoder:
         for done in run.finished():
             yield _join(done, len(text)), done.tag
 
-    def _encode_batch(self, variables: Params, text: Array, windows: Sequence[np.ndarray]) -> Any:
+    def _encode_batch(self, variables: Params, text: Array, windows: Sequence[Window]) -> Any:
         missing = self.batch_size - len(windows)
-        batch = np.stack([*windows, *[windows[-1]] * missing])
-        return self._classified(variables, text, jax.device_put(batch, self.sharding))
+        batch = [*windows, *[windows[-1]] * missing]
+        pixels, inside = np.stack([each.pixels for each in batch]), [each.inside for each in batch]
+        arrays = jax.device_put((pixels, np.array(inside, np.int32)), self.sharding)
+        return self._classified(variables, text, *arrays)
 
-    def _classified(self, variables: Params, text: Array, windows: Array) -> WindowOutput:
+    def _classified(
+        self, variables: Params, text: Array, windows: Array, inside: Array
+    ) -> WindowOutput:
         """Start the computation and return its device arrays."""
-        image, groups, maps = self._encode(variables, windows)
+        image, groups, maps = self._encode(variables, windows, inside)
         scale = variables["params"]["logit_scale"]
         classes, scores = self._classify(image, groups, text, scale)
         return WindowOutput(maps, classes, scores, groups if self._views else None)
 
 
 @functools.lru_cache(maxsize=4)
-def _compiled_towers(
-    encoder: ImageTower, sharding: NamedSharding, views: bool, partial_patches: str
-) -> Any:
+def _compiled_towers(encoder: ImageTower, sharding: NamedSharding, views: bool) -> Any:
     """Return the jitted image tower, shared by all sets evaluated with an encoder."""
 
-    def encode(variables: Params, windows: UInt8[Array, "B H W 3"]) -> WindowFeatures:
-        features = segmentation.encode_windows(encoder.model, variables, windows, partial_patches)
+    def encode(
+        variables: Params, windows: UInt8[Array, "B H W 3"], inside: Int[Array, "B 2"]
+    ) -> WindowFeatures:
+        features = segmentation.encode_windows(encoder.model, variables, windows, inside)
         return features if views else features._replace(maps=features.maps[-1:])
 
     return jax.jit(encode, out_shardings=sharding)
@@ -221,10 +237,10 @@ class _Run:
         """Add an image, and encode the batches that it fills."""
         self._waiting.append(pending)
         for number, window in enumerate(pending.windows):
-            queue = self._queues.setdefault(window.shape, [])
+            queue = self._queues.setdefault(window.pixels.shape, [])
             queue.append((pending, number))
             if len(queue) == self._batch_size:
-                self._dispatch(window.shape)
+                self._dispatch(window.pixels.shape)
         if len(self._waiting) > _MAX_WAITING:
             self.flush()
 

@@ -49,10 +49,8 @@ class ImageSegmenter:
           protocol: the encoder's by default, or that with another background threshold.
         """
         self.protocol, self._windows = protocol or windows.protocol, windows
-        self._patch_size = windows.encoder.model.image_encoder.patch_size
         self._scores = jax.jit(
-            segmentation.segment,
-            static_argnames=("window", "canvas", "patch_size", "protocol", "mixture"),
+            segmentation.segment, static_argnames=("canvas", "patch_size", "protocol", "mixture")
         )
 
     def with_threshold(self, threshold: float | None) -> "ImageSegmenter":
@@ -89,11 +87,11 @@ class ImageSegmenter:
         threshold, static = self.protocol.background_threshold, self.protocol
         if threshold is not None:
             static = dataclasses.replace(static, background_threshold=1.0)
+        patch_size = self._windows.patch_size
         padded = self._scores(
-            output.arguments(self.protocol),
-            window=layout.window,
+            output.arguments(self.protocol, patch_size),
             canvas=layout.canvas,
-            patch_size=self._patch_size,
+            patch_size=patch_size,
             protocol=static,
             mixture=self._windows.mixture,
             threshold=threshold,
@@ -114,7 +112,7 @@ class ImageSegmenter:
         assert output.prepared.view is not None
         size, side = output.prepared.size, len(output.prepared.view)
         tables = [
-            resampling(side, new, padded, self._patch_size)
+            resampling(side, new, padded, self._windows.patch_size)
             for new, padded in zip(size, round_up_size(size), strict=True)
         ]
         groups = jax.device_get([_likeliest(maps, *tables) for maps in output.view.maps])

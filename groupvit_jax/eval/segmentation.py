@@ -7,7 +7,7 @@ patches and the scores of its best classes.
 """
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -17,10 +17,10 @@ from groupvit_jax.eval.pamr import refine
 from groupvit_jax.eval.protocol import Protocol
 from groupvit_jax.eval.windows import Resampling
 from groupvit_jax.losses import clipped_scale, l2_normalize
-from groupvit_jax.models.grouping import group_maps, resize_maps
+from groupvit_jax.models.grouping import group_maps
 from groupvit_jax.models.preprocess import normalize
 from groupvit_jax.models.two_tower import TwoTower
-from groupvit_jax.typing import Array, Float, Int, Params, UInt8
+from groupvit_jax.typing import Array, Bool, Float, Int, Params, UInt8
 
 _HIGHEST = jax.lax.Precision.HIGHEST
 
@@ -46,6 +46,8 @@ class ImageWindows(NamedTuple):
       maps: soft assignments of each window's patches to the groups of the last stage.
       scores: scores of each window's groups for the same K classes in all windows.
       corners: top left corners of the windows on the canvas, whose top left holds the image.
+      stretches: matrices that resize values of patches to the rows and columns of a window.
+      window: height and width of the windows, within those rows and columns.
       rows: table that resizes the canvas to the original height.
       columns: table that resizes the canvas to the original width.
       size: height and width of the image on the canvas.
@@ -55,6 +57,8 @@ class ImageWindows(NamedTuple):
     maps: Float[Array, "V h w G"]
     scores: Float[Array, "V G K"]
     corners: Int[Array, "V 2"]
+    stretches: tuple[Float[Array, "H h"], Float[Array, "W w"]]
+    window: Int[Array, " 2"]
     rows: Resampling
     columns: Resampling
     size: Int[Array, " 2"]
@@ -100,57 +104,42 @@ def class_scores(
     return classes, jax.nn.softmax(keep(affinity)) * keep(jax.nn.softmax(affinity))
 
 
-def fit_to_patches(
-    windows: UInt8[Array, "B H W 3"], patch_size: int, partial_patches: str
-) -> UInt8[Array, "B h w 3"]:
-    """Drop the rows and columns that fill no patch, or leave them for the encoder to pad.
-
-    A side shorter than one patch is always left.
-
-    Args:
-      windows: pixels.
-      patch_size: side of a patch.
-      partial_patches: see `Protocol`.
-    """
-    if partial_patches == "pad":
-        return windows
-    h, w = (side // patch_size * patch_size or side for side in windows.shape[1:3])
-    return windows[:, :h, :w]
+def normalized_inside(
+    windows: UInt8[Array, "B H W 3"], inside: Int[Array, "B 2"]
+) -> Float[Array, "B H W 3"]:
+    """Normalise the pixels within the height and width `inside`; zeros beyond, as in training."""
+    rows, columns = (jnp.arange(side) for side in windows.shape[1:3])
+    of_image = (rows < inside[:, :1])[:, :, None] & (columns < inside[:, 1:])[:, None]
+    return jnp.where(of_image[..., None], normalize(windows), 0)
 
 
 def encode_windows(
     model: TwoTower,
     variables: Params,
     windows: UInt8[Array, "B H W 3"],
-    partial_patches: str = "pad",
+    inside: Int[Array, "B 2"],
 ) -> WindowFeatures:
-    """Run the image tower once over a batch of windows of one size.
+    """Run the image tower once over a batch of windows of one shape.
 
     Args:
       model: the two towers.
       variables: the model's parameters and statistics.
-      windows: pixels.
-      partial_patches: see `Protocol`.
+      windows: pixels of whole patches.
+      inside: height and width of the image's own pixels.
     """
-    windows = fit_to_patches(windows, model.image_encoder.patch_size, partial_patches)
-    image, features = encode_images(model, variables, normalize(windows))
+    image, features = encode_images(model, variables, normalized_inside(windows, inside))
     groups = project_groups(model, variables, features.segments)
     (H, W), p = windows.shape[1:3], model.image_encoder.patch_size
-    maps = group_maps(features.assignments, (-(-H // p), -(-W // p)))
+    maps = group_maps(features.assignments, (H // p, W // p))
     return WindowFeatures(image, groups, maps)
 
 
-def pixel_groups(
-    maps: Float[Array, "B h w G"], size: tuple[int, int], patch_size: int
-) -> Int[Array, "B H W"]:
-    """Return the most probable group of every pixel: resize bilinearly, then take the argmax.
-
-    Args:
-      maps: soft assignments of patches to groups.
-      size: height and width of the windows.
-      patch_size: side of a patch; padding beyond `size` is cut off.
-    """
-    return resize_maps(maps, size, patch_size).argmax(-1)
+def stretch(
+    maps: Float[Array, "*batch h w C"], rows: Float[Array, "H h"], columns: Float[Array, "W w"]
+) -> Float[Array, "*batch H W C"]:
+    """Resize values of patches to pixels by matrices (see `windows.Layout.stretches`)."""
+    tall = jnp.einsum("...hwc,Hh->...Hwc", maps, rows, precision=_HIGHEST)
+    return jnp.einsum("...hwc,Ww->...hWc", tall, columns, precision=_HIGHEST)
 
 
 def add_background(scores: Float[Array, "H W K"], threshold: Array) -> Float[Array, "H W M"]:
@@ -176,6 +165,7 @@ def join_windows(
     protocol: Protocol,
     paint: Callable[[Array, Array], Float[Array, "H W K"]] = scores_of_pixels,
     threshold: Float[Array, ""] | None = None,
+    inside: Bool[Array, "H W 1"] | bool = True,
 ) -> Float[Array, "h w M"]:
     """Return class scores per pixel, averaged over the windows that contain it.
 
@@ -187,6 +177,7 @@ def join_windows(
       protocol: determines whether a background score comes first.
       paint: returns the scores of a window's pixels, from its entries of `groups` and `scores`.
       threshold: of the background, in place of the protocol's.
+      inside: which pixels of the arrays are the windows' own.
     """
     level = protocol.background_threshold if threshold is None else threshold
     per_window = level is not None and protocol.background_rule == "window"
@@ -197,6 +188,7 @@ def join_windows(
         if per_window:
             part = add_background(part, jnp.minimum(jnp.asarray(level), of_group.max()))
         part = jnp.concatenate([part, jnp.ones_like(part[..., :1])], axis=-1)
+        part = jnp.where(inside, part, 0)
         here = jax.lax.dynamic_slice(total, (y, x, 0), part.shape)
         return jax.lax.dynamic_update_slice(total, here + part, (y, x, 0)), None
 
@@ -224,7 +216,6 @@ def resample(
 def segment(
     windows: ImageWindows,
     *,
-    window: tuple[int, int],
     canvas: tuple[int, int],
     patch_size: int,
     protocol: Protocol,
@@ -235,7 +226,6 @@ def segment(
 
     Args:
       windows: the windows of one image.
-      window: height and width of a window.
       canvas: height and width of the canvas.
       patch_size: side of a patch.
       protocol: the settings of the evaluation.
@@ -244,17 +234,16 @@ def segment(
       threshold: of the background, in place of the protocol's: an array doesn't compile anew.
     """
     of_windows = windows.scores, windows.corners, canvas, protocol
+    rows, columns = (jnp.arange(len(matrix)) for matrix in windows.stretches)
+    inside = (rows < windows.window[0])[:, None] & (columns < windows.window[1])
+    options: dict[str, Any] = {"threshold": threshold, "inside": inside[..., None]}
     if protocol.pamr_iterations and protocol.pamr_place == "window":
-        refined = _refine_windows(windows, window, patch_size, protocol, mixture)
-        scores = join_windows(
-            refined,
-            *of_windows,
-            lambda maps, _: resize_maps(maps[None], window, patch_size)[0],
-            threshold=threshold,
-        )
+        refined = _refine_windows(windows, patch_size, protocol, mixture)
+        options["paint"] = lambda maps, _: stretch(maps, *windows.stretches)
+        scores = join_windows(refined, *of_windows, **options)
     else:
-        groups = (resize_maps if mixture else pixel_groups)(windows.maps, window, patch_size)
-        scores = join_windows(groups, *of_windows, threshold=threshold)
+        maps = stretch(windows.maps, *windows.stretches)
+        scores = join_windows(maps if mixture else maps.argmax(-1), *of_windows, **options)
     if protocol.pamr_iterations and protocol.pamr_place == "image":
         assert windows.pixels is not None
         scores = refine(
@@ -269,7 +258,6 @@ def segment(
 
 def _refine_windows(
     windows: ImageWindows,
-    window: tuple[int, int],
     patch_size: int,
     protocol: Protocol,
     mixture: bool,
@@ -280,14 +268,16 @@ def _refine_windows(
     """
     assert windows.pixels is not None
     pixels = windows.pixels.astype(jnp.float32)
-    (h, w), (H, W) = windows.maps.shape[1:3], window
+    padded = tuple(len(matrix) for matrix in windows.stretches)
     # In pixels of the window; where it is padded, its outermost pixels are repeated.
-    rows = jnp.linspace(0, max(h * patch_size, H) - 1, h)
-    columns = jnp.linspace(0, max(w * patch_size, W) - 1, w)
-    places = jnp.meshgrid(rows, columns, indexing="ij")
+    lines = [
+        jnp.linspace(0, jnp.maximum(tokens * patch_size, side) - 1, tokens).clip(0, side - 1)
+        for tokens, side in zip(windows.maps.shape[1:3], windows.window, strict=True)
+    ]
+    places = jnp.meshgrid(*lines, indexing="ij")
 
     def reduced(corner: Int[Array, " 2"]) -> Float[Array, "h w 3"]:
-        cut = jax.lax.dynamic_slice(pixels, (corner[0], corner[1], 0), (H, W, 3))
+        cut = jax.lax.dynamic_slice(pixels, (corner[0], corner[1], 0), (*padded, 3))
         sample = jax.scipy.ndimage.map_coordinates
         return jax.vmap(lambda c: sample(c, places, 1, "nearest"), 2, 2)(cut)
 

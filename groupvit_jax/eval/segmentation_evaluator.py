@@ -78,7 +78,7 @@ class Segmentation:
         shown = map(first_name, class_names)
         self.all_names = (*([background_name] if protocol.has_background else []), *shown)
         self._windows = self.window_encoder(encoder, protocol, windows_at_once=windows_at_once)
-        self._count = jax.jit(self._count_images, static_argnums=(0, 1))
+        self._count = jax.jit(self._count_images, static_argnums=0)
 
     def __call__(self, variables: Params) -> dict[str, float]:
         """Return the metrics of one pass over the set."""
@@ -198,7 +198,6 @@ class Segmentation:
 
     def _count_images(
         self,
-        window: tuple[int, int],
         canvas: tuple[int, int],
         threshold: Float[Array, ""] | None,
         arrays: Any,
@@ -212,9 +211,8 @@ class Segmentation:
         ) -> Int[Array, "N N"]:
             scores = segmentation.segment(
                 jax.tree.map(lambda rows: rows[0], arrays),
-                window=window,
                 canvas=canvas,
-                patch_size=self._encoder.model.image_encoder.patch_size,
+                patch_size=self._windows.patch_size,
                 protocol=self.protocol,
                 mixture=self._windows.mixture,
                 threshold=threshold,
@@ -255,14 +253,14 @@ class _PixelCounter:
 
     def add(self, output: ImageOutput, mask: np.ndarray) -> None:
         """Add an image; count a bucket as soon as it holds one image per device."""
-        arrays = output.arguments(self._windows.protocol)
+        arrays = output.arguments(self._windows.protocol, self._windows.patch_size)
         margins = [(0, p - s) for p, s in zip(round_up_size(mask.shape), mask.shape, strict=True)]
         mask = np.pad(mask, margins, constant_values=metrics.IGNORED)
         classes = output.classes
         if self._windows.protocol.has_background:
             classes = np.concatenate([[0], classes + 1])
         layout = output.prepared.layout
-        bucket = (layout.window, layout.canvas, mask.shape)
+        bucket = (layout.encoded, layout.canvas, mask.shape)
         queue = self._waiting.setdefault(bucket, [])
         queue.append((arrays, classes.astype(np.int32), mask))
         if len(queue) == self._windows.mesh.size:
@@ -285,9 +283,9 @@ class _PixelCounter:
         batch = jax.tree.map(lambda *rows: np.stack(rows), *images)
         if self._pixels_on_device + batch[2].size > _MAX_COUNT:
             self._fetch()
-        window, canvas, _ = bucket
+        _, canvas, _ = bucket
         batch = jax.device_put(batch, self._windows.sharding)
-        counts = self._count(window, canvas, self._threshold, *batch)
+        counts = self._count(canvas, self._threshold, *batch)
         self._on_device = counts if self._on_device is None else self._on_device + counts
         self._pixels_on_device += batch[2].size
 

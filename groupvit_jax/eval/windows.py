@@ -30,35 +30,73 @@ def window_starts(length: int, window: int, stride: int) -> list[int]:
     return [*range(0, last, stride), last]
 
 
+class Window(NamedTuple):
+    """What the image tower takes.
+
+    Attributes:
+      pixels: of whole patches; zeros where they lie beyond the image.
+      inside: height and width of the image's own pixels.
+    """
+
+    pixels: UInt8[np.ndarray, "h w 3"]
+    inside: tuple[int, int]
+
+
 class Layout(NamedTuple):
     """The windows of one image.
+
+    Sides shorter than the protocol's window, which differ from image to image, determine no shape
+    of a compiled program: `encoded` and `padded` have a step of one patch.
 
     Attributes:
       size: height and width of the image.
       window: height and width of its windows, smaller than the protocol's for a smaller image.
+      encoded: height and width of the patches that are encoded of a window.
+      padded: height and width of the arrays that hold a window.
       corners: top left corners of the windows.
       canvas: height and width that contain the windows of every image with this number of windows.
     """
 
     size: tuple[int, int]
     window: tuple[int, int]
+    encoded: tuple[int, int]
+    padded: tuple[int, int]
     corners: Int[np.ndarray, "V 2"]
     canvas: tuple[int, int]
 
-    def cut(self, image: UInt8[np.ndarray, "H W 3"]) -> list[UInt8[np.ndarray, "h w 3"]]:
-        """Return the pixels of the windows."""
-        h, w = self.window
-        return [image[y : y + h, x : x + w] for y, x in self.corners.tolist()]
+    def cut(self, image: UInt8[np.ndarray, "H W 3"]) -> list[Window]:
+        """Return the windows."""
+        h, w = (min(sides) for sides in zip(self.window, self.encoded, strict=True))
+        margins = ((0, self.encoded[0] - h), (0, self.encoded[1] - w), (0, 0))
+        parts = [image[y : y + h, x : x + w] for y, x in self.corners.tolist()]
+        if self.encoded != (h, w):
+            parts = [np.pad(part, margins) for part in parts]
+        return [Window(part, (h, w)) for part in parts]
+
+    def stretches(self, patch_size: int) -> list[Float[np.ndarray, "H h"]]:
+        """Return the matrices that resize values of patches to the rows and to the columns."""
+        return [
+            _stretch(encoded, max(encoded, side), padded, patch_size)
+            for encoded, side, padded in zip(self.encoded, self.window, self.padded, strict=True)
+        ]
 
 
-def lay_out(size: tuple[int, int], protocol: Protocol) -> Layout:
+def lay_out(size: tuple[int, int], protocol: Protocol, patch_size: int) -> Layout:
     """Return the layout of the windows of an image of `size` (height and width)."""
     h, w = (min(length, protocol.window) for length in size)
     rows = window_starts(size[0], h, protocol.stride)
     columns = window_starts(size[1], w, protocol.stride)
     corners = np.array([(y, x) for y in rows for x in columns], np.int32)
+    drop = protocol.partial_patches == "drop"
+    # A side shorter than one patch is padded by either rule.
+    encoded = tuple(
+        max(side // patch_size if drop else -(-side // patch_size), 1) * patch_size
+        for side in (h, w)
+    )
+    padded = tuple(min(side + drop * patch_size, protocol.window) for side in encoded)
     reach = protocol.stride * (len(rows) - 1), protocol.stride * (len(columns) - 1)
-    return Layout(size, (h, w), corners, (h + reach[0], w + reach[1]))
+    canvas = padded[0] + reach[0], padded[1] + reach[1]
+    return Layout(size, (h, w), encoded, padded, corners, canvas)
 
 
 def round_up_size(size: tuple[int, int]) -> tuple[int, int]:
@@ -97,3 +135,13 @@ def resampling(old: int, new: int, padded: int, step: int = 1) -> Resampling:
     lower = np.floor(place).astype(np.int32)
     weight = (place - lower).astype(np.float32)
     return Resampling(lower, np.minimum(lower + 1, last).astype(np.int32), weight)
+
+
+def _stretch(old: int, new: int, padded: int, step: int) -> Float[np.ndarray, "H h"]:
+    """Return the table of `resampling` as a matrix."""
+    lower, upper, weight = resampling(old, new, padded, step)
+    matrix = np.zeros((padded, old // step), np.float32)
+    lines = np.arange(padded)
+    matrix[lines, lower] = 1 - weight
+    matrix[lines, upper] += weight
+    return matrix

@@ -5,7 +5,7 @@ import pytest
 
 from groupvit_jax.eval import segmentation
 from groupvit_jax.eval.protocol import Protocol
-from groupvit_jax.eval.windows import resampling
+from groupvit_jax.eval.windows import lay_out, resampling
 from groupvit_jax.models import grouping
 from tests.eval import protocol as slow
 from tests.eval.test_pamr import slowly as pamr_slowly
@@ -80,7 +80,8 @@ def test_pixels_take_the_group_of_their_patch_through_all_stages():
     second = jnp.array([[[1.0, 0, 0], [0, 1, 1]]])
     of_first, of_second = grouping.group_maps((jnp.asarray(first), second), (2, 2))
     np.testing.assert_array_equal(of_first[0].argmax(-1), [[0, 1], [2, 2]])
-    pixels = segmentation.pixel_groups(of_second, (16, 16), 8)[0]
+    stretches = map(jnp.asarray, lay_out((16, 16), Protocol(window=16, stride=8), 8).stretches(8))
+    pixels = segmentation.stretch(of_second, *stretches)[0].argmax(-1)
     assert pixels[2, 2] == 0
     assert (pixels[2, 13], pixels[13, 2], pixels[13, 13]) == (1, 1, 1)
 
@@ -121,16 +122,17 @@ def test_refinement_of_a_window_is_at_its_patches():
     pixels = rng.integers(0, 256, (32, 40, 3), np.uint8)
     maps = rng.uniform(size=(1, 4, 5, 3)).astype(np.float32)
     scores = rng.uniform(size=(1, 3, 2)).astype(np.float32)
+    stretches = tuple(lay_out((32, 40), Protocol(), 8).stretches(8))
+    size = np.array([32, 40], np.int32)
     windows = segmentation.ImageWindows(
-        maps, scores, np.zeros((1, 2), np.int32), resampling(32, 32, 32), resampling(40, 40, 40),
-        np.array([32, 40], np.int32), pixels,
+        maps, scores, np.zeros((1, 2), np.int32), stretches, size, resampling(32, 32, 48),
+        resampling(40, 40, 48), size, np.pad(pixels, ((0, 8), (0, 8), (0, 0))),
     )  # fmt: skip
     knobs = dict(pamr_iterations=3, pamr_dilations=(1, 2), pamr_place="window")
     constant = dict(background_threshold=0.4, background_rule="constant")
     found = segmentation.segment(
         jax.tree.map(jnp.asarray, windows),
-        window=(32, 40),
-        canvas=(32, 40),
+        canvas=(40, 48),
         patch_size=8,
         protocol=Protocol(**knobs, **constant),
     )
@@ -142,6 +144,7 @@ def test_refinement_of_a_window_is_at_its_patches():
         ]
     )
     refined = pamr_slowly(scores[0][maps[0].argmax(-1)], reduced, 3, (1, 2))
+    found = found[:32, :40]
     np.testing.assert_allclose(
         found[..., 1:], slow.interpolate(refined, 32, 40), rtol=1e-4, atol=1e-5
     )
@@ -156,14 +159,9 @@ def bilinear(image, y, x):
     return top * (1 - y + y0) + bottom * (y - y0)
 
 
-def test_what_fills_no_patch_is_dropped_but_for_a_side_shorter_than_one():
-    """An 85 x 480 photo resizes to 363 x 2048: windows of 363 rows have 22 rows of tokens."""
-    windows = jnp.zeros((1, 363, 448, 3), jnp.uint8)
-    assert segmentation.fit_to_patches(windows, 16, "drop").shape == (1, 22 * 16, 448, 3)
-    assert segmentation.fit_to_patches(windows, 16, "pad").shape == windows.shape
-    assert segmentation.fit_to_patches(windows[:, :7], 16, "drop").shape == (1, 7, 448, 3)
-    # Their maps are stretched over all rows: row 181 is the middle, between tokens 10 and 11.
-    maps = jnp.arange(22.0).reshape(1, 22, 1, 1)
-    resized = grouping.resize_maps(maps, (363, 448), 16)
-    assert resized.shape == (1, 363, 448, 1)
-    assert resized[0, 181, 0, 0] == pytest.approx(10.5, abs=1e-4)
+def test_pixels_beyond_the_image_are_zero_after_normalisation():
+    windows = jnp.full((2, 4, 6, 3), 200, jnp.uint8)
+    found = segmentation.normalized_inside(windows, jnp.array([[4, 6], [3, 2]]))
+    inside = np.zeros((2, 4, 6), bool)
+    inside[0], inside[1, :3, :2] = True, True
+    np.testing.assert_array_equal(found != 0, np.repeat(inside[..., None], 3, -1))

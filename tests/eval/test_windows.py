@@ -56,7 +56,7 @@ def test_resize_agrees_with_pil_as_the_protocols_use_it():
 def test_windows_cover_the_image_and_the_canvas_holds_them():
     protocol = Protocol(window=32, stride=16)
     for size in [(32, 32), (40, 33), (20, 90), (81, 100)]:
-        layout = lay_out(size, protocol)
+        layout = lay_out(size, protocol, 8)
         covered = np.zeros(layout.canvas, bool)
         for y, x in layout.corners:
             covered[y : y + layout.window[0], x : x + layout.window[1]] = True
@@ -67,8 +67,41 @@ def test_windows_cover_the_image_and_the_canvas_holds_them():
 
 def test_images_with_as_many_windows_share_a_canvas():
     protocol = Protocol(window=32, stride=16)
-    canvases = {lay_out((32, width), protocol).canvas for width in range(49, 65)}
+    canvases = {lay_out((32, width), protocol, 8).canvas for width in range(49, 65)}
     assert canvases == {(32, 64)}
+
+
+@pytest.mark.parametrize("rule", ["drop", "pad"])
+def test_sides_shorter_than_a_window_have_a_shape_for_each_number_of_patches(rule):
+    """Photos longer than 2048 : 448 have such windows, of any height."""
+    protocol = Protocol(window=32, stride=16, partial_patches=rule)
+    found = [lay_out((height, 90), protocol, 8) for height in range(1, 33)]
+    assert len({layout.encoded for layout in found}) == 4
+    assert len({(layout.encoded, layout.padded, layout.canvas) for layout in found}) == 4
+    image = np.random.default_rng(0).integers(1, 256, (32, 90, 3), np.uint8)
+    for height, layout in enumerate(found, 1):
+        assert layout.padded[0] >= layout.window[0] == height
+        for window, (_, x) in zip(layout.cut(image[:height]), layout.corners, strict=True):
+            assert window.pixels.shape == (*layout.encoded, 3)
+            h, w = window.inside
+            np.testing.assert_array_equal(window.pixels[:h, :w], image[:h, x : x + w])
+            assert not window.pixels[h:].any()
+            # Dropped are rows that fill no patch; a side shorter than one patch is kept.
+            assert h == (max(height // 8 * 8, min(height, 8)) if rule == "drop" else height)
+            assert w == 32
+
+
+@pytest.mark.parametrize(("rule", "middle"), [("drop", 10.5), ("pad", 181.5 / 16 - 0.5)])
+def test_patches_are_stretched_over_what_was_dropped_but_not_over_padding(rule, middle):
+    """An 85 x 480 photo resizes to 363 x 2048: windows of 363 rows have 22 or 23 rows of tokens."""
+    layout = lay_out((363, 2048), Protocol(partial_patches=rule), 16)
+    assert layout.encoded == ((22 if rule == "drop" else 23) * 16, 448)
+    rows, columns = layout.stretches(16)
+    assert rows.shape == (368, layout.encoded[0] // 16)
+    assert columns.shape == (448, 28)
+    tokens = np.arange(rows.shape[1], dtype=np.float32)
+    assert (rows @ tokens)[181] == pytest.approx(middle, abs=1e-4)
+    np.testing.assert_allclose(rows.sum(1), 1, rtol=1e-6)
 
 
 def test_sizes_are_rounded_up_to_four_an_octave():
