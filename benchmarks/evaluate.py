@@ -18,7 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 from absl import app, flags
 
-from configs import base
+from benchmarks.random_model import random_pretrained
 from groupvit_jax import parallel
 from groupvit_jax.data.images.decode import decode
 from groupvit_jax.data.text.tokenizers import make_tokenizer
@@ -111,27 +111,18 @@ def _median_rates(
     return {name: len(images) / float(np.median(times)) for name, times in seconds.items()}
 
 
-def _load():
-    if _CHECKPOINT.value:
-        pretrained = load_pretrained(_CHECKPOINT.value)
-        return build_model(pretrained.model_config), pretrained.variables, pretrained.tokenizer
-    config = base.get_config()
-    config.model.dtype = "float32"
-    model = build_model(config.model)
-    text = jnp.zeros((1, 77), jnp.int32), jnp.zeros((1, 1), jnp.int32)
-    variables = jax.jit(model.init)(jax.random.key(0), jnp.zeros((1, 224, 224, 3)), *text)
-    return model, variables, config.data.tokenizer
-
-
 def main(argv: Sequence[str]) -> None:
     """Compare, measure and print a table."""
     if len(argv) > 1:
         raise app.UsageError(f"Unknown arguments: {argv[1:]}")
     paths = sorted(Path(_IMAGES.value).glob("*.jpg"))[: _NUM_IMAGES.value]
     images = [decode(path.read_bytes()) for path in paths]
-    model, variables, tokenizer = _load()
+    path = _CHECKPOINT.value
+    pretrained = load_pretrained(path) if path else random_pretrained()
+    model, variables = build_model(pretrained.model_config), pretrained.variables
     mesh = parallel.make_mesh({"data": -1, "fsdp": 1, "tensor": 1})
-    encoder = Encoder(model, make_tokenizer(tokenizer, model.text_encoder.context_length), mesh)
+    tokenizer = make_tokenizer(pretrained.tokenizer, model.text_encoder.context_length)
+    encoder = Encoder(model, tokenizer, mesh)
     protocol = make_protocol("groupvit", "voc", has_background=True)
     on_first = jax.device_put(variables, jax.devices()[0])
     variables = jax.device_put(variables, parallel.replicated(mesh))

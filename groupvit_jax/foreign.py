@@ -2,9 +2,12 @@
 
 import codecs
 import contextlib
+import json
 import os
+import tomllib
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 
 @contextlib.contextmanager
@@ -44,3 +47,22 @@ def read_text(path: Path) -> str:
         return data.decode("utf-8-sig")
     except UnicodeDecodeError:
         return data.decode("cp1252", errors="replace")
+
+
+def read_table(path: Path) -> Any:
+    """Return what a TOML or JSON file that a person wrote holds.
+
+    Raises:
+      ValueError: it is neither, or a key is there twice, of which Python would keep the last.
+    """
+    text = read_text(path)
+    if path.suffix.lower() == ".json":
+        return json.loads(text, object_pairs_hook=_unique)
+    return tomllib.loads(text)
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    keys = [key for key, _ in pairs]
+    if twice := [key for key in keys if keys.count(key) > 1]:
+        raise ValueError(f"{twice[0]!r} found twice, expected each name once")
+    return dict(pairs)

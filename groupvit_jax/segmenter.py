@@ -21,7 +21,9 @@ import numpy as np
 
 from groupvit_jax import parallel
 from groupvit_jax.data.images.photo import read_photo
+from groupvit_jax.data.text.names import check_known
 from groupvit_jax.data.text.tokenizers import make_tokenizer
+from groupvit_jax.eval.encoding import Prompts
 from groupvit_jax.eval.evaluators import make_encoder
 from groupvit_jax.eval.head_segmentation import HeadTower, HeadWindowEncoder, head_protocol
 from groupvit_jax.eval.inference import WindowEncoder
@@ -144,7 +146,8 @@ class Segmenter:
         *,
         protocol: str = "groupvit",
         background: bool | float = False,
-        prompts: Sequence[str] | None = None,
+        prompts: Prompts | None = None,
+        other_prompts: bool = False,
         windows_at_once: int | None = None,
         **knobs: Any,
     ) -> None:
@@ -158,7 +161,9 @@ class Segmenter:
           background: whether pixels may have none of the labels; a number is the threshold that a
             label's score has to reach, 0 to 1.
           prompts: texts with one `{}` for a label, whose embeddings are averaged; by default those
-            of the protocol.
+            of the protocol. Or such texts by label, with "" for all others.
+          other_prompts: whether prompts may be of labels that an image isn't segmented into; as
+            these may be misspelt, they are an error by default.
           windows_at_once: how many windows go through the model at once.
           **knobs: further fields of `eval.protocol.Protocol`, e.g. `pamr_iterations=10`.
 
@@ -184,6 +189,7 @@ class Segmenter:
             self._has_background = self.protocol.has_background
             windows = WindowEncoder(encoder, self.protocol, **of_windows)
         self._encoder, self._segment = encoder, ImageSegmenter(windows)
+        self._own_prompts = () if other_prompts else tuple(dict(self.protocol.class_prompts))
         self._variables = jax.device_put(pretrained.variables, parallel.replicated(mesh))
         self._embed = functools.lru_cache(_LABEL_LISTS_KEPT)(self._class_embeddings)
 
@@ -216,8 +222,8 @@ class Segmenter:
           layout: of arrays: "HWC", or "CHW" for [3, H, W].
 
         Raises:
-          ValueError: no labels, an empty one, one twice, or others than the segment head's; or
-            something that is no image.
+          ValueError: no labels, an empty one, one twice, others than the segment head's, or
+            prompts of another label; or something that is no image.
           FileNotFoundError: there is no such file.
         """
         return next(self._results([("image", image)], self._checked(labels), layout))
@@ -305,7 +311,9 @@ class Segmenter:
                 f"labels: {list(labels)} found, expected none or {list(own)}: the segment head of "
                 "this model knows no others"
             )
-        return own or check_labels(labels, self.protocol.has_background)
+        checked = own or check_labels(labels, self.protocol.has_background)
+        check_known(self._own_prompts, checked, "prompts")
+        return checked
 
     def _results(
         self, images: Iterable[tuple[str, Any]], labels: tuple[str, ...], layout: str

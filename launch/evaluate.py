@@ -26,16 +26,21 @@ import jax
 from absl import app, flags
 
 from groupvit_jax import parallel
-from groupvit_jax.data.eval_sets import NAMES, SegmentationSet, open_benchmark
+from groupvit_jax.data.eval_sets import (
+    NAMES,
+    ClassificationSet,
+    SegmentationSet,
+    open_benchmark,
+)
 from groupvit_jax.data.sources.fingerprint import fingerprint_of_files
 from groupvit_jax.data.storage.objects import is_remote
-from groupvit_jax.data.text.names import key_of, synonyms
+from groupvit_jax.data.text.names import check_known, key_of, keys_of
 from groupvit_jax.data.text.prompt_files import read_prompts
 from groupvit_jax.data.text.tokenizers import make_tokenizer
 from groupvit_jax.eval import results
 from groupvit_jax.eval.evaluators import evaluator_of, make_encoder, protocol_of_set
 from groupvit_jax.eval.predictions import PredictedMasks, predictions_of
-from groupvit_jax.eval.protocol import CHOICES, PROTOCOLS
+from groupvit_jax.eval.protocol import CHOICES, PROTOCOLS, class_names
 from groupvit_jax.eval.saving import KINDS, check_kinds
 from groupvit_jax.interop import load_pretrained
 from groupvit_jax.interop.pretrained import Pretrained
@@ -160,10 +165,11 @@ def _evaluators(pretrained: Pretrained, opened: Sequence[OpenSet]) -> list[Measu
     knobs = {key: holder.value for key, holder in _KNOBS.items()}
     for key in ("resize", "pamr_dilations"):
         knobs[key] = knobs[key] and _integers(key, knobs[key])
-    knobs["prompts"] = _prompts(opened) if _PROMPTS.value else None
+    prompts = _prompts(opened) if _PROMPTS.value else None
     common_thresholds, by_set = _thresholds(opened)
     measurements = []
     for each in opened:
+        knobs["prompts"] = _of_set(prompts, each)
         thresholds = by_set.get(each.label, by_set.get(each.name, common_thresholds))
         has_background = getattr(each.opened, "has_background", False)
         if thresholds and not has_background:
@@ -232,11 +238,33 @@ def _prompts(opened: Sequence[OpenSet]) -> Sequence[str] | Mapping[str, Sequence
         return given
     found = read_prompts(Path(given[0][1:]).expanduser())
     if isinstance(found, Mapping):
-        names = [name for each in opened for name in getattr(each.opened, "class_names", ())]
-        known = {key_of(n) for name in names for n in (name, *synonyms(name))}
-        if unknown := [name for name in found if name and key_of(name) not in known]:
-            raise ValueError(f"--prompts={given[0]}: {unknown[0]!r} is no class of --benchmarks")
+        names = [name for each in opened for name in _compared(each)]
+        check_known(filter(None, found), names, f"--prompts={given[0]}")
     return found
+
+
+def _of_set(
+    prompts: Sequence[str] | Mapping[str, Sequence[str]] | None, each: OpenSet
+) -> Sequence[str] | Mapping[str, Sequence[str]] | None:
+    """Return the prompts that a set's classes have; None for the protocol's."""
+    if prompts is None:
+        return None
+    if not (names := _compared(each)):
+        say(f"{each.label}: no class names are compared; --prompts doesn't apply")
+        return None
+    if not isinstance(prompts, Mapping):
+        return prompts
+    keys = keys_of(names)
+    return {k: v for k, v in prompts.items() if not k or key_of(k) in keys} or None
+
+
+def _compared(each: OpenSet) -> Sequence[str]:
+    """Return the class names that images are compared with; none for captions and probes."""
+    if isinstance(each.opened, ClassificationSet):
+        return each.opened.class_names
+    if isinstance(each.opened, SegmentationSet):
+        return class_names(_PROTOCOL.value, each.name, each.opened.class_names)
+    return ()
 
 
 def _integers(flag: str, values: Sequence[str]) -> tuple[int, ...]:

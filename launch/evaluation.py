@@ -218,6 +218,7 @@ class Evaluation:
             class_iou={name: values for name, values in classes.items() if values},
             examples=self._examples,
             curves=results.curves(found["benchmarks"]),
+            remarks=results.remarks(found["benchmarks"]),
         )
 
 

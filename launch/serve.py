@@ -16,6 +16,7 @@ import importlib.util
 import signal
 import sys
 from collections.abc import Sequence
+from typing import Any
 
 from groupvit_jax.eval.protocol import PROTOCOLS, THRESHOLDS
 from groupvit_jax.runs import exit_codes
@@ -87,9 +88,10 @@ def _serve(flags: argparse.Namespace) -> int:
         if getattr(flags, name) is not None
     }
     with server.open_socket(flags.host, flags.port) as listener, server.private_cache():
-        options = {name: getattr(flags, name) for name in _KNOBS}
+        options: dict[str, Any] = {name: getattr(flags, name) for name in _KNOBS}
         if flags.prompts is not None:
-            options["prompts"] = prompts_of(flags.prompts)
+            # Visitors name labels, so that prompts may be of labels that come later.
+            options |= {"prompts": prompts_of(flags.prompts), "other_prompts": True}
         segmenter = Segmenter.from_pretrained(flags.checkpoint, protocol=flags.protocol, **options)
         threshold = flags.background_threshold
         if threshold is None:

@@ -62,6 +62,12 @@ def test_the_result_is_as_large_as_the_image(segmenter):
     assert [len(np.unique(groups)) > 1 for groups in result.groups] == [True, True]
     assert all(groups.max() < most for groups, most in zip(result.groups, (8, 4), strict=True))
     assert all(groups.shape == (60, 80) for groups in result.groups)
+    for maps, groups in zip(result.group_maps, result.groups, strict=True):
+        np.testing.assert_allclose(maps.sum(-1), 1, atol=1e-5)
+        # The likeliest group of each patch is that of the pixels around its centre.
+        assert maps.shape[:2] == (8, 8)
+        rows, columns = (np.arange(8) * side // 8 + side // 16 for side in groups.shape)
+        assert (maps.argmax(-1) == groups[np.ix_(rows, columns)]).mean() > 0.8
     scores = np.stack([result.score(label) for label in LABELS], axis=-1)
     np.testing.assert_array_equal(scores.argmax(-1), result.mask)
     assert sum(result.shares().values()) == pytest.approx(1)
@@ -208,6 +214,23 @@ def test_prompts_are_the_protocols_or_ones_own(pretrained, segmenter):
     assert segmenter.protocol.prompts == ("a photo of a {}.",)
     assert Segmenter(pretrained, prompts=["my {}", "{}?"]).protocol.prompts == ("my {}", "{}?")
     assert len(Segmenter(pretrained, protocol="tcl").protocol.prompts) == 9
+
+
+def test_prompts_by_label_are_of_a_label_that_is_there(pretrained, segmenter):
+    prompts = {"": ["a {}."], "Grass": ["green grass", "a lawn"]}
+    by_label = Segmenter(pretrained, prompts=prompts)
+    vectors = by_label._embed(("dog", "grass"))
+    expected = segmenter._encoder.class_embeddings(
+        pretrained.variables, ["dog", "grass"], {"": ["a {}."], "grass": prompts["Grass"]}
+    )
+    np.testing.assert_array_equal(vectors, expected)
+    assert by_label(photo(40, 60), ["dog", "grass"]).labels == ("dog", "grass")
+    message = r"prompts: 'Grass' is none of the 2 names found, the nearest of which is 'gras'"
+    for call in (by_label, by_label.batch, lambda _, labels: by_label.mask_labels(labels)):
+        with pytest.raises(ValueError, match=message):
+            call(photo(40, 60), ["dog", "gras"])
+    lenient = Segmenter(pretrained, prompts=prompts, other_prompts=True)
+    assert lenient.mask_labels(["dog", "gras"]) == ("dog", "gras")
 
 
 def test_a_checkpoint_is_read(pretrained, segmenter, tmp_path):

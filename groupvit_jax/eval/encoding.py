@@ -10,7 +10,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from groupvit_jax import parallel
-from groupvit_jax.data.text.names import expanded, key_of, synonyms
+from groupvit_jax.data.text.names import expanded, key_of, keys_of
 from groupvit_jax.data.text.packing import trim
 from groupvit_jax.data.text.tokenizers import Tokenizer
 from groupvit_jax.losses import l2_normalize
@@ -169,7 +169,7 @@ def _prompts_of(class_: str, prompts: Prompts) -> Sequence[str]:
             if "{}" not in prompt:
                 raise ValueError(f"prompt {prompt!r}: expected one {{}} where the name goes")
         return found
-    keys = {key_of(name) for name in (class_, *synonyms(class_))}
+    keys = keys_of([class_])
     own = [texts for name, texts in prompts.items() if name and key_of(name) in keys]
     return own[0] if own else prompts[""]
 

@@ -47,6 +47,7 @@ def write_report(
     class_iou: Mapping[str, Mapping[str, float]] | None = None,
     examples: Mapping[str, Sequence[Example]] | None = None,
     curves: Mapping[str, Sequence[tuple[float, float]]] | None = None,
+    remarks: Sequence[Sequence[str]] = (),
 ) -> None:
     """Write a self-contained page of at most about 2 MB.
 
@@ -60,6 +61,7 @@ def write_report(
       examples: for each benchmark the images to show; all of them become smaller until the page
         is small enough.
       curves: mIoU in per cent by background threshold, for sets with several.
+      remarks: blocks of lines below the table.
     """
     # Imported where a page is written: every training run imports this module for `Example`.
     from groupvit_jax.report import charts, document
@@ -72,6 +74,7 @@ def write_report(
         header=header,
         rows=rows,
         facts=facts or {},
+        remarks=remarks,
         benchmarks=[*dict.fromkeys([*class_iou, *examples])],
         class_iou={name: _sorted_percent(values) for name, values in class_iou.items()},
         examples=_pictures(examples),

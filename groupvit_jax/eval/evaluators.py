@@ -22,11 +22,19 @@ from groupvit_jax.data.sources.labelled import ImageFolder
 from groupvit_jax.data.sources.masks import MaskedSource, TfdsMasks
 from groupvit_jax.data.sources.pairs import make_source
 from groupvit_jax.data.storage.cache import make_cache
+from groupvit_jax.data.text.names import check_known
 from groupvit_jax.data.text.tokenizers import Tokenizer
-from groupvit_jax.eval.encoding import Encoder, ImageTower
+from groupvit_jax.eval.encoding import IMAGENET_PROMPTS, Encoder, ImageTower
 from groupvit_jax.eval.head_segmentation import HeadSegmentation, HeadTower, head_protocol
 from groupvit_jax.eval.probe import LinearProbe, NearestNeighbours, Probe
-from groupvit_jax.eval.protocol import CHOICES, PROTOCOLS, Protocol, class_names, make_protocol
+from groupvit_jax.eval.protocol import (
+    CHOICES,
+    PROTOCOLS,
+    Protocol,
+    checked_prompts,
+    class_names,
+    make_protocol,
+)
 from groupvit_jax.eval.segmentation_evaluator import Segmentation
 from groupvit_jax.eval.zero_shot import Classification, Retrieval
 from groupvit_jax.models.segmentation import SegmentationModel
@@ -134,11 +142,11 @@ def benchmark_evaluator(
       protocol: a key of `PROTOCOLS`, for segmentation.
       windows_at_once: see `WindowEncoder`, for segmentation.
       batch_size: images per batch, for classification and retrieval.
-      **knobs: overrides of `Protocol` fields, for segmentation.
+      **knobs: overrides of `Protocol` fields, for segmentation; `prompts` for classification too.
 
     Raises:
-      ValueError: the set or protocol is unknown, a value is invalid, or the classes of a segment
-        head differ from the set's.
+      ValueError: the set or protocol is unknown, a value is invalid, prompts are for a class that
+        the set doesn't have, or the classes of a segment head differ from the set's.
       TypeError: an override is not a field of `Protocol`.
       FileNotFoundError: files of the set are missing.
     """
@@ -176,16 +184,26 @@ def evaluator_of(
     if isinstance(opened, RetrievalSet):
         return Retrieval(encoder, opened.source, name=name, batch_size=batch_size)
     if isinstance(opened, ClassificationSet):
+        prompts = checked_prompts(knobs.get("prompts") or IMAGENET_PROMPTS, IMAGENET_PROMPTS)
+        if isinstance(prompts, Mapping):
+            check_known(filter(None, prompts), opened.class_names, f"prompts of {name}")
         return Classification(
-            encoder, opened.source, opened.class_names, name=name, batch_size=batch_size
+            encoder,
+            opened.source,
+            opened.class_names,
+            name=name,
+            batch_size=batch_size,
+            prompts=prompts,
         )
     chosen = protocol_of_set(
         opened, protocol, benchmark, encoder.model.image_encoder.image_size, **knobs
     )
+    names = class_names(protocol, benchmark, opened.class_names)
+    check_known(dict(chosen.class_prompts), names, f"prompts of {name}")
     return Segmentation(
         encoder,
         opened.source,
-        class_names(protocol, benchmark, opened.class_names),
+        names,
         chosen,
         name=name,
         windows_at_once=windows_at_once,

@@ -99,17 +99,29 @@ def check_prompts(prompts: Sequence[str]) -> None:
             raise ValueError(f"prompts: {prompt!r} found, expected one {{}} where the name goes")
 
 
-def _split_by_class(by_class: Mapping[str, Any], usual: Sequence[str]) -> dict[str, Any]:
-    """Return `prompts` and `class_prompts` of templates by class, "" being all others."""
-    for name, texts in by_class.items():
+def checked_prompts(given: Prompts, usual: Sequence[str]) -> Prompts:
+    """Return templates, or templates by class with "" for all others.
+
+    Args:
+      given: either of the two.
+      usual: templates of the others where none are given.
+
+    Raises:
+      ValueError: texts of all classes have no `{}`, or something else is wrong with a text.
+    """
+    if not isinstance(given, Mapping):
+        check_prompts(given)
+        return tuple(given)
+    for name, texts in given.items():
         if isinstance(texts, str) or not all(isinstance(t, str) and t for t in texts) or not texts:
             raise ValueError(f"prompts of {name!r}: {texts!r} found, expected a list of texts")
         if name and any(set("{}") & set(t.replace("{}", "")) for t in texts):
             raise ValueError(
                 f"prompts of {name!r}: {list(texts)} found, expected no braces but {{}}"
             )
-    own = {name: tuple(texts) for name, texts in by_class.items() if name}
-    return {"prompts": by_class.get("", usual), "class_prompts": tuple(sorted(own.items()))}
+    by_class = {"": tuple(usual), **{name: tuple(given[name]) for name in sorted(given)}}
+    check_prompts(by_class[""])
+    return by_class
 
 
 PROTOCOLS = {
@@ -184,11 +196,12 @@ def make_protocol(
         given.setdefault("background_threshold", thresholds.get(benchmark, thresholds[""]))
     elif "background_threshold" in given:
         raise ValueError(f"background_threshold: {benchmark or 'the set'} has no background")
-    if isinstance(by_class := given.get("prompts"), Mapping):
-        given |= _split_by_class(by_class, protocol.prompts)
-    # A string would be split into characters below.
-    check_prompts(given.get("prompts", protocol.prompts))
-    for key in ("resize", "prompts", "pamr_dilations"):
+    if "prompts" in given:
+        texts = checked_prompts(given["prompts"], protocol.prompts)
+        by_class = dict(texts) if isinstance(texts, Mapping) else {"": texts}
+        given["prompts"] = by_class.pop("")
+        given["class_prompts"] = tuple(by_class.items())
+    for key in ("resize", "pamr_dilations"):
         if key in given:
             given[key] = tuple(given[key])
     window = given.setdefault("window", protocol.window * image_size // _PUBLISHED_IMAGE_SIZE)

@@ -68,7 +68,15 @@ def _how(entry: Mapping[str, Any]) -> tuple[str, str, str, str]:
         # Earlier versions refined the joined windows, and their results don't say so.
         refinement = f"PAMR x{iterations} per {protocol.get('pamr_place', 'image')}"
     changed = ", ".join(f"{k}={_brief(v)}" for k, v in entry.get("changed", {}).items())
-    return background, refinement, str(len(_prompts(entry)) or ""), changed
+    templates = _prompts(entry)
+    count = str(len(templates.get("", ())) or "")
+    own = len(templates.keys() - {""})
+    return (
+        background,
+        refinement,
+        count + (f", {own} classes with their own" if own else ""),
+        changed,
+    )
 
 
 def _brief(value: Any) -> str:
@@ -84,21 +92,23 @@ def changed_settings(protocol: Any, usual: Any) -> dict[str, Any]:
       usual: the one of that name for the same set and model.
     """
     shown = ("background_threshold", "background_rule", "prompts", "class_prompts")
-    changed = {
+    return {
         field.name: getattr(protocol, field.name)
         for field in dataclasses.fields(protocol)
         if field.name not in shown and getattr(protocol, field.name) != getattr(usual, field.name)
     }
-    if protocol.class_prompts:
-        changed["class_prompts"] = f"{len(protocol.class_prompts)} classes"
-    return changed
 
 
-def _prompts(entry: Mapping[str, Any]) -> Sequence[str]:
-    """Return the templates of a result; a segment head has none."""
+def _prompts(entry: Mapping[str, Any]) -> dict[str, Sequence[str]]:
+    """Return the templates of a result by class, "" being all others; a segment head has none."""
+    if entry["protocol"] == SEGMENT_HEAD:
+        return {}
     settings = entry.get("settings", {})
-    of_protocol = settings.get("protocol", {}).get("prompts", ())
-    return () if entry["protocol"] == SEGMENT_HEAD else settings.get("prompts", of_protocol)
+    protocol = settings.get("protocol", {})
+    given = settings.get("prompts", protocol.get("prompts", ()))
+    by_class = dict(given) if isinstance(given, Mapping) else {"": given}
+    by_class |= dict(protocol.get("class_prompts", ()))
+    return {name: texts for name, texts in by_class.items() if texts}
 
 
 def markdown(results: Mapping[str, Any]) -> str:
@@ -109,9 +119,7 @@ def markdown(results: Mapping[str, Any]) -> str:
         [
             markdown_table(header, [[_cell(value) for value in row] for row in rows]),
             "",
-            *_sets(results["benchmarks"]),
-            *_templates(results["benchmarks"]),
-            *_best(results["benchmarks"]),
+            *(line for notes in remarks(results["benchmarks"]) for line in (*notes, "")),
             f"Figures in per cent. Checkpoint `{checkpoint['path']}`, SHA-256 of its parameters "
             f"`{checkpoint['sha256']}`.",
             "",
@@ -119,22 +127,27 @@ def markdown(results: Mapping[str, Any]) -> str:
     )
 
 
-def _sets(benchmarks: Mapping[str, Mapping[str, Any]]) -> list[str]:
-    """Return a line that says where each set lay."""
-    lines = [
+def remarks(benchmarks: Mapping[str, Mapping[str, Any]]) -> list[list[str]]:
+    """Return what the table has no room for: where each set lay, its templates, the best threshold.
+
+    Returns:
+      Blocks of lines.
+    """
+    places = [
         f"{n}: {b['set']['path']}" for n, b in benchmarks.items() if "path" in b.get("set", {})
     ]
-    return [*lines, ""] if lines else []
+    blocks = [places, _templates(benchmarks), _best(benchmarks)]
+    return [block for block in blocks if block]
 
 
 def _templates(benchmarks: Mapping[str, Mapping[str, Any]]) -> list[str]:
     """Return a line for each list of templates, with the sets that it served."""
     users: dict[tuple[str, ...], list[str]] = {}
     for name, entry in benchmarks.items():
-        if found := _prompts(entry):
-            users.setdefault(tuple(found), []).append(name)
-    lines = [f"Templates of {', '.join(sets)}: {' '.join(t)}" for t, sets in users.items()]
-    return [*lines, ""] if lines else []
+        for class_, texts in _prompts(entry).items():
+            of = f"{name} for {class_!r}" if class_ else name
+            users.setdefault(tuple(texts), []).append(of)
+    return [f"Templates of {', '.join(sets)}: {' '.join(t)}" for t, sets in users.items()]
 
 
 def curves(benchmarks: Mapping[str, Mapping[str, Any]]) -> dict[str, list[tuple[float, float]]]:
@@ -165,7 +178,7 @@ def _best(benchmarks: Mapping[str, Mapping[str, Any]]) -> list[str]:
             f"Of {len(points)} background thresholds of {name}, {threshold} gives the best mIoU, "
             f"{miou:.2f}; a threshold chosen on the evaluated set flatters it."
         )
-    return [*lines, ""] if lines else []
+    return lines
 
 
 def _cell(value: object) -> str:

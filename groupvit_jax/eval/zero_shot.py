@@ -11,7 +11,7 @@ from groupvit_jax.data.pipeline.retrieval import eval_examples
 from groupvit_jax.data.sources.labelled import LabelledSource
 from groupvit_jax.data.sources.samples import Source
 from groupvit_jax.eval import metrics
-from groupvit_jax.eval.encoding import IMAGENET_PROMPTS, Encoder, ImageTower
+from groupvit_jax.eval.encoding import IMAGENET_PROMPTS, Encoder, ImageTower, Prompts
 from groupvit_jax.eval.segmentation import cosines
 from groupvit_jax.losses import l2_normalize
 from groupvit_jax.typing import Array, Float, Int, Params
@@ -106,7 +106,7 @@ class Classification:
       name: prefix of the metrics.
       source: images with labels.
       class_names: class names by label.
-      prompts: templates whose embeddings are averaged.
+      prompts: templates whose embeddings are averaged; or by class, with "" for the others.
     """
 
     def __init__(
@@ -117,7 +117,7 @@ class Classification:
         *,
         name: str = "classification",
         batch_size: int = 256,
-        prompts: Sequence[str] = IMAGENET_PROMPTS,
+        prompts: Prompts = IMAGENET_PROMPTS,
         resize: int | None = None,
         crop: int | None = None,
     ) -> None:
@@ -129,13 +129,13 @@ class Classification:
           class_names: class names by label.
           name: prefix of the metrics.
           batch_size: global batch size, rounded up to a multiple of the devices.
-          prompts: templates with one `{}`, whose embeddings are averaged.
+          prompts: templates with one `{}`, whose embeddings are averaged; or by class.
           resize: shorter side of the images in pixels; 8/7 of the crop by default.
           crop: side of the classified central square; the training size by default.
         """
         self.name = name
         self._encoder, self.source, self.class_names = encoder, source, tuple(class_names)
-        self._batch_size, self.prompts = encoder.batch_size(batch_size), tuple(prompts)
+        self._batch_size, self.prompts = encoder.batch_size(batch_size), prompts
         self._resize, self._crop = encoder.image_sizes(resize, crop)
 
     def __call__(self, variables: Params) -> dict[str, float]:

@@ -2,7 +2,8 @@ import pytest
 
 from configs import tiny
 from groupvit_jax.data.text.tokenizers import ClipTokenizer
-from groupvit_jax.eval.evaluators import make_evaluators
+from groupvit_jax.eval.encoding import IMAGENET_PROMPTS
+from groupvit_jax.eval.evaluators import benchmark_evaluator, make_evaluators
 from groupvit_jax.scenes import dataset
 from tests.data.eval_sets import miniatures
 from tests.eval.conftest import make_mesh
@@ -52,6 +53,21 @@ def test_benchmarks_are_evaluated_while_training(model, variables, tmp_path):
     assert (voc.protocol.background_threshold, plain.protocol.stride) == (0.95, 16)
     assert voc.protocol.window == 64  # twice the training's side, as published
     assert 0 <= voc(variables)["miou"] <= 1
+
+
+def test_prompts_by_class_are_of_classes_that_the_set_has(encoder, tmp_path):
+    miniatures.image_folder(tmp_path)
+    miniatures.voc(tmp_path)
+    given = {"red panda": ["a small bear"]}
+    found = benchmark_evaluator(encoder, "image_folder", str(tmp_path), prompts=given)
+    assert found.prompts == {"": IMAGENET_PROMPTS, "red panda": ("a small bear",)}
+    found = benchmark_evaluator(encoder, "voc", str(tmp_path), prompts={"Table": ["a {}"]})
+    assert found.protocol.texts == {"": ("a photo of a {}.",), "Table": ("a {}",)}
+    for name, nearest in (("image_folder", "red panda"), ("voc", "train")):
+        with pytest.raises(
+            ValueError, match=rf"prompts of {name}: 'rad pan' is none of .* is '{nearest}'"
+        ):
+            benchmark_evaluator(encoder, name, str(tmp_path), prompts={"rad pan": ["a {}"]})
 
 
 @pytest.mark.parametrize(

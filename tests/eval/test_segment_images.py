@@ -5,6 +5,7 @@ from groupvit_jax.eval import metrics
 from groupvit_jax.eval.inference import WindowEncoder
 from groupvit_jax.eval.protocol import Protocol
 from groupvit_jax.eval.segment_images import ImageSegmenter
+from tests.compilations import compilations
 from tests.eval.photos import (
     NAMES,
     Photos,
@@ -115,6 +116,25 @@ def test_images_keep_their_order_whatever_their_sizes(encoder, variables, text):
     for image, found in zip(images, together, strict=True):
         (alone,) = segment(encoder, variables, text, PROTOCOLS["no background"], [image])
         np.testing.assert_array_equal(found.mask, alone.mask)
+
+
+def test_photos_of_another_size_compile_no_image_tower(encoder, variables, text):
+    segmenter = ImageSegmenter(WindowEncoder(encoder, PROTOCOLS["background"], views=True))
+
+    def compiled(*sizes):
+        with compilations() as names:
+            for size in sizes:
+                list(segmenter(variables, text, [Photos([size])[0].image]))
+        return names
+
+    assert "jit(segment)" in compiled((24, 32))
+    assert compiled((23, 31), (24, 32)) == []
+    # What joins windows is compiled for each rounded size, in less than a second.
+    assert set(compiled((40, 61))) == {"jit(segment)", "jit(_likeliest)"}
+    assert compiled((38, 57)) == []
+    # Longer than 56 : 28, so that the short side is 8 to 15 pixels: one row of patches.
+    assert compiled((9, 60)).count("jit(encode)") == 1
+    assert "jit(encode)" not in compiled((10, 62), (12, 64), (60, 60))
 
 
 def test_refining_follows_the_image_not_its_padding(encoder, variables, text):

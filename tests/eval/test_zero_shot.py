@@ -196,6 +196,14 @@ def test_class_embedding_is_the_normalised_mean_of_unnormalised_ones(encoder, va
         np.testing.assert_allclose(row, mean / np.linalg.norm(mean), atol=1e-4)
 
 
+def test_classes_have_templates_of_their_own(encoder, variables, embed):
+    names, prompts = ["dog", "Red_Panda|fire fox"], {"": ["a {}."], "Fire-fox": ["a bear"]}
+    found = encoder.class_embeddings(variables, names, prompts)  # [2, 2 names, D]
+    for rows, text in zip(found, ("a dog.", "a bear"), strict=True):
+        expected = embed(text)
+        np.testing.assert_allclose(rows, [expected / np.linalg.norm(expected)] * 2, atol=1e-4)
+
+
 def test_prompt_without_a_place_for_the_name_is_an_error(encoder, variables):
     with pytest.raises(ValueError, match="a photo"):
         encoder.class_embeddings(variables, ["dog"], ["a photo"])

@@ -6,6 +6,7 @@ import sys
 
 import jax
 import numpy as np
+import PIL.Image
 import pytest
 from absl import flags
 from absl.testing import flagsaver
@@ -13,6 +14,7 @@ from absl.testing import flagsaver
 from configs import tiny
 from groupvit_jax.data import eval_sets
 from groupvit_jax.interop.save import save_pretrained
+from groupvit_jax.segmenter import Segmenter
 from launch import evaluate
 from tests.data.eval_sets import miniatures
 from tests.interop import weights
@@ -187,8 +189,11 @@ def test_sets_of_ones_own_thresholds_and_prompts_get_rows_and_are_never_stale(ru
     used = [found[row]["settings"].get("protocol")["background_threshold"] for row in found]
     assert used == [0.3, 0.5, 0.3, 0.5, None]
     assert found["set"]["set"]["path"] == str(one)
-    assert found["set"]["changed"] == {"class_prompts": "1 classes"}
-    assert "background threshold" in (tmp_path / "out/report.html").read_text()
+    report = (tmp_path / "out/report.html").read_text()
+    assert "mIoU in per cent by background threshold" in report  # a curve for each set
+    for text in (f"set: {one}", "a small bear a {}", "1, 1 classes with their own"):
+        assert text in report
+        assert text in printed
     # One mask is corrected: only that set is measured again.
     miniatures.write_mask(one / "masks/a.png", [[2, 2, 2], [2, 2, 2]])
     again = (sets, "--background_threshold=0.3", f"--prompts=@{by_class}", "--examples=0")
@@ -199,6 +204,57 @@ def test_sets_of_ones_own_thresholds_and_prompts_get_rows_and_are_never_stale(ru
     now = read(tmp_path / "out")["benchmarks"]
     assert set(now) == {"set", "set 3", "set 4", "voc20"}
     assert now["set"]["set"]["fingerprint"] != found["set"]["set"]["fingerprint"]
+
+
+def test_classification_takes_prompts_and_two_lists_are_two_rows(run, tmp_path):
+    sets = "--benchmarks=image_folder,flickr8k_retrieval"
+    code, printed = run(tmp_path / "out", sets, "--prompts=a {},the {}")
+    assert code == 0, printed
+    assert "flickr8k_retrieval: no class names are compared; --prompts doesn't apply" in printed
+    file = tmp_path / "by class.toml"
+    file.write_text('red-panda = ["a small bear"]\n')
+    code, printed = run(tmp_path / "out", sets, f"--prompts=@{file}")
+    assert code == 0, printed
+    found = read(tmp_path / "out")["benchmarks"]
+    assert list(found) == ["image_folder", "flickr8k_retrieval", "image_folder 2"]
+    assert found["image_folder"]["settings"]["prompts"] == ["a {}", "the {}"]
+    own = found["image_folder 2"]["settings"]["prompts"]
+    assert (len(own[""]), own["red-panda"]) == (7, ["a small bear"])
+    assert "Templates of image_folder 2 for 'red-panda': a small bear" in printed
+    file.write_text('red-pands = ["a small bear"]\n')
+    code, printed = run(tmp_path / "out", sets, f"--prompts=@{file}")
+    assert code == 2
+    assert "'red-pands' is none of the 2 names found, the nearest of which is 'red panda" in printed
+
+
+def test_predictions_become_files_that_give_the_same_figures(run, checkpoint, data, tmp_path):
+    flags_ = ("--benchmarks=folder", "--background_threshold=0.4", "--examples=0")
+    code, printed = run(tmp_path / "out", *flags_, "--save=masks,scores,groups")
+    assert code == 0, printed
+    written = tmp_path / "out/folder"
+    assert f"folder: masks, scores, groups of 2 photos are in {written}" in printed
+    ours = read(tmp_path / "out")["benchmarks"]["folder"]
+    result = Segmenter.from_pretrained(checkpoint, background=0.4)(
+        data / "folder/images/a.png", ["red panda", "sky"]
+    )
+    with PIL.Image.open(written / "masks/a.png") as mask:
+        assert mask.mode == "P"
+        np.testing.assert_array_equal(np.asarray(mask), result.mask)
+    scores, groups = (np.load(written / f"{kind}/a.npz") for kind in ("scores", "groups"))
+    assert scores["scores"].dtype == np.float16
+    np.testing.assert_allclose(scores["scores"], result.scores, atol=1e-3)
+    for stage, of_pixel in enumerate(result.groups, 1):
+        np.testing.assert_array_equal(groups[f"groups_{stage}"], of_pixel)
+    page = (written / "groups.html").read_text()
+    for token in np.unique(result.groups[-1]):
+        assert re.search(rf"token {token}: [^<]*\ba \(", page)
+    with flagsaver.flagsaver():
+        theirs = [f"--predictions={written}/masks", f"--data_dir={data}", "--benchmarks=folder"]
+        flags.FLAGS(["evaluate", *theirs, f"--output={tmp_path}/theirs"])
+        assert evaluate.main([]) == 0
+    theirs = read(tmp_path / "theirs")["benchmarks"]["folder"]
+    assert theirs["metrics"] == ours["metrics"]
+    assert theirs["classes"] == ours["classes"]
 
 
 def test_masks_of_another_model_are_measured_without_a_checkpoint(data, tmp_path, capsys):

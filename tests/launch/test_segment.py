@@ -9,6 +9,7 @@ from PIL import Image
 
 from configs import tiny
 from groupvit_jax.interop.save import save_pretrained
+from groupvit_jax.segmenter import Segmenter
 from launch import segment
 from tests.data.image_files import photo
 from tests.interop import weights
@@ -86,6 +87,47 @@ def test_options_reach_the_model(checkpoint, photos, tmp_path):
     assert found["images"]["a"]["shares"] == {"background": 1.0}
 
 
+def test_prompts_come_from_a_file_by_label_too(checkpoint, photos, tmp_path, monkeypatch):
+    given = {}
+    original = Segmenter.from_pretrained
+
+    def keep(path, **options):
+        given.update(options)
+        return original(path, **options)
+
+    monkeypatch.setattr(Segmenter, "from_pretrained", keep)
+    (tmp_path / "lines.txt").write_bytes("my {}\nür {}\n".encode("utf-16"))
+    (tmp_path / "by label.toml").write_text('"*" = ["a {}."]\nDog = "a hound"\n')
+    for file, expected in (
+        ("lines.txt", ["my {}", "ür {}"]),
+        ("by label.toml", {"": ["a {}."], "Dog": ["a hound"]}),
+    ):
+        flags = ["--labels=dog,cat", f"--prompts=@{tmp_path / file}", photos / "one/a.png"]
+        assert run(checkpoint, tmp_path / "out", *flags) == 0
+        assert given["prompts"] == expected
+
+
+def test_scores_and_groups_are_saved_beside_the_masks(checkpoint, photos, tmp_path):
+    flags = ["--labels=dog,cat", "--save=masks,scores,groups", "--background_threshold=0.4"]
+    assert run(checkpoint, tmp_path / "out", *flags, photos / "one") == 0
+    result = next(
+        Segmenter.from_pretrained(checkpoint, background=0.4).batch(
+            photos / "one/b.jpg", ["dog", "cat"]
+        )
+    )
+    scores, groups = (np.load(tmp_path / f"out/b_{kind}.npz") for kind in ("scores", "groups"))
+    assert scores["scores"].dtype == np.float16
+    np.testing.assert_allclose(scores["scores"], result.scores, atol=1e-3)
+    np.testing.assert_array_equal(scores["classes"], result.classes)
+    mask = np.asarray(Image.open(tmp_path / "out/b_mask.png"))
+    np.testing.assert_array_equal(mask, result.mask)
+    assert len(groups.files) == 2 * len(result.groups) == 4
+    for stage, (of_pixel, maps) in enumerate(zip(result.groups, result.group_maps, strict=True), 1):
+        np.testing.assert_array_equal(groups[f"groups_{stage}"], of_pixel)
+        np.testing.assert_allclose(groups[f"maps_{stage}"], maps, atol=1e-3)
+    assert {"a_scores.npz", "a_groups.npz"} < set(names_in(tmp_path / "out"))
+
+
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
@@ -93,6 +135,11 @@ def test_options_reach_the_model(checkpoint, photos, tmp_path):
         (["--labels=dog,dog", "photos"], "labels: 'dog' found twice"),
         (["--labels=@none.txt", "photos"], "--labels=@none.txt: no such file"),
         (["--labels=dog", "--prompts=a photo", "photos"], "prompts: 'a photo' found, expected one"),
+        (
+            ["--labels=dog", "--prompts=@p.toml", "photos"],
+            "'dgo' is none of the 1 names found",
+        ),
+        (["--labels=dog", "--save=mask", "photos"], "--save: 'mask' found, expected some of masks"),
         (["--labels=dog", "--window=-3", "photos"], "window=-3"),
         (["--labels=dog", "--background_threshold=7", "photos"], "background=7.0: expected"),
         (["--labels=dog", "none.jpg"], "none.jpg: no such file or folder"),
@@ -106,6 +153,7 @@ def test_a_wrong_flag_ends_with_one_line_before_anything_is_written(
 ):
     monkeypatch.chdir(tmp_path)
     Path("empty").mkdir()
+    Path("p.toml").write_text('dgo = ["a dog"]')
     with pytest.raises(SystemExit) as stopped:
         run(checkpoint, "out", *flags)
     assert stopped.value.code == 2

@@ -55,6 +55,21 @@ def test_a_wrong_flag_ends_with_one_line(checkpoint, capsys, flags, message):
     assert message in failure(capsys, checkpoint, *flags)
 
 
+def test_prompts_from_a_file_may_be_of_labels_that_a_visitor_names_later(
+    checkpoint, monkeypatch, tmp_path
+):
+    pages = []
+    monkeypatch.setattr(server, "make_app", pages.append)
+    stopped = type("Server", (), {"run": lambda self, sockets: None})
+    monkeypatch.setattr(server, "make_server", lambda app: stopped())
+    (tmp_path / "prompts.json").write_text('{"*": ["a {}."], "crane": ["a bird"]}')
+    flags = ["--labels=cat", "--vocabulary=sea,sand", "--side=64", "--window=32"]
+    assert run(checkpoint, *flags, f"--prompts=@{tmp_path / 'prompts.json'}") == 0
+    segmenter = pages[0].segmenter
+    assert segmenter.protocol.texts == {"": ("a {}.",), "crane": ("a bird",)}
+    assert segmenter.mask_labels(["crane", "cat"]) == ("crane", "cat")
+
+
 def test_a_taken_port_ends_with_one_line(checkpoint, capsys):
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]

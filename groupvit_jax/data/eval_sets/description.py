@@ -15,8 +15,6 @@ Paths start at the file's folder. Every field may be left out.
 """
 
 import dataclasses
-import json
-import tomllib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -28,7 +26,7 @@ from groupvit_jax.data.eval_sets.class_list import (
     read_class_list,
     with_background,
 )
-from groupvit_jax.foreign import naming, read_text
+from groupvit_jax.foreign import naming, read_table
 
 FILES = ("set.toml", "set.json")  # in a set's own folder
 _CLASS_FILES = ("classes.txt", "labelmap.txt")
@@ -121,11 +119,7 @@ def read_description(place: Path) -> Description:
 
 def _fields(file: Path) -> dict[str, Any]:
     with naming(file):
-        text = read_text(file)
-        if file.suffix.lower() == ".json":
-            fields = json.loads(text, object_pairs_hook=_unique)
-        else:
-            fields = tomllib.loads(text)
+        fields = read_table(file)
         if not isinstance(fields, dict):
             raise ValueError(f"{type(fields).__name__} found, expected a table of fields")
         for name, value in fields.items():
@@ -136,14 +130,6 @@ def _fields(file: Path) -> dict[str, Any]:
             if is_flag or not isinstance(value, kind):
                 raise ValueError(f"{name}: {value!r} found, expected {expected}")
     return fields
-
-
-def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """Refuse a key twice, of which JSON would keep the last."""
-    keys = [key for key, _ in pairs]
-    if twice := [key for key in keys if keys.count(key) > 1]:
-        raise ValueError(f"{twice[0]!r} found twice, expected each name once")
-    return dict(pairs)
 
 
 def _usual_masks(root: Path) -> Path:

@@ -1,6 +1,7 @@
 """Class names and labels: several names for one class, and when two names are the same."""
 
-from collections.abc import Sequence
+import difflib
+from collections.abc import Iterable, Sequence
 
 # Between the names of one class; no class of the field's sets has it in its name.
 SEPARATOR = "|"
@@ -20,6 +21,30 @@ def first_name(name: str) -> str:
 def key_of(name: str) -> str:
     """Return what is equal for two spellings of a name: case, spaces, `_` and `-` don't count."""
     return " ".join(name.replace("_", " ").replace("-", " ").casefold().split())
+
+
+def nearest(name: str, names: Iterable[str]) -> str:
+    """Return the one of the names whose spelling is most like `name`; "" of none."""
+    by_key = {key_of(each): each for each in names}
+    found = difflib.get_close_matches(key_of(name), by_key, n=1, cutoff=0.0)
+    return by_key[found[0]] if found else ""
+
+
+def keys_of(classes: Iterable[str]) -> set[str]:
+    """Return the keys of all names of some classes."""
+    return {key_of(name) for class_ in classes for name in (class_, *synonyms(class_))}
+
+
+def check_known(names: Iterable[str], classes: Sequence[str], where: str) -> None:
+    """Raise a ValueError for a name that is none of any class; it says which is the nearest."""
+    keys = keys_of(classes)
+    for name in names:
+        if key_of(name) not in keys:
+            near = nearest(name, [each for class_ in classes for each in synonyms(class_)])
+            raise ValueError(
+                f"{where}: {name!r} is none of the {len(classes)} names found, the nearest of "
+                f"which is {near!r}"
+            )
 
 
 def expanded(names: Sequence[str]) -> tuple[tuple[str, ...], ...]:

@@ -1,12 +1,9 @@
 """Reads prompts and labels that people keep in files."""
 
-import json
-import tomllib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
-from groupvit_jax.foreign import naming, read_text
+from groupvit_jax.foreign import naming, read_table, read_text
 
 Prompts = list[str] | dict[str, list[str]]
 
@@ -36,13 +33,12 @@ def read_prompts(path: Path) -> Prompts:
       FileNotFoundError: there is no such file.
       ValueError: the file has another form.
     """
-    kind = path.suffix.lower()
-    if kind not in (".toml", ".json"):
+    if path.suffix.lower() not in (".toml", ".json"):
         return read_lines_of(path)
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such file")
     with naming(path):
-        found: Any = (tomllib.loads if kind == ".toml" else json.loads)(read_text(path))
+        found = read_table(path)
         if isinstance(found, list) and all(isinstance(text, str) for text in found):
             return found
         if not isinstance(found, Mapping):

@@ -22,6 +22,7 @@ def test_prompts_in_each_form(name, tmp_path):
     [
         ("a.json", '{"crane": 3}', r"a.json: crane: 3 found, expected a list of texts"),
         ("a.json", "3", r"a.json: expected a list of texts, or a table"),
+        ("a.json", '{"crane": ["a {}"], "crane": ["b {}"]}', r"a.json: 'crane' found twice"),
         ("a.toml", "crane", r"a.toml: .*"),
     ],
 )
