@@ -20,6 +20,7 @@ import jax
 import numpy as np
 
 from groupvit_jax import parallel
+from groupvit_jax.data.images.decode import MAX_PIXELS
 from groupvit_jax.data.images.photo import read_photo
 from groupvit_jax.data.text.names import check_known
 from groupvit_jax.data.text.tokenizers import make_tokenizer
@@ -149,6 +150,7 @@ class Segmenter:
         prompts: Prompts | None = None,
         other_prompts: bool = False,
         windows_at_once: int | None = None,
+        megapixels: float = MAX_PIXELS / 1e6,
         **knobs: Any,
     ) -> None:
         """Put a model on this process's devices.
@@ -165,6 +167,7 @@ class Segmenter:
           other_prompts: whether prompts may be of labels that an image isn't segmented into; as
             these may be misspelt, they are an error by default.
           windows_at_once: how many windows go through the model at once.
+          megapixels: of the largest file; arrays may have any size that the memory holds.
           **knobs: further fields of `eval.protocol.Protocol`, e.g. `pamr_iterations=10`.
 
         Raises:
@@ -189,6 +192,7 @@ class Segmenter:
             self._has_background = self.protocol.has_background
             windows = WindowEncoder(encoder, self.protocol, **of_windows)
         self._encoder, self._segment = encoder, ImageSegmenter(windows)
+        self._max_pixels = int(megapixels * 1e6)
         self._own_prompts = () if other_prompts else tuple(dict(self.protocol.class_prompts))
         self._variables = jax.device_put(pretrained.variables, parallel.replicated(mesh))
         self._embed = functools.lru_cache(_LABEL_LISTS_KEPT)(self._class_embeddings)
@@ -322,7 +326,7 @@ class Segmenter:
 
         def read() -> Iterator[RgbImage]:
             for name, image in images:
-                waiting.append(read_photo(image, name, layout))
+                waiting.append(read_photo(image, name, layout, self._max_pixels))
                 yield waiting[-1]
 
         names = self.mask_labels(labels)

@@ -27,6 +27,7 @@ import numpy as np
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from groupvit_jax.data.images.decode import MAX_PIXELS
 from groupvit_jax.data.images.photo import read_photo
 from groupvit_jax.data.sources.labelled import IMAGE_SUFFIXES
 from groupvit_jax.data.text.prompt_files import read_lines_of, read_prompts
@@ -74,6 +75,7 @@ def parse_flags(argv: Sequence[str]) -> argparse.Namespace:
     add("--pamr_iterations", type=int, help="refine regions along edges; usual: 10 (default: 0)")
     add("--save", help="also write NAME_scores.npz, NAME_groups.npz: scores,groups (masks always)")
     add("--windows_at_once", type=int, help="less where memory is short")
+    add("--megapixels", type=float, default=MAX_PIXELS / 1e6, help="of the largest (default: 50)")
     return parser.parse_args(argv[1:])
 
 
@@ -105,7 +107,8 @@ def _run(flags: argparse.Namespace) -> int:
     output.mkdir(parents=True, exist_ok=True)
     entries: dict[str, dict[str, Any]] = {}
     try:
-        skipped = _segment_all(segmenter, labels, names, output, entries, save)
+        max_pixels = int(flags.megapixels * 1e6)
+        skipped = _segment_all(segmenter, labels, names, output, entries, save, max_pixels)
     finally:  # masks without their labels are of no use
         content = {"labels": mask_labels, "images": entries}
         text = json.dumps(content, indent=2, ensure_ascii=False)
@@ -215,6 +218,7 @@ def _segment_all(
     output: Path,
     entries: dict[str, dict[str, Any]],
     save: Sequence[str],
+    max_pixels: int,
 ) -> int:
     """Write all results, put descriptions into `entries`; return how many were skipped."""
     waiting: collections.deque[str] = collections.deque()
@@ -232,7 +236,7 @@ def _segment_all(
         def photos() -> Iterator[np.ndarray]:
             for name, path in names.items():
                 try:
-                    photo = read_photo(path)
+                    photo = read_photo(path, max_pixels=max_pixels)
                 except (ValueError, OSError) as error:
                     skipped.append(name)
                     progress.advance(task)

@@ -321,6 +321,14 @@ def test_probabilities_sum_to_one_and_agree_with_the_mask():
     np.testing.assert_array_equal(result.probabilities[:, :2].argmax(-1), mask[:, :2])
 
 
+def test_the_largest_file_is_a_setting(pretrained, tmp_path):
+    Image.fromarray(photo(32, 40)).save(tmp_path / "a.png")
+    with pytest.raises(ValueError, match=r"a.png: png of 32x40 .* megapixels decoded; the limit"):
+        Segmenter(pretrained, megapixels=0.001)(tmp_path / "a.png", ["dog"])
+    result = Segmenter(pretrained, megapixels=0.001)(photo(32, 40), ["dog"])
+    assert result.mask.shape == (32, 40)
+
+
 def test_batch_takes_a_single_path(segmenter, tmp_path):
     Image.fromarray(photo(32, 40)).save(tmp_path / "a.png")
     single = list(segmenter.batch(str(tmp_path / "a.png"), ["dog"]))

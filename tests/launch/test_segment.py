@@ -76,6 +76,15 @@ def test_broken_images_are_skipped_named_and_counted(checkpoint, photos, tmp_pat
     assert len(json.loads((tmp_path / "out/labels.json").read_text())["images"]) == 3
 
 
+def test_photos_beyond_the_limit_are_skipped_and_named(checkpoint, photos, tmp_path, capsys):
+    Image.fromarray(photo(50, 60)).save(photos / "large.png")
+    flags = ["--labels=dog,cat", "--megapixels=0.0025"]
+    assert run(checkpoint, tmp_path / "out", *flags, photos) == 1
+    errors = capsys.readouterr().err
+    assert "large.png: png of 50x60 (height x width) needs" in errors
+    assert "1 of 4 images could not be read" in errors
+
+
 def test_options_reach_the_model(checkpoint, photos, tmp_path):
     (tmp_path / "names.txt").write_text("dog\n\n grass, wet\n")
     flags = [f"--labels=@{tmp_path / 'names.txt'}", "--background_threshold=1"]

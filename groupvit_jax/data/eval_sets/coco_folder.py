@@ -43,7 +43,9 @@ def open_coco_folder(
     other = 0 if classes.has_background else IGNORED
     ids = dict.fromkeys([0, *categories], other)
     ids |= {key: class_ for key, class_ in classes.classes.items() if isinstance(key, int)}
-    source = InstanceMasks(file, description.images, ids, first=_FIRST)
+    source = InstanceMasks(
+        file, description.images, ids, first=_FIRST, max_pixels=description.max_pixels
+    )
     named = {Path(source.locate(i)) for i in range(len(source))}
     if missing := sorted(path for path in named if not path.is_file()):
         raise FileNotFoundError(
@@ -53,7 +55,8 @@ def open_coco_folder(
     found = _scan(source, sizes)
     if all(ids.get(value) in (other, IGNORED) for value in found.pixels):
         raise ValueError(f"{file}: nothing is labelled: no instance of a class found")
-    lone = [*left_out, *(photo for photo in photos if photo not in named)]
+    lone = [other for other in left_out if other not in (file, description.file)]
+    lone += [photo for photo in photos if photo not in named]
     notes = [f"instances drawn from {file.name}, the smaller ones in front"]
     return described(description, classes, source, found, ids, notes, lone)
 

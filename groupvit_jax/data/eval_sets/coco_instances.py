@@ -10,6 +10,7 @@ import numpy as np
 import pycocotools.mask
 
 from groupvit_jax.data.eval_sets.mask_files import below
+from groupvit_jax.data.images.decode import MAX_PIXELS
 from groupvit_jax.data.sources.masks import IdTable, MaskedImage, decode_photo, pair
 from groupvit_jax.foreign import naming
 from groupvit_jax.typing import Bool, Int
@@ -24,7 +25,13 @@ class InstanceMasks:
     """A masked source of photos with the instances of COCO's JSON drawn into one mask."""
 
     def __init__(
-        self, annotations: Path, photos: Path, ids: Mapping[int, int], *, first: int = 0
+        self,
+        annotations: Path,
+        photos: Path,
+        ids: Mapping[int, int],
+        *,
+        first: int = 0,
+        max_pixels: int = MAX_PIXELS,
     ) -> None:
         """Parse the JSON.
 
@@ -33,11 +40,13 @@ class InstanceMasks:
           photos: the folder of the images.
           ids: category id, plus `first`, -> class; 0 stands for pixels without an instance.
           first: added to all category ids; 1 where a category may have the id 0.
+          max_pixels: larger photos are refused.
 
         Raises:
           ValueError: it is not COCO's JSON.
         """
         self._file, self._folder, self._ids = annotations, photos, IdTable(ids)
+        self._max_pixels = max_pixels
         self._instances: dict[int, list[dict[str, Any]]] = collections.defaultdict(list)
         try:
             content = json.loads(annotations.read_bytes())
@@ -59,7 +68,7 @@ class InstanceMasks:
         image_id, name = self._images[index]
         photo_file = below(self._folder, name, str(self._file))
         with naming(photo_file):
-            photo = decode_photo(photo_file.read_bytes())
+            photo = decode_photo(photo_file.read_bytes(), self._max_pixels)
         mask = self.draw(index, photo.stored_size)
         with naming(f"{self._file}, image {image_id}"):
             return pair(photo, mask, self._ids)

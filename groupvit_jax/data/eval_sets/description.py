@@ -10,11 +10,13 @@
     ignored = [0]                  # values or colours of unlabelled pixels; default: 255
     background_threshold = 0.5     # and prompts, where the flags don't say otherwise
     prompts = ["a photo of a {}."]
+    megapixels = 100               # of the largest photo; default: 50
 
 Paths start at the file's folder. Every field may be left out.
 """
 
 import dataclasses
+import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -26,6 +28,7 @@ from groupvit_jax.data.eval_sets.class_list import (
     read_class_list,
     with_background,
 )
+from groupvit_jax.data.images.decode import MAX_PIXELS
 from groupvit_jax.foreign import naming, read_table
 
 FILES = ("set.toml", "set.json")  # in a set's own folder
@@ -49,6 +52,7 @@ class Description:
       background: the name of the background, or whether unlabelled pixels of COCO's JSON are one.
       background_threshold: what a class has to score; None for the protocol's.
       prompts: templates; () for the protocol's.
+      max_pixels: larger photos are refused.
     """
 
     name: str
@@ -62,6 +66,7 @@ class Description:
     background: str | bool | None = None
     background_threshold: float | None = None
     prompts: tuple[str, ...] = ()
+    max_pixels: int = MAX_PIXELS
 
 
 _KINDS: Mapping[str, tuple[type | tuple[type, ...], str]] = {
@@ -75,6 +80,7 @@ _KINDS: Mapping[str, tuple[type | tuple[type, ...], str]] = {
     "ignored": (list, "a list of values or colours"),
     "background_threshold": ((int, float), "a number from 0 to 1"),
     "prompts": (list, "a list of texts"),
+    "megapixels": ((int, float), "a number"),
 }
 
 
@@ -94,7 +100,8 @@ def read_description(place: Path) -> Description:
     root = file if file.is_dir() else file.parent
     fields = {} if file.is_dir() else _fields(file)
     masks = root / fields["masks"] if "masks" in fields else _usual_masks(root)
-    for field, path in (("images", root / fields.get("images", "images")), ("masks", masks)):
+    images = root / fields["images"] if "images" in fields else _usual_images(root, masks)
+    for field, path in (("images", images), ("masks", masks)):
         if not path.exists():
             raise FileNotFoundError(f"{file}: {field}: {path} not found; see docs/evaluate.md")
     classes = _classes(file, root, fields.get("classes"), masks.is_file())
@@ -105,7 +112,7 @@ def read_description(place: Path) -> Description:
     return Description(
         name=fields.get("name", ""),
         file=file,
-        images=root / fields.get("images", "images"),
+        images=images,
         masks=masks,
         image_suffix=fields.get("image_suffix", ""),
         mask_suffix=fields.get("mask_suffix"),
@@ -114,6 +121,7 @@ def read_description(place: Path) -> Description:
         background=background,
         background_threshold=fields.get("background_threshold"),
         prompts=tuple(fields.get("prompts", ())),
+        max_pixels=int(fields.get("megapixels", MAX_PIXELS / 1e6) * 1e6),
     )
 
 
@@ -133,12 +141,40 @@ def _fields(file: Path) -> dict[str, Any]:
 
 
 def _usual_masks(root: Path) -> Path:
-    """Return the folder of masks, or COCO's JSON beside the photos."""
-    if not (root / "masks").exists():
-        found = [path for name in _COCO_FILES for path in sorted(root.rglob(name))]
-        if len(found) == 1:
-            return found[0]
-    return root / "masks"
+    """Return the folder of masks, or COCO's JSON of the photos.
+
+    Raises:
+      ValueError: there are several such files.
+    """
+    if (root / "masks").exists():
+        return root / "masks"
+    found = coco_files(root)
+    if len(found) > 1:
+        names = ", ".join(str(path.relative_to(root)) for path in found)
+        raise ValueError(
+            f"{root}: {len(found)} files of COCO's instances found ({names}), expected one, or "
+            "masks = 'FILE' in a description (docs/evaluate.md)"
+        )
+    return found[0] if found else root / "masks"
+
+
+def coco_files(root: Path) -> list[Path]:
+    """Return the files below a folder that are named as COCO's instances are."""
+    return sorted({path for name in _COCO_FILES for path in root.rglob(name)})
+
+
+def _usual_images(root: Path, masks: Path) -> Path:
+    """Return the folder of photos; of COCO's JSON, the one below `root` that has its first photo.
+
+    COCO has `annotations/instances_val2017.json` and `val2017`, Roboflow the file among the photos.
+    """
+    if (root / "images").exists() or not masks.is_file():
+        return root / "images"
+    with naming(masks):
+        listed = [image["file_name"] for image in json.loads(masks.read_bytes())["images"][:1]]
+    found = [path for name in listed for path in sorted(root.rglob(Path(name).name))]
+    places = [path.parents[len(Path(listed[0]).parts) - 1] for path in found]
+    return places[0] if len(places) == 1 else root / "images"
 
 
 def _classes(file: Path, root: Path, given: Any, from_coco: bool) -> ClassList | None:

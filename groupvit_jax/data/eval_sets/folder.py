@@ -33,7 +33,9 @@ from groupvit_jax.data.eval_sets.registry import SegmentationSet, register
 from groupvit_jax.data.sources.labelled import IMAGE_SUFFIXES
 from groupvit_jax.foreign import naming
 
-_NEEDS = ("images", "masks", "classes.txt", "labelmap.txt", "*.coco.json", *FILES)
+_NEEDS = ("images", "masks", "classes.txt", "labelmap.txt", *FILES)
+# Of COCO's and Roboflow's own folders. Not deeper: the folder of all sets would be one, too.
+_NEEDS += ("*.coco.json", "*/*.coco.json", "instances_*.json", "annotations/instances_*.json")
 _FEW = 3  # files named in a message
 
 
@@ -64,7 +66,7 @@ def open_folder(data_dir: Path) -> SegmentationSet:
     if found.unreadable:
         count, first = len(found.unreadable), found.unreadable[0]
         notes.append(f"{count} of {len(masks)} masks can't be read, e.g. {first}")
-    source = MaskFiles(photos, masks, *_reading(found, table))
+    source = MaskFiles(photos, masks, *_reading(found, table), description.max_pixels)
     return described(description, description.classes, source, found, table, notes, left_out)
 
 
@@ -75,8 +77,8 @@ def _place(data_dir: Path) -> Path:
         if place.is_file() or any(any(place.glob(need)) for need in _NEEDS if place.is_dir()):
             return place
     raise FileNotFoundError(
-        f"folder: {data_dir} not found, or without images, masks and classes.txt in it or in its "
-        "folder `folder`; see docs/benchmarks.md"
+        f"folder: {data_dir} not found, or without images, masks and classes.txt (or COCO's "
+        "instances.json) in it or in its folder `folder`; see docs/evaluate.md"
     )
 
 

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Integer
 
+from groupvit_jax.data.images.decode import MAX_PIXELS
 from groupvit_jax.data.sources.masks import IdTable, MaskedImage, decode_photo, pair, read_mask
 from groupvit_jax.foreign import naming, read_text
 
@@ -102,6 +103,7 @@ class MaskFiles:
         masks: Sequence[Path],
         ids: Mapping[int, int],
         read: Callable[[Path, tuple[int, int]], np.ndarray] = read_png,
+        max_pixels: int = MAX_PIXELS,
     ) -> None:
         """Pairs photos with masks.
 
@@ -110,9 +112,10 @@ class MaskFiles:
           masks: mask files, in the same order.
           ids: stored value -> class; see `masks.IdTable`.
           read: maps a mask file and its photo's size to the stored values [H, W].
+          max_pixels: larger photos are refused.
         """
         self._files = list(zip(photos, masks, strict=True))
-        self._ids, self._read = IdTable(ids), read
+        self._ids, self._read, self._max_pixels = IdTable(ids), read, max_pixels
 
     def __len__(self) -> int:
         return len(self._files)
@@ -120,7 +123,7 @@ class MaskFiles:
     def __getitem__(self, index: int) -> MaskedImage:
         photo_file, mask_file = self._files[index]
         with naming(photo_file):
-            photo = decode_photo(photo_file.read_bytes())
+            photo = decode_photo(photo_file.read_bytes(), self._max_pixels)
         with naming(mask_file):
             return pair(photo, self._read(mask_file, photo.stored_size), self._ids)
 

@@ -11,14 +11,16 @@ import numpy as np
 from jaxtyping import UInt8
 from PIL import Image, ImageOps
 
-from groupvit_jax.data.images.decode import decode, lay_on_white
+from groupvit_jax.data.images.decode import MAX_PIXELS, decode, lay_on_white
 
 RgbImage = UInt8[np.ndarray, "H W 3"]
 LAYOUTS = ("HWC", "CHW")
 _TIMEOUT, _MAX_BYTES = 30, 200_000_000
 
 
-def read_photo(photo: Any, name: str = "image", layout: str = "HWC") -> RgbImage:
+def read_photo(
+    photo: Any, name: str = "image", layout: str = "HWC", max_pixels: int = MAX_PIXELS
+) -> RgbImage:
     """Return upright RGB pixels, with transparency composited on white.
 
     Args:
@@ -26,19 +28,20 @@ def read_photo(photo: Any, name: str = "image", layout: str = "HWC") -> RgbImage
         UInt8 or floats from 0 to 1, [H, W] (grey), [H, W, 3] (RGB) or [H, W, 4] (RGBA).
       name: name for messages if the image isn't a file.
       layout: of arrays: "HWC", or "CHW" for [3, H, W], as PyTorch has them.
+      max_pixels: larger files are refused.
 
     Raises:
       FileNotFoundError: there is no such file.
-      ValueError: it has another type or shape, or can't be fetched or decoded.
+      ValueError: it has another type or shape, is too large, or can't be fetched or decoded.
     """
     if layout not in LAYOUTS:
         raise ValueError(f"layout: {layout!r} found, expected one of {LAYOUTS}")
     if isinstance(photo, bytes | bytearray | memoryview):
-        return _decode(bytes(photo), name)
+        return _decode(bytes(photo), name, max_pixels)
     if isinstance(photo, str) and photo.startswith(("http://", "https://")):
-        return _decode(_fetch(photo), photo)
+        return _decode(_fetch(photo), photo, max_pixels)
     if isinstance(photo, str | os.PathLike):
-        return _read_file(Path(photo))
+        return _read_file(Path(photo), max_pixels)
     if isinstance(photo, Image.Image):
         return _from_pil(photo, name)
     if not hasattr(photo, "__array__"):
@@ -51,15 +54,15 @@ def read_photo(photo: Any, name: str = "image", layout: str = "HWC") -> RgbImage
     return _from_array(_as_bytes(pixels, name), name)
 
 
-def _read_file(path: Path) -> RgbImage:
+def _read_file(path: Path, max_pixels: int) -> RgbImage:
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such file")
-    return _decode(path.read_bytes(), str(path))
+    return _decode(path.read_bytes(), str(path), max_pixels)
 
 
-def _decode(data: bytes, name: str) -> RgbImage:
+def _decode(data: bytes, name: str, max_pixels: int) -> RgbImage:
     try:
-        return decode(data)
+        return decode(data, max_pixels=max_pixels)
     except ValueError as error:
         raise ValueError(f"{name}: {error}") from error
 

@@ -9,7 +9,7 @@ import numpy as np
 import PIL.Image
 from jaxtyping import Integer
 
-from groupvit_jax.data.images.decode import decode, orient, read_header
+from groupvit_jax.data.images.decode import MAX_PIXELS, decode, orient, read_header
 from groupvit_jax.data.sources.tfds_builders import open_builder, skip_decoding
 from groupvit_jax.typing import UInt8
 
@@ -76,8 +76,8 @@ class Photo(NamedTuple):
     orientation: int
 
 
-def decode_photo(data: bytes) -> Photo:
-    """Decode a photo; raise BrokenImageError, a ValueError, if it can't be decoded."""
+def decode_photo(data: bytes, max_pixels: int = MAX_PIXELS) -> Photo:
+    """Decode a photo; raise BrokenImageError, a ValueError, if it can't be or is too large."""
     header = read_header(data)
     size, orientation = (header.height, header.width), header.orientation
     if header.kind == "tiff":
@@ -86,7 +86,7 @@ def decode_photo(data: bytes) -> Photo:
             orientation = image.getexif().get(0x0112, 1)
         orientation = orientation if orientation in range(1, 9) else 1
         size = size[::-1] if orientation >= 5 else size
-    return Photo(decode(data), size, orientation)
+    return Photo(decode(data, max_pixels=max_pixels), size, orientation)
 
 
 def read_mask(data: bytes, size: tuple[int, int]) -> Integer[np.ndarray, "H W"]:

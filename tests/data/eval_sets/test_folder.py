@@ -287,6 +287,43 @@ def test_coco_json_is_a_set_with_background(name, tmp_path):
     assert "25.0 %  person  (value 0)" in opened.summary  # the id in the file
 
 
+@pytest.mark.parametrize(
+    ("file", "photos"),
+    [
+        ("annotations/instances_val2017.json", "val2017"),  # as COCO has them
+        ("instances_val2017.json", "val2017"),
+        ("valid/_annotations.coco.json", "valid"),  # as Roboflow has them
+        ("_annotations.coco.json", "."),
+    ],
+)
+def test_photos_of_coco_json_are_found_where_its_tools_put_them(file, photos, tmp_path):
+    coco(tmp_path, file)
+    (tmp_path / photos).mkdir(exist_ok=True)
+    (tmp_path / "images/a.jpg").rename(tmp_path / photos / "a.jpg")
+    (tmp_path / "images").rmdir()
+    opened = open_benchmark("folder", tmp_path)
+    np.testing.assert_array_equal(opened.source[0].mask, MAP)
+    assert "left out" not in opened.summary
+
+
+def test_one_of_several_coco_files_has_to_be_named(tmp_path):
+    for name in ("train", "val"):
+        coco(tmp_path, f"annotations/instances_{name}.json")
+    with pytest.raises(ValueError, match=r"2 files of COCO's instances found \(annotations/inst"):
+        open_benchmark("folder", tmp_path)
+
+
+def test_largest_photo_is_a_setting_of_the_set(tmp_path):
+    draw(tmp_path / "a", INDICES)
+    coco(tmp_path / "b", "instances.json")
+    for root in (tmp_path / "a", tmp_path / "b"):
+        miniatures.write_text(root / "set.toml", "megapixels = 0.00002")
+        with pytest.raises(ValueError, match=r"a.jpg: jpeg of 4x6 .* the limit is 0\.0"):
+            open_benchmark("folder", root).source[0]
+        miniatures.write_text(root / "set.toml", "megapixels = 0.00003")
+        assert open_benchmark("folder", root).source[0].image.shape == (4, 6, 3)
+
+
 def test_coco_json_with_a_list_of_classes_and_without_background(tmp_path):
     coco(tmp_path)
     miniatures.write_text(tmp_path / "set.toml", "masks = 'masks.json'\nclasses = ['lawn|grass']")

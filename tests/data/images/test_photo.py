@@ -106,6 +106,15 @@ def test_files_that_are_missing_or_broken_are_named(tmp_path):
         read_photo(tmp_path / "text.jpg")
 
 
+def test_files_beyond_the_limit_are_named_with_both_sizes(tmp_path):
+    path = save(tmp_path / "photo.png", Image.fromarray(RGB))
+    for photo, name in ((path, "photo.png"), (path.read_bytes(), "image")):
+        with pytest.raises(ValueError, match=rf"{name}: png of 6x9 .* the limit is 0\.0"):
+            read_photo(photo, max_pixels=53)
+        np.testing.assert_array_equal(read_photo(photo, max_pixels=54), RGB)
+    np.testing.assert_array_equal(read_photo(RGB, max_pixels=1), RGB)
+
+
 @pytest.fixture
 def address(tmp_path):
     """Serves a folder on this machine."""
