@@ -100,7 +100,8 @@ class ImageOutput(NamedTuple):
         stretches = tuple(layout.stretches(patch_size))
         window, here = np.array(layout.window, np.int32), np.array(layout.size, np.int32)
         arrays: Any = (self.maps, self.scores, layout.corners, stretches, window)
-        return ImageWindows(*arrays, rows, columns, here, pixels)
+        arrays += (rows, columns, here, pixels)
+        return ImageWindows(*arrays)
 
 
 class _Pending:

@@ -89,14 +89,14 @@ def lay_out(size: tuple[int, int], protocol: Protocol, patch_size: int) -> Layou
     corners = np.array([(y, x) for y in rows for x in columns], np.int32)
     drop = protocol.partial_patches == "drop"
     # A side shorter than one patch is padded by either rule.
-    encoded = tuple(
+    encoded = [
         max(side // patch_size if drop else -(-side // patch_size), 1) * patch_size
         for side in (h, w)
-    )
-    padded = tuple(min(side + drop * patch_size, protocol.window) for side in encoded)
-    reach = protocol.stride * (len(rows) - 1), protocol.stride * (len(columns) - 1)
+    ]
+    padded = [min(side + drop * patch_size, protocol.window) for side in encoded]
+    reach = [protocol.stride * (len(starts) - 1) for starts in (rows, columns)]
     canvas = padded[0] + reach[0], padded[1] + reach[1]
-    return Layout(size, (h, w), encoded, padded, corners, canvas)
+    return Layout(size, (h, w), (encoded[0], encoded[1]), (padded[0], padded[1]), corners, canvas)
 
 
 def round_up_size(size: tuple[int, int]) -> tuple[int, int]:

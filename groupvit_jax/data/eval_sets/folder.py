@@ -33,9 +33,9 @@ from groupvit_jax.data.eval_sets.registry import SegmentationSet, register
 from groupvit_jax.data.sources.labelled import IMAGE_SUFFIXES
 from groupvit_jax.foreign import naming
 
-_NEEDS = ("images", "masks", "classes.txt", "labelmap.txt", *FILES)
-# Of COCO's and Roboflow's own folders. Not deeper: the folder of all sets would be one, too.
-_NEEDS += ("*.coco.json", "*/*.coco.json", "instances_*.json", "annotations/instances_*.json")
+# COCO's and Roboflow's files no deeper than here: the folder of all sets would be one, too.
+_COCO = ("*.coco.json", "*/*.coco.json", "instances_*.json", "annotations/instances_*.json")
+_NEEDS = ("images", "masks", "classes.txt", "labelmap.txt", *_COCO, *FILES)
 _FEW = 3  # files named in a message
 
 
@@ -66,7 +66,8 @@ def open_folder(data_dir: Path) -> SegmentationSet:
     if found.unreadable:
         count, first = len(found.unreadable), found.unreadable[0]
         notes.append(f"{count} of {len(masks)} masks can't be read, e.g. {first}")
-    source = MaskFiles(photos, masks, *_reading(found, table), description.max_pixels)
+    ids, read = _reading(found, table)
+    source = MaskFiles(photos, masks, ids, read, description.max_pixels)
     return described(description, description.classes, source, found, table, notes, left_out)
 
 
