@@ -233,7 +233,11 @@ class Segmenter:
         return next(self._results([("image", image)], self._checked(labels), layout))
 
     def batch(
-        self, images: Iterable[Any], labels: Sequence[str] | None = None, *, layout: str = "HWC"
+        self,
+        images: Iterable[Any] | os.PathLike,
+        labels: Sequence[str] | None = None,
+        *,
+        layout: str = "HWC",
     ) -> Iterator[SegmentationResult]:
         """Segment many images, faster than one by one; their results come in order.
 
@@ -361,7 +365,9 @@ def check_labels(labels: Sequence[str], has_background: bool = False) -> tuple[s
     """
     if isinstance(labels, str):
         raise ValueError(f"labels: the text {labels!r} found, expected a list such as ['dog']")
-    cleaned = [" ".join(_check_text("labels", label).split()) for label in labels]
+    if wrong := [label for label in labels if not isinstance(label, str)]:
+        raise ValueError(f"labels: {wrong[0]!r} found, expected texts")
+    cleaned = [" ".join(label.split()) for label in labels]
     if not cleaned:
         raise ValueError("labels: an empty list found, expected at least one label")
     seen = {BACKGROUND: "the background's own"} if has_background else {}
@@ -373,12 +379,6 @@ def check_labels(labels: Sequence[str], has_background: bool = False) -> tuple[s
             raise ValueError(f"labels: {label!r} found twice ({seen[key]}), expected it once")
         seen[key] = repr(label)
     return tuple(cleaned)
-
-
-def _check_text(field: str, value: Any) -> str:
-    if not isinstance(value, str):
-        raise ValueError(f"{field}: {value!r} found, expected texts")
-    return value
 
 
 def _make_protocol(name: str, image_size: int, background: bool | float, **knobs: Any) -> Protocol:

@@ -89,6 +89,9 @@ def keep_compiled_programs() -> None:
         print(f"compiled programs are not kept: {folder}: {error.strerror}", file=sys.stderr)
         return
     jax.config.update("jax_compilation_cache_dir", str(folder))
+    if "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS" not in os.environ:
+        # By default programs of less than a second are left out: those of each new photo size.
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
 
 
 def _processor() -> str:

@@ -321,6 +321,13 @@ def test_probabilities_sum_to_one_and_agree_with_the_mask():
     np.testing.assert_array_equal(result.probabilities[:, :2].argmax(-1), mask[:, :2])
 
 
+def test_weights_that_are_no_numbers_are_refused(pretrained):
+    params = {**pretrained.variables["params"], "logit_scale": np.float32("inf")}
+    broken = pretrained._replace(variables={**pretrained.variables, "params": params})
+    with pytest.raises(ValueError, match="logit_scale: 1 of 1 weights NaN or infinite found"):
+        Segmenter(broken)
+
+
 def test_the_largest_file_is_a_setting(pretrained, tmp_path):
     Image.fromarray(photo(32, 40)).save(tmp_path / "a.png")
     with pytest.raises(ValueError, match=r"a.png: png of 32x40 .* megapixels decoded; the limit"):

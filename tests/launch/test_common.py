@@ -14,6 +14,7 @@ from launch import (
     common,
     train,  # noqa: F401  It defines --config.
 )
+from tests.waiting import PATIENCE
 
 TINY = "--config=configs/tiny.py"
 
@@ -133,9 +134,11 @@ checkpoints.find_whole_step(Path("run/checkpoints/12"))
 
 @pytest.fixture
 def cache_setting():
-    before = jax.config.jax_compilation_cache_dir
+    names = ("jax_compilation_cache_dir", "jax_persistent_cache_min_compile_time_secs")
+    before = {name: getattr(jax.config, name) for name in names}
     yield
-    jax.config.update("jax_compilation_cache_dir", before)
+    for name, value in before.items():
+        jax.config.update(name, value)
 
 
 def test_compiled_programs_are_kept_in_the_users_cache(tmp_path, monkeypatch, cache_setting):
@@ -149,6 +152,32 @@ def test_compiled_programs_are_kept_in_the_users_cache(tmp_path, monkeypatch, ca
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "other"))
     common.keep_compiled_programs()
     assert not (tmp_path / "other").exists()
+
+
+@pytest.mark.slow
+def test_a_second_process_compiles_nothing(tmp_path):
+    code = """
+import jax, jax.numpy as jnp
+from launch import common
+events = []
+jax.monitoring.register_event_listener(lambda name, **_: events.append(name.split("/")[-1]))
+common.keep_compiled_programs()
+jax.jit(lambda x: jnp.sin(x) @ x.T)(jnp.ones((3, 4)))
+print(*(events.count(name) for name in ("compile_requests_use_cache", "cache_hits")))
+"""
+    without = ("JAX_COMPILATION_CACHE_DIR", "JAX_ENABLE_COMPILATION_CACHE")
+    environment = {key: value for key, value in os.environ.items() if key not in without}
+    environment["XDG_CACHE_HOME"] = str(tmp_path / "a user's cache")
+    command = [sys.executable, "-c", code]
+    found = [
+        subprocess.run(
+            command, capture_output=True, text=True, check=True, timeout=PATIENCE, env=environment
+        ).stdout.split()
+        for _ in range(2)
+    ]
+    (first, none), (second, hits) = found
+    assert none == "0"
+    assert first == second == hits != "0"
 
 
 def test_a_cache_that_cannot_be_written_is_said(tmp_path, monkeypatch, cache_setting, capsys):

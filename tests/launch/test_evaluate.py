@@ -257,6 +257,17 @@ def test_predictions_become_files_that_give_the_same_figures(run, checkpoint, da
     assert theirs["classes"] == ours["classes"]
 
 
+def test_an_unreadable_photo_is_named_and_shows_in_the_exit_code(run, tmp_path, caplog):
+    miniatures.image_folder(tmp_path)
+    broken = tmp_path / "image_folder/red_panda/0.jpg"
+    broken.write_bytes(b"\xff\xd8no photo")
+    code, printed = run(tmp_path / "out", "--benchmarks=image_folder", f"--data_dir={tmp_path}")
+    assert code == 1
+    assert "error: image_folder: 1 of 3 images can't be read" in printed
+    assert str(broken) in printed + caplog.text
+    assert read(tmp_path / "out")["benchmarks"]["image_folder"]["images"] == 2
+
+
 def test_masks_of_another_model_are_measured_without_a_checkpoint(data, tmp_path, capsys):
     for stem, values in (("a", [[0, 1, 2], [0, 1, 1]]), ("b", [[2] * 3] * 2)):
         miniatures.write_mask(tmp_path / f"theirs/{stem}.png", values)

@@ -48,7 +48,9 @@ def test_every_image_gets_its_pictures_and_mask(checkpoint, photos, tmp_path, ca
     endings = ("groups", "labels", "mask", "side")
     expected = [f"{name}_{ending}.png" for name in ("a", "a_2", "b") for ending in endings]
     assert names_in(output) == sorted([*expected, "labels.json"])
-    assert "segmented 3 of 3 images" in capsys.readouterr().out
+    printed = capsys.readouterr()
+    assert "segmented 3 of 3 images" in printed.out
+    assert f"{photos}: 1 files left out, no images: notes.txt" in printed.err
     found = json.loads((output / "labels.json").read_text())
     assert found["labels"] == ["background", "dog", "big tree"]
     for name, entry in found["images"].items():
