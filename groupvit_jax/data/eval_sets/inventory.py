@@ -61,7 +61,7 @@ def _shares(names: Sequence[str], found: Scan, table: Mapping[int, int]) -> list
         values[class_].append(found.shown(value))
     total = max(found.total, 1)
     lines = [
-        f"  {100 * pixels[i] / total:5.1f} %  {name}  (value {', '.join(values[i]) or 'none'})"
+        f"  {_percent(pixels[i], total)} %  {name}  (value {', '.join(values[i]) or 'none'})"
         for i, name in enumerate(names)
         if pixels[i]
     ]
@@ -71,4 +71,9 @@ def _shares(names: Sequence[str], found: Scan, table: Mapping[int, int]) -> list
         more = ", ..." if len(absent) > _MOST_CLASSES else ""
         lines.append(f"  in no mask: {', '.join(absent[:_MOST_CLASSES])}{more}")
     ignored = f"  (value {', '.join(values[IGNORED])})" if values[IGNORED] else ""
-    return [*lines, f"  {100 * pixels[IGNORED] / total:5.1f} %  ignored{ignored}"]
+    return [*lines, f"  {_percent(pixels[IGNORED], total)} %  ignored{ignored}"]
+
+
+def _percent(pixels: int, total: int) -> str:
+    share = 100 * pixels / total
+    return " <0.1" if 0 < share < 0.05 else f"{share:5.1f}"

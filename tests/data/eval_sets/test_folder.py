@@ -209,6 +209,15 @@ def test_summary_has_photos_classes_and_shares(tmp_path):
     assert opened.class_names == ("person|man", "grass", "sky")
 
 
+def test_a_class_of_few_pixels_is_not_shown_as_absent(tmp_path):
+    values = np.zeros((60, 60), np.uint8)
+    values[0, 0] = 1
+    draw(tmp_path, values, "bg\nant\n")
+    miniatures.write_photo(tmp_path / "images/a.jpg", shape=values.shape)
+    lines = open_benchmark("folder", tmp_path).summary.splitlines()
+    assert lines[1:3] == ["  100.0 %  background  (value 0)", "   <0.1 %  ant  (value 1)"]
+
+
 TOML = """
 name = "lesions"
 images = "photos"
