@@ -245,7 +245,7 @@ class Segmenter:
         may also be given in place of many.
         """
         checked = self._checked(labels)
-        several = [images] if _is_one(images) else images
+        several: Any = [images] if _is_one(images) else images
         named = ((f"images[{i}]", image) for i, image in enumerate(several))
         return self._results(named, checked, layout)
 

@@ -77,7 +77,7 @@ def make_evaluators(
     background don't apply:
 
     - "benchmark": `benchmark` (by default the name of the entry), `data_dir` and the options of
-      `benchmark_evaluator`;
+      `evaluator_of`;
     - "retrieval": `source` (as in `config.data.sources`) and the options of `Retrieval`;
     - "classification": `folder` (see `ImageFolder`) and the options of `Classification`;
     - "segmentation": `source` (`name`, `split`, `data_dir` of a TFDS set), `classes`, `protocol`
@@ -122,44 +122,22 @@ def make_evaluators(
 
 
 def benchmark_evaluator(
-    encoder: Encoder | HeadTower,
-    benchmark: str,
-    data_dir: str,
-    *,
-    name: str = "",
-    protocol: str = "groupvit",
-    windows_at_once: int | None = None,
-    batch_size: int = 256,
-    **knobs: Any,
+    encoder: Encoder | HeadTower, benchmark: str, data_dir: str, **options: Any
 ) -> Segmentation | Classification | Retrieval | Probe:
     """Build the evaluator of one of the registered sets.
 
     Args:
       encoder: both towers, or an image tower with a segment head.
-      benchmark: of `benchmarks.NAMES`.
-      data_dir: see `benchmarks.open_benchmark`.
-      name: prefix of the metrics; the benchmark's by default.
-      protocol: a key of `PROTOCOLS`, for segmentation.
-      windows_at_once: see `WindowEncoder`, for segmentation.
-      batch_size: images per batch, for classification and retrieval.
-      **knobs: overrides of `Protocol` fields, for segmentation; `prompts` for classification too.
+      benchmark: of `eval_sets.NAMES`.
+      data_dir: see `eval_sets.open_benchmark`.
+      **options: those of `evaluator_of`, with its errors.
 
     Raises:
-      ValueError: the set or protocol is unknown, a value is invalid, prompts are for a class that
-        the set doesn't have, or the classes of a segment head differ from the set's.
-      TypeError: an override is not a field of `Protocol`.
+      ValueError: the set is unknown.
       FileNotFoundError: files of the set are missing.
     """
-    return evaluator_of(
-        encoder,
-        open_benchmark(benchmark, local_copy(data_dir)),
-        benchmark,
-        name=name,
-        protocol=protocol,
-        windows_at_once=windows_at_once,
-        batch_size=batch_size,
-        **knobs,
-    )
+    opened = open_benchmark(benchmark, local_copy(data_dir))
+    return evaluator_of(encoder, opened, benchmark, **options)
 
 
 def evaluator_of(
@@ -173,7 +151,23 @@ def evaluator_of(
     batch_size: int = 256,
     **knobs: Any,
 ) -> Segmentation | Classification | Retrieval | Probe:
-    """Build the evaluator of a set that is open; see `benchmark_evaluator`."""
+    """Build the evaluator of a set that is open.
+
+    Args:
+      encoder: both towers, or an image tower with a segment head.
+      opened: the set.
+      benchmark: what it is opened by.
+      name: prefix of the metrics; the benchmark's by default.
+      protocol: a key of `PROTOCOLS`, for segmentation.
+      windows_at_once: see `WindowEncoder`, for segmentation.
+      batch_size: images per batch, for classification and retrieval.
+      **knobs: overrides of `Protocol` fields, for segmentation; `prompts` for classification too.
+
+    Raises:
+      ValueError: the protocol is unknown, a value is invalid, prompts are for a class that the set
+        doesn't have, or the classes of a segment head differ from the set's.
+      TypeError: an override is not a field of `Protocol`.
+    """
     name = name or benchmark
     if isinstance(opened, ProbeSet):
         return _make_probe(encoder, opened, name=name, batch_size=batch_size)
@@ -319,7 +313,7 @@ _SET = ("every_steps", "benchmark", "data_dir")
 # Fields of `config.evaluators.NAME` by its kind, as the evaluators themselves name their options.
 FIELDS: Mapping[str, tuple[str, ...]] = {
     OFF: ("every_steps",),
-    "benchmark": (*_SET, *_options_of(benchmark_evaluator), *_KNOBS),
+    "benchmark": (*_SET, *_options_of(evaluator_of), *_KNOBS),
     "retrieval": ("every_steps", "source", *_options_of(Retrieval)),
     "classification": ("every_steps", "folder", *_options_of(Classification)),
     "segmentation": (

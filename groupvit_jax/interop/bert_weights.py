@@ -4,23 +4,11 @@ import re
 from pathlib import Path
 from typing import Any
 
-import jax
-
-from groupvit_jax.foreign import naming
 from groupvit_jax.interop.huggingface import read_tensors
-from groupvit_jax.interop.initialise import InitialisationReport, placed_like
-from groupvit_jax.interop.layout import (
-    FlatVariables,
-    expected_shapes,
-    flatten,
-    gather_arrays,
-    renamer,
-    unflatten,
-)
+from groupvit_jax.interop.layout import FlatVariables, expected_shapes, gather_arrays, renamer
 from groupvit_jax.models.bert_encoder import BERT_NORM_EPS
 from groupvit_jax.models.two_tower import TextTower, TwoTower, text_tower
 from groupvit_jax.runs.files import read_json
-from groupvit_jax.typing import Params, PyTree
 
 _PREFIX = "params/text_encoder/"
 _POSITIONS = "embeddings.position_embeddings.weight"
@@ -127,33 +115,6 @@ def read_bert(directory: Path, model: TwoTower) -> tuple[FlatVariables, tuple[st
     flat = gather_arrays(source, shapes, names, path)
     used = {part for name in shapes for part in names(name)}
     return flat, tuple(sorted(set(source) - used))
-
-
-def initialise_text_from(
-    path: str | Path, params: Params, batch_stats: PyTree, model: TwoTower
-) -> tuple[Params, PyTree, InitialisationReport]:
-    """Initialise the text tower from a BERT (`config.text_init_from`).
-
-    Args:
-      path: a Hugging Face directory, see `read_bert`.
-      params: initialised parameters, which keep their shardings.
-      batch_stats: returned unchanged.
-      model: of the parameters.
-
-    Returns:
-      Parameters, statistics, and a report on the tower's variables.
-
-    Raises:
-      FileNotFoundError: a file is missing.
-      ValueError: fields differ or a tensor doesn't fit; the message names them.
-    """
-    with naming(path):
-        flat, unused = read_bert(Path(path), model)
-    arrays = unflatten({name.removeprefix(_PREFIX): array for name, array in flat.items()})
-    tower = jax.tree.map(placed_like, dict(params["text_encoder"]), arrays)
-    loaded = tuple(f"{_PREFIX}{name}" for name in flatten(tower))
-    report = InitialisationReport(loaded, {}, {}, unused, ())
-    return {**params, "text_encoder": tower}, batch_stats, report
 
 
 def _check_sizes(directory: Path, text: TextTower) -> None:

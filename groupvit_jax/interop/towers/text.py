@@ -10,7 +10,12 @@ from groupvit_jax.foreign import naming
 from groupvit_jax.interop import bert_weights
 from groupvit_jax.interop.huggingface import names, read_tensors
 from groupvit_jax.interop.initialise import InitialisationReport, placed_like
-from groupvit_jax.interop.layout import expected_shapes, gather_arrays, unflatten
+from groupvit_jax.interop.layout import (
+    FlatVariables,
+    expected_shapes,
+    gather_arrays,
+    unflatten,
+)
 from groupvit_jax.models.layers import LAYER_NORM_EPS
 from groupvit_jax.models.siglip_text_encoder import SIGLIP_NORM_EPS
 from groupvit_jax.models.two_tower import TwoTower, build_model, text_tower
@@ -59,29 +64,25 @@ def initialise_text_from(
 ) -> tuple[Params, PyTree, InitialisationReport]:
     """Initialise the text tower from a Hugging Face directory of a CLIP, a SigLIP or a BERT.
 
-    Args:
-      path: the directory; its `config.json` says which it is.
-      params: initialised parameters, which keep their shardings.
-      batch_stats: returned unchanged.
-      model_config: `config.model` of the parameters.
-
-    Returns:
-      Parameters, statistics, and a report on the tower's variables.
-
-    Raises:
-      FileNotFoundError: a file is missing.
-      ValueError: fields differ or a tensor doesn't fit; the message names them.
+    The directory's `config.json` says which it is. The other arguments, results and errors are
+    those of `initialise_from`.
     """
     model = build_model(model_config)
     with naming(path):
         file = Path(path) / "config.json"
         kind = read_json(file).get("model_type", "bert")  # old ones of BERTs lack it
+        notes: tuple[str, ...] = ()
         if kind in _KINDS:
-            return _initialise(Path(path), params, batch_stats, model)
-        if kind != "bert":
+            flat, unused, notes = _read_tower(Path(path), model)
+        elif kind == "bert":
+            flat, unused = bert_weights.read_bert(Path(path), model)
+        else:
             known = " or ".join(map(repr, ("bert", *_KINDS)))
             raise ValueError(f"{file}: model_type is {kind!r}, only {known} is supported")
-    return bert_weights.initialise_text_from(path, params, batch_stats, model)
+    arrays = unflatten({name.removeprefix(_PREFIX): array for name, array in flat.items()})
+    tower = jax.tree.map(placed_like, dict(params["text_encoder"]), arrays)
+    report = InitialisationReport(tuple(flat), {}, {}, unused, notes)
+    return {**params, "text_encoder": tower}, batch_stats, report
 
 
 def read_text_config(directory: Path) -> dict[str, Any]:
@@ -109,9 +110,10 @@ def read_text_config(directory: Path) -> dict[str, Any]:
     return {"kind": kind, **text, "mlp_ratio": hidden / text["width"]}
 
 
-def _initialise(
-    directory: Path, params: Params, batch_stats: PyTree, model: TwoTower
-) -> tuple[Params, PyTree, InitialisationReport]:
+def _read_tower(
+    directory: Path, model: TwoTower
+) -> tuple[FlatVariables, tuple[str, ...], tuple[str, ...]]:
+    """Return the tower's variables by path, the names of unused tensors, and notes."""
     tower = model.text_encoder
     required = read_text_config(directory)
     found = {field: getattr(tower, field) for field in required if field != "kind"}
@@ -141,8 +143,5 @@ def _initialise(
     shapes = expected_shapes(model)
     shapes = {name: shape for name, shape in shapes.items() if name.startswith(_PREFIX)}
     flat = gather_arrays(source, shapes, names, path)
-    arrays = unflatten({name.removeprefix(_PREFIX): array for name, array in flat.items()})
-    merged = jax.tree.map(placed_like, dict(params["text_encoder"]), arrays)
     used = {part for name in shapes for part in names(name)}
-    report = InitialisationReport(tuple(flat), {}, {}, tuple(sorted(set(source) - used)), notes)
-    return {**params, "text_encoder": merged}, batch_stats, report
+    return flat, tuple(sorted(set(source) - used)), notes

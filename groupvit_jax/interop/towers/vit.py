@@ -78,19 +78,7 @@ def initialise_image_from(
 ) -> tuple[Params, PyTree, InitialisationReport]:
     """Initialise the image tower's blocks from a plain ViT (`config.image_init_from`).
 
-    Args:
-      path: see `vit_files`.
-      params: initialised parameters, which keep their shardings.
-      batch_stats: returned unchanged.
-      model_config: `config.model` of the parameters.
-
-    Returns:
-      Parameters, statistics, and a report on the tower's variables.
-
-    Raises:
-      FileNotFoundError: a file is missing.
-      ValueError: fields differ or a tensor doesn't fit; the message names all fields, or the first
-        tensor.
+    Args, results and errors are those of `initialise_from`, but for the path: see `vit_files`.
     """
     with naming(path):
         vit = read_plain_vit(Path(path))
