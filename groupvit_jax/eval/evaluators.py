@@ -181,14 +181,8 @@ def evaluator_of(
         prompts = checked_prompts(knobs.get("prompts") or IMAGENET_PROMPTS, IMAGENET_PROMPTS)
         if isinstance(prompts, Mapping):
             check_known(filter(None, prompts), opened.class_names, f"prompts of {name}")
-        return Classification(
-            encoder,
-            opened.source,
-            opened.class_names,
-            name=name,
-            batch_size=batch_size,
-            prompts=prompts,
-        )
+        options: Any = {"name": name, "batch_size": batch_size, "prompts": prompts}
+        return Classification(encoder, opened.source, opened.class_names, **options)
     chosen = protocol_of_set(
         opened, protocol, benchmark, encoder.model.image_encoder.image_size, **knobs
     )
