@@ -3,6 +3,7 @@
 import json
 import random
 import threading
+import time
 
 import pytest
 
@@ -78,6 +79,25 @@ def test_a_run_on_a_bucket_resumes_and_leaves_what_one_in_a_folder_does(store, t
     )
     assert [line for line in lines(URL) if line[0] != 7] == lines(tmp_path / "whole")
     assert not [name for name in objects.find_objects(URL) if "lock" in name or "tmp" in name]
+
+
+@pytest.mark.parametrize("begins_at", ["", "checkpoints/6/model", "checkpoints/7/MANIFEST"])
+def test_a_minute_without_answers_ends_no_run(store, monkeypatch, begins_at):
+    scale = 0.01
+    retry = retries.Retry(first_seconds=scale, longest_seconds=30 * scale, draw=lambda: 0.5)
+    monkeypatch.setattr(retries, "RETRY", retry)
+    silent_until = []
+
+    def fault(method, path):
+        if not silent_until and begins_at in path:
+            silent_until.append(time.monotonic() + 60 * scale)
+        return "refuse" if silent_until and time.monotonic() < silent_until[0] else None
+
+    store.fault = fault
+    toy.run(URL, 7, save_every=3, log_every=2)
+    assert silent_until, "the minute has begun"
+    assert steps_on(store) == ["6", "7"]
+    assert [step for step, _ in lines(URL)] == [2, 4, 6, 7]
 
 
 def test_a_damaged_step_on_the_bucket_is_set_aside_there(store, caplog):

@@ -20,6 +20,9 @@ from groupvit_jax.data.storage.retries import METER, retried, retried_each
 _LISTING_THREADS = 16
 _BUCKET_SCHEMES = ("s3", "s3a", "gs", "gcs", "az", "abfs")
 _CONNECTIONS = 128  # of a process to an S3 store; botocore's default of 10 would be the limit
+# A large file is uploaded in parts, several at once. On a slow line, all that are on their way must
+# be through before the first times out: s3fs would send 10 of 50 MiB and wait 15 s.
+_PART_BYTES, _PARTS_AT_ONCE, _READ_TIMEOUT = 2**23, 4, 60
 _READER_BLOCK = 2**23
 _READER_BLOCKS = 4  # on their way at once
 # Fields that identify an object's content, best first; stores report different ones.
@@ -222,7 +225,8 @@ def upload(path: Path, url: str) -> None:
 
     def put() -> None:
         filesystem, target = _split(url)
-        filesystem.put_file(str(path), target)
+        parts = {"chunksize": _PART_BYTES} if _is_s3(url) else {}
+        filesystem.put_file(str(path), target, **parts)
 
     retried(put, url)
 
@@ -298,16 +302,20 @@ def _split_in(process: int, url: str) -> tuple[Any, str]:
     options: dict[str, Any] = {
         "use_listings_cache": False
     }  # a cached listing would hide new versions
-    is_s3 = url.startswith(("s3://", "s3a://"))
-    if is_s3:
+    if _is_s3(url):
         given = fsspec.config.conf.get("s3", {}).get("config_kwargs", {})
-        config = {"max_pool_connections": _CONNECTIONS, **given}
+        config = {"max_pool_connections": _CONNECTIONS, "read_timeout": _READ_TIMEOUT, **given}
+        options["max_concurrency"] = _PARTS_AT_ONCE
         # Retries happen in one place, `Retry`, which waits longer and logs them.
         options["config_kwargs"] = config | {"retries": {"total_max_attempts": 1}}
     filesystem, path = fsspec.core.url_to_fs(url, **options)
-    if is_s3:
+    if _is_s3(url):
         filesystem.retries = 1
     return filesystem, path
+
+
+def _is_s3(url: str) -> bool:
+    return url.startswith(("s3://", "s3a://"))
 
 
 class ObjectReader(io.RawIOBase):

@@ -57,7 +57,7 @@ class Retry:
     that failed together don't retry together ("full jitter", Brooker 2015).
     """
 
-    attempts: int = 8
+    attempts: int = 13  # waits of 120 s on average: a store may be silent for a minute
     first_seconds: float = 1.0
     longest_seconds: float = 30.0
     sleep: Callable[[float], None] = time.sleep
