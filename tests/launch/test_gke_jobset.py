@@ -3,7 +3,11 @@
 import json
 import math
 import re
+import shutil
+import site
+import subprocess
 import tomllib
+import venv
 from pathlib import Path
 
 import jsonschema
@@ -115,3 +119,30 @@ def test_the_image_copies_what_is_there_and_installs_known_extras():
         extras
     )
     assert 'ENTRYPOINT ["python", "-m", "launch.train"]' in dockerfile
+
+
+@pytest.mark.slow
+def test_what_the_image_copies_is_enough_for_the_command(tmp_path):
+    """Its steps in a new environment, to which this one lends the libraries it would download."""
+    place = tmp_path / "groupvit"
+    for line in re.findall(r"^COPY (.*)$", Path("launch/Dockerfile").read_text(), re.MULTILINE):
+        *sources, target = line.split()
+        for source in map(Path, sources):
+            if source.is_dir():
+                shutil.copytree(source, place / target, ignore=shutil.ignore_patterns("__pyc*"))
+            else:
+                (place / target).mkdir(parents=True, exist_ok=True)
+                shutil.copy(source, place / target)
+    venv.create(tmp_path / "venv")  # its pip and setuptools are the tests' as well
+    (packages,) = (tmp_path / "venv" / "lib").glob("python*/site-packages")
+    (packages / "libraries.pth").write_text("\n".join(site.getsitepackages()))
+    install = ["-m", "pip", "install", "--quiet", "--no-deps", "--no-build-isolation", "-e", "."]
+    where = "import groupvit_jax; print(groupvit_jax.__file__)"
+    said = ""
+    for arguments in (install, ["-c", where], ["-m", "launch.train", "--help"]):
+        command = [tmp_path / "venv" / "bin" / "python", *arguments]
+        result = subprocess.run(command, cwd=place, capture_output=True, text=True, check=False)
+        assert result.returncode == 0, result.stderr
+        said += result.stdout
+    assert str(place / "groupvit_jax") in said
+    assert "--workdir: Folder of the run" in said
