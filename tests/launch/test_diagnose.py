@@ -3,7 +3,9 @@ import numpy as np
 import pytest
 
 from groupvit_jax.runs import exit_codes
-from groupvit_jax.train.loop import train
+from groupvit_jax.runs.configuration import write_config
+from groupvit_jax.train import setup
+from groupvit_jax.train.checkpointer import Checkpointer, CheckpointSettings
 from launch import diagnose
 from tests.compare.folders import config, records, write_run
 from tests.launch.test_train import small_config
@@ -26,8 +28,13 @@ def test_a_page_without_pictures_needs_metrics_alone(tmp_path, capsys):
 
 @pytest.mark.slow
 def test_the_groups_of_every_kept_step_are_shown(shards, tmp_path):
-    settings = small_config(shards)
-    assert train(settings, tmp_path / "run").complete
+    parts = setup.build(small_config(shards), tmp_path / "run")
+    run_config, folder = parts.config.to_dict(), tmp_path / "run" / "checkpoints"
+    checkpoints = Checkpointer(folder, CheckpointSettings(), run_config, parts.vocabulary)
+    for step in (3, 6):
+        checkpoints.save(step, parts.fresh_state(), {}, {})
+    checkpoints.close()
+    write_config(run_config, tmp_path / "run")
     rng = np.random.default_rng(0)
     for name in ("a.png", "b.png"):
         cv2.imwrite(str(tmp_path / name), rng.integers(0, 255, (40, 300, 3), np.uint8))
