@@ -41,7 +41,7 @@ def parse(content):
 
 def evaluation(**changes):
     content = {"title": "A < B", "header": ["name", "value"], "rows": [], "facts": {}}
-    content |= {"benchmarks": [], "class_iou": {}, "examples": {}, "curve": ""}
+    content |= {"benchmarks": [], "class_iou": {}, "examples": {}, "curve": "", "remarks": []}
     return document.render("evaluation", **{**content, **changes})
 
 
@@ -104,5 +104,5 @@ def test_png_keeps_every_pixel_and_jpeg_is_smaller():
 def test_write_creates_the_folder(tmp_path):
     path = tmp_path / "new" / "report.html"
     content = {"title": "T", "header": ["ä"], "rows": [], "facts": {}, "benchmarks": []}
-    document.write(path, "evaluation", **content, class_iou={}, examples={}, curve="")
+    document.write(path, "evaluation", **content, class_iou={}, examples={}, curve="", remarks=[])
     assert "ä" in path.read_text(encoding="utf-8")

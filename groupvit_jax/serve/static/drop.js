@@ -80,8 +80,10 @@ find(".camera").addEventListener("click", async () => {
     return complain(`The camera could not be opened: ${error.message}.`);
   }
   target.hidden = true;
+  find(".take").disabled = true;  // before the first frame a photo would have no pixels
   find(".webcam").hidden = false;
   await video.play();
+  find(".take").disabled = false;
 });
 find(".stop").addEventListener("click", stop);
 find(".take").addEventListener("click", () => {
