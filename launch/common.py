@@ -273,6 +273,22 @@ def is_user_error(error: Exception) -> bool:
 
 
 @contextlib.contextmanager
+def bad_input_ends(*more: type[Exception]) -> Iterator[None]:
+    """End the process with one line and exit code 2 where the input is wrong.
+
+    Args:
+      more: kinds of errors that mean so besides wrong values and files.
+    """
+    kinds: tuple[type[Exception], ...] = (ValueError, FileNotFoundError, FileExistsError, *more)
+    try:
+        yield
+    except kinds as error:
+        if not is_user_error(error):
+            raise
+        fail(BAD_INPUT, error)
+
+
+@contextlib.contextmanager
 def progress_display() -> Iterator[Callable[[int, int, str], None]]:
     """Show progress as a bar below the log on a terminal, as lines of the log elsewhere."""
     log = logging.getLogger("groupvit_jax")

@@ -25,7 +25,6 @@ from groupvit_jax.compare.groups import Comparison, compare
 from groupvit_jax.compare.metric import choose_metric
 from groupvit_jax.compare.verdict import judge
 from groupvit_jax.eval import results
-from groupvit_jax.runs import exit_codes
 from groupvit_jax.runs.bucket.outputs import output_folder
 from groupvit_jax.runs.reading import find_runs, read_runs
 from launch import common
@@ -64,12 +63,8 @@ def parse_flags(argv: Sequence[str]) -> argparse.Namespace:
 
 def main(flags: argparse.Namespace) -> int:
     """Run the command; return its exit code."""
-    try:
+    with common.bad_input_ends():
         return _run(flags)
-    except (ValueError, FileExistsError) as error:
-        if not common.is_user_error(error):
-            raise
-        common.fail(exit_codes.BAD_INPUT, error)
 
 
 def _run(flags: argparse.Namespace) -> int:

@@ -64,12 +64,8 @@ def parse_flags(argv: Sequence[str]) -> argparse.Namespace:
 def main(flags: argparse.Namespace) -> int:
     """Run the command; return its exit code."""
     common.name_steps()
-    try:
+    with common.bad_input_ends(ModuleNotFoundError):
         return _run(flags)
-    except (ValueError, FileNotFoundError, FileExistsError, ModuleNotFoundError) as error:
-        if not common.is_user_error(error):
-            raise
-        common.fail(exit_codes.BAD_INPUT, error)
 
 
 def _run(flags: argparse.Namespace) -> int:

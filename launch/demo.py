@@ -62,7 +62,7 @@ def main(argv: list[str]) -> int:
     workdir = Path(WORKDIR.value).absolute()
     common.keep_freed_memory()
     jax.config.update("jax_compilation_cache_dir", str(workdir / "compiled"))
-    try:
+    with common.bad_input_ends():
         check_writable(workdir)
         builder = dataset.make_builder(str(workdir / "data"), DATA.value)
         runs = make_runs(builder, workdir, STEPS.value, SEED.value)
@@ -80,10 +80,6 @@ def main(argv: list[str]) -> int:
             with _timed("report"):
                 logging.getLogger("groupvit_jax").setLevel(logging.WARNING)
                 table = demo_report.write([run for run in runs if run.is_complete], workdir)
-    except (ValueError, FileNotFoundError) as error:
-        if not common.is_user_error(error):
-            raise
-        common.fail(exit_codes.BAD_INPUT, error)
     print(f"\n{table}\n\nOpen {_short(workdir / 'report.html')}\n\n{_next_commands(workdir, runs)}")
     return 0
 

@@ -18,7 +18,7 @@ import numpy as np
 
 from groupvit_jax.data.images.photo import read_photo
 from groupvit_jax.report import visualize
-from groupvit_jax.runs import checkpoints, exit_codes
+from groupvit_jax.runs import checkpoints
 from groupvit_jax.runs.layout import CHECKPOINTS
 from groupvit_jax.runs.reading import Run, find_runs, read_runs
 from launch import common, segment
@@ -42,12 +42,8 @@ def parse_flags(argv: Sequence[str]) -> argparse.Namespace:
 def main(flags: argparse.Namespace) -> int:
     """Run the command; return its exit code."""
     common.name_steps()
-    try:
+    with common.bad_input_ends():
         return _run(flags)
-    except (ValueError, FileNotFoundError, FileExistsError) as error:
-        if not common.is_user_error(error):
-            raise
-        common.fail(exit_codes.BAD_INPUT, error)
 
 
 def _run(flags: argparse.Namespace) -> int:

@@ -44,7 +44,6 @@ from groupvit_jax.eval.protocol import CHOICES, PROTOCOLS, class_names
 from groupvit_jax.eval.saving import KINDS, check_kinds
 from groupvit_jax.interop import load_pretrained
 from groupvit_jax.interop.pretrained import Pretrained
-from groupvit_jax.runs import exit_codes
 from groupvit_jax.runs.bucket.fetching import local_copy
 from groupvit_jax.runs.bucket.outputs import output_folder
 from launch import common
@@ -101,12 +100,8 @@ def main(argv: list[str]) -> int:
     """Run the command; return its exit code."""
     del argv
     common.name_steps()
-    try:
+    with common.bad_input_ends(TypeError):
         return _run()
-    except (ValueError, TypeError, FileNotFoundError, FileExistsError) as error:
-        if not common.is_user_error(error):
-            raise
-        common.fail(exit_codes.BAD_INPUT, error)
 
 
 def _run() -> int:

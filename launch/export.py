@@ -15,7 +15,6 @@ from pathlib import Path
 from groupvit_jax.interop import load_pretrained
 from groupvit_jax.interop.hub_files import read_origin
 from groupvit_jax.interop.save import FORMATS, save_pretrained
-from groupvit_jax.runs import exit_codes
 from groupvit_jax.runs.bucket.fetching import local_copy
 from groupvit_jax.runs.bucket.outputs import output_folder
 from launch import common
@@ -54,13 +53,8 @@ def _sizes(text: str) -> tuple[int, ...]:
 def main(flags: argparse.Namespace) -> None:
     """Run the command."""
     common.name_steps()
-    try:
-        with output_folder(flags.output) as output:
-            _export(flags, _new_paths(flags, output))
-    except (ValueError, FileNotFoundError, FileExistsError) as error:
-        if not common.is_user_error(error):
-            raise
-        common.fail(exit_codes.BAD_INPUT, error)
+    with common.bad_input_ends(), output_folder(flags.output) as output:
+        _export(flags, _new_paths(flags, output))
 
 
 def _export(flags: argparse.Namespace, paths: Mapping[str, Path]) -> None:

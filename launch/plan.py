@@ -94,12 +94,8 @@ def main(argv: Sequence[str]) -> None:
         common.fail(exit_codes.BAD_INPUT, error)
     logging.basicConfig(format="%(message)s", level=logging.WARNING, force=True)
     logging.getLogger("groupvit_jax").setLevel(logging.INFO)
-    try:
+    with common.bad_input_ends():
         plan_all(flags, config)
-    except (ValueError, FileExistsError) as error:
-        if not common.is_user_error(error):
-            raise
-        common.fail(exit_codes.BAD_INPUT, error)
 
 
 def plan_all(flags: argparse.Namespace, config: ConfigDict) -> None:

@@ -67,12 +67,8 @@ def main(flags: argparse.Namespace) -> int:
             f"{missing[0]} is not installed: pip install 'groupvit_jax[serve]', or from a clone "
             "pip install -e '.[serve]'",
         )
-    try:
+    with common.bad_input_ends(OSError):
         return _serve(flags)
-    except (ValueError, OSError) as error:
-        if not common.is_user_error(error):
-            raise
-        common.fail(exit_codes.BAD_INPUT, error)
 
 
 def _serve(flags: argparse.Namespace) -> int:

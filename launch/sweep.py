@@ -101,15 +101,12 @@ def parse_flags(argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
 def main(argv: Sequence[str]) -> int:
     """Run the command and return its exit code."""
     try:
-        flags, arguments = parse_flags(argv)
-        root = Path(flags.output).absolute()
-        if flags.trial is not None:
-            return _run_trial(flags, root, _sweep_of_job(flags, arguments, root))
-        return _run(flags, arguments, root)
-    except (ValueError, FileNotFoundError) as error:
-        if not common.is_user_error(error):
-            raise
-        common.fail(exit_codes.BAD_INPUT, error)
+        with common.bad_input_ends():
+            flags, arguments = parse_flags(argv)
+            root = Path(flags.output).absolute()
+            if flags.trial is not None:
+                return _run_trial(flags, root, _sweep_of_job(flags, arguments, root))
+            return _run(flags, arguments, root)
     except KeyboardInterrupt:
         common.fail(128 + signal.SIGINT, "interrupted before any trial was started")
 
