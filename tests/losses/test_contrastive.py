@@ -10,6 +10,7 @@ from jax.sharding import PartitionSpec
 from groupvit_jax import losses, parallel
 from tests.bounds import assert_within_roundings
 from tests.devices import first_devices
+from tests.losses.differences import central_differences
 
 B, K, D = 16, 3, 8
 SCALE = jnp.log(1 / 0.07)
@@ -124,20 +125,9 @@ def arguments(scale=SCALE):
 @functools.cache
 def finite_differences(kind):
     """The reference's value and gradient in float64."""
-    flat, tree = jax.tree.flatten(jax.tree.map(lambda x: np.array(x, np.float64), arguments()))
-    gradients = []
-    for leaf in flat:
-        gradient = np.zeros_like(leaf)
-        for place in np.ndindex(leaf.shape):
-            value = leaf[place]
-            ends = []
-            for step in (1e-5, -1e-5):
-                leaf[place] = value + step
-                ends.append(reference_of_both(kind, *tree.unflatten(flat)))
-            leaf[place] = value
-            gradient[place] = (ends[0] - ends[1]) / 2e-5
-        gradients.append(gradient)
-    return reference_of_both(kind, *tree.unflatten(flat)), tree.unflatten(gradients)
+    exact = jax.tree.map(lambda x: np.array(x, np.float64), arguments())
+    value_of = functools.partial(reference_of_both, kind)
+    return value_of(*exact), central_differences(value_of, exact, step=1e-5)
 
 
 def assert_gradients(kind, gradients, expected, magnitudes):

@@ -10,6 +10,7 @@ import pytest
 from jax.sharding import PartitionSpec
 
 from groupvit_jax import losses, parallel
+from tests.losses.differences import central_differences
 from tests.losses.test_contrastive import (
     BIAS,
     SCALE,
@@ -83,19 +84,12 @@ def arguments():
 @functools.cache
 def finite_differences(kind):
     """The reference's value and gradient in float64."""
-    flat, tree = jax.tree.flatten(jax.tree.map(lambda x: np.array(x, np.float64), arguments()))
-    gradients = []
-    for leaf in flat:
-        gradient = np.zeros_like(leaf)
-        for place in np.ndindex(leaf.shape):
-            value, ends = leaf[place], []
-            for step in (1e-5, -1e-5):
-                leaf[place] = value + step
-                ends.append(reference_of_both(kind, *tree.unflatten(flat), identities()))
-            leaf[place] = value
-            gradient[place] = (ends[0] - ends[1]) / 2e-5
-        gradients.append(gradient)
-    return reference_of_both(kind, *tree.unflatten(flat), identities()), gradients
+    exact = jax.tree.map(lambda x: np.array(x, np.float64), arguments())
+
+    def value_of(*arguments):
+        return reference_of_both(kind, *arguments, identities())
+
+    return value_of(*exact), jax.tree.leaves(central_differences(value_of, exact, step=1e-5))
 
 
 @pytest.mark.parametrize("kind", losses.KINDS)

@@ -9,6 +9,7 @@ from jax.sharding import PartitionSpec
 
 from groupvit_jax import losses, parallel
 from tests.bounds import largest_changes, nudged
+from tests.losses.differences import central_differences
 from tests.losses.test_contrastive import logsumexp, mesh_of
 
 B, G, W, D = 16, 3, 5, 8
@@ -74,16 +75,7 @@ def finite_differences(with_ids, seekers):
     flat = [np.array(x, np.float64) for x in flat]
     ids = ids if with_ids else None
     value_of = functools.partial(reference, mask=mask, ids=ids, seekers=seekers)
-    gradients = [np.zeros_like(leaf) for leaf in flat]
-    for leaf, gradient in zip(flat, gradients, strict=True):
-        for place in np.ndindex(leaf.shape):
-            value, ends = leaf[place], []
-            for step in (1e-6, -1e-6):
-                leaf[place] = value + step
-                ends.append(value_of(*flat))
-            leaf[place] = value
-            gradient[place] = (ends[0] - ends[1]) / 2e-6
-    return value_of(*flat), gradients
+    return value_of(*flat), central_differences(value_of, flat)
 
 
 @functools.cache

@@ -5,6 +5,7 @@ import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
 from groupvit_jax import losses, parallel
+from tests.losses.differences import central_differences
 from tests.losses.test_contrastive import mesh_of
 
 B, h, w, G, D, N = 8, 3, 4, 5, 6, 2
@@ -32,19 +33,9 @@ def arguments():
 
 
 def gradients_of_reference():
-    """Central differences in float64, of segments, texts and the scale."""
+    """Of segments, texts and the scale."""
     maps, *flat, owner = arguments()
-    flat = [np.array(x, np.float64) for x in flat]
-    found = [np.zeros_like(leaf) for leaf in flat]
-    for leaf, gradient in zip(flat, found, strict=True):
-        for place in np.ndindex(leaf.shape):
-            value, ends = leaf[place], []
-            for step in (1e-6, -1e-6):
-                leaf[place] = value + step
-                ends.append(reference(maps, *flat, owner))
-            leaf[place] = value
-            gradient[place] = (ends[0] - ends[1]) / 2e-6
-    return found
+    return central_differences(lambda *flat: reference(maps, *flat, owner), flat)
 
 
 @pytest.mark.parametrize("num_devices", [1, 8])
