@@ -101,7 +101,12 @@ def make_contrastive_loss(model: nn.Module, config: ConfigDict, mesh: Mesh) -> L
       `group_statistics`.
     """
     settings = LossSettings(**config.loss)
-    model, encode, encode_teacher = _make_encoders(model, config, settings, mesh)
+    model, encode, encode_teacher = _make_encoders(
+        model, settings, mesh, micro_batch_size=config.train.micro_batch_size,
+        # Absent in configurations recorded before there were kernels.
+        kernels=config.model.get("kernels", "auto"), fused_attention=config.model.fused_attention,
+        erasing=config.data.augment.random_erasing,
+    )  # fmt: skip
 
     def loss_fn(
         params: PyTree, state: TrainState, batch: Batch
@@ -162,30 +167,31 @@ def _separated(
 
 
 def _make_encoders(
-    model: nn.Module, config: ConfigDict, settings: LossSettings, mesh: Mesh
+    model: nn.Module,
+    settings: LossSettings,
+    mesh: Mesh,
+    *,
+    micro_batch_size: int | None,
+    kernels: str,
+    fused_attention: bool,
+    erasing: float,
 ) -> tuple[Any, grad_cache.Encode, grad_cache.Encode]:
     """Return the model as the mesh computes it, and functions that encode a batch with it.
 
     The second is the teacher's (`distillation`).
     """
-    micro_batch_size = config.train.micro_batch_size
-    in_parts = micro_batch_size is not None
     model, has_kernels = on_mesh(
         model,
         mesh,
-        # Absent in configurations recorded before there were kernels.
-        kernels=config.model.get("kernels", "auto"),
-        fused_attention=config.model.fused_attention,
-        within_shard_map=in_parts,
+        kernels=kernels,
+        fused_attention=fused_attention,
+        within_shard_map=micro_batch_size is not None,
     )
     encode: grad_cache.Encode = functools.partial(
-        encode_examples,
-        model,
-        erasing=config.data.augment.random_erasing,
-        parts=settings.parts,
+        encode_examples, model, erasing=erasing, parts=settings.parts
     )
     teacher: grad_cache.Encode = functools.partial(distillation.encode_teacher, model)
-    if in_parts:
+    if micro_batch_size is not None:
         encode, teacher = (
             grad_cache.in_micro_batches(each, micro_batch_size, mesh, with_kernels=has_kernels)
             for each in (encode, teacher)
