@@ -8,8 +8,9 @@ import pytest
 from PIL import Image
 
 from groupvit_jax.scenes import dataset
-from launch import demo, demo_report
-from launch.demo_pictures import SHOWN
+from launch.demo import __main__ as demo
+from launch.demo import report as demo_report
+from launch.demo.pictures import SHOWN
 from tests.devices import xla_flags
 from tests.waiting import PATIENCE
 

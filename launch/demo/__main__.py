@@ -35,8 +35,9 @@ from groupvit_jax.runs.workdir import check_writable
 from groupvit_jax.scenes import dataset
 from groupvit_jax.train import setup
 from groupvit_jax.train.loop import ProgressDisplay, train
-from launch import common, demo_pictures, demo_report
-from launch.demo_report import DemoRun
+from launch import common
+from launch.demo import pictures, report
+from launch.demo.report import DemoRun
 
 WORKDIR = common.define_workdir_flag()
 STEPS = flags.DEFINE_integer("steps", None, "Training steps of each run.", lower_bound=1)
@@ -70,7 +71,7 @@ def main(argv: list[str]) -> int:
         print(_announcement(workdir, wanted), flush=True)
         with common.progress_display() as show:
             if not runs[0].is_complete:
-                demo_report.announce(workdir, "Scenes are being drawn, then the model is compiled.")
+                report.announce(workdir, "Scenes are being drawn, then the model is compiled.")
             with _timed("data"):
                 _draw_scenes(builder)
             for run in wanted:
@@ -79,7 +80,7 @@ def main(argv: list[str]) -> int:
                         return exit_codes.STOPPED
             with _timed("report"):
                 logging.getLogger("groupvit_jax").setLevel(logging.WARNING)
-                table = demo_report.write([run for run in runs if run.is_complete], workdir)
+                table = report.write([run for run in runs if run.is_complete], workdir)
     print(f"\n{table}\n\nOpen {_short(workdir / 'report.html')}\n\n{_next_commands(workdir, runs)}")
     return 0
 
@@ -95,9 +96,9 @@ def _draw_scenes(builder: dataset.Scenes) -> None:
 def _train(run: DemoRun, workdir: Path, show: ProgressDisplay) -> bool:
     """Train a run, or the rest of it; tell whether it is complete."""
 
-    def snapshots(parts: setup.Parts) -> list[demo_pictures.Snapshots]:
-        show_progress = functools.partial(demo_report.show_progress, workdir, run)
-        return [demo_pictures.Snapshots(parts, workdir / demo_pictures.FOLDER, show_progress)]
+    def snapshots(parts: setup.Parts) -> list[pictures.Snapshots]:
+        show_progress = functools.partial(report.show_progress, workdir, run)
+        return [pictures.Snapshots(parts, workdir / pictures.FOLDER, show_progress)]
 
     result = train(
         run.config,

@@ -21,8 +21,8 @@ from groupvit_jax.scenes import dataset
 from groupvit_jax.segmenter import Segmenter
 from groupvit_jax.train import setup
 from groupvit_jax.typing import Params
-from launch import demo_pictures
-from launch.demo_pictures import Scene, Segments
+from launch.demo import pictures
+from launch.demo.pictures import Scene, Segments
 
 UNTRAINED = "nothing (untrained)"
 COMPARED = 6  # scenes shown as segmented by every model
@@ -94,8 +94,8 @@ def show_progress(path: Path, run: DemoRun, step: int) -> None:
     """
     from groupvit_jax.report import charts
 
-    snapshots = demo_pictures.read_snapshots(path / demo_pictures.FOLDER)
-    scenes = demo_pictures.read_scenes(run.config.evaluators.test.source, demo_pictures.SHOWN)
+    snapshots = pictures.read_snapshots(path / pictures.FOLDER)
+    scenes = pictures.read_scenes(run.config.evaluators.test.source, pictures.SHOWN)
     shown = zip(scenes, snapshots[step], strict=True)
     status = f"Step {step} of {run.config.train.num_steps}."
     curves = {
@@ -105,7 +105,7 @@ def show_progress(path: Path, run: DemoRun, step: int) -> None:
     _write_progress(
         path,
         status,
-        _pictures(list(shown), lambda pair: demo_pictures.panels(pair[0], pair[1], 3)),
+        _pictures(list(shown), lambda pair: pictures.panels(pair[0], pair[1], 3)),
         [
             charts.line_chart(title, lines)
             for title, lines in curves.items()
@@ -146,15 +146,15 @@ def write(runs: Sequence[DemoRun], workdir: Path) -> str:
     variables = parts.fresh_state().variables
     models[UNTRAINED] = models[captions.name]._replace(variables=variables)
     scores[UNTRAINED] = _scores_of(parts, variables)
-    scenes = demo_pictures.read_scenes(captions.config.evaluators.test.source, CANDIDATES)
+    scenes = pictures.read_scenes(captions.config.evaluators.test.source, CANDIDATES)
     segmented = _segment(scenes, captions.config.model.image.image_size, models)
-    snapshots = demo_pictures.read_snapshots(workdir / demo_pictures.FOLDER)
+    snapshots = pictures.read_snapshots(workdir / pictures.FOLDER)
     _write_page(workdir / _PAGE, runs, scores, segmented, snapshots)
     best = sorted(segmented, key=lambda each: -each.accuracy)[:3]
-    poster = demo_pictures.poster([(each.scene, each.first) for each in best])
+    poster = pictures.poster([(each.scene, each.first) for each in best])
     replace_bytes(workdir / _PICTURE, visualize.png(poster))
     if snapshots:
-        animated = demo_pictures.animation(scenes[: demo_pictures.SHOWN], snapshots)
+        animated = pictures.animation(scenes[: pictures.SHOWN], snapshots)
         replace_bytes(workdir / _ANIMATION, animated)
     (workdir / _EXAMPLES).mkdir(exist_ok=True)
     for number, scene in enumerate(scenes[:EXAMPLES], 1):
@@ -210,7 +210,7 @@ def _write_page(
         return [100 * values.get(key, float("nan")) for values in scores.values()]
 
     steps = _spread(sorted(snapshots), FILM)
-    shown = segmented[: demo_pictures.SHOWN]
+    shown = segmented[: pictures.SHOWN]
     page = document.render(
         "demo",
         title="Segmentation that emerged from captions",
@@ -221,7 +221,7 @@ def _write_page(
         scores_header=["learnt from", *_SCORES.values()],
         scores=list(zip(scores, *map(percent, _SCORES), strict=True)),
         colours=_class_colours(),
-        shown=_pictures(shown, lambda s: demo_pictures.panels(s.scene, s.first, 3)),
+        shown=_pictures(shown, lambda s: pictures.panels(s.scene, s.first, 3)),
         compared=_pictures(segmented[:COMPARED], _comparison),
         film_header=["scene", *(f"step {step}" for step in steps)],
         film=_film(shown[:COMPARED], [snapshots[step] for step in steps]),
@@ -253,7 +253,7 @@ def _film(segmented: Sequence[_Segmented], snapshots: Sequence[Sequence[Segments
     def strip(numbered: tuple[Scene, int]) -> list[RgbImage]:
         scene, number = numbered
         masks = (of_scenes[number].mask for of_scenes in snapshots)
-        painted = (demo_pictures.over(scene, mask, classes, 2) for mask in masks)
+        painted = (pictures.over(scene, mask, classes, 2) for mask in masks)
         return [visualize.enlarge(scene.image, 2), *painted]
 
     return _pictures([(each.scene, number) for number, each in enumerate(segmented)], strip)
@@ -283,5 +283,5 @@ def _comparison(segmented: _Segmented) -> list[RgbImage]:
     """Return scene, the segmentation of each model and truth."""
     masks = [*(segments.mask for segments in segmented.by_model.values()), segmented.scene.truth]
     scene, classes = segmented.scene, len(dataset.CLASS_NAMES)
-    painted = [demo_pictures.over(scene, mask, classes, 3) for mask in masks]
+    painted = [pictures.over(scene, mask, classes, 3) for mask in masks]
     return [visualize.enlarge(scene.image, 3), *painted]

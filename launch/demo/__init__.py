@@ -1,0 +1,1 @@
+"""The demonstration: its command is `__main__`."""
