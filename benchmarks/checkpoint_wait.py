@@ -20,10 +20,10 @@ from pathlib import Path
 
 import fsspec
 import jax
-import jax.numpy as jnp
 from absl import app, flags
 from ml_collections import config_flags
 
+from benchmarks.random_model import random_array
 from groupvit_jax import optim, parallel
 from groupvit_jax.data.storage import objects
 from groupvit_jax.models import build_model
@@ -64,15 +64,7 @@ def random_state(config) -> state_lib.TrainState:
     mesh = parallel.make_mesh(dict(data=-1, fsdp=1, tensor=1))
     abstract = state_lib.abstract_state(model, optimizer, shapes, mesh, config.parallel.rules)
 
-    def fill(leaf: jax.ShapeDtypeStruct) -> jax.Array:
-        if jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key):
-            return jax.device_put(jax.random.key(0), leaf.sharding)
-        if not jnp.issubdtype(leaf.dtype, jnp.floating):
-            return jax.device_put(jnp.zeros(leaf.shape, leaf.dtype), leaf.sharding)
-        values = jax.random.normal(jax.random.key(leaf.size), leaf.shape, leaf.dtype)
-        return jax.device_put(values, leaf.sharding)  # zeros would compress to nothing
-
-    return jax.tree.map(fill, abstract)
+    return jax.tree.map(random_array, abstract)
 
 
 def main(argv: list[str]) -> None:

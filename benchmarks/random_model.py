@@ -1,4 +1,4 @@
-"""The published model with random weights, for benchmarks that need no trained ones."""
+"""Random weights, for benchmarks that need no trained ones."""
 
 import jax
 import jax.numpy as jnp
@@ -18,3 +18,13 @@ def random_pretrained() -> Pretrained:
     return Pretrained(
         config, initialise(jax.random.key(0), jnp.zeros((1, 224, 224, 3)), *text), CLIP
     )
+
+
+def random_array(leaf: jax.ShapeDtypeStruct) -> jax.Array:
+    """Return an array of a shape, type and sharding, random where it holds floats."""
+    if jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+        return jax.device_put(jax.random.key(0), leaf.sharding)
+    if not jnp.issubdtype(leaf.dtype, jnp.floating):
+        return jax.device_put(jnp.zeros(leaf.shape, leaf.dtype), leaf.sharding)
+    values = jax.random.normal(jax.random.key(leaf.size), leaf.shape, leaf.dtype)
+    return jax.device_put(values, leaf.sharding)  # zeros would compress to nothing

@@ -15,10 +15,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 import jax
-import jax.numpy as jnp
 from absl import app, flags
 from ml_collections import config_flags
 
+from benchmarks.random_model import random_array
 from groupvit_jax import optim, parallel
 from groupvit_jax.models import build_model
 from groupvit_jax.runs.manifest import find_damage
@@ -39,7 +39,7 @@ def main(argv: list[str]) -> None:
     optimizer = optim.make_optimizer(config.optimizer, schedule, params)
     mesh = parallel.make_mesh(dict(data=-1, fsdp=1, tensor=1))
     abstract = state_lib.abstract_state(model, optimizer, shapes, mesh, config.parallel.rules)
-    state = jax.tree.map(_random, abstract)
+    state = jax.tree.map(random_array, abstract)
     with tempfile.TemporaryDirectory() as folder:
         checkpointer = Checkpointer(folder, CheckpointSettings(), config.to_dict())
         checkpointer.save(1, state, {}, {})
@@ -54,15 +54,6 @@ def main(argv: list[str]) -> None:
     medians = {name: statistics.median(times) for name, times in seconds.items()}
     per_cent = 100 * medians["verify"] / medians["restore"]
     print(json.dumps(dict(megabytes=size / 1e6, **medians, per_cent=per_cent), indent=2))
-
-
-def _random(leaf: jax.ShapeDtypeStruct) -> jax.Array:
-    if jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key):
-        return jax.device_put(jax.random.key(0), leaf.sharding)
-    if not jnp.issubdtype(leaf.dtype, jnp.floating):
-        return jax.device_put(jnp.zeros(leaf.shape, leaf.dtype), leaf.sharding)
-    values = jax.random.normal(jax.random.key(leaf.size), leaf.shape, leaf.dtype)
-    return jax.device_put(values, leaf.sharding)  # zeros would compress to nothing
 
 
 def _time(work: Callable[[], object]) -> float:
