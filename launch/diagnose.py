@@ -77,7 +77,7 @@ def _run(flags: argparse.Namespace) -> int:
     )
     for sign in signs:
         print(f"{sign.title}: {sign.evidence}")
-    print(f"{len(signs)} signs of trouble; the page is {output}")
+    print(f"signs of trouble: {len(signs)}; the page is {output}")
     return 0
 
 

@@ -23,7 +23,7 @@ def test_a_page_without_pictures_needs_metrics_alone(tmp_path, capsys):
     for expected in ("The grouping has collapsed", "groups_in_use/stage_0", "--images names some"):
         assert expected in page
     assert "http" not in page.replace("http://www.w3.org", "")
-    assert "1 signs of trouble" in capsys.readouterr().out
+    assert "signs of trouble: 1" in capsys.readouterr().out
 
 
 @pytest.mark.slow
