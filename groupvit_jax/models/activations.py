@@ -22,6 +22,7 @@ def gelu(x: Float[Array, "*S"]) -> Float[Array, "*S"]:
 def _gelu_and_slope(x: Array) -> tuple[Array, Array]:
     wide = x.astype(jnp.float32)
     cdf = 0.5 + 0.5 * jax.lax.erf(wide * 0.5**0.5)
+    # d/dx (x Phi(x)) = Phi(x) + x phi(x), with the normal distribution's Phi and its density phi.
     slope = cdf + wide * jnp.exp(-0.5 * wide * wide) * (2 * jnp.pi) ** -0.5
     return (wide * cdf).astype(x.dtype), slope
 

@@ -10,6 +10,7 @@ from groupvit_jax.models.text_encoder import end_of_only_text, separate_texts
 from groupvit_jax.models.token_embedding import TokenEmbedding
 from groupvit_jax.typing import Array, Bool, Float, Int
 
+# `layer_norm_eps` of the published configurations.
 BERT_NORM_EPS = 1e-12
 
 
@@ -53,12 +54,12 @@ class BertEncoder(nn.Module):
             ends = end_of_only_text(tokens, self.end_of_text_id, self.context_length)
         starts, _ = separate_texts(tokens, self.end_of_text_id)
         # The padding counts as one more text, which may be longer than any; hence the clipping.
-        own_text = starts[:, :, None] == starts[:, None, :]
+        own_text = starts[:, :, None] == starts[:, None, :]  # [B, L, L]
         place = jnp.minimum(jnp.arange(tokens.shape[1]) - starts, self.context_length - 1)
         x = self._embed(tokens, place)
         block = BertBlock(self.num_heads, self.mlp_ratio, self.dtype, parent=None)
         x = run_blocks(self, block, self.num_layers, x, own_text, execution=self.execution)
-        first = jnp.take_along_axis(starts, ends, axis=1)
+        first = jnp.take_along_axis(starts, ends, axis=1)  # [B, N]: each text's [CLS]
         if places is not None:
             first = jnp.concatenate([first, jnp.tile(places, (len(tokens), 1))], axis=1)
         return jnp.take_along_axis(x, first[:, :, None], axis=1).astype(jnp.float32)

@@ -77,6 +77,7 @@ def run_blocks(
     """
     if depth == 0:
         return x
+    # A plain loop whatever the execution: the parameters' names must not depend on it.
     if module.is_initializing():
         for i in range(depth):
             x = block.clone(parent=module, name=f"blocks_{i}")(x, mask)
@@ -98,7 +99,7 @@ def run_blocks(
         if fused is not None:
             return fused
     if execution.scan_layers:
-        stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *params)
+        stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *params)  # [D, ...] each
         return jax.lax.scan(apply, x, (stacked, *scales))[0]
     for i in range(depth):
         x, _ = apply(x, (params[i], *(each[i] for each in scales)))

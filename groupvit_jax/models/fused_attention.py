@@ -42,8 +42,10 @@ def attend_on_tpu(
     block = max(
         size for size in range(_LANES, _LARGEST_BLOCK + 1, _LANES) if (T + padding) % size == 0
     )
+    # All sizes, the backward kernels' included: without these JAX's kernel has no gradient.
     names = {field.name for field in dataclasses.fields(pallas.BlockSizes)} - {"block_b"}
     sizes = pallas.BlockSizes(block_b=1, **dict.fromkeys(names, block))
+    # The kernel scales by 1 unless told otherwise.
     out = pallas.flash_attention(
         query, key, value, segment_ids=segments, sm_scale=H**-0.5, block_sizes=sizes
     )
@@ -57,6 +59,7 @@ def attend_on_gpu(
     T, H = query.shape[2:]
     if T < LEAST_TOKENS or query.dtype not in _CUDNN_DTYPES or H % 8 or H > _CUDNN_MOST_CHANNELS:
         return attend(query, key, value)
+    # [B, N, T, H] -> [B, T, N, H]; the default scale of JAX's function is H^-0.5, as here.
     tokens_first = (x.swapaxes(1, 2) for x in (query, key, value))
     return jax.nn.dot_product_attention(*tokens_first, implementation="cudnn").swapaxes(1, 2)
 

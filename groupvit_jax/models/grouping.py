@@ -78,8 +78,8 @@ def group_maps(
             of_patch = jnp.einsum(
                 "bhg,bgl->bhl", assignment, of_patch, precision=jax.lax.Precision.HIGHEST
             )
-        flat = jnp.moveaxis(of_patch, 1, 2).astype(jnp.float32)
-        maps.append(flat.reshape(flat.shape[0], *grid, -1))
+        flat = jnp.moveaxis(of_patch, 1, 2).astype(jnp.float32)  # [B, L, G]
+        maps.append(flat.reshape(flat.shape[0], *grid, -1))  # [B, h, w, G]
     return tuple(maps)
 
 
@@ -124,7 +124,7 @@ class AssignAttention(nn.Module):
             return nn.Dense(dim, kernel_init=self.kernel_init, dtype=self.dtype, name=name)
 
         C = groups.shape[-1]
-        q, k = dense(C, "q_proj")(groups), dense(C, "k_proj")(segments)
+        q, k = dense(C, "q_proj")(groups), dense(C, "k_proj")(segments)  # [B, G, C], [B, S, C]
         v = dense(C, "v_proj")(segments)
         # In float32: bfloat16 makes many logits equal, and among equals the first group would win.
         logits = jnp.einsum("bgc,bsc->bgs", q, k, preferred_element_type=jnp.float32) * C**-0.5
@@ -133,8 +133,8 @@ class AssignAttention(nn.Module):
             keys = example_keys(self.make_rng("gumbel"), noise_ids)
         assignment = assign_to_groups(logits, self.kind, self.temperature, keys)
         # With eps = 1 an empty group is zero. A tiny eps would multiply its gradient by 1 / eps.
-        mean_weights = assignment / (assignment.sum(-1, keepdims=True) + self.eps)
-        out = dense(self.out_dim, "proj")(mean_weights.astype(self.dtype) @ v)
+        mean_weights = assignment / (assignment.sum(-1, keepdims=True) + self.eps)  # [B, G, S]
+        out = dense(self.out_dim, "proj")(mean_weights.astype(self.dtype) @ v)  # [B, G, O]
         # Without noise, for maps and metrics; where nothing reads it, XLA leaves it out.
         return out, assign_to_groups(logits, "soft", self.temperature)
 
@@ -215,7 +215,7 @@ class GroupingBlock(nn.Module):
         groups = TokenMlp(
             self.token_hidden_dim, self.num_output_groups, self.kernel_init, dtype, name="mlp_inter"
         )(groups)
-        groups = layer_norm(dtype, "norm_post_tokens")(groups)
+        groups = layer_norm(dtype, "norm_post_tokens")(groups)  # [B, G, C]
         groups = PreAssignAttention(
             self.num_heads, self.mlp_ratio, self.kernel_init, dtype, name="pre_assign_attn"
         )(groups, x)
@@ -228,7 +228,8 @@ class GroupingBlock(nn.Module):
             dtype,
             name="assign",
         )
-        out, soft_assignment = assign(groups, x, noise_ids=noise_ids)
+        out, soft_assignment = assign(groups, x, noise_ids=noise_ids)  # [B, G, O], [B, G, S]
+        # The residual is what a group without segments still has.
         out = out + self._residual(groups)
         mlp = Mlp(
             int(self.out_dim * self.mlp_ratio),

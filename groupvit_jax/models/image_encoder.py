@@ -45,6 +45,7 @@ class PatchEmbed(nn.Module):
         """Embed the patches; height and width are padded with zeros to multiples of the patch."""
         patch = (self.patch_size, self.patch_size)
         H, W = images.shape[1:3]
+        # After normalisation, a zero is ImageNet's mean colour.
         images = jnp.pad(images, ((0, 0), (0, -H % patch[0]), (0, -W % patch[1]), (0, 0)))
         proj = nn.Conv(
             self.width,
@@ -56,7 +57,7 @@ class PatchEmbed(nn.Module):
             dtype=self.dtype,
             name="proj",
         )
-        x = proj(images)
+        x = proj(images)  # [B, h, w, C]
         return layer_norm(self.dtype, "norm")(x) if self.norm else x
 
 
@@ -105,6 +106,7 @@ class GroupingStage(nn.Module):
         S = segments.shape[1]
         x = segments
         if self.num_group_tokens:
+            # [B, S + T, C]; group tokens last, so that the first S are the segments again below.
             x = jnp.concatenate([x, self._group_tokens(segments, previous_group_tokens)], axis=1)
         block = TransformerBlock(
             self.num_heads,
@@ -199,6 +201,7 @@ def find_contradictions(fields: Mapping[str, Any]) -> list[str]:
     size, patch = fields["image_size"], fields["patch_size"]
     checks = (
         ("num_group_tokens", f"one entry a stage of depths {depths}", len(tokens) == len(depths)),
+        # A later stage starts from the group tokens of the stage before it.
         ("num_group_tokens", "0 in the last stage only", 0 not in tokens[:-1]),
         (
             "num_output_groups",
@@ -313,7 +316,7 @@ class ImageEncoder(nn.Module):
         embed = PatchEmbed(
             self.patch_size, self.width, self.patch_norm, self.dtype, name="patch_embed"
         )
-        x = embed(images)
+        x = embed(images)  # [B, h, w, C]
         grid = (x.shape[1], x.shape[2])
         x = x.reshape(x.shape[0], -1, self.width) + self._positions(grid).astype(self.dtype)
         if self.pre_norm:
@@ -329,7 +332,7 @@ class ImageEncoder(nn.Module):
             stage = GroupingStage(
                 depth=depth,
                 num_group_tokens=self.num_group_tokens[i],
-                num_output_groups=(*self.num_output_groups, 0)[i],
+                num_output_groups=(*self.num_output_groups, 0)[i],  # the last stage may not group
                 out_dim=self.width * factors[i + 1],
                 token_hidden_dim=self.width // 2,
                 first=i == 0,
@@ -349,13 +352,14 @@ class ImageEncoder(nn.Module):
             stage_scales = None if scales is None else scales[first : first + depth]
             x, group_tokens, assignment = stage(x, group_tokens, stage_scales, noise_ids=noise_ids)
             assignments += [] if assignment is None else [assignment]
-        segments = layer_norm(self.dtype, "norm", self.norm_eps)(x)
+        segments = layer_norm(self.dtype, "norm", self.norm_eps)(x)  # [B, G, C]
         # In float32: BatchNorm in the projector would amplify the rounding of bfloat16 means.
         embedding = segments.astype(jnp.float32).mean(axis=1)
         return ImageFeatures(embedding, segments, tuple(assignments))
 
     def _positions(self, grid: tuple[int, int]) -> Float[Array, "1 L C"]:
         if self.position_embedding == "sincos":
+            # Computed for any grid, so nothing has to be resized.
             return jnp.asarray(sincos_position_embedding(grid, self.width))
         side = self.image_size // self.patch_size
         table = self.param("position_embedding", vit_init, (1, side * side, self.width))

@@ -60,6 +60,7 @@ def _linear_forward(x: Array, kernel: Array) -> tuple[Array, tuple[Array, Array]
 
 def _linear_backward(inputs: tuple[Array, Array], gradient: Array) -> tuple[Array, Array]:
     x, kernel = inputs
+    # One matrix product over all leading axes: [C, rows] @ [rows, O].
     rows, gradient_rows = (y.reshape(-1, y.shape[-1]) for y in (x, gradient))
     return gradient @ kernel.T, rows.T @ gradient_rows
 
@@ -86,6 +87,7 @@ def dense(
 
 
 def _dot(x: Array, kernel: Array, *_: Any, **__: Any) -> Array:
+    # Flax hands over dimension numbers and a precision; for a Dense they mean `x @ kernel`.
     return linear(x, kernel)
 
 
@@ -141,8 +143,9 @@ class TokenMlp(nn.Module):
             fc2_init=self.kernel_init,
             dtype=self.dtype,
         )
+        # The parameters lie right under this module, where published weights have them.
         nn.share_scope(self, mlp)
-        return mlp(x.swapaxes(1, 2)).swapaxes(1, 2)
+        return mlp(x.swapaxes(1, 2)).swapaxes(1, 2)  # [B, C, G] -> [B, C, O] -> [B, O, C]
 
 
 def attend(
@@ -164,13 +167,13 @@ def attend(
         it, `T x H` numbers are divided in place of `T x S`, which is faster on a CPU. On a TPU the
         division is free beside the exponential, and normalised weights need fewer passes backward.
     """
-    scaled = query * query.shape[-1] ** -0.5
+    scaled = query * query.shape[-1] ** -0.5  # before the product: T x H numbers, not T x S
     logits = jnp.einsum("bnth,bnsh->bnts", scaled, key, preferred_element_type=jnp.float32)
     if mask is not None:
         logits = jnp.where(mask, logits, -jnp.inf)
     if normalize_first:
         weights = jax.nn.softmax(logits, axis=-1).astype(value.dtype)
-        return jnp.einsum("bnts,bnsh->bnth", weights, value)
+        return jnp.einsum("bnts,bnsh->bnth", weights, value)  # [B, N, T, S] -> [B, N, T, H]
     # The softmax doesn't depend on the maximum, so no gradient has to go through it.
     weights = jnp.exp(logits - jax.lax.stop_gradient(logits.max(axis=-1, keepdims=True)))
     total = jnp.einsum(
@@ -205,13 +208,15 @@ class SelfAttention(nn.Module):
             `attention_fn` computes the attention.
         """
         B, S, C = x.shape
-        qkv = dense(3 * C, self.qkv_init, self.dtype, "qkv")(x)
+        qkv = dense(3 * C, self.qkv_init, self.dtype, "qkv")(x)  # [B, S, 3 C]
         # The gradient of a split is a concatenation; that of a transposition to [3, ...], as in
         # PyTorch implementations, would be another transposition.
         q, k, v = (
+            # [B, S, C] -> [B, S, N, H] -> [B, N, S, H]
             y.reshape(B, S, self.num_heads, C // self.num_heads).swapaxes(1, 2)
             for y in jnp.split(qkv, 3, axis=-1)
         )
+        # The mask gets an axis of size 1: all heads share it.
         out = self.attention_fn(q, k, v) if mask is None else attend(q, k, v, mask[:, None])
         return dense(C, self.proj_init, self.dtype, "proj")(_join_heads(out))
 
@@ -231,6 +236,7 @@ class CrossAttention(nn.Module):
 
         def heads(x: Array, name: str) -> Array:
             x = dense(C, self.kernel_init, self.dtype, name)(x)
+            # [B, T, C] -> [B, N, T, H]
             return x.reshape(*x.shape[:2], self.num_heads, C // self.num_heads).swapaxes(1, 2)
 
         C = query.shape[-1]
@@ -259,7 +265,7 @@ def draw_branch_scales(keys: Key[Array, "B"], rates: Sequence[float]) -> Float[A
     Returns:
       Factors of the branches: 0 if dropped, else `1 / (1 - rate)`.
     """
-    keep = 1.0 - jnp.array(rates, jnp.float32)[:, None]
+    keep = 1.0 - jnp.array(rates, jnp.float32)[:, None]  # [D, 1]: both branches of a block alike
 
     def draw(key: Key[Array, ""]) -> Float[Array, "D 2"]:
         return jax.random.bernoulli(key, keep, (len(rates), 2)) / keep
@@ -300,6 +306,7 @@ class TransformerBlock(nn.Module):
         def scaled(branch: int, y: Array) -> Array:
             if branch_scales is None:
                 return y
+            # The factors are float32 and would promote bfloat16 tokens from here on.
             return (y * branch_scales[branch][:, None, None]).astype(y.dtype)
 
         C = x.shape[-1]

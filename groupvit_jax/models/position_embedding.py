@@ -19,7 +19,7 @@ def sincos_position_embedding(grid: tuple[int, int], dim: int) -> Float[np.ndarr
     if dim % 4:
         raise ValueError(f"{dim} channels found, expected a multiple of 4 for sin-cos positions")
     frequencies = 10000.0 ** -(np.arange(dim // 4) / (dim // 4))
-    rows, columns = np.mgrid[: grid[0], : grid[1]].reshape(2, -1, 1)
+    rows, columns = np.mgrid[: grid[0], : grid[1]].reshape(2, -1, 1)  # [L, 1] each
     x, y = columns * frequencies, rows * frequencies
     table = np.concatenate([np.sin(x), np.cos(x), np.sin(y), np.cos(y)], axis=1)
     return table[None].astype(np.float32)
@@ -36,9 +36,10 @@ def _cubic(distance: np.ndarray, a: float = -0.75) -> np.ndarray:
 def bicubic_weights(old: int, new: int) -> Float[np.ndarray, "new old"]:
     """Return the interpolation matrix of an axis: half-pixel centres, borders clamped."""
     centres = (np.arange(new) + 0.5) * (old / new) - 0.5
-    taps = np.floor(centres).astype(int)[:, None] + np.arange(-1, 3)
+    taps = np.floor(centres).astype(int)[:, None] + np.arange(-1, 3)  # [new, 4]
     weights = np.zeros((new, old))
     rows = np.broadcast_to(np.arange(new)[:, None], taps.shape)
+    # At a border several taps are clamped to one pixel: `add.at` adds them up, `+=` keeps one.
     np.add.at(weights, (rows, taps.clip(0, old - 1)), _cubic(centres[:, None] - taps))
     return weights.astype(np.float32)
 
@@ -58,5 +59,6 @@ def resize_position_embedding(
     table = embedding.reshape(*old_grid, -1)
     rows = bicubic_weights(old_grid[0], new_grid[0])
     columns = bicubic_weights(old_grid[1], new_grid[1])
+    # Highest precision: a TPU would multiply in bfloat16, away from PyTorch's values.
     resized = jnp.einsum("yh,xw,hwc->yxc", rows, columns, table, precision="highest")
     return resized.reshape(1, new_grid[0] * new_grid[1], -1)

@@ -21,6 +21,7 @@ _ATTEMPTS = 10
 
 def normalize(images: UInt8[Array, "B H W 3"]) -> Float[Array, "B H W 3"]:
     """Map 0-255 to 0-1 and then to ImageNet's zero mean and unit deviation, float32."""
+    # Statistics in 0-255, so that the pixels need no pass of their own to 0-1.
     mean = 255.0 * jnp.asarray(IMAGENET_MEAN, jnp.float32)
     std = 255.0 * jnp.asarray(IMAGENET_STD, jnp.float32)
     return (images.astype(jnp.float32) - mean) / std
@@ -78,8 +79,10 @@ def random_crops(
 
     def crop(key: Key[Array, ""], image: Float[Array, "H W 3"]) -> Float[Array, "H W 3"]:
         draws = jax.random.uniform(key, (3,))
+        # Of the same proportions, so a side's share is the root of the area's.
         side = jnp.sqrt(area[0] + (area[1] - area[0]) * draws[0])
         corner = draws[1:] * (1 - side) * size
+        # An output pixel is at `input * scale + translation`: this maps the crop's corner to 0.
         scale = jnp.full(2, 1 / side)
         return jax.image.scale_and_translate(
             image, shape, (0, 1), scale, -corner * scale, "linear", antialias=False
@@ -96,15 +99,19 @@ def _erased_pixels(
     aspect: tuple[float, float],
 ) -> Bool[Array, "B H W"]:
     height, width = shape
+    # In order: whether to erase, top, left, then area and aspect of each attempt in turn.
     applied, top, left = draws[:, :1], draws[:, 1:2], draws[:, 2:3]
+    # Pixels of each attempt's box, [B, 10].
     target = height * width * (area[0] + (area[1] - area[0]) * draws[:, 3::2])
     log_aspect = math.log(aspect[0]), math.log(aspect[1])
     ratio = jnp.exp(log_aspect[0] + (log_aspect[1] - log_aspect[0]) * draws[:, 4::2])
     rows, columns = jnp.rint(jnp.sqrt(target * ratio)), jnp.rint(jnp.sqrt(target / ratio))
     fits = (rows < height) & (columns < width)
+    # If none fits, argmax gives the first attempt, and `fits.any` below discards it.
     first = jnp.argmax(fits, axis=1)[:, None]
     rows = jnp.take_along_axis(rows, first, axis=1)
     columns = jnp.take_along_axis(columns, first, axis=1)
+    # Uniform over the `height - rows + 1` rows at which the box can begin.
     top = jnp.floor(top * (height - rows + 1))
     left = jnp.floor(left * (width - columns + 1))
     y, x = jnp.arange(height), jnp.arange(width)

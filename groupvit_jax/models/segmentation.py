@@ -55,6 +55,7 @@ class SegmentationModel(nn.Module):
         """
         (H, W), p = images.shape[1:3], self.image_encoder.patch_size
         features = self.image_encoder(images, noise_ids=noise_ids)
+        # Rounded up, as the patch embedding pads.
         maps = group_maps(features.assignments, (-(-H // p), -(-W // p)))[-1]
         return SegmentOutput(self.segment_head(features.segments), maps, features)
 

@@ -56,7 +56,7 @@ class SiglipTextEncoder(nn.Module):
         """
         if ends is None:
             ends = end_of_only_text(tokens, self.end_of_text_id, self.context_length)
-        texts = self._unpacked(tokens, ends)
+        texts = self._unpacked(tokens, ends)  # [B, N, T]
         B, N, T = texts.shape
         x = self._embed(texts.reshape(B * N, T))
         normal = nn.initializers.normal
@@ -74,6 +74,7 @@ class SiglipTextEncoder(nn.Module):
             parent=None,
         )
         x = run_blocks(self, block, self.num_layers, x, execution=self.execution)
+        # [B * N, T, C] -> [B, N, T, C]
         x = x.reshape(B, N, T, self.width)
         kept = x[:, :, -1]
         if places is not None:
@@ -88,7 +89,8 @@ class SiglipTextEncoder(nn.Module):
         """Return each text from its start to its end, then padding."""
         starts, _ = separate_texts(tokens, self.end_of_text_id)
         first = jnp.take_along_axis(starts, ends, axis=1)[:, :, None]
-        place = first + jnp.arange(self.context_length)
+        place = first + jnp.arange(self.context_length)  # [B, N, T]
+        # Places behind the row's end are clipped here and overwritten by padding below.
         inside = jnp.minimum(place, tokens.shape[1] - 1).reshape(len(tokens), -1)
         taken = jnp.take_along_axis(tokens, inside, axis=1).reshape(place.shape)
         return jnp.where(place <= ends[:, :, None], taken, self.end_of_text_id)

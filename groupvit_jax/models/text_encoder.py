@@ -81,6 +81,7 @@ class TextEncoder(nn.Module):
         shape = (self.context_length, self.width)
         positions = self.param("position_embedding", normal(0.01), shape)
         x = embed(tokens) + positions[place].astype(self.dtype)
+        # As in CLIP: 2 x layers branches add up, so each one's last matrix starts smaller.
         deep = self.width**-0.5 * (2 * self.num_layers) ** -0.5
         block = TransformerBlock(
             self.num_heads,
@@ -96,7 +97,7 @@ class TextEncoder(nn.Module):
         )
         x = run_blocks(self, block, self.num_layers, x, mask, execution=self.execution)
         # LayerNorm works token by token, so it is enough to normalise the ones selected.
-        x = jnp.take_along_axis(x, ends[:, :, None], axis=1)
+        x = jnp.take_along_axis(x, ends[:, :, None], axis=1)  # [B, L, C] -> [B, M, C]
         return layer_norm(self.dtype, "norm")(x).astype(jnp.float32)
 
 
@@ -119,7 +120,9 @@ def separate_texts(
     """Return the start of each token's text and the attention mask, causal within each text."""
     L = tokens.shape[1]
     query, key = jnp.arange(L)[:, None], jnp.arange(L)
+    # Without the last position, behind which no text can begin.
     is_end = tokens[:, :-1] == end_of_text_id
     after_end = jnp.pad(jnp.where(is_end, key[1:], 0), ((0, 0), (1, 0)))
+    # A token's text begins behind the last end before it: the running maximum of those places.
     starts = jax.lax.cummax(after_end, axis=1)
     return starts, (starts[:, :, None] <= key) & (key <= query)

@@ -43,6 +43,7 @@ def _forward(dtype: Dtype, table: Array, tokens: Array) -> tuple[Array, tuple[Ar
 def _backward(dtype: Dtype, inputs: tuple[Array, Array], gradient: Array) -> tuple[Array, None]:
     """Add up the rows' gradients in the type of the computation, in which devices exchange them."""
     table, tokens = inputs
+    # A look-up is linear in the table: only its shape and type matter here, and XLA drops the cast.
     _, transpose = jax.vjp(lambda t: jnp.take(t, tokens, axis=0), table.astype(dtype))
     return transpose(gradient)[0].astype(table.dtype), None
 

@@ -58,6 +58,7 @@ class Projector(nn.Module):
             )
 
         hidden = dense(self.hidden_dim, "linear_hidden", x.shape[-1])
+        # BatchNorm follows the linear layer: its statistics are those of that layer's output.
         batch = None if statistics_of is None else hidden(statistics_of)
         x = nn.relu(BatchNorm(name="norm")(hidden(x), train=train, statistics_of=batch))
         return dense(self.out_dim, "linear_out", self.hidden_dim)(x).astype(jnp.float32)
@@ -86,6 +87,7 @@ class TwoTower(nn.Module):
 
     def setup(self) -> None:
         """Create the parameters of the losses: log inverse temperatures and biases."""
+        # As a logarithm, so that no update can make the temperature negative.
         init = nn.initializers.constant(np.log(1 / self.initial_temperature))
         self.logit_scale = self.param("logit_scale", init, ())
         if not self.share_logit_scale:
@@ -166,13 +168,13 @@ class TwoTower(nn.Module):
         B, N, _ = text.shape
         # Captions and prompts are one batch for BatchNorm, as in the published model, where a
         # caption that stands in for prompts counts once for each of them.
-        texts = text.reshape(B * N, -1)
+        texts = text.reshape(B * N, -1)  # [B * N, Q]
         text_embedding = self.text_projector(texts, train=train)
 
         def project_parts(projector: Projector, parts: Array | None, wholes: Array) -> Any:
             if parts is None:
                 return None
-            flat = parts.reshape(-1, parts.shape[-1])
+            flat = parts.reshape(-1, parts.shape[-1])  # [B, G, C] -> [B * G, C]
             return projector(flat, train=train, statistics_of=wholes).reshape(*parts.shape[:2], -1)
 
         own = "" if self.share_logit_scale else "multi_label_"

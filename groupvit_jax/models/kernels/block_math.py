@@ -56,12 +56,15 @@ class Branches(NamedTuple):
 def gelu(x: Array) -> tuple[Array, Array]:
     """Return exact GELU and its derivative."""
     cdf = 0.5 + 0.5 * jax.lax.erf(x * 0.5**0.5)
+    # d/dx (x Phi(x)) = Phi(x) + x phi(x), with the normal distribution's Phi and its density phi.
     return x * cdf, cdf + x * jnp.exp(-0.5 * x * x) * (2 * jnp.pi) ** -0.5
 
 
 def quick_gelu(x: Array) -> tuple[Array, Array]:
     """Return CLIP's GELU, `x sigmoid(1.702 x)`, and its derivative."""
+    # Where exp overflows, 1 / inf is 0, the gate's limit.
     gate = 1 / (1 + jnp.exp(-1.702 * x))
+    # d/dx (x s(a x)) = s + a x s (1 - s), with a = 1.702.
     return x * gate, gate * (1 + 1.702 * x * (1 - gate))
 
 
@@ -87,8 +90,8 @@ def forward(
     x = x.astype(F32)
     dtype = _dtype_of(weights)
     y = _affine(_normalize(x)[0], weights["norm1"]).astype(dtype)
-    qkv = _scaled_queries(_linear(y, weights["attn"]["qkv"]), block).astype(dtype)
-    attended, _ = _attend(block, qkv, mask, keep=False)
+    qkv = _scaled_queries(_linear(y, weights["attn"]["qkv"]), block).astype(dtype)  # [R * T, 3 C]
+    attended, _ = _attend(block, qkv, mask, keep=False)  # [R * T, C]
     x = x + _by_row(_linear(attended, weights["attn"]["proj"]), scales and scales.attention)
     y = _affine(_normalize(x)[0], weights["norm2"]).astype(dtype)
     hidden, _ = ACTIVATIONS[block.activation](_linear(y, weights["mlp"]["fc1"]))
@@ -126,15 +129,16 @@ def backward(
     # Forward.
     norm1, inverse1 = _normalize(x)
     y1 = _affine(norm1, weights["norm1"]).astype(dtype)
-    qkv = _scaled_queries(_linear(y1, attention["qkv"]), block).astype(dtype)
-    attended, kept = _attend(block, qkv, mask, keep=True)
+    qkv = _scaled_queries(_linear(y1, attention["qkv"]), block).astype(dtype)  # [R * T, 3 C]
+    attended, kept = _attend(block, qkv, mask, keep=True)  # [R * T, C], R x N x [T, T]
     middle = x + _by_row(_linear(attended, attention["proj"]), scales and scales.attention)
-    norm2, inverse2 = _normalize(middle)
+    norm2, inverse2 = _normalize(middle)  # [R * T, C], [R * T, 1]
     y2 = _affine(norm2, weights["norm2"]).astype(dtype)
     hidden, slope = ACTIVATIONS[block.activation](_linear(y2, mlp["fc1"]))
     # Backward through the MLP.
     d_out = _by_row(gradient, scales and scales.mlp).astype(dtype)
     _add(gradients["mlp"]["fc2"], hidden.astype(dtype), d_out)
+    # Contracting second axes multiplies by the transposed kernel without transposing it.
     d_hidden = (_dot(d_out, mlp["fc2"]["kernel"][...], 1, 1) * slope).astype(dtype)
     _add(gradients["mlp"]["fc1"], y2, d_hidden)
     d_y2 = _dot(d_hidden, mlp["fc1"]["kernel"][...], 1, 1)
@@ -145,7 +149,7 @@ def backward(
     d_branch = _by_row(d_middle, scales and scales.attention).astype(dtype)
     _add(gradients["attn"]["proj"], attended, d_branch)
     d_attended = _dot(d_branch, attention["proj"]["kernel"][...], 1, 1)
-    d_qkv = _attend_backward(block, qkv, attended, kept, d_attended, dtype)
+    d_qkv = _attend_backward(block, qkv, attended, kept, d_attended, dtype)  # [R * T, 3 C]
     _add(gradients["attn"]["qkv"], y1, d_qkv)
     d_y1 = _dot(d_qkv, attention["qkv"]["kernel"][...], 1, 1)
     return d_middle + _normalize_backward(
@@ -168,12 +172,13 @@ def _linear(x: Array, layer: Weights) -> Array:
 
 def _add(gradients: Weights, x: Array, d_y: Array) -> None:
     """Add a linear layer's gradients, given its input and its output's gradient."""
-    gradients["kernel"][...] += _dot(x, d_y, 0, 0)
-    gradients["bias"][...] += d_y.astype(F32).sum(axis=0, keepdims=True)
+    gradients["kernel"][...] += _dot(x, d_y, 0, 0)  # over all tokens: [C, O]
+    gradients["bias"][...] += d_y.astype(F32).sum(axis=0, keepdims=True)  # [1, O]
 
 
 def _normalize(x: Array) -> tuple[Array, Array]:
     """Return the normalised rows, and the inverses of their standard deviations."""
+    # In two passes, like the plain code: E[x²] - E[x]² would cancel.
     centred = x - x.mean(axis=-1, keepdims=True)
     variance = (centred * centred).mean(axis=-1, keepdims=True)
     inverse = jax.lax.rsqrt(variance + layers.LAYER_NORM_EPS)
@@ -233,6 +238,7 @@ def _visible(block: Block, mask: Array | None) -> Array | None:
     T = block.row_length
     if block.num_tokens == T:
         return mask
+    # Axis 1 are the keys: a padded query may look, its output is cut off afterwards.
     real = jax.lax.broadcasted_iota(jnp.int32, (T, T), 1) < block.num_tokens
     return real if mask is None else real & mask
 
@@ -251,11 +257,12 @@ def _attend(
         kept.append([])
         for head in range(block.num_heads):
             query, key, value = _heads(block, qkv, row, head, 3)
-            logits = _dot(query, key, 1, 1)
+            logits = _dot(query, key, 1, 1)  # [T, H] x [T, H] -> [T, T]
             if visible is not None:
                 logits = jnp.where(visible, logits, -jnp.inf)
+            # Every query sees a key, padding's queries too, so the maximum is finite.
             weights = jnp.exp(logits - logits.max(axis=-1, keepdims=True))
-            inverse = 1 / weights.sum(axis=-1, keepdims=True)
+            inverse = 1 / weights.sum(axis=-1, keepdims=True)  # [T, 1]
             if keep:  # the backward pass needs them normalised
                 weights = (weights * inverse).astype(qkv.dtype)
                 kept[-1].append(weights)
@@ -282,16 +289,18 @@ def _attend_backward(
     d_attended = d_attended.astype(dtype)
     pieces = []
     for row, softmaxes in enumerate(kept):
+        # Queries, keys, values: in the order of the fused projection's channels.
         columns: list[list[Array]] = [[], [], []]
         for head, softmax in enumerate(softmaxes):
             query, key, value = _heads(block, qkv, row, head, 3)
             (d_out,) = _heads(block, d_attended, row, head, 1)
             (own,) = _heads(block, inner, row, head, 1)
-            d_softmax = _dot(d_out, value, 1, 1)
+            d_softmax = _dot(d_out, value, 1, 1)  # [T, T]
             d_logits = softmax.astype(F32) * (d_softmax - own.sum(axis=-1, keepdims=True))
             d_logits = d_logits.astype(dtype)
+            # `qkv` holds scaled queries: only the queries' gradient still lacks the factor.
             columns[0].append((_dot(d_logits, key) * scale).astype(dtype))
-            columns[1].append(_dot(d_logits, query, 0, 0).astype(dtype))
+            columns[1].append(_dot(d_logits, query, 0, 0).astype(dtype))  # [T, H], over the queries
             columns[2].append(_dot(softmax, d_out, 0, 0).astype(dtype))
         pieces.append([piece for column in columns for piece in column])
     return _joined(block, pieces)

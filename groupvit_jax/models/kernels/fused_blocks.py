@@ -76,7 +76,7 @@ def _run_and_keep(
     def block(x: Array, layer: Array) -> tuple[Array, Array]:
         return forward(stack, layer, x, weights, mask, scales), x
 
-    y, inputs = jax.lax.scan(block, x, jnp.arange(_depth(weights)))
+    y, inputs = jax.lax.scan(block, x, jnp.arange(_depth(weights)))  # inputs: [D, B * T, C]
     return y, (inputs, weights, mask, scales)
 
 
@@ -87,6 +87,7 @@ def _run_backward(stack: Stack, kept: Any, gradient: Array) -> tuple[Any, ...]:
         return backward(stack, layer, inputs, gradient, weights, mask, scales)
 
     gradient, gradients = jax.lax.scan(block, gradient, jnp.arange(_depth(weights)), reverse=True)
+    # An int8 mask has no gradient; the scales' zeros are never used, since `stacks` stops them.
     return gradient, gradients, None, jax.tree.map(jnp.zeros_like, scales)
 
 
@@ -138,10 +139,12 @@ def backward(
       scales: likewise.
     """
     tokens = _tokens_spec(stack, gradient)
+    # `None` drops the axis of blocks: the kernel sees one block's tokens, read in place.
     own_input = pl.BlockSpec(
         (None, *(tokens.block_shape or ())), lambda program, layer, *_: (layer[0], program, 0)
     )
     of_one = jax.tree.map(lambda w: _shape(w, of_one=True), weights)
+    # The same output block for every program, so that it goes to HBM once, after the last.
     whole = jax.tree.map(lambda w: pl.BlockSpec(w.shape, lambda *_: (0, 0)), of_one)
     return _call(
         stack,
@@ -153,6 +156,7 @@ def backward(
         specs=(own_input, tokens, _mask_spec(stack, mask), _weight_specs(weights)),
         out_shape=(_shape(gradient), of_one),
         out_specs=(tokens, whole),
+        # In float32: the outputs have the weights' type, in which a long sum loses small shares.
         scratch=(jax.tree.map(lambda w: pltpu.VMEM(w.shape, F32), of_one),),
     )
 
@@ -174,6 +178,7 @@ def _backward_kernel(
     """
     program, last = pl.program_id(0), pl.num_programs(0) - 1
 
+    # Scratch memory isn't cleared between kernels.
     @pl.when(program == 0)
     def _() -> None:
         for total in jax.tree.leaves(sums):
@@ -209,6 +214,7 @@ def _call(
         branches = None
         if scales is not None:
             factors, refs = refs[0], refs[1:]
+            # Into the flattened [D, 2, rows]: branch b of row r is `b * num_rows + r` further on.
             first = layer[0] * 2 * num_rows + pl.program_id(0) * stack.rows
             branches = Branches(
                 *([factors[first + b * num_rows + r] for r in range(stack.rows)] for b in (0, 1))
@@ -222,6 +228,7 @@ def _call(
         out_shape=out_shape,
         grid_spec=pltpu.PrefetchScalarGridSpec(
             num_scalar_prefetch=len(scalars),
+            # Without a remainder: `choose_stack` offers divisors of the number of rows only.
             grid=(num_rows // stack.rows,),
             in_specs=specs,
             out_specs=out_specs,
@@ -246,10 +253,12 @@ def _cost(stack: Stack, name: str, inputs: Any, out_shape: Any) -> pl.CostEstima
     """Return the work of a call: what XLA schedules by, and `launch.plan` counts."""
     block, weights = stack.block, inputs[-1]
     num_tokens, width = jax.tree.leaves(out_shape)[0].shape
+    # Vectors are [D, 1, C]; their additions are negligible.
     matrices = [leaf for leaf in jax.tree.leaves(weights) if leaf.shape[1] > 1]
     products = sum(math.prod(leaf.shape[1:]) for leaf in matrices)
     # Forward: each matrix, the logits and the average. Backward: these anew, and two for each.
     passes = 1 if name == "block_forward" else 3
+    # Multiply-adds of one token over all heads: T x C for the logits, as many for the average.
     pairs = 2 * block.row_length * width
     hidden = weights["mlp"]["fc1"]["kernel"].shape[-1]
     # Of what is stacked, one block is read.
@@ -259,7 +268,9 @@ def _cost(stack: Stack, name: str, inputs: Any, out_shape: Any) -> pl.CostEstima
         math.prod(leaf.shape[is_stacked:]) * leaf.dtype.itemsize for leaf, is_stacked in read
     )
     return pl.CostEstimate(
+        # A multiply-add is two operations.
         flops=2 * passes * num_tokens * (products + pairs),
+        # One a hidden unit for the activation, one a logit for the softmax.
         transcendentals=num_tokens * (hidden + block.num_heads * block.row_length),
         bytes_accessed=num_bytes,
     )
@@ -274,10 +285,12 @@ def _shape(x: Array, *, of_one: bool = False) -> jax.ShapeDtypeStruct:
 
 def _tokens_spec(stack: Stack, x: Array) -> pl.BlockSpec:
     tokens = stack.rows * stack.block.row_length
+    # An index map gets the grid's index first, then the prefetched scalars.
     return pl.BlockSpec((tokens, x.shape[-1]), lambda program, *_: (program, 0))
 
 
 def _optional(mask: Array | None) -> Any:
+    # An empty tree adds no operand, so one kernel signature serves both cases.
     return () if mask is None else mask
 
 

@@ -65,6 +65,7 @@ def stack_fn(mesh: Mesh, *, within_shard_map: bool = False) -> StackFn | None:
         mask: Bool[Array, "B S S"] | None,
         branch_scales: Float[Array, "D 2 B"] | None,
     ) -> Float[Array, "B S C"] | None:
+        # `shard_map` takes equal shares only; the plain blocks, under `jit`, take any.
         if len(x) % shards:
             return None
         stack = choose_stack(block, x.shape, len(x) // shards, vmem_bytes)
@@ -114,6 +115,7 @@ def choose_stack(
     if row_length > LONGEST_ROW:
         return None
     most = min(num_rows, max(TOKENS_A_PROGRAM // row_length, 1), MOST_ROWS)
+    # Downwards: the more tokens in a program, the better its products fill the matrix unit.
     for rows in range(most, 0, -1):
         sizes = (rows, row_length, C, hidden, block.num_heads, itemsize)
         if num_rows % rows == 0 and needed_bytes(*sizes) <= vmem_bytes:
@@ -128,9 +130,9 @@ def _run(
     """Run a stack on the rows [B, S, C] of one device; the rest as `run_stack` takes it."""
     B, S, C = x.shape
     padding = stack.block.row_length - S
-    x = jnp.pad(x, ((0, 0), (0, padding), (0, 0)))
+    x = jnp.pad(x, ((0, 0), (0, padding), (0, 0)))  # [B, T, C]
     if mask is not None:
-        mask = jnp.pad(mask, ((0, 0), (0, 0), (0, padding)))
+        mask = jnp.pad(mask, ((0, 0), (0, 0), (0, padding)))  # [B, S, T]
         # A softmax over nothing would be NaN: padding sees, but is not seen.
         mask = jnp.pad(mask, ((0, 0), (0, padding), (0, 0)), constant_values=True)
         mask = mask.astype(jnp.int8)
@@ -166,7 +168,9 @@ def needed_bytes(
       num_heads: of the attention.
       itemsize: bytes of a number of the computation.
     """
+    # Vector memory is tiled 128 lanes wide: the last axis of a [T, T] softmax is padded to that.
     tokens, lanes = rows * row_length, math.ceil(row_length / 128) * 128
+    # qkv and projection, then the MLP's two; beside them vectors are negligible.
     matrices = 4 * width * width + 2 * width * hidden
     # Weights, their gradients, and the sums of these in float32.
     weights = matrices * (2 * itemsize + 4)
