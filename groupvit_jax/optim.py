@@ -61,7 +61,9 @@ def make_schedule(
 
     def schedule(step: Any) -> Any:
         step = jnp.maximum(jnp.asarray(step, jnp.float32) - update_lag, 0.0)
+        # `where` below computes both curves: without a warm-up this one must not divide by 0.
         warmup = start + (peak - start) * step / max(warmup_steps, 1)
+        # Behind the end the cosine would rise again.
         progress = jnp.minimum(step / num_steps, 1.0)
         cosine = end + (peak - end) * (1 + jnp.cos(jnp.pi * progress)) / 2
         return jnp.where(step < warmup_steps, warmup, cosine)
@@ -102,6 +104,7 @@ def learning_rate_factors(params: Params, groups: Sequence[tuple[str, float]]) -
                 f"config.optimizer.groups: {pattern!r} matches no parameter, expected a part of a "
                 f"path such as {paths[0]!r}"
             )
+        # Not `factor < 0`, which lets NaN pass.
         if not factor >= 0:
             raise ValueError(
                 f"config.optimizer.groups: {factor} found for {pattern!r}, expected at least 0"
@@ -134,6 +137,7 @@ def layer_decay_groups(
     """
     if not 0 < decay <= 1:
         raise ValueError(f"layer decay: {decay} found, expected over 0, at most 1")
+    # The prefix below reaches a pattern's first alternative only; further ones carry their own.
     layers = [r"patch_embed/|^image_encoder/position_embedding"]
     for stage, (depth, tokens) in enumerate(zip(depths, num_group_tokens, strict=True)):
         prefix = rf"stages_{stage}/"
@@ -141,6 +145,7 @@ def layer_decay_groups(
             layers[-1] += rf"|^image_encoder/{prefix}group_(token|projector)\b"
         layers += [rf"{prefix}blocks_{block}/" for block in range(depth)]
         layers += [rf"{prefix}downsample/"] if tokens else []
+    # From `decay ** L` at the bottom to `decay` at the top; without a match (layer L) it is 1.
     factors = [decay**above for above in range(len(layers), 0, -1)]
     return tuple((f"^image_encoder/{p}", f) for p, f in zip(layers, factors, strict=True))
 

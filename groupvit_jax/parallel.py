@@ -69,6 +69,7 @@ def _lay_out(
             f"devices per slice: {dict(slice_sizes)} found, expected as many in every slice"
         )
     across, left = [], len(slice_sizes)
+    # Every slice is used up: their number divides the product of the sizes.
     for size in shape:
         across.append(math.gcd(size, left))
         left //= across[-1]
@@ -98,6 +99,7 @@ def partition_specs(tree: PyTree, rules: Rules) -> PyTree:
         name = _name(path)
         for regex, spec in compiled:
             if regex.search(name):
+                # Whether the sizes divide is checked by `shardings`, which knows the mesh.
                 fits = len(spec) <= len(leaf.shape)
                 return PartitionSpec(*spec) if fits else PartitionSpec()
         raise ValueError(f"config.parallel.rules: no rule for {name}, expected one that matches")
@@ -118,6 +120,7 @@ def shardings(mesh: Mesh, specs: PyTree, tree: PyTree) -> PyTree:
     """
 
     def sharding(path: tuple[Any, ...], leaf: Any, spec: PartitionSpec) -> NamedSharding:
+        # A spec may be shorter than the shape: further dimensions are not sharded.
         for size, axes in zip(leaf.shape, spec, strict=False):
             _check_divides(mesh, _name(path), leaf.shape, size, axes)
         return NamedSharding(mesh, spec)
@@ -142,6 +145,7 @@ def replicated(mesh: Mesh) -> NamedSharding:
 
 def local_mesh(mesh: Mesh) -> Mesh:
     """Return a mesh with the single axis `data` over this process's devices of `mesh`."""
+    # Auto axes, as everywhere here: `make_mesh` defaults to Explicit ones.
     devices = list(mesh.local_devices)
     return jax.make_mesh((len(devices),), AXES[:1], axis_types=(AxisType.Auto,), devices=devices)
 
@@ -222,6 +226,7 @@ def by_first_process(task: Callable[[], Any]) -> Any:
             outcome["error"] = str(error)
     wait_for_processes("first")  # the task may take longer than a collective waits
     text = np.frombuffer(json.dumps(outcome).encode(), np.uint8).astype(np.int32)
+    # All processes must broadcast arrays of one shape, and only the first knows the outcome's.
     size = int(broadcast_one_to_all(np.int32(text.size)))
     sent = broadcast_one_to_all(np.resize(text, size))
     outcome = json.loads(np.asarray(sent, np.uint8).tobytes())
@@ -254,7 +259,9 @@ def batch_part(mesh: Mesh) -> tuple[int, int]:
     indices: Mapping[Any, Any] = batch_sharding(mesh).devices_indices_map((num_shards,))
     for device, (rows,) in indices.items():
         shards[device.process_index].add(rows.indices(num_shards)[0])
+    # Sorted, so that all processes number the parts alike.
     parts = sorted({tuple(sorted(part)) for part in shards.values()})
+    # Parts that overlap have more rows together than the batch; ones of unequal size can't be fed.
     if sum(map(len, parts)) != num_shards or len(set(map(len, parts))) != 1:
         raise ValueError(
             f"config.parallel.mesh: {dict(mesh.shape)} found, expected sizes by which "

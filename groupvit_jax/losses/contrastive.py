@@ -61,13 +61,14 @@ def contrastive_losses(
     """
     image = pairwise.l2_normalize(image)
     scales = [pairwise.clipped_scale(logit_scale) for logit_scale in logit_scales]
+    # The scale goes into the texts: B x K x D products instead of one for each of B x B K logits.
     texts = [scale * pairwise.l2_normalize(text) for text, scale in zip(texts, scales, strict=True)]
     if pairing.kind == "sigmoid":
         # The bias as one more channel, 1 times the bias: the products need no second addition.
         image = jnp.pad(image, ((0, 0), (0, 1)), constant_values=1.0)
         texts = [_append(text, bias) for text, bias in zip(texts, biases or (), strict=True)]
     # Captions and prompts in one product: larger products keep a matrix unit busier.
-    stacked = jnp.concatenate(texts, axis=1)
+    stacked = jnp.concatenate(texts, axis=1)  # [B, N, D]
     position = pairwise.global_positions(pairing, len(image))
     own = Examples(image, stacked, position, None if ids is None else _told_apart(ids))
     totals = _compare(pairing, *own)
@@ -86,7 +87,7 @@ def contrastive_losses(
 
 def _append(text: Float[Array, "B K D"], bias: Float[Array, ""]) -> Float[Array, "B K E"]:
     column = jnp.broadcast_to(bias.astype(jnp.float32), (*text.shape[:2], 1))
-    return jnp.concatenate([text, column], axis=-1)
+    return jnp.concatenate([text, column], axis=-1)  # [B, K, D + 1]
 
 
 def _told_apart(ids: Sequence[Int[Array, "B _"]]) -> UInt[Array, "B N"]:
@@ -118,6 +119,7 @@ def _loss(
 
 
 def _accuracies(pairing: Pairing, totals: Both) -> Metrics:
+    # An image's best text is the best of its N bests, one for each place of a text in its image.
     best = totals.image.best.argmax(axis=1, keepdims=True)
     image_to_text = jnp.take_along_axis(totals.image.hit, best, axis=1)
     hits = {"image_to_text_accuracy": image_to_text, "text_to_image_accuracy": totals.text.hit}
@@ -175,7 +177,7 @@ def _compare_backward(
     def add(sums: tuple[Array, Array], block: tuple[Examples, Side, Side]) -> tuple[Array, Array]:
         examples, block_image_side, block_text_side = block
         by_image, by_text = _logits(own, examples)
-        text_same, image_same = _same(own, examples)
+        text_same, image_same = _same(own, examples)  # [B, #N, C] each
         weights = functools.partial(_weights, pairing.kind)
         by_image = weights(text_same, by_image, image_side, block_text_side)
         by_text = weights(image_same, by_text, text_side, block_image_side)
@@ -220,9 +222,10 @@ def _weights(
     A logit is used in both directions, of which one was reduced on this device (`own`) and the
     other on the block's (`other`), so both parts are added.
     """
-    own = jax.tree.map(lambda x: x[..., None], own)
-    other = jax.tree.map(jnp.transpose, other)
+    own = jax.tree.map(lambda x: x[..., None], own)  # [B, N, 1]
+    other = jax.tree.map(jnp.transpose, other)  # [C, N] -> [N, C]
     if kind == "sigmoid":
+        # d/dx softplus(x) = sigmoid(x); for a positive, d/dx softplus(-x) = sigmoid(x) - 1.
         return (own.gradient + other.gradient) * (jax.nn.sigmoid(logits) - same)
     by_own, by_other = (pairwise.softmax_weights(same, logits, side) for side in (own, other))
     return by_own + by_other

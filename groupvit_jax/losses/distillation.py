@@ -29,6 +29,7 @@ def distillation_loss(
     """
     teacher = jax.lax.stop_gradient(l2_normalize(teacher))
     log_target = jax.nn.log_softmax((teacher - teacher.mean(axis=0)) / TEACHER_TEMPERATURE)
+    # The entropy needs the logarithm, too: that of a softmax would be -inf where it underflows.
     target = jnp.exp(log_target)
     predicted = jax.nn.log_softmax(l2_normalize(student) / STUDENT_TEMPERATURE)
     entropy = -(target * log_target).sum(axis=1).mean() / jnp.log(target.shape[1])

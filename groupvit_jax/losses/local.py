@@ -74,7 +74,7 @@ def local_alignment_loss(
     )
     own_ids = pairwise.global_positions(pairing, len(segments)) if ids is None else ids
     found = _compare(pairing, seekers, segments, words, word_mask, own_ids)
-    image, text = (jax.tree.map(lambda x: x[:, 0], totals) for totals in found)
+    image, text = (jax.tree.map(lambda x: x[:, 0], totals) for totals in found)  # N = 1
     has_words = word_mask.any(axis=1)
     mean = _mean_over_texts(pairing, has_words)
     # An image has as many positives as its text, and none if the text has no words.
@@ -169,10 +169,11 @@ def _similarities(
     mask: Bool[Array, "C W"],
 ) -> tuple[Float[Array, "B C"], Float[Array, "B C"]]:
     """Return the similarities `A` of images to texts and `T`, transposed, of texts to images."""
-    scores = product("bgd,cwd->bcgw", segments, words)
+    scores = product("bgd,cwd->bcgw", segments, words)  # [B, C, G, W]
     to_image = jnp.where(mask, scores.max(axis=2), 0.0).sum(axis=2)
     to_image /= jnp.maximum(mask.sum(axis=1), 1)
     if seekers == "words":
+        # A text without words has similarity 0, which could beat real texts.
         return jnp.where(mask.any(axis=1), to_image, NEVER), to_image
     return jnp.where(mask[:, None], scores, NEVER).max(axis=3).mean(axis=2), to_image
 
@@ -191,7 +192,7 @@ def _pull_back(
     text_side: Side,
 ) -> Array:
     """Return the gradient of the loss with respect to the embeddings behind similarities [B, C]."""
-    (to_text, to_image), pull = jax.vjp(similarities, embeddings)
+    (to_text, to_image), pull = jax.vjp(similarities, embeddings)  # [B, C] each
     text_side = jax.tree.map(jnp.transpose, text_side)
     by_image = pairwise.softmax_weights(same, to_text, image_side)
     return pull((by_image, pairwise.softmax_weights(same, to_image, text_side)))[0]

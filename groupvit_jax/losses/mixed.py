@@ -32,7 +32,8 @@ def mixed_patch_loss(
       The loss, and its metric `accuracy`, the share of patches that their own text finds best.
     """
     scaled = clipped_scale(logit_scale) * l2_normalize(segments)
-    logits = product("bgd,bnd->bgn", scaled, l2_normalize(texts))
+    logits = product("bgd,bnd->bgn", scaled, l2_normalize(texts))  # [B, G, N]
+    # Probabilities are averaged over segments, as in the loss; logits would be another model.
     found = jnp.einsum("bhwg,bgn->bhwn", maps, jax.nn.softmax(logits)).argmax(axis=-1)
     loss = -mixture_log_likelihood(maps, logits, owner).mean()
     return loss, {"accuracy": (found == owner).mean()}

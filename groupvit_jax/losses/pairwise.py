@@ -130,6 +130,7 @@ def no_totals(like: Float[Array, "B N"], *, count_positives: bool) -> Totals:
     """Return the totals of no logits, device-varying like `like` (a `shard_map` carry must be)."""
     zero = jnp.zeros_like(like)
     positives = Positives(zero, zero) if count_positives else None
+    # -inf and False by arithmetic on `like`: constants would not vary over devices.
     return Totals(zero, zero - jnp.inf, zero > 0, positives)
 
 
@@ -188,6 +189,7 @@ def softmax_weights(
       logits: logits of a block.
       side: the direction's totals, broadcastable to the logits.
     """
+    # The derivative of a log-sum-exp is the softmax; that of the positives' sum is 1 at each.
     weights = side.gradient * jnp.exp(logits - side.total)
     if side.positive_gradient is not None:
         weights += jnp.where(same, side.positive_gradient, 0.0)

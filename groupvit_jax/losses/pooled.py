@@ -19,8 +19,10 @@ def top_mean(
       mask: which of them count; without any, the result is zero.
       count: number of values; all of those that there are, if fewer.
     """
+    # `top_k` works along the last axis: [B, D, S].
     channels = jnp.moveaxis(jnp.where(mask[:, :, None], tokens, -jnp.inf), 1, 2)
-    best, _ = jax.lax.top_k(channels, min(count, tokens.shape[1]))
+    best, _ = jax.lax.top_k(channels, min(count, tokens.shape[1]))  # [B, D, k]
+    # With fewer than `count` tokens the rest of `best` is the mask's -inf.
     counts = jnp.isfinite(best)
     total = jnp.where(counts, best, 0.0).sum(axis=2)
     return total / jnp.maximum(counts.sum(axis=2), 1)

@@ -26,7 +26,7 @@ def mixture_log_likelihood(
     """
     B, H, W, G = maps.shape
     log_classes = jax.nn.log_softmax(logits.astype(jnp.float32))
-    picked = jnp.take_along_axis(log_classes, labels.reshape(B, 1, H * W), axis=2)
+    picked = jnp.take_along_axis(log_classes, labels.reshape(B, 1, H * W), axis=2)  # [B, G, H W]
     picked = jnp.moveaxis(picked, 1, 2).reshape(B, H, W, G)
     has_share = maps > 0
     # The inner `where` keeps the unused branch finite: its gradient, times 0, would be NaN.
@@ -50,6 +50,7 @@ def segmentation_loss(
       ignored: mask value of unlabelled pixels.
     """
     counts = (mask != ignored) & (mask < logits.shape[-1])
+    # 255 is no class: any class will do where the loss is masked afterwards.
     labels = jnp.where(counts, mask, 0).astype(jnp.int32)
     total = jnp.where(counts, -mixture_log_likelihood(maps, logits, labels), 0.0).sum()
     return total / jnp.maximum(counts.sum(), 1), counts.mean()
