@@ -100,6 +100,7 @@ class Checkpointer:
         )
         if not self._is_shared:
             # To Orbax, each process is the only one.
+            # The prefix keeps the keys of one process's barriers apart from those of another.
             me = jax.process_index()
             processes = ocp.options.MultiprocessingOptions(
                 primary_host=me, active_processes={me}, barrier_sync_key_prefix=f"process_{me}"
@@ -174,6 +175,7 @@ class Checkpointer:
         wanted = _by_item(abstract_state)
         folder = self._directory / str(step)
         with checkpoints.naming_damage(folder):
+            # Shapes from the metadata: a wrong architecture is found before gigabytes are read.
             found = {item: dict(self._manager.item_metadata(step)[item].tree) for item in wanted}
         for item, tree in wanted.items():
             check_same_arrays(folder / item, found[item], tree)
@@ -184,6 +186,7 @@ class Checkpointer:
         with checkpoints.naming_damage(folder):
             restored = self._manager.restore(step, args=items)
         model, training = (restored[item] for item in checkpoints.ARRAY_ITEMS)
+        # With averages, `model` holds these, and `training` the parameters that go on.
         fields = {**model, **training, "average": model if abstract_state.average else {}}
         if not jax.dtypes.issubdtype(fields["key"].dtype, jax.dtypes.prng_key):
             fields["key"] = jax.random.wrap_key_data(fields["key"])  # saved as its words
@@ -312,6 +315,7 @@ def _options(
         """Return a score, higher for better; a step without the metric is worse than any."""
         value = metrics.get(settings.best_metric, math.nan)
         sign = {"max": 1, "min": -1}[settings.best_mode]
+        # NaN is neither better nor worse than a number: the order would be undefined.
         return -math.inf if math.isnan(value) else sign * value
 
     keep = [checkpoint_managers.LatestN(settings.keep_last)]

@@ -251,7 +251,7 @@ def encode_examples(
         **({"caption_tokens": True} if "tokens" in parts else {}),
     )
     features, text = encoded
-    text, tokens = jnp.split(text, [rows["text_ends"].shape[1]], axis=1)
+    text, tokens = jnp.split(text, [rows["text_ends"].shape[1]], axis=1)  # [B, N, Q], [B, W, Q]
     found = {"segments": features.segments, "tokens": tokens}
     if "mixed" in parts:
         found |= mixing.encode_mixed(model, params, keys, rows)
@@ -369,6 +369,7 @@ def _words(
     ends, ids = batch["text_ends"], batch["text_ids"]
     if output.tokens is not None:
         words = output.tokens
+        # Places from 1, behind the start token, to the one before the caption's end-of-text token.
         mask = jnp.arange(1, 1 + words.shape[1]) < ends[:, :1]
         ids = ids[:, 0]
     else:

@@ -98,15 +98,18 @@ def group_statistics(features: ImageFeatures) -> dict[str, Float[Array, "B"]]:
     features = jax.lax.stop_gradient(features)
     found: dict[str, Float[Array, "B"]] = {}
     L = features.assignments[0].shape[2] if features.assignments else 1
+    # As one row of patches: these metrics don't depend on the image's proportions.
     of_patches = group_maps(features.assignments, (1, L))
     for stage, (assignment, maps) in enumerate(zip(features.assignments, of_patches, strict=True)):
         G = assignment.shape[1]
-        best = jax.nn.one_hot(assignment.argmax(axis=1), G, dtype=bool)
+        best = jax.nn.one_hot(assignment.argmax(axis=1), G, dtype=bool)  # [B, S, G]
         found[f"groups_in_use/stage_{stage}"] = best.any(axis=1).sum(axis=1, dtype=jnp.float32)
-        patches = jax.nn.one_hot(maps[:, 0].argmax(axis=2), G).sum(axis=1)
+        patches = jax.nn.one_hot(maps[:, 0].argmax(axis=2), G).sum(axis=1)  # [B, L, G] -> [B, G]
         found[f"largest_group/stage_{stage}"] = patches.max(axis=1) / L
         soft = assignment.astype(jnp.float32)
+        # 0 log 0 is 0: a decided assignment has groups without any share.
         entropy = -jax.scipy.special.xlogy(soft, soft).sum(axis=1).mean(axis=1)
+        # With one group the entropy is 0, and dividing by log 1 would make it NaN.
         found[f"assignment_entropy/stage_{stage}"] = entropy / math.log(max(G, 2))
     return found | {"group_cosine": _mean_cosine(features.segments)}
 
@@ -115,6 +118,7 @@ def _mean_cosine(segments: Float[Array, "B G C"]) -> Float[Array, "B"]:
     """Return the mean cosine of all pairs, by the square of their sum; 1 without a pair."""
     G = segments.shape[1]
     total = l2_normalize(segments).sum(axis=1)
+    # |sum|² adds up the cosines of all ordered pairs, G of which are a segment with itself.
     return (jnp.square(total).sum(axis=1) - G) / (G * (G - 1)) if G > 1 else jnp.ones(len(total))
 
 

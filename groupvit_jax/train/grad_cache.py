@@ -44,11 +44,13 @@ def in_micro_batches(
             params = jax.tree.map(
                 lambda x: jax.lax.pcast(x, parallel.BATCH_AXES, to="varying"), params
             )
+        # [rows of a device, ...] -> [micro-batches, rows of each, ...]
         micro_batches = jax.tree.map(lambda x: x.reshape(-1, rows_per_device, *x.shape[1:]), rows)
         # The loop already keeps XLA from merging both forward passes, so the barriers of
         # `prevent_cse` would only cost time.
         again = jax.checkpoint(lambda rows: encode(params, keys, rows), prevent_cse=False)
         features = jax.lax.map(again, micro_batches)
+        # And back, in the order of the batch: the losses pair rows by position.
         return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), features)
 
     by_row = PartitionSpec(parallel.BATCH_AXES)

@@ -109,6 +109,7 @@ class StepMetrics:
         Raises:
           NonFiniteError: a loss or a norm of any step since the last fetch is not finite.
         """
+        # What is waited for here are steps, dispatched and counted before.
         with self.training(steps=0):
             fetched = jax.device_get(self._pending)
         self._pending.clear()
@@ -139,6 +140,7 @@ class StepMetrics:
             yield
         elapsed = self._clock() - start
         self.input_seconds += elapsed
+        # Moved from "stepping", where `training` has put it: kinds of goodput exclude each other.
         self.goodput.add("input", elapsed)
         self.goodput.add("stepping", -elapsed)
 
@@ -364,6 +366,7 @@ def check_finite(state: TrainState, step: int) -> None:
     finite = jax.device_get(_finite_arrays(arrays))
     for path, value in jax.tree_util.tree_leaves_with_path(finite):
         if not value:
+            # Without the place in the tuple `arrays`.
             name = jax.tree_util.keystr(path[1:], simple=True, separator="/")
             raise NonFiniteError(f"step {step}: {name} is not finite")
 

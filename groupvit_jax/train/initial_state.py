@@ -61,6 +61,7 @@ def roll_back(folder: Path, step: int, workdir: str) -> None:
         else:
             logger.warning("going on from step %d; later steps are now in %s", step, moved)
 
+    # Processes share the folder: one moves the steps, and all wait until it has.
     parallel.by_first_process(move)
 
 
@@ -111,6 +112,7 @@ def initial_state(
         for line in report.lines():
             logger.info("%s: %s", path, line)
         variables = {"params": params, "batch_stats": batch_stats}
+        # The average begins at the loaded values; `fresh_state` began it at random ones.
         average = start_average(variables) if state.average else {}
         state = dataclasses.replace(state, **variables, average=average)
     return state, None

@@ -149,6 +149,6 @@ def compare(
 
 def _first_rows(x: Array, mesh: Mesh) -> Array:
     """Return the first rows of each device's share of a batch, where they are."""
-    shares = x.reshape(parallel.num_batch_shards(mesh), -1, *x.shape[1:])
+    shares = x.reshape(parallel.num_batch_shards(mesh), -1, *x.shape[1:])  # [devices, rows, ...]
     rows = shares[:, :ROWS_A_DEVICE].reshape(-1, *x.shape[1:])
     return jax.lax.with_sharding_constraint(rows, parallel.batch_sharding(mesh))

@@ -295,6 +295,7 @@ def open_batches(parts: setup.Parts, position: DataPosition) -> Iterator[DeviceP
         host_count=num_parts,
         start_step=position.first_batch,
     )
+    # The prefetcher is closed first: its thread reads from the loader.
     with contextlib.closing(loader):
         prefetcher = DevicePrefetcher(loader, send, config.data.prefetch)
         with contextlib.closing(prefetcher):
@@ -339,6 +340,7 @@ def _finish_first_step(step_metrics: hooks_lib.StepMetrics, metrics: Mapping[str
     with step_metrics.training(steps=0):
         jax.block_until_ready(metrics)
     logger.info("the first step took %.1f s, compiling it included", step_metrics.seconds)
+    # The first batch comes from readers that have just started: waiting for it is no compiling.
     compiling = step_metrics.seconds - step_metrics.input_seconds
     step_metrics.goodput.add("compiling", compiling)
     step_metrics.goodput.add("stepping", -compiling)

@@ -35,6 +35,7 @@ class DevicePrefetcher:
           to_device: makes a global batch of them; runs in the reading thread.
           size: number of batches to keep ready, at least 1.
         """
+        # At least 1: a queue of size 0 has no limit.
         self._queue: queue.Queue[DeviceBatch | Exception | None] = queue.Queue(max(size, 1))
         self._closed = threading.Event()
         self._thread = threading.Thread(
@@ -50,6 +51,7 @@ class DevicePrefetcher:
         """
         while True:
             try:
+                # With a timeout: a request to stop may arrive while the readers hang.
                 item = self._queue.get(timeout=_POLL_SECONDS)
             except queue.Empty:
                 if give_up():
@@ -91,6 +93,7 @@ class DevicePrefetcher:
     def _put(self, item: DeviceBatch | Exception | None) -> bool:
         while not self._closed.is_set():
             try:
+                # With a timeout: nothing takes batches out any more after `close`.
                 self._queue.put(item, timeout=_POLL_SECONDS)
                 return True
             except queue.Full:

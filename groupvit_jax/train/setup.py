@@ -182,6 +182,7 @@ def check_fused_attention(encoder: ImageEncoder, mesh: Mesh, micro_batch_size: i
             f"True found with {heads} heads on {mesh.shape['tensor']} tensor shards, expected "
             "shards that divide them"
         )
+    # cuDNN's attention takes 16-bit numbers only.
     elif platform == "gpu" and encoder.dtype == jnp.float32:
         found = "True found with config.model.dtype 'float32', expected 'bfloat16' on a GPU"
     if found:

@@ -85,6 +85,7 @@ def init_variables(model: nn.Module, key: Key[Array, ""], shapes: BatchShapes) -
       key: of the random initial values.
       shapes: of a batch; parameters depend on the images' size only.
     """
+    # One example of zeros: sizes and initial values of parameters don't depend on the batch.
     images = jnp.zeros((1, *shapes["image"].shape[1:]))
     if "text" not in shapes:
         return model.init(key, images)
@@ -107,6 +108,7 @@ def init_state(
     averaged: bool = False,
 ) -> TrainState:
     """Return the state before the first step; see `create_sharded_state` for the arguments."""
+    # Apart, so that no noise repeats a draw of the initial values.
     params_key, noise_key = jax.random.split(key)
     variables = init_variables(model, params_key, shapes)
     return TrainState(

@@ -50,6 +50,7 @@ def make_train_step(
             return loss_fn(params, state, batch)
 
         gradients, (batch_stats, metrics) = jax.grad(trainable_loss, has_aux=True)(state.params)
+        # Of this update: `state.step` is also the optimizer's own count until it updates.
         metrics["learning_rate"] = schedule(state.step)
         metrics["gradient_norm"] = optim.global_norm(gradients)
         updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
@@ -88,6 +89,7 @@ class NormsOfLoggedSteps:
         self._step += 1
         if self._step % self._every_steps and self._step != self._num_steps:
             return self._train_step(state, batch)
+        # The step donates the state, and with it the parameters as they are now.
         before = _copy(state.params)
         state, metrics = self._train_step(state, batch)
         return state, {**metrics, **_norms(before, state.params)}

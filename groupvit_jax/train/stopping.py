@@ -56,4 +56,5 @@ class StopRequest:
         return multihost_utils.reached_preemption_sync_point(step)
 
     def _receive(self, signum: int, frame: FrameType | None) -> None:
+        # Only a flag: a signal may arrive anywhere in a step, where no state could be saved.
         self._received.set()

@@ -42,6 +42,7 @@ class CluWriter:
 
     def __init__(self, directory: Path) -> None:
         """Open the event file; imports TensorFlow."""
+        # Before the import, at which TensorFlow reads it.
         os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
         import tensorflow as tf
         from clu import metric_writers
