@@ -85,6 +85,7 @@ def _invert(image: Image, strength: float) -> Image:
 def _posterize(image: Image, strength: float) -> Image:
     """Keep 4 bits at level 0, 1 bit at level 10 (timm's 0 bits are refused by current PIL)."""
     bits = max(4 - int(abs(strength) * 4), 1)
+    # A mask of the highest bits.
     return image & np.uint8(256 - (1 << (8 - bits)))
 
 
@@ -99,6 +100,7 @@ def _solarize(image: Image, strength: float) -> Image:
 def _solarize_add(image: Image, strength: float) -> Image:
     """Add up to 110 to values below 128."""
     _, added = cv2.threshold(image, 127, int(abs(strength) * 110), cv2.THRESH_BINARY_INV)
+    # OpenCV's addition stops at 255, NumPy's would wrap around.
     return cv2.add(image, added)
 
 
@@ -117,6 +119,7 @@ def _color(image: Image, strength: float) -> Image:
 def _contrast(image: Image, strength: float) -> Image:
     """Blend with the mean grey, or away from it."""
     factor = _enhancement(strength)
+    # PIL, too, takes the mean as a whole number.
     mean = math.floor(cv2.mean(cv2.cvtColor(image, cv2.COLOR_RGB2GRAY))[0] + 0.5)
     return _scale(image, factor, (1.0 - factor) * mean)
 

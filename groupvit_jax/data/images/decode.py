@@ -66,6 +66,7 @@ def decode(data: bytes, *, min_size: int = 0, max_pixels: int = MAX_PIXELS) -> I
     header = read_header(data)
     whole = Box(0, 0, header.height, header.width)
     pixels = decode_box(data, header, whole, min_size=min_size, max_pixels=max_pixels)
+    # Raw pixels are a view of the caller's bytes.
     return orient(pixels if pixels.flags.writeable else pixels.copy(), header.orientation)
 
 
@@ -97,6 +98,7 @@ def decode_box(
         _check_pixels(header, header.height, header.width, max_pixels)
         in_pil = header.kind in ("tiff", "avif")
         pixels = _decode_in_pil(data, header.kind) if in_pil else _to_rgb(_imdecode(data))
+        # The declared size is what was checked against the limit.
         if pixels.shape[:2] != (header.height, header.width):
             found = f"{pixels.shape[0]}x{pixels.shape[1]} (height x width)"
             declared = f"{header.height}x{header.width}"
@@ -108,6 +110,7 @@ def decode_box(
             data, header, box = _cut(data, header, header.tiles, box)
         pixels = _decode_jpeg(data, header, box.top + box.height, reduction, max_pixels)
     bottom, right = box.top + box.height, box.left + box.width
+    # Rounded outwards: a reduced pixel covers several, some of which may be in the box.
     rows = slice(box.top // reduction, -(-bottom // reduction))
     return pixels[rows, box.left // reduction : -(-right // reduction)]
 
@@ -116,6 +119,7 @@ def orient(image: Shaped[np.ndarray, "H W C"], orientation: int) -> Shaped[np.nd
     """Turn stored pixels upright according to the EXIF orientation (1-8)."""
     if orientation == 1:
         return image
+    # 5 to 8 exchange rows and columns; the axes mirrored below are those of the result.
     if orientation >= 5:
         image = image.transpose(1, 0, 2)
     rows = -1 if orientation in (3, 4, 7, 8) else 1
@@ -126,6 +130,7 @@ def orient(image: Shaped[np.ndarray, "H W C"], orientation: int) -> Shaped[np.nd
 def _stored_pixels(data: bytes, header: ImageHeader, max_pixels: int) -> Image:
     _check_pixels(header, header.height, header.width, max_pixels)
     num_bytes = 3 * header.height * header.width
+    # At the end of the file, behind a header of any length; `read_header` has checked the sum.
     pixels = np.frombuffer(data, np.uint8, num_bytes, len(data) - num_bytes)
     return pixels.reshape(header.height, header.width, 3)
 
@@ -151,6 +156,7 @@ def _decode_jpeg(
 ) -> Image:
     """Decode rows 0 .. bottom (at least) of a JPEG, divided by `reduction`."""
     rows = header.height
+    # Progressive: libjpeg holds the coefficients of the whole image, at any scale.
     if header.height_offset == 0:
         _check_pixels(header, header.height, header.width, max_pixels)
     elif bottom + _JPEG_MARGIN < rows:
@@ -229,4 +235,5 @@ def _to_rgb(pixels: np.ndarray) -> Image:
 def lay_on_white(pixels: UInt8[np.ndarray, "H W 4"]) -> Image:
     """Composite RGBA pixels with straight (not premultiplied) alpha on white."""
     colour, alpha = pixels[..., :3].astype(np.uint16), pixels[..., 3:].astype(np.uint16)
+    # Rounded by the 127; at most 255² + 127, which uint16 holds.
     return ((colour * alpha + 255 * (255 - alpha) + 127) // 255).astype(np.uint8)

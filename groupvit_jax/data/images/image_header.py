@@ -11,6 +11,7 @@ from groupvit_jax.data.images.jpeg_crop import JpegTiles
 
 __all__ = ["BrokenImageError", "ImageHeader", "read_header"]
 
+# All but C4 (Huffman tables), C8 (reserved) and CC (arithmetic coding), T.81, table B.1.
 _JPEG_FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
 _JPEG_BARE = frozenset((0x00, 0x01, *range(0xD0, 0xD9), 0xFF))  # filling and markers alone
 _JPEG_APP1, _JPEG_SCAN, _JPEG_RESTART_INTERVAL = 0xE1, 0xDA, 0xDD
@@ -80,6 +81,7 @@ def _read_header(data: bytes) -> ImageHeader:
         return ImageHeader("gif", height, width)
     if data[:2] == b"BM":
         (size,) = struct.unpack_from("<I", data, 14)
+        # 12 bytes: OS/2's header, whose sides have 16 bits.
         width, height = struct.unpack_from("<HH" if size == 12 else "<ii", data, 18)
         return ImageHeader(
             "bmp", abs(height), width
@@ -130,6 +132,7 @@ def _png_header(data: bytes) -> ImageHeader:
         (length,) = struct.unpack_from(">I", data, position)
         if kind == b"eXIf":
             orientation = _exif_orientation(data[position + 8 : position + 8 + length])
+        # Length, kind, content and checksum.
         position += 12 + length
         if position + 8 > len(data):
             raise BrokenImageError(f"truncated or corrupt PNG: a chunk ends at byte {position}")
@@ -142,11 +145,14 @@ def _png_header(data: bytes) -> ImageHeader:
 def _webp_header(data: bytes) -> ImageHeader:
     chunk = data[12:16]
     if chunk == b"VP8X":
+        # Sides minus one, 24 bits each.
         width, height = (int.from_bytes(data[i : i + 3], "little") + 1 for i in (24, 27))
     elif chunk == b"VP8L":
         (bits,) = struct.unpack_from("<I", data, 21)
+        # Sides minus one, 14 bits each.
         width, height = (bits & 0x3FFF) + 1, (bits >> 14 & 0x3FFF) + 1
     else:
+        # 14 bits each; the two above are a scale that decoders ignore.
         width, height = (value & 0x3FFF for value in struct.unpack_from("<HH", data, 26))
     has_exif = chunk == b"VP8X" and data[20] & 0x08
     return ImageHeader("webp", height, width, _webp_orientation(data) if has_exif else 1)
@@ -161,6 +167,7 @@ def _webp_orientation(data: bytes) -> int:
         if data[position : position + 4] == b"EXIF":
             block = data[position + 8 : position + 8 + length]
             return _exif_orientation(block.removeprefix(b"Exif\0\0"))  # some encoders add this
+        # RIFF pads chunks to an even length.
         position += 8 + length + length % 2
     return 1
 
@@ -187,6 +194,7 @@ def _jpeg_header(data: bytes) -> ImageHeader:
             (interval,) = struct.unpack_from(">H", data, body)
         elif marker == _JPEG_SCAN:
             break
+        # The length counts its own two bytes, but not the marker's.
         position += 2 + length
     else:
         raise BrokenImageError(f"JPEG of more than {_MAX_SEGMENTS:,} segments before its scan")
@@ -197,6 +205,7 @@ def _jpeg_header(data: bytes) -> ImageHeader:
     if marker in (0xC0, 0xC1) and data[body] == components:
         tiles = _tiles(data, offset, width, components, interval, position + 2 + length)
         return ImageHeader("jpeg", height, width, orientation, offset, tiles)
+    # In coded data FF is followed by 00 or a restart marker, so only scans' headers match.
     num_scans = data.count(b"\xff\xda", position)
     if num_scans * height * width > MAX_SCANNED_PIXELS:
         found = f"{num_scans} scans of {height}x{width} pixels"
@@ -231,6 +240,7 @@ def _exif_orientation(tiff: bytes) -> int:
         (offset,) = struct.unpack_from(order + "I", tiff, 4)
         (entries,) = struct.unpack_from(order + "H", tiff, offset)
         for start in range(offset + 2, offset + 2 + 12 * entries, 12):
+            # Tag, type, count, and in the first two bytes of the value a 16-bit number.
             tag, _, _, value = struct.unpack_from(order + "HHIH", tiff, start)
             if tag == 0x0112:
                 return value if 1 <= value <= 8 else 1

@@ -72,6 +72,7 @@ def cut(
     width = min(tiles.width * tile_columns.stop, size[1]) - left
     header = bytearray(data[: tiles.scan_offset])
     struct.pack_into(">HH", header, tiles.size_offset, height, width)
+    # A tile begins behind the two bytes of the marker that ends the one before.
     starts = np.concatenate([[tiles.scan_offset], ends[:-1] + 2]).reshape(num_rows, num_columns)
     starts = starts[tile_rows.start : tile_rows.stop, tile_columns.start]
     ends = ends.reshape(num_rows, num_columns)[tile_rows.start : tile_rows.stop]
@@ -88,7 +89,9 @@ def _join(
     pieces = [data[start:stop] for start, stop in zip(starts.tolist(), stops.tolist(), strict=True)]
     joined = bytearray(b"".join([header, *pieces]))
     lengths = stops - starts
+    # How far the bytes of each row have moved: the markers are overwritten where they are now.
     moved_by = len(header) + np.cumsum(lengths) - lengths - starts
+    # Restart markers are numbered 0 to 7 in turn (T.81, B.2.1), the last becomes the image's end.
     codes = (_RESTART + np.arange(ends.size) % 8).astype(np.uint8)
     codes[-1] = _END
     np.frombuffer(joined, np.uint8)[(ends + moved_by[:, None] + 1).ravel()] = codes

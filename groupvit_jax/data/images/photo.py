@@ -71,6 +71,7 @@ def _fetch(url: str) -> bytes:
     """Return what an address serves, up to a size that no photo has."""
     try:
         with urllib.request.urlopen(url, timeout=_TIMEOUT) as response:
+            # One byte more than allowed is enough to tell.
             data = response.read(_MAX_BYTES + 1)
     except (OSError, ValueError, http.client.HTTPException) as error:
         raise ValueError(f"{url}: can't be fetched ({error})") from error

@@ -202,6 +202,7 @@ def resize_and_center_crop(image: Image, size: int = 256, crop: int = 224) -> Sq
     """
     height, width = image.shape[:2]
     shorter = min(height, width)
+    # torchvision truncates the longer side and rounds the crop's corner.
     resized = resize_like_pil(image, size * height // shorter, size * width // shorter)
     top, left = (round((side - crop) / 2) for side in resized.shape[:2])
     return resized[top : top + crop, left : left + crop]
@@ -224,6 +225,7 @@ def _missing_variance(reduction: float) -> float:
 def _taps(variance: float) -> np.ndarray:
     """Return a blur without negative taps, for reductions up to 3."""
     if variance > 0.5:
+        # Variances of filters applied one after the other add up.
         half = _taps(variance / 2)
         return np.convolve(half, half)
     return np.array([variance / 2, 1 - variance, variance / 2])
@@ -236,12 +238,13 @@ def _resize_axis(image: np.ndarray, axis: int, size: int) -> np.ndarray:
     support = max(scale, 1.0)
     centres = (np.arange(size) + 0.5) * scale
     first = np.maximum((centres - support + 0.5).astype(int), 0)
-    taps = first[:, None] + np.arange(int(2 * support) + 2)
+    taps = first[:, None] + np.arange(int(2 * support) + 2)  # [size, taps]
     weights = np.maximum(1 - np.abs(taps + 0.5 - centres[:, None]) / support, 0) * (taps < old)
     weights = (weights / weights.sum(1, keepdims=True)).astype(np.float32)
     shape = [1, 1, 1]
     shape[axis] = size
     result = np.zeros([size if i == axis else n for i, n in enumerate(image.shape)], np.float32)
+    # Over taps, of which there are few; those clamped to the last pixel have weight 0.
     for tap, weight in zip(np.minimum(taps, old - 1).T, weights.T, strict=True):
         result += weight.reshape(shape) * image.take(tap, axis)
     return result

@@ -89,6 +89,7 @@ class TrainExamples:
         for attempt in range(_MAX_REPLACEMENTS):
             try:
                 if isinstance(sample, BrokenSampleError):
+                    # Sources yield errors in place of samples: one must not end its chunk.
                     raise sample
                 example = self._transform(sample, rng)
             except (BrokenSampleError, BrokenImageError) as error:
@@ -131,6 +132,7 @@ def transform_pair(
     packed_length: int,
 ) -> dict[str, np.ndarray]:
     """Draw a caption and its prompts and augment the image; see `typing.Batch`."""
+    # Caption, prompts, image: the order of the draws is part of what a seed stands for.
     index = int(rng.integers(len(sample["captions"])))
     caption, found = sample["captions"][index], sample.get("nouns", {}).get(noun_kind)
     known = found[index] if found else None

@@ -51,6 +51,7 @@ def eval_examples(
         index = batch * batch_size + host_index * rows + row_of_batch
         return _eval_example(source, index, resize, crop)
 
+    # Whole batches only, the last one filled up: one shape, so evaluation compiles once.
     examples = grain.MapDataset.range(-(-len(source) // batch_size) * rows).map(load)
     yield from examples.batch(rows, batch_fn=_collate).to_iter_dataset(
         grain.ReadOptions(num_threads(), prefetch_buffer_size=num_threads())
@@ -74,4 +75,5 @@ def _eval_example(source: Source, index: int, resize: int, crop: int) -> dict[st
 
 def _collate(examples: Sequence[dict[str, Any]]) -> dict[str, Any]:
     batch = {name: np.stack([e[name] for e in examples]) for name in ("image", "index", "_mask")}
+    # As lists: images have different numbers of captions.
     return batch | {"captions": [example["captions"] for example in examples]}

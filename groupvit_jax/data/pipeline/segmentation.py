@@ -162,10 +162,12 @@ def transform_masked(
     top, left = (int(rng.integers(max(length - size, 0) + 1)) for length in (h, w))
     part = np.s_[top : top + size, left : left + size]
     image = resize(sample.image, h, w)[part]
+    # Class numbers can't be averaged; plain INTER_NEAREST would shift them against the image.
     mask = cv2.resize(sample.mask, (w, h), interpolation=cv2.INTER_NEAREST_EXACT)[part]
     if rng.random() < augment.flip:
         image, mask = image[:, ::-1], mask[:, ::-1]
     image = np.ascontiguousarray(image)
+    # Before padding, so that the border keeps ImageNet's mean.
     for name in _COLOURS:
         image = OPERATIONS[name](image, rng.uniform(-augment.jitter, augment.jitter))
     rows, columns = size - image.shape[0], size - image.shape[1]

@@ -105,6 +105,7 @@ def find_column(
 
 def _rows(path: str, wanted: Sequence[_Wanted]) -> Iterator[tuple[str, tuple[Any, ...]]]:
     """Yield for each row that isn't blank where it is, and the values of the wanted columns."""
+    # A table is read up to three times, which a pipe doesn't allow.
     if not stat.S_ISREG(os.stat(path).st_mode):
         raise ValueError(f"{path}: a folder, device or pipe, expected a file")
     suffix = Path(path).suffix.lower()
@@ -121,6 +122,7 @@ def _rows(path: str, wanted: Sequence[_Wanted]) -> Iterator[tuple[str, tuple[Any
 def _parse(where: str, text: str | bytes) -> Any:
     try:
         return json.loads(text)
+    # RecursionError: thousands of nested brackets.
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{where}: can't be parsed as JSON ({error})") from error
 
@@ -162,6 +164,7 @@ def _object_rows(
 def _table_rows(path: str, wanted: Sequence[_Wanted]) -> Iterator[tuple[str, tuple[str, ...]]]:
     csv.field_size_limit(MAX_FIELD_CHARS)
     first = next(_lines(path), "")
+    # By the header alone: captions have commas of their own.
     delimiter = max(",\t|;", key=first.count)
     stray = _stray_quote(path, delimiter)
     if stray and delimiter != "\t":
@@ -231,6 +234,8 @@ def _lines(path: str) -> Iterator[str]:
     with open(path, "rb") as file:
         start = file.read(2)
     is_utf16 = start in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
+    # utf-8-sig: a byte order mark would become part of the first column's name. newline: line
+    # ends in a quoted caption are its content, which csv must see as they are.
     with open(path, encoding="utf-16" if is_utf16 else "utf-8-sig", newline="") as text:
         for number in itertools.count(1):
             try:
@@ -248,6 +253,7 @@ def _undecodable(path: str, is_utf16: bool) -> str:
     """Return a message that names the first line that isn't UTF-8."""
     if is_utf16:
         return f"{path}: damaged UTF-16"
+    # Again, as bytes: the text layer decodes block by block and doesn't know the line.
     with open(path, "rb") as file:
         for number, line in enumerate(iter(lambda: file.readline(MAX_LINE_CHARS), b""), 1):
             try:

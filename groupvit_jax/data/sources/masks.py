@@ -45,12 +45,14 @@ class IdTable:
     def __init__(self, classes: Mapping[int, int]) -> None:
         """Take a mapping from stored value to class or `IGNORED`; other values are errors."""
         self._expected = f"one of {len(classes)} from {min(classes)} to {max(classes)}"
+        # -1 for unknown values, hence not UInt8.
         self._classes = np.full(_NUM_IDS, -1, np.int16)
         self._classes[list(classes)] = list(classes.values())
 
     def __call__(self, mask: Integer[np.ndarray, "H W"]) -> UInt8[np.ndarray, "H W"]:
         """Return the class of each pixel; raise ValueError if a value is unknown."""
         known = (mask >= 0) & (mask < _NUM_IDS)
+        # 0 in place of values that are no index of the table; they are reported below.
         classes = self._classes[np.where(known, mask, 0)]
         known &= classes >= 0
         if not known.all():

@@ -44,6 +44,7 @@ class MixedSource:
             rows.setdefault(source, []).append(row)
         samples = {source: _read(self._sources[source], rows[source]) for source in rows}
         for source, _ in found:
+            # A source yields its rows in their order, so its next one is the one wanted.
             yield next(samples[source])
 
     def locate(self, index: int) -> str:
@@ -105,6 +106,8 @@ class ExampleOrder:
     def _draw(self, position: int) -> tuple[int, int]:
         """Return the source at a position and the number of earlier draws from it."""
         for source, share in enumerate(self._shares[:-1]):
+            # A source takes the positions at which `int(position * share)` steps up; those that
+            # it leaves are numbered anew, without gaps, for the next one.
             before = int(position * share)
             if int((position + 1) * share) > before:
                 return source, before
@@ -139,6 +142,7 @@ def _weights(sources: Mapping[str, Fields]) -> list[float] | None:
     if not given:
         return None
     for name, weight in weights.items():
+        # Not `<= 0`, which lets NaN pass.
         if not (given.get(name, 0.0) > 0):
             raise ValueError(
                 f"config.data.sources.{name}.weight: {weight} found, expected a positive number, "

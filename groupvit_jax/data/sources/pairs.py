@@ -153,6 +153,7 @@ class WebDatasetSource:
         entries = [_open_index(self._index_files[shard])[row] for shard, row in found]
         samples = [Members(entry["offset"].tolist(), entry["size"].tolist()) for entry in entries]
         shards = [self._shards[shard] for shard, _ in found]
+        # What is over the limit is not even read; `_whole` turns it into an error.
         allowed = [members if _is_allowed(members) else _NOTHING for members in samples]
         parts = read_samples(shards, allowed, self._cache)
         for entry, members, contents in zip(entries, samples, parts, strict=True):
@@ -313,4 +314,5 @@ def _encoded(image: bytes | np.ndarray) -> bytes:
     """Return the encoded image; arrays become PNGs, so that all sources return files."""
     if isinstance(image, bytes):
         return image
+    # OpenCV encodes BGR.
     return cv2.imencode(".png", np.ascontiguousarray(image[..., ::-1]))[1].tobytes()

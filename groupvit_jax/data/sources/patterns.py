@@ -29,6 +29,7 @@ def expand_pattern(pattern: str, field: str) -> list[str]:
     if os.path.isfile(pattern):  # whatever is in its name
         return [pattern]
     paths: list[str] = []
+    # At the commas outside of braces.
     for item in re.split(r",(?![^{]*\})", pattern):
         try:
             matches = _matches(item.strip())
@@ -62,6 +63,7 @@ def _why_no_file(path: str) -> str:
 def _matches(item: str) -> list[str]:
     if item.count("{") > MAX_BRACES:
         raise ValueError(f"more than {MAX_BRACES} braces")
+    # Lazily: {0..999999999} would fill the memory before it could be counted.
     expanded = list(itertools.islice(_expand_braces(item), MAX_FILES + 1))
     if len(expanded) > MAX_FILES:
         raise ValueError(f"its braces stand for more than {MAX_FILES:,} files")

@@ -128,6 +128,7 @@ def _check_parallel(name: str, lists: Any, captions: Sequence[str], kind: type) 
     whole = isinstance(lists, list) and {*map(type, lists)} <= {list}
     if not whole or len(lists) != len(captions):
         raise BrokenSampleError(f"the {name} of its JSON are not one list for each caption")
+    # By type, not `isinstance`, for which True is an int.
     if not {type(value) for values in lists for value in values} <= {kind}:
         raise BrokenSampleError(f"the {name} of its JSON hold other values than {kind.__name__}")
 

@@ -57,6 +57,7 @@ def read_samples(
 def read_members(fd: int, members: Members) -> list[bytes | None]:
     """Read a sample from an open file; a truncated file yields fewer bytes."""
     return [
+        # Without a position of its own: threads share the descriptor.
         os.pread(fd, size, offset) if size >= 0 else None
         for offset, size in zip(*members, strict=True)
     ]
@@ -74,6 +75,7 @@ def _read_stored(
     data = [_known(part, cache) for part in ranges]
     missing = [part for part, content in zip(ranges, data, strict=True) if content is None]
     if cache:
+        # This time read by range, and whole in the background for the next time; each object once.
         for stored in {part.stored: None for part in missing}:
             cache.fetch_later(stored)
     from_stores = iter(objects.read_ranges(missing) if missing else ())

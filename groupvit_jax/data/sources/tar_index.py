@@ -124,6 +124,7 @@ def _build_all(
 def _build(shard: str | StoredObject, target: Path, cache: ObjectCache | None) -> None:
     local = cache.fetch(shard) if cache and isinstance(shard, StoredObject) else None
     scanned = scan(str(local) if local else shard)
+    # Of the shard as it was before it changed.
     for stale in target.parent.glob(glob.escape(_cache_prefix(shard)) + "*.npy"):
         stale.unlink(missing_ok=True)
     _write(target, partial(_save_scan, scanned))
@@ -145,10 +146,12 @@ def read_counts(file: Path) -> dict[str, Any]:
         raise ValueError(f"fields {index.dtype.names}, expected key, offset, size")
     with open(file, "rb") as content:
         content.seek(index.offset + index.nbytes)
+        # Last in the file: if the counts can be parsed, nothing is cut off.
         return json.loads(content.read())
 
 
 def _write(target: Path, save: Callable[[Any], Any]) -> None:
+    # Under another name first: other processes map the file as soon as it has its own.
     with tempfile.NamedTemporaryFile(dir=target.parent, delete=False) as file:
         save(file)
     os.chmod(file.name, 0o644)  # readable for others who use the same shards

@@ -104,6 +104,7 @@ def scan(shard: str | StoredObject) -> Scan:
 
 def _open(shard: str | StoredObject) -> io.BufferedReader:
     if isinstance(shard, StoredObject):
+        # Buffered for tarfile's single blocks only: the reader itself holds megabytes.
         return io.BufferedReader(objects.ObjectReader(shard), _BLOCK)
     return open(shard, "rb")
 
@@ -253,6 +254,7 @@ def problems(index: np.ndarray) -> list[str]:
     found[~caption & ~image] = CUT_OFF
     rows = np.flatnonzero(image != caption)
     keys = index["key"][rows].tolist()
+    # In this order: keys that agree with their folders (`bytes` changes nothing) are only apart.
     for reason, shorten in ((OTHER_FOLDER, os.path.basename), (SCATTERED, bytes)):
         with_image = {shorten(k) for k, row in zip(keys, rows, strict=True) if image[row]}
         with_caption = {shorten(k) for k, row in zip(keys, rows, strict=True) if caption[row]}
@@ -264,6 +266,7 @@ def problems(index: np.ndarray) -> list[str]:
 def break_of(index: np.ndarray) -> int | None:
     """Return the byte at which the indexed archive is truncated; None if it is complete."""
     if len(index) and (index[-1]["size"] < 0).all():
+        # From the key that `scan` gave it, "(breaks off at byte N)".
         return int(index[-1]["key"].split()[-1][:-1])
     return None
 

@@ -54,6 +54,7 @@ def _names_of(metadata: dict[str, StoredObject], split: str) -> list[str]:
         raise ValueError(f"its JSON and text files take more than {_MAX_METADATA_BYTES} bytes")
     with tempfile.TemporaryDirectory() as folder:
         for name, content in zip(metadata, objects.read_ranges(ranges), strict=True):
+            # A name from a store must not lead out of the folder.
             Path(folder, os.path.basename(name)).write_bytes(content)
         import tensorflow_datasets as tfds  # half a second, which most commands need not wait
 

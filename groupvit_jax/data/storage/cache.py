@@ -122,12 +122,14 @@ class ObjectCache:
             ) from error
 
     def __reduce__(self):
+        # Thread, queue and what was touched belong to one process; the folder is what is shared.
         return ObjectCache, self._arguments
 
     def read(self, stored: StoredObject, offset: int, size: int) -> bytes | None:
         """Return a part of an object, or None if the object is not cached."""
         key = _key_of({_SHARD: stored})
         try:
+            # A link that someone put there would lead out of the cache.
             fd = os.open(self._root / key / _SHARD, os.O_RDONLY | os.O_NOFOLLOW)
         except FileNotFoundError:
             return None
@@ -136,6 +138,7 @@ class ObjectCache:
         finally:
             os.close(fd)  # an evicted file would keep its space while open
         self._touch(key)
+        # An entry that is too short counts as a miss: the store is asked instead.
         return data if len(data) == size else None
 
     def fetch_later(self, stored: StoredObject) -> None:
@@ -215,6 +218,7 @@ class ObjectCache:
     def _claim(self, key: str, sizes: Mapping[str, int]) -> Any:
         """Return the lock of a new partial entry, "busy" or "full"; the caller holds the lock."""
         partial = self._root / (key + _PARTIAL)
+        # If its lock is free, the process that was downloading it has ended.
         if partial.exists() and not self._remove(partial):
             return "busy"
         if not self._make_room(sum(sizes.values())):
@@ -234,12 +238,14 @@ class ObjectCache:
         try:
             for name, stored in files.items():
                 _copy(stored, partial / name)
+            # Parts read before and after a change would make a file that never existed.
             now = objects.describe([stored.url for stored in files.values()])
             for before, after in zip(files.values(), now, strict=True):
                 if before != after:
                     raise StorageError(f"{before.url}: changed while it was downloaded")
             with self._locked():  # so that `_measure` counts it under exactly one name
                 os.replace(partial, entry)
+        # An interrupt, too: the partial entry takes up its full size.
         except BaseException:
             with self._locked():
                 _unlink(partial)
@@ -303,6 +309,7 @@ class ObjectCache:
 
     def _touch(self, key: str) -> None:
         now = self._clock()
+        # Once a minute is enough, or every read of a sample would also be a write.
         if now - self._touched.get(key, -_TOUCH_SECONDS) < _TOUCH_SECONDS:
             return
         self._touched[key] = now
@@ -338,12 +345,14 @@ def _copy(stored: StoredObject, path: Path) -> None:
             end = min(stored.size, start + _BYTES_AT_ONCE)
             for part in objects.read_ranges(objects.split_range(stored, start, end)):
                 file.write(part)
+        # On the disk before the entry gets its name: after a power cut it would look complete.
         file.flush()
         os.fsync(file.fileno())
 
 
 def _measure(path: Path) -> _Entry:
     files = [item.stat(follow_symlinks=False).st_size for item in os.scandir(path)]
+    # The folder's modification time is the last use: `_touch` sets it.
     return _Entry(path, sum(files), path.stat().st_mtime)
 
 

@@ -210,6 +210,7 @@ def download(stored: StoredObject, path: Path) -> None:
         filesystem, source = _split(stored.url)
         filesystem.get_file(source, str(path))
         if (found := path.stat().st_size) != stored.size:
+            # An error that is retried: the object is whole, its transfer was not.
             raise ConnectionError(f"{found} of {stored.size} bytes came")
 
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -267,10 +268,12 @@ def _request(ranges: Sequence[Range]) -> list[bytes | Exception]:
     places: dict[Any, list[int]] = {}
     for place, part in enumerate(ranges):
         try:
+            # HTTP has no empty ranges.
             if part.size:
                 places.setdefault(_split(part.stored.url)[0], []).append(place)
         except Exception as error:  # also if a store's library can't be imported
             results[place] = error
+    # One call a store, which requests all parts at once.
     for filesystem, wanted in places.items():
         parts = [ranges[place] for place in wanted]
         found = _request_from(filesystem, parts)
@@ -310,7 +313,7 @@ def _split_in(process: int, url: str) -> tuple[Any, str]:
         options["config_kwargs"] = config | {"retries": {"total_max_attempts": 1}}
     filesystem, path = fsspec.core.url_to_fs(url, **options)
     if _is_s3(url):
-        filesystem.retries = 1
+        filesystem.retries = 1  # s3fs has a loop of its own around botocore's
     return filesystem, path
 
 
@@ -357,6 +360,7 @@ class ObjectReader(io.RawIOBase):
 
     def _load(self) -> None:
         end = min(self._stored.size, self._position + _READER_BLOCKS * _READER_BLOCK)
+        # From the position, not from a block's edge: what was skipped is not requested.
         self._start = self._position
         self._data = b"".join(read_ranges(split_range(self._stored, self._start, end)))
 

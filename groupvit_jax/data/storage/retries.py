@@ -178,6 +178,7 @@ class Meter:
             due = self._clock() - self._last_report >= _SECONDS_BETWEEN_REPORTS
             if due:
                 self._last_report = self._clock()
+        # Outside of the lock, on which other threads' reads wait.
         if due:
             message = "Read from object stores so far: %.2f GiB in %d ranges, %d retries"
             logger.info(message, self.num_bytes / 2**30, self.num_ranges, self.num_retries)
