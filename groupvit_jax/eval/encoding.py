@@ -119,6 +119,7 @@ class Encoder(ImageTower):
 
     def text_embeddings(self, variables: Params, texts: Sequence[str]) -> Float[np.ndarray, "N D"]:
         """Return unnormalised joint embeddings of texts, which must be equal on all processes."""
+        # In steps of 8, so that few batch sizes are compiled.
         size = min(_TEXTS_AT_ONCE, _round_up(len(texts), 8))
         # Padding doesn't affect the features, and most texts are much shorter than the context.
         tokens = trim(self.tokenizer([*texts, *[texts[-1]] * (-len(texts) % size)]))
@@ -155,9 +156,10 @@ class Encoder(ImageTower):
         ]
         embeddings = self.text_embeddings(variables, [text for each in texts for text in each])
         ends = np.cumsum([len(each) for each in texts])
+        # Of embeddings that are not normalised, as published: longer ones weigh more. [N * M, D]
         means = np.stack([part.mean(axis=0) for part in np.split(embeddings, ends[:-1])])
         if len(listed[0]) > 1:
-            means = means.reshape(len(names), len(listed[0]), -1)
+            means = means.reshape(len(names), len(listed[0]), -1)  # [N, M, D]
         return np.asarray(l2_normalize(jnp.asarray(means)))
 
 

@@ -77,6 +77,7 @@ class HeadTower(ImageTower):
         """Return the head's weights; trained classes need neither names nor prompts."""
         del names, prompts
         return np.asarray(
+            # [C, N]; a row for each class, as of texts, is its transpose.
             self.replicate(variables["params"]["segment_head"]["classes"]["kernel"])
         ).T
 
@@ -105,6 +106,7 @@ class HeadWindowEncoder(WindowEncoder):
             maps = group_maps(output.features.assignments, output.maps.shape[1:3])
             scores = jax.nn.softmax(output.logits)
             classes = jnp.arange(scores.shape[-1], dtype=jnp.int32)
+            # Every class is kept in every window: there are no texts to choose by.
             maps = maps if views else maps[-1:]
             return maps, jnp.broadcast_to(classes, (len(windows), len(classes))), scores
 

@@ -96,6 +96,7 @@ class ImageOutput(NamedTuple):
         pixels = None
         if protocol.pamr_iterations:
             margins = [(0, c - s) for c, s in zip(layout.canvas, layout.size, strict=True)]
+            # "edge": PAMR repeats the outermost pixels beyond an image's border.
             pixels = np.pad(self.prepared.pixels, (*margins, (0, 0)), mode="edge")
         stretches = tuple(layout.stretches(patch_size))
         window, here = np.array(layout.window, np.int32), np.array(layout.size, np.int32)
@@ -197,6 +198,7 @@ class WindowEncoder:
 
     def _encode_batch(self, variables: Params, text: Array, windows: Sequence[Window]) -> Any:
         missing = self.batch_size - len(windows)
+        # Always a whole batch: one shape is compiled. `_collect` passes over the repeated ones.
         batch = [*windows, *[windows[-1]] * missing]
         pixels, inside = np.stack([each.pixels for each in batch]), [each.inside for each in batch]
         arrays = jax.device_put((pixels, np.array(inside, np.int32)), self.sharding)
@@ -220,6 +222,7 @@ def _compiled_towers(encoder: ImageTower, sharding: NamedSharding, views: bool) 
         variables: Params, windows: UInt8[Array, "B H W 3"], inside: Int[Array, "B 2"]
     ) -> WindowFeatures:
         features = segmentation.encode_windows(encoder.model, variables, windows, inside)
+        # Only the last stage's maps go to the host, unless the groups of all are wanted.
         return features if views else features._replace(maps=features.maps[-1:])
 
     return jax.jit(encode, out_shardings=sharding)
@@ -278,10 +281,12 @@ def _join(pending: _Pending, num_classes: int) -> ImageOutput:
     view = outputs.pop() if pending.prepared.view is not None else None
     kept = np.stack([output.classes for output in outputs])
     found = np.unique(kept)
+    # By the number of windows, not of classes found: each number would compile anew.
     num_slots = min(kept.size, num_classes)
     scores = np.zeros((len(outputs), outputs[0].scores.shape[0], num_slots), np.float32)
     scores[..., len(found) :] = -1  # never the maximum
     for of_window, output in zip(scores, outputs, strict=True):
+        # A class that a window didn't keep scores 0 in it.
         of_window[:, np.searchsorted(found, output.classes)] = output.scores
     return ImageOutput(
         pending.prepared,

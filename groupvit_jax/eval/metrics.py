@@ -33,6 +33,7 @@ def confusion_matrix(
     truth = truth.astype(jnp.int32)
     counts = (truth != ignored) & (truth >= 0) & (truth < num_classes)
     counts &= present.reshape(-1, *[1] * (truth.ndim - 1))
+    # Pixels that don't count get a cell of their own behind the others, which is cut off.
     cell = jnp.where(counts, truth * num_classes + prediction, num_classes**2)
     matrix = jnp.bincount(cell.ravel(), length=num_classes**2 + 1)[:-1]
     return matrix.reshape(num_classes, num_classes)

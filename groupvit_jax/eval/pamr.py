@@ -57,6 +57,7 @@ def refine(
             offset, affinity = neighbour
             return total + affinity[..., None] * shifted(offset), None
 
+        # One neighbour after another: all at once would hold 48 copies of the scores.
         return jax.lax.scan(add, jnp.zeros_like(scores), (offsets, affinities))[0]
 
     return jax.lax.fori_loop(0, num_iterations, average, scores)
@@ -84,7 +85,7 @@ def _affinities(
         distance = jnp.abs(images - shifted(offset))
         return -(distance / (_EPSILON + _SENSITIVITY * deviation)).mean(-1)
 
-    return jax.nn.softmax(jax.lax.map(kernel, offsets), axis=0)
+    return jax.nn.softmax(jax.lax.map(kernel, offsets), axis=0)  # [K, B, H, W]
 
 
 def _local_deviation(
@@ -105,6 +106,7 @@ def _local_deviation(
     start = (jnp.zeros_like(images), jnp.zeros_like(images))
     (total, squares), _ = jax.lax.scan(add, start, offsets)
     count = len(offsets) // len(_RING) * (len(_RING) + 1)
+    # Variance from differences d: (sum d² - (sum d)² / n) / (n - 1), which rounding may make < 0.
     return jnp.sqrt(jnp.maximum(squares - total**2 / count, 0) / (count - 1))
 
 

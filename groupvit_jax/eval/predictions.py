@@ -152,6 +152,7 @@ class Predictions:
     def _read(self, indices: Sequence[int]) -> Iterator[tuple[int, Any]]:
         """Yield images and masks in order, a few read ahead by threads."""
         with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
+            # In portions: `pool.map` over all indices would read the whole set ahead.
             for start in range(0, len(indices), _READ_AHEAD):
                 some = indices[start : start + _READ_AHEAD]
                 yield from zip(some, pool.map(self.source.__getitem__, some), strict=True)

@@ -116,6 +116,7 @@ class Probe:
         """
         tower, found = self._tower, []
         for batch in batches(tower, source, self._batch_size, self._resize, self._crop):
+            # Padding has indices beyond the set; any label will do for it.
             index = np.where(batch["_mask"], batch["index"], 0)
             labels = np.array([source.label(i) for i in index.tolist()], np.int32)
             host = {"image": batch["image"], "label": labels, "_mask": batch["_mask"]}
@@ -193,8 +194,8 @@ def neighbour_ranks(
       temperature: see `NearestNeighbours`.
     """
     cosines = jnp.matmul(l2_normalize(query), l2_normalize(features).T, precision=_HIGHEST)
-    nearest, index = jax.lax.top_k(cosines, k)
-    of_class = jax.nn.one_hot(labels[index], num_classes)
+    nearest, index = jax.lax.top_k(cosines, k)  # [Q, k]
+    of_class = jax.nn.one_hot(labels[index], num_classes)  # [Q, k, M]
     votes = jnp.einsum("qk,qkm->qm", jnp.exp(nearest / temperature), of_class, precision=_HIGHEST)
     own = jnp.take_along_axis(votes, truth[:, None], axis=1)[:, 0]
     return jnp.where(own > 0, metrics.rank_of_true_class(votes, truth), num_classes)
@@ -273,6 +274,7 @@ def sweep(score: Any) -> float:
     """
 
     def of_power(power: float) -> tuple[float, float]:
+        # As a pair: of equal scores, `max` takes the larger power.
         return score(10.0**power), power
 
     best, step = max(map(of_power, _STRENGTHS)), 2.0

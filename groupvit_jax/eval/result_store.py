@@ -74,6 +74,7 @@ class ResultStore:
           name: of the set.
           identity: `set`, `settings` and `version`.
         """
+        # As it is read back from the file: tuples are lists there, and NaN is null.
         identity = json.loads(_valid_json(identity))
         benchmarks = self.content["benchmarks"]
         for row in [row for row in benchmarks if _outdated(row, benchmarks[row], name, identity)]:

@@ -35,6 +35,7 @@ def hash_variables(variables: Params) -> str:
     digest = hashlib.sha256()
     for path, leaf in jax.tree_util.tree_leaves_with_path(variables):
         array = np.ascontiguousarray(jax.device_get(leaf))
+        # Shape and type as well: the same bytes may be another array.
         digest.update(f"{jax.tree_util.keystr(path)} {array.shape} {array.dtype}".encode())
         digest.update(array.tobytes())
     return digest.hexdigest()

@@ -119,6 +119,7 @@ class _Tokens:
             for token in np.flatnonzero(counts).tolist():
                 share = counts[token] / of_pixel.size
                 kept = self._best.setdefault((stage, token), [])
+                # A heap: its first item has the smallest share.
                 if len(kept) == _PICTURES and share <= kept[0][0]:
                     continue
                 if small is None:

@@ -74,6 +74,7 @@ def cosines(
       image: normalised embeddings.
       text: normalised embeddings of classes, or of M names for each class.
     """
+    # [*batch, N * M], and below the best of each class's M names.
     flat = jnp.matmul(image, text.reshape(-1, text.shape[-1]).T, precision=_HIGHEST)
     return flat if text.ndim == 2 else flat.reshape(*image.shape[:-1], *text.shape[:2]).max(-1)
 
@@ -94,11 +95,12 @@ def class_scores(
       logit_scale: logarithm of the inverse temperature.
       num_kept: number of classes kept, by similarity to the whole window.
     """
-    affinity = cosines(l2_normalize(groups), text) * clipped_scale(logit_scale)
-    liking = cosines(l2_normalize(image), text)
+    affinity = cosines(l2_normalize(groups), text) * clipped_scale(logit_scale)  # [B, G, N]
+    liking = cosines(l2_normalize(image), text)  # [B, N]
     _, classes = jax.lax.top_k(liking, min(num_kept, text.shape[0]))
 
     def keep(values: Float[Array, "B G N"]) -> Float[Array, "B G K"]:
+        # The same classes for all groups of a window: [B, 1, K].
         return jnp.take_along_axis(values, classes[:, None], axis=-1)
 
     return classes, jax.nn.softmax(keep(affinity)) * keep(jax.nn.softmax(affinity))
@@ -187,6 +189,7 @@ def join_windows(
         part = paint(of_pixel, of_group)
         if per_window:
             part = add_background(part, jnp.minimum(jnp.asarray(level), of_group.max()))
+        # The last channel counts the windows that a pixel is in.
         part = jnp.concatenate([part, jnp.ones_like(part[..., :1])], axis=-1)
         part = jnp.where(inside, part, 0)
         here = jax.lax.dynamic_slice(total, (y, x, 0), part.shape)
@@ -194,6 +197,7 @@ def join_windows(
 
     channels = scores.shape[-1] + per_window
     total, _ = jax.lax.scan(add, jnp.zeros((*canvas, channels + 1)), (groups, scores, corners))
+    # Outside of the image a pixel is in no window, and 0 / 1 keeps it 0.
     mean = total[..., :channels] / jnp.maximum(total[..., channels:], 1)
     if level is None or per_window:
         return mean
@@ -281,6 +285,7 @@ def _refine_windows(
         sample = jax.scipy.ndimage.map_coordinates
         return jax.vmap(lambda c: sample(c, places, 1, "nearest"), 2, 2)(cut)
 
+    # [V, h, w, G] or [V, h, w].
     groups = windows.maps if mixture else windows.maps.argmax(-1)
     return refine(
         jax.vmap(scores_of_pixels)(groups, windows.scores),

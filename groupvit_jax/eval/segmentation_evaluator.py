@@ -153,6 +153,7 @@ class Segmentation:
         count, mine = len(self.all_names), range(jax.process_index(), len(self.source))
         total = np.zeros((count, count), np.int64)
         outputs = windows(variables, text, self._read(windows))
+        # The same part of the set as `_read` yields.
         indices = mine[:: jax.process_count()]
         for done, (index, (output, mask)) in enumerate(zip(indices, outputs, strict=True), 1):
             found = segmenter.finish(output)
@@ -278,9 +279,11 @@ class _PixelCounter:
         if not images:
             return
         arrays, classes, mask = images[-1]
+        # Fills up the devices; where everything is ignored, nothing is counted.
         nothing = (arrays, classes, np.full_like(mask, metrics.IGNORED))
         images = [*images, *[nothing] * (self._windows.mesh.size - len(images))]
         batch = jax.tree.map(lambda *rows: np.stack(rows), *images)
+        # In the worst case all pixels fall into one cell.
         if self._pixels_on_device + batch[2].size > _MAX_COUNT:
             self._fetch()
         _, canvas, _ = bucket

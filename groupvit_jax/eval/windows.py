@@ -20,6 +20,7 @@ def resize_to_fit(
     """Scale an image bilinearly to fit (longest, shortest) side, keeping its aspect ratio."""
     H, W = image.shape[:2]
     scale = min(max(sides) / max(H, W), min(sides) / min(H, W))
+    # Rounded half up, unlike Python's `round`, which would give other sizes at .5.
     size = (max(1, int(W * scale + 0.5)), max(1, int(H * scale + 0.5)))
     return cv2.resize(image, size, interpolation=cv2.INTER_LINEAR)
 
@@ -103,6 +104,7 @@ def round_up_size(size: tuple[int, int]) -> tuple[int, int]:
     """Round `size` up to one of four sizes per octave, to limit recompilation."""
 
     def round_up(length: int) -> int:
+        # An eighth of the next power of two: four steps from one power to the next.
         step = max(1, 2 ** ((length - 1).bit_length() - 3))
         return -(-length // step) * step
 
@@ -143,5 +145,6 @@ def _stretch(old: int, new: int, padded: int, step: int) -> Float[np.ndarray, "H
     matrix = np.zeros((padded, old // step), np.float32)
     lines = np.arange(padded)
     matrix[lines, lower] = 1 - weight
+    # Added, since at the end both are the same input.
     matrix[lines, upper] += weight
     return matrix

@@ -92,6 +92,7 @@ class Retrieval:
     def _tokenize(self, captions: Sequence[Sequence[str]]):
         """Return token ids [B, M, T] and a mask of the M places that hold a caption."""
         M, tokenizer = self._captions, self._encoder.tokenizer
+        # Filled up with empty texts to M an image, so that all batches have one shape.
         flat = [text for each in captions for text in [*each[:M], *[""] * (M - len(each))]]
         written = np.array([[i < len(each) for i in range(M)] for each in captions])
         return tokenizer(flat).reshape(len(captions), M, -1), written
@@ -193,6 +194,7 @@ def match_ranks(
       candidate: embeddings, not normalised.
       candidate_identity: index of the image that each candidate is or describes.
     """
+    # A query whose image has no candidate could only be a miss.
     answerable = np.isin(query_identity, candidate_identity)
     query, query_identity = query[answerable], query_identity[answerable]
     parts = [
