@@ -240,6 +240,7 @@ def naming_damage(step: Path) -> Iterator[None]:
     """
     try:
         yield
+    # Too little memory on this host is no damage of the step.
     except MemoryError:
         raise
     except Exception as error:
@@ -268,6 +269,7 @@ def _steps_of(path: Path) -> list[Path]:
 
 def _numbered(directory: Path) -> list[Path]:
     """Return the folders in a directory that Orbax takes for steps, the last step first."""
+    # Without Orbax's temporary names and ours for damaged steps, which begin with a number as well.
     found = [path for path in directory.glob("[0-9]*") if path.name.isdecimal() and path.is_dir()]
     return sorted(found, key=lambda path: int(path.name), reverse=True)
 

@@ -128,6 +128,7 @@ class RunLock:
         dead = {name: self._files.read(name) for name in self._files.names()}
         for name, holder in dead.items():
             self._check_dead(name, holder)
+        # Behind every number there is: of two runs that see the same locks, one can create it.
         taken = f"run-{max(map(_number, dead), default=0) + 1}.lock"
         if not self._files.create(taken, self._content()):
             return False
@@ -146,6 +147,7 @@ class RunLock:
     def _check_dead(self, name: str, holder: dict[str, Any]) -> None:
         """Return once the holder is known to be dead or gone; raise ValueError if it lives."""
         if holder.get("machine") == self._holder["machine"]:
+            # Its start, too: numbers of processes are used again.
             if _process_start(holder["pid"]) == holder["process_start"]:
                 raise ValueError(self._refusal(name, holder))
             return
@@ -197,4 +199,5 @@ def _process_start(pid: int) -> str:
         state, *fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     except (FileNotFoundError, ProcessLookupError):
         return ""
+    # Field 22 of the file: clock ticks from the boot to the start. `fields` begins at field 4.
     return "" if state in "ZX" else fields[18]

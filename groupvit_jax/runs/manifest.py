@@ -91,6 +91,7 @@ def _entry(path: Path) -> Entry:
     """Return size and checksum of a file; ValueError if it is Orbax's metadata and no JSON."""
     checksum = xxhash.xxh3_64()
     if path.name == STEP_METADATA:
+        # The commit's time comes after the manifest, and Orbax may write the keys in another order.
         content = json.dumps(read_json(path) | {_COMMIT_TIME: None}, sort_keys=True).encode()
         checksum.update(content)
         return Entry(len(content), checksum.hexdigest())

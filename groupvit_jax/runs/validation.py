@@ -68,6 +68,7 @@ def validate(
         errors.append(f"config.{field}: missing, expected {fields_lib.FIELDS[field].expected}")
     checks = [*_CHECKS, *([] if resumes else _PATHS)]
     for needed, check in checks:
+        # A check relies on the types of the fields that it reads.
         if not any(field.startswith(needed) for field in wrong):
             errors += check(values)
     for find_errors in more:
@@ -257,6 +258,7 @@ def _vocabulary(values: Values) -> Iterator[str]:
 
 
 def _is_gone(path: str) -> bool:
+    # What is at a URL shows when it is read.
     return bool(path) and "://" not in path and not Path(path).expanduser().exists()
 
 
