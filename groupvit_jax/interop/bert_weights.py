@@ -67,6 +67,7 @@ def read_text_config(directory: Path, context_length: int, end_of_text_id: int) 
     path = directory / "config.json"
     config = read_json(path)
     for field, expected in _FIXED.items():
+        # transformers leaves out fields that have its defaults, and these are they.
         if (found := config.get(field, expected)) != expected:
             raise ValueError(f"{path}: {field} is {found!r}, only {expected!r} is supported")
     missing = [field for _, field in _FIELDS if field not in config]
@@ -103,6 +104,7 @@ def read_bert(directory: Path, model: TwoTower) -> tuple[FlatVariables, tuple[st
     path, tensors = read_tensors(directory)
     source = {_modern_name(name): array for name, array in tensors.items()}
     length = model.text_encoder.context_length
+    # All our tokens are of type 0, so of the two types' rows one is kept.
     for name, rows in ((_POSITIONS, slice(length)), (_TOKEN_TYPES, 0)):
         if name in source:
             source[name] = source[name][rows]

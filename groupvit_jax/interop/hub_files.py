@@ -94,6 +94,7 @@ def _sentencepiece(vocabulary: Vocabulary) -> tuple[tokenizers.Tokenizer, dict[s
     """Return the pipeline of a unigram model, as `launch.train_tokenizer` makes them."""
     model = SentencePieceProcessor(model_proto=vocabulary.content)
     proto = _fields(vocabulary.content)
+    # Absent fields have SentencePiece's defaults: a unigram model with a dummy prefix.
     trainer, spec = (_fields(proto.get(number, b"")) for number in (_TRAINER, _NORMALIZER))
     unknown = model.unk_id()
     if trainer.get(_MODEL_TYPE, _UNIGRAM) != _UNIGRAM or not spec.get(_DUMMY_PREFIX, 1):
@@ -134,6 +135,7 @@ def _fields(message: bytes) -> dict[int, Any]:
         while True:
             byte = message[place]
             place += 1
+            # A varint: 7 bits a byte, the least significant first, and a bit that says more follow.
             value |= (byte & 127) << shift
             shift += 7
             if byte < 128:
@@ -145,6 +147,7 @@ def _fields(message: bytes) -> dict[int, Any]:
         if kind == 0:
             found[key >> 3] = number()
             continue
+        # Wire types: 1 has 8 bytes, 5 has 4, and 2 begins with its length.
         size = {1: 8, 5: 4}.get(kind) or number()
         found[key >> 3] = message[place : place + size]
         place += size

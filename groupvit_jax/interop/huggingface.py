@@ -218,6 +218,7 @@ def write_huggingface(
     own = {n: float(tensors.pop(n)) for n in names(MULTI_LABEL_SCALE) if n in tensors}
     config[_OUR_SECTION] = {**to_description(pretrained, directory), "tensors": own}
     for projection in ("visual_projection", "text_projection"):
+        # A buffer of PyTorch's BatchNorm, which would be reported as missing.
         tensors[f"{projection}.1.num_batches_tracked"] = np.zeros((), np.int64)
     write_safetensors(directory / "model.safetensors", tensors, {"format": "pt"})
     write_json(directory / "config.json", config)

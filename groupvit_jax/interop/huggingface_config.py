@@ -114,6 +114,7 @@ def from_model_config(model: TwoTower) -> dict[str, Any]:
         "intermediate_size": int(text.width * text.mlp_ratio),
         "hidden_act": "quick_gelu",
         "layer_norm_eps": LAYER_NORM_EPS,
+        # CLIP's start token is the one before its end token, the last.
         "bos_token_id": text.vocab_size - 2,
         "pad_token_id": 0,
     }

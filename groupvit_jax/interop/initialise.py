@@ -117,6 +117,7 @@ def _fit_positions(
 def placed_like(leaf: Array, value: np.ndarray) -> Array:
     """Return the value with the dtype and sharding of the leaf it replaces."""
     value = np.asarray(value, leaf.dtype)
+    # Each process has read the whole file, and gives its devices their shards of it.
     return jax.make_array_from_callback(leaf.shape, leaf.sharding, lambda index: value[index])
 
 

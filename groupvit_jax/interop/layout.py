@@ -96,6 +96,7 @@ def export_arrays(flat: Mapping[str, np.ndarray], names: Names) -> FlatVariables
     for name, array in flat.items():
         targets = names(name)
         array = to_torch(name, np.asarray(array))
+        # Queries, keys and values lie one below the other along PyTorch's first axis, the outputs.
         parts = np.split(array, len(targets)) if targets[1:] else [array]
         exported.update(zip(targets, parts, strict=True))
     return exported

@@ -278,6 +278,7 @@ def _reduce(graph: _Graph, equation: Any, inputs: list[Value]) -> Value:
 def _argmax(graph: _Graph, equation: Any, inputs: list[Value]) -> Value:
     (axis,) = equation.params["axes"]
     value: Value = inputs[0]
+    # ONNX's ArgMax takes no booleans.
     if equation.invars[0].aval.dtype == np.bool_:
         value = graph.add("Cast", [value], to=TensorProto.INT32)
     found = graph.add("ArgMax", [value], axis=axis, keepdims=0)  # the first, as in JAX
@@ -325,6 +326,7 @@ def _convolution(graph: _Graph, equation: Any, inputs: list[Value]) -> Value:
     kernel = graph.add("Transpose", [inputs[1]], perm=numbers.rhs_spec)
     lows, highs = zip(*padding, strict=True)
     found = graph.add("Conv", [image, kernel], strides=strides, pads=[*lows, *highs])
+    # The inverse of the permutation from JAX's order to ONNX's.
     return graph.add("Transpose", [found], perm=np.argsort(numbers.out_spec).tolist())
 
 
@@ -371,6 +373,7 @@ _RULES: Mapping[str, Callable[[_Graph, Any, list[Value]], Value | list[Value]]] 
     "gather": _gather,
     "square": lambda graph, _, inputs: graph.add("Mul", [inputs[0], inputs[0]]),
     "rsqrt": lambda graph, _, inputs: graph.add("Reciprocal", [graph.add("Sqrt", inputs)]),
+    # `select_n` has the value for False first, ONNX's Where the one for True.
     "select_n": lambda graph, _, inputs: graph.add("Where", [inputs[0], inputs[2], inputs[1]]),
     "copy": lambda graph, _, inputs: inputs[0],
     "squeeze": _reshape,

@@ -189,6 +189,7 @@ class _Reader:
         if dtype is None:
             raise ValueError(f"{self.path}: {what} is of the unknown {view.storage.dtype_name}")
         numel = view.storage.numel
+        # The last element that the strides reach.
         last = view.offset + sum((n - 1) * s for n, s in zip(view.shape, view.stride, strict=True))
         size = math.prod(view.shape)
         if size and (last >= numel or size > numel):

@@ -33,6 +33,7 @@ def write_torch_file(
     entries = _plain("model") + _ORDERED_DICT + b"(" + state + b"u"
     entries += b"".join(_plain(key) + _plain(value) for key, value in texts.items())
     with zipfile.ZipFile(path, "w") as archive:
+        # Protocol 2, an empty dict and a mark, the entries, SETITEMS and STOP.
         _add(archive, "data.pkl", b"\x80\x02}(" + entries + b"u.")
         _add(archive, "byteorder", sys.byteorder.encode())
         for i, array in enumerate(arrays):
@@ -44,6 +45,7 @@ def _tensor(key: str, array: np.ndarray) -> bytes:
     """Return the opcodes that rebuild a contiguous tensor from the storage `key`."""
     storage_type = f"ctorch\n{_STORAGES[array.dtype]}\n".encode()
     storage = b"(" + _plain("storage") + storage_type + _plain(key) + _plain("cpu")
+    # A tuple that becomes a persistent id, by which PyTorch finds the storage's member.
     storage += _plain(array.size) + b"tQ"
     strides = tuple(s // array.itemsize for s in array.strides)
     arguments = storage + _plain(0) + _plain(array.shape) + _plain(strides)
@@ -53,6 +55,7 @@ def _tensor(key: str, array: np.ndarray) -> bytes:
 
 def _plain(value: Any) -> bytes:
     """Return the opcodes that build a number, a string or a tuple of them."""
+    # Without the protocol's two bytes in front and STOP at the end.
     return pickle.dumps(value, protocol=2)[2:-1]
 
 

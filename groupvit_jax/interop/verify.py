@@ -165,6 +165,7 @@ def clip_preprocess(path: Path, size: int) -> Float[np.ndarray, "H W 3"]:
     with pillow.open(path) as file:
         image = file.convert("RGB")
     short = min(image.size)
+    # Truncated, like torchvision's Resize.
     width, height = (int(size * side / short) for side in image.size)
     image = image.resize((width, height), pillow.Resampling.BICUBIC)
     left, top = (width - size) // 2, (height - size) // 2

@@ -137,6 +137,7 @@ def _convert(
                 used.add(gamma)
                 for leaf in ("weight", "bias"):
                     name = f"blocks.{i}.{target}.{leaf}"
+                    # Outputs are the rows of PyTorch's [out, in], and the bias.
                     factor = tensors[gamma][:, None] if leaf == "weight" else tensors[gamma]
                     tensors[name] = _present(tensors, name, vit.path) * factor
                 notes.append(f"folded {gamma} into blocks.{i}.{target}")
@@ -179,7 +180,7 @@ def _patch_embedding(
     With pixels x = u s + m in ours (u) and x = v t + n in theirs: v = u s / t + (m - n) / t, so the
     kernel is scaled by s / t and (m - n) / t times the kernel is added to the bias.
     """
-    kernel = tensors["patch_embed.proj.weight"].astype(np.float64)
+    kernel = tensors["patch_embed.proj.weight"].astype(np.float64)  # [C, 3, p, p]
     bias = tensors.get("patch_embed.proj.bias", np.zeros(len(kernel)))  # CLIP's has none
     m, s, n, t = (np.array(v, np.float64) for v in (IMAGENET_MEAN, IMAGENET_STD, mean, std))
     bias = bias + np.einsum("ochw,c->o", kernel, (m - n) / t)
