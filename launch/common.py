@@ -192,6 +192,7 @@ def parse_flags(argv: list[str]) -> list[str]:
             from launch import overrides
 
             argv = overrides.normalised(argv)
+            # absl doesn't know --config.FIELD: these are read by `overrides`.
             own = [x for x in argv if x not in overrides.overrides_in(argv)]
             rest = flags.FLAGS(own)
             workdir = flags.FLAGS["workdir"].value if "workdir" in flags.FLAGS else ""

@@ -83,6 +83,7 @@ class Chip:
         return self.peak_flops / (2 * self.multiply_adds) if self.multiply_adds else 0.0
 
 
+# Peak FLOP/s, HBM and its bandwidth, links, network, devices of a chip, host cores, multiply-adds.
 TPUS = {
     chip.kind: chip
     for chip in (

@@ -20,6 +20,7 @@ from groupvit_jax.typing import Int
 KINDS = ("all-reduce", "all-gather", "reduce-scatter", "all-to-all", "collective-permute",
          "collective-broadcast", "ragged-all-to-all")  # fmt: skip
 # Bytes that each chip sends over a ring of n chips, per byte of the whole array.
+# A reduction goes round twice: partial sums to their owner, then the totals to all.
 _RING = {"all-reduce": 2.0, "collective-permute": 1.0, "collective-broadcast": 1.0}
 
 _LISTED = re.compile(r"(?:replica_groups|source_target_pairs)=\{(\{[\d,{}]*\})?\}")
@@ -142,6 +143,7 @@ def replica_groups(attributes: str, num_devices: int) -> Groups:
             return np.arange(num_devices)[None]
         rows = [row.split(",") for row in match[1].strip("{}").split("},{")]
         if "source_target_pairs" in match[0]:
+            # A chip that permutes with itself sends nothing.
             rows = [row for row in rows if row[0] != row[1]] or [rows[0][:1]]
         return np.array(rows, int)
     raise ValueError(f"compiled program: no replica groups in {attributes[:120]!r}")
@@ -249,6 +251,7 @@ def _num_bytes(kind: str, run: ExecutedInstruction, group_size: int) -> int:
         for name in run.instruction.operands
         for buffer in run.computation[name].outputs
     )
+    # A gather's operand is one chip's part of the array.
     return operands * (group_size if kind == "all-gather" else 1)
 
 

@@ -125,6 +125,7 @@ def lower_step(
     shapes = task.batch_shapes(config)
     if config.model.fused_attention:
         check_fused_attention(model.image_encoder, mesh, config.train.micro_batch_size)
+    # Any length will do: it is a constant of the program, not a part of its shape.
     schedule = optim.make_schedule(config.optimizer.learning_rate, num_steps=2, warmup_steps=1)
     params = state_lib.abstract_params(model, shapes)
     optimizer = optim.make_optimizer(config.optimizer, schedule, params)

@@ -62,6 +62,7 @@ def image_encoder_flops(encoder: ImageEncoder) -> float:
         flops += depth * _block_flops(S + T, C, encoder.mlp_ratio)
         if T:
             G = encoder.num_output_groups[stage]
+            # The MLP over tokens, T -> hidden -> G for each of C channels.
             flops += 2 * C * hidden * (T + G)
             flops += _grouping_flops(S, G, C, out, encoder.mlp_ratio)
             S, tokens = G, T
@@ -76,6 +77,7 @@ def text_encoder_flops(encoder: TextTower, rows: Sequence[int]) -> float:
       rows: number of tokens of each row. Pairs that the causal mask hides count.
     """
     W, num_tokens, num_pairs = encoder.width, sum(rows), sum(T * T for T in rows)
+    # Matrices of W x W: 4 of the attention and 8 of the MLP; logits and average over all pairs.
     return encoder.num_layers * (24.0 * num_tokens * W * W + 4 * num_pairs * W)
 
 
@@ -95,6 +97,7 @@ def segment_head_flops(encoder: ImageEncoder, num_classes: int) -> float:
     head = 2.0 * groups[-1] * _stage_widths(encoder)[-1] * num_classes
     pairs = zip(groups[1:], groups[:-1], strict=True)
     maps = sum(2.0 * new * old * _num_patches(encoder) for new, old in pairs)
+    # Along one axis, [side, side] -> [image, side], then along the other.
     resized = 2.0 * groups[-1] * side * encoder.image_size * (side + encoder.image_size)
     return head + maps + resized
 
@@ -114,6 +117,7 @@ def _stage_widths(encoder: ImageEncoder) -> list[int]:
 
 
 def _block_flops(num_tokens: int, width: int, mlp_ratio: float) -> float:
+    # qkv and projection, then the MLP's two; below, logits and average.
     linear = 2 * num_tokens * width**2 * (4 + 2 * mlp_ratio)
     return linear + 4 * num_tokens**2 * width
 
@@ -123,7 +127,9 @@ def _grouping_flops(
 ) -> float:
     """Count the groups' attention on the segments, then the assignment of segments to groups."""
     pairs = 4 * groups * segments * width
+    # Queries and projection on groups, keys and values on segments, the MLP on groups.
     attention = 4 * width**2 * (groups + segments) + pairs + 4 * mlp_ratio * groups * width**2
+    # Queries on groups, keys and values on segments, the projection on groups.
     assignment = 2 * width**2 * (groups + 2 * segments) + pairs + 2 * groups * width * out_width
     mlp = 4 * mlp_ratio * groups * out_width**2
     return attention + assignment + _residual_flops(groups, width, out_width) + mlp

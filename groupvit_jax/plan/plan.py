@@ -255,6 +255,7 @@ def find_largest_batch(config: ConfigDict, topology: Topology, first: Plan) -> L
     known = {first.batch_size: first.memory}
     second = first.batch_size * 2 if first.memory.fits else first.batch_size // 2 // unit * unit
     candidate = max(second, unit)
+    # At most three more programs: each takes minutes to compile.
     for _ in range(3):
         if candidate in known:
             break

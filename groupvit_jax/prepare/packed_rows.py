@@ -41,6 +41,7 @@ def lost_prompts(
       tokenizer: of any context length; CLIP's by default.
     """
     tokenize = dataclasses.replace(cast(Any, tokenizer or ClipTokenizer()), context_length=_CONTEXT)
+    # Not `hash`, which Python salts anew in each process: a shard's counts must be repeatable.
     rng = np.random.default_rng(zlib.crc32(key.encode()))
     index = int(rng.integers(len(captions)))
     prompts, _ = nouns.draw_prompts(captions[index], _NUM_PROMPTS, rng, _KIND, found[_KIND][index])

@@ -78,6 +78,7 @@ def submit(command: Sequence[str], root: Path, trials: Sequence[int]) -> str:
     Raises:
       ValueError: sbatch is not installed or refuses the job.
     """
+    # On a cluster with a name, --parsable prints "JOB;CLUSTER".
     job = _output(command).partition(";")[0]
     with (root / SUBMISSIONS_FILE).open("a") as file:
         file.write(json.dumps({"job": job, "trials": list(trials), "submitted": now()}) + "\n")
@@ -97,6 +98,7 @@ def queued(root: Path) -> dict[int, str]:
         return {}
     # The queue also holds other jobs of this user.
     jobs = {json.loads(line)["job"] for line in path.read_text().splitlines()}
+    # %F is the array's job, %K the task's index, here the trial.
     tasks = _output(["squeue", "--array", "--noheader", "--format=%F %K"]).splitlines()
     pairs = [task.split() for task in tasks if len(task.split()) == 2]
     return {int(trial): job for job, trial in pairs if job in jobs and trial.isdigit()}
@@ -131,6 +133,7 @@ def job_manifest(
     manifest["spec"].update(completions=len(sweep.trials), parallelism=jobs)
     container = manifest["spec"]["template"]["spec"]["containers"][0]
     folder = PurePosixPath(container["volumeMounts"][0]["mountPath"]) / sweep.name
+    # Kubernetes puts the pod's index in place of $(JOB_COMPLETION_INDEX).
     container["args"] = [*arguments, f"--output={folder}", "--trial=$(JOB_COMPLETION_INDEX)"]
     return manifest
 

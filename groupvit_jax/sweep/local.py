@@ -112,6 +112,7 @@ class LocalRunner:
         return is_due
 
     def _fill(self) -> None:
+        # Once round the queue: a trial that is put back has to wait for the next call.
         for _ in range(len(self._waiting)):
             if not self._free:
                 return

@@ -69,6 +69,7 @@ class TrialProcess:
           was_asked: whether the trial was asked to stop: ending early is then no failure.
         """
         code = self._process.returncode
+        # Interrupted, not failed: the same command resumes.
         goes_on = code == LOST or (
             was_asked and code in (STOPPED, -signal.SIGTERM, -signal.SIGKILL)
         )
@@ -82,6 +83,7 @@ class TrialProcess:
             ended=now(),
         )
         write_record(self.workdir, record)
+        # After the record: who takes the lock next reads that.
         os.close(self._lock)
         return record
 
