@@ -6,13 +6,17 @@ GROUPVIT_TEST_XLA_FLAGS adds flags, GROUPVIT_TEST_DEVICES sets another number of
 import os
 from pathlib import Path
 
-# Tests compile much and compute little: LLVM's optimisations cost three times what they save, and
-# a cache of compiled programs serves the subprocesses that tests start, and the next run.
+# Tests compile much and compute little. LLVM's optimisations cost three times what they save, XLA's
+# newer emitters of fused loops take half of the compile time and speed up only what runs longer,
+# and modules split for other cores find these busy with another worker. A cache of compiled
+# programs serves the subprocesses that tests start, and the next run.
 os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ["XLA_FLAGS"] = " ".join(
     [
         f"--xla_force_host_platform_device_count={os.environ.get('GROUPVIT_TEST_DEVICES', '8')}",
         "--xla_backend_optimization_level=0",
+        "--xla_cpu_use_fusion_emitters=false",
+        "--xla_cpu_parallel_codegen_split_count=1",
         os.environ.get("GROUPVIT_TEST_XLA_FLAGS", ""),
     ]
 )
@@ -31,6 +35,13 @@ import pytest
 jaxtyping.install_import_hook("groupvit_jax", "beartype.beartype")
 
 pytest_plugins = ["tests.skips"]
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_collection_finish():
+    """Keep what the imports made out of later collections, which would walk millions of objects."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(scope="module", autouse=True)

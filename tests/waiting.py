@@ -2,8 +2,8 @@
 
 import time
 
-# Seconds. Ends a hang, and no more: on a loaded machine a minute's work may take twenty.
-PATIENCE = 1800
+# Seconds. Ends a hang, and no more: on a loaded machine a minute's work may take ten.
+PATIENCE = 900
 
 
 def wait_until(condition, check=lambda: None, explain=lambda: None, interval=0.02):
