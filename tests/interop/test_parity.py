@@ -82,6 +82,6 @@ def test_loss_statistics_and_gradients_agree_with_more_weights(case, seed):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("seed", "case"), enumerate(["gcc_yfcc", "one_stage", "three_stage"]))
+@pytest.mark.parametrize(("seed", "case"), [(0, "gcc_yfcc"), (1, "one_stage"), (2, "three_stage")])
 def test_loss_statistics_and_gradients_agree_at_full_size(case, seed):
     check_training(weights.published_config(case), weights.CASES[case][1], seed)

@@ -216,7 +216,7 @@ def restored_after_damage(two_steps, directory, rng):
     return kind, step
 
 
-@pytest.mark.parametrize("count", [20, pytest.param(1000, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("count", [20, pytest.param(300, marks=pytest.mark.slow)])
 def test_random_damages_cost_at_most_a_step(two_steps, tmp_path, count):
     logging.disable(logging.WARNING)
     rng, ends = random.Random(count), collections.Counter()
