@@ -40,6 +40,7 @@ def read_text(path: Path) -> str:
     data = path.read_bytes()
     if data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
         return data.decode("utf-16")
+    # Latin letters have a zero as their second byte in UTF-16: after them in little-endian order.
     for order, zeros in (("utf-16-le", data[1::2]), ("utf-16-be", data[::2])):
         if zeros and zeros.count(0) > len(zeros) // 2:
             return data.decode(order)

@@ -77,6 +77,7 @@ class SegmentationResult:
         not calibrated: 0.7 doesn't say that 70 % of such pixels are right.
         """
         scores = np.zeros((*self.mask.shape, len(self.labels)), np.float32)
+        # Labels that no window kept have no column in `scores`, and padding scores -1.
         scores[..., self.classes] = np.maximum(self.scores, 0)
         total = scores.sum(axis=-1, keepdims=True)
         return np.where(total > 0, scores / np.where(total > 0, total, 1), 1 / len(self.labels))
@@ -90,7 +91,7 @@ class SegmentationResult:
         if label not in self.labels:
             raise ValueError(f"label: {label!r} found, expected one of {list(self.labels)}")
         column = np.flatnonzero(self.classes == self.labels.index(label))
-        return self.scores[..., column].sum(axis=-1)
+        return self.scores[..., column].sum(axis=-1)  # none sums to 0
 
     def shares(self) -> dict[str, float]:
         """Return the share of the pixels of each label that has any, the largest first."""
@@ -177,6 +178,7 @@ class Segmenter:
         pretrained.check_finite()
         config, self.class_names = pretrained.model_config, pretrained.class_names
         image_size, knobs = config.image.image_size, {"prompts": prompts, **knobs}
+        # This process's devices only: a segmenter never waits for other processes.
         mesh = parallel.make_mesh({"data": -1, "fsdp": 1, "tensor": 1}, jax.local_devices())
         tokenizer = make_tokenizer(pretrained.tokenizer, config.text.context_length)
         encoder = make_encoder(pretrained.build_model(), tokenizer, self.class_names, mesh)
@@ -292,7 +294,7 @@ class Segmenter:
             # A label may have several names with a vector each, of which the nearest counts.
             texts = self._embed(names).reshape(len(names), -1, similarity.shape[-1])
             similarity = np.einsum("gd,nmd->gnm", similarity / np.maximum(length, 1e-12), texts)
-            similarity = similarity.max(axis=-1)
+            similarity = similarity.max(axis=-1)  # [G, N, M] -> [G, N]
         nearest = np.argsort(-similarity, axis=-1, kind="stable")[:, :count]
         return [
             [(names[i], float(of_group[i])) for i in best]

@@ -148,6 +148,7 @@ def _free_place(rng: np.random.Generator, radius: float, others: list[Thing]):
 
 def make_example(config: SceneConfig, split: str, index: int) -> tuple[Scene, Drawing, str]:
     """Return example `index` of a split: a pure function of its arguments."""
+    # A stream for each example: splits can be drawn in any order and to any length.
     rng = np.random.default_rng([config.seed, SPLITS.index(split), index])
     scene = sample_scene(rng, SHIFTED if split == "shifted" else USUAL)
     drawing = draw(scene, config.size, rng)

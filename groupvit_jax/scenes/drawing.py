@@ -110,6 +110,7 @@ class Drawing:
 
 def draw(scene: Scene, size: int, rng: np.random.Generator) -> Drawing:
     """Render `scene` at `size` x `size` pixels; `rng` determines textures and light."""
+    # Centres of the pixels, [S, S] each.
     y, x = (np.mgrid[:size, :size].astype(np.float32) + 0.5) / size
     image, mask = _draw_stuff(scene, x, y, rng)
     owner = np.full((size, size), -1)
@@ -205,6 +206,7 @@ def _draw_stuff(scene: Scene, x, y, rng: np.random.Generator):
     along = (x - x0) * np.cos(angle) + (y - y0) * np.sin(angle)
     across = (y - y0) * np.cos(angle) - (x - x0) * np.sin(angle)
     across -= rng.uniform(0, 0.03) * np.sin(along * rng.uniform(4, 16) + rng.uniform(0, 6))
+    # Over the width of one pixel: the border is smooth in the image and sharp in the mask.
     second = np.clip(across * x.shape[0] + 0.5, 0, 1)[..., None]
     mask = np.where(second[..., 0] > 0.5, classes[1], classes[0]).astype(np.uint8)
     return (layers[0] * (1 - second) + layers[1] * second).astype(np.float32), mask
@@ -277,6 +279,7 @@ def _coverage(polygons, centre, radius, angle, size: int) -> Float[np.ndarray, "
     fine = size * _SUPERSAMPLING
     points = [(p @ turn * radius + np.array(centre)) * fine - 0.5 for p in polygons]
     canvas = np.zeros((fine, fine), np.uint8)
+    # With 4 bits of fractions of a pixel, which `shift` declares.
     cv2.fillPoly(canvas, [np.round(p * 16).astype(np.int32) for p in points], 255, shift=4)
     share = cv2.resize(canvas, (size, size), interpolation=cv2.INTER_AREA)
     return share.astype(np.float32) / 255
@@ -294,6 +297,7 @@ def _recolour(colour: str, hue_shift: float, rng: np.random.Generator) -> np.nda
     rgb = np.array([[COLOURS[colour]]], np.uint8)
     hsv = cv2.cvtColor(rgb, cv2.COLOR_RGB2HSV).astype(float)
     hsv += rng.normal(0, 1, 3) * (3, 14, 14) + (hue_shift, 0, 0)
+    # Hue is a circle, of 180 steps in OpenCV's bytes.
     hsv[..., 0] %= 180
     shade = np.clip(hsv, 0, 255).astype(np.uint8)
     return cv2.cvtColor(shade, cv2.COLOR_HSV2RGB)[0, 0].astype(np.float32)
@@ -343,6 +347,7 @@ def _draw_thing(image, thing: Thing, x, y, light: float, scale: float, rng):
     size = x.shape[0]
     dx, dy = (x - thing.centre[0]) / thing.radius, (y - thing.centre[1]) / thing.radius
     cos, sin = np.cos(thing.angle), np.sin(thing.angle)
+    # Turned back into the thing's own frame.
     u, v = dx * cos + dy * sin, dy * cos - dx * sin
     body = _recolour(thing.colour, thing.hue_shift, rng)
     bright = body.mean() > 110

@@ -84,6 +84,7 @@ def _grey_png(grey: UInt8[np.ndarray, "H W"]) -> str:
 
 def _mask_file(result: SegmentationResult, photo: Photo) -> bytes:
     size = (photo.width, photo.height)
+    # Nearest: between two labels' numbers there is no label.
     mask = cv2.resize(result.mask.astype(np.uint8), size, interpolation=cv2.INTER_NEAREST)
     return visualize.mask_png(mask, result.colours)
 

@@ -37,6 +37,7 @@ class Guard:
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         """Answer a request."""
+        # Start and end of the application, and websockets.
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return

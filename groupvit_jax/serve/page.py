@@ -24,6 +24,7 @@ View = dict[str, Any]
 def default_vocabulary() -> tuple[str, ...]:
     """Return the class names of the scenes and of the segmentation sets, each once."""
     names = [*dataset.CLASS_NAMES, *(name for each in _SETS for name in class_names(each))]
+    # Reversed, so that of two spellings the first one is kept.
     first = {name.casefold(): name for name in reversed(names)}
     return tuple(sorted(first.values(), key=str.casefold))
 
@@ -196,6 +197,7 @@ class Page:
 
 def _nearest(*found: Sequence[tuple[str, float]]) -> list[tuple[str, float]]:
     """Merge lists of labels with their similarity to one group; return the nearest, each once."""
+    # Of both lists, the visitor's comes last and keeps its spelling.
     merged = {name.casefold(): (name, value) for names in found for name, value in names}
     return sorted(merged.values(), key=lambda pair: -pair[1])[:_NAMES]
 

@@ -114,6 +114,7 @@ def restore(record: Any, limits: Limits) -> Photo:
     fields = [field.name for field in dataclasses.fields(Photo)]
     types = (str, str, int, int)
     found = [record.get(name) if isinstance(record, dict) else None for name in fields]
+    # By type, not `isinstance`, for which True is an int.
     fits = all(type(value) is kind for value, kind in zip(found, types, strict=True))
     if not fits or len(record) != len(fields):
         raise ValueError(f"photo: expected {', '.join(fields)}; load the page again")

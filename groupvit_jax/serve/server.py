@@ -30,6 +30,7 @@ def open_socket(host: str, port: int | None) -> socket.socket:
     for candidate in [port] if port is not None else range(_FIRST_PORT, _FIRST_PORT + _PORTS):
         family = socket.AF_INET6 if ":" in host else socket.AF_INET
         listener = socket.socket(family, socket.SOCK_STREAM)
+        # A page that is started again at once would find its port still taken.
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             listener.bind((host, candidate))

@@ -146,6 +146,7 @@ def _common_suffix(stems: Sequence[Path], masks: dict[Path, Path]) -> str:
         for key in masks
         if key.parent == first.parent and key.name.startswith(first.name)
     ]
+    # The first photo suggests suffixes; one that all photos share is the set's.
     fitting = [c for c in candidates if all(s.with_name(s.name + c) in masks for s in stems)]
     return fitting[0] if len(fitting) == 1 else ""
 

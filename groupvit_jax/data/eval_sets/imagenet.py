@@ -42,6 +42,7 @@ def open_imagenet(data_dir: Path, split: str) -> ClassificationSet:
         synsets = [file.parent.name for file in files]
     else:
         files = sorted(root.glob(layout.needs[0]))
+        # The list is in the order of the images' numbers, which begin with 1.
         truth = dict(enumerate(_tfds_list("validation_labels.txt"), start=1))
         synsets = [truth.get(_number(file), file.name) for file in files]
     return ClassificationSet(LabelledFiles(files, _labels(root, synsets), names), names)

@@ -32,6 +32,7 @@ class Layout:
 
     def places(self, data_dir: Path) -> list[Path]:
         """Return candidate folders; later versions of a TFDS set come first."""
+        # Backwards: of several versions the latest comes first.
         found = [place for folder in self.folders for place in sorted(data_dir.glob(folder))[::-1]]
         return [data_dir, *found] if data_dir.is_dir() else []
 

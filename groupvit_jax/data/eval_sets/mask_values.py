@@ -76,6 +76,7 @@ def read_values(
     if in_colours:
         red, green, blue = (pixels[..., c].astype(np.int32) for c in range(3))
         return red << 16 | green << 8 | blue
+    # Three equal channels are an index that a tool has saved as grey RGB.
     if (pixels[..., :1] != pixels).any():
         raise ValueError(
             "mask in colours found, expected one value for each pixel as in the others"
@@ -92,6 +93,7 @@ def _decoded(image: PIL.Image.Image, in_colours: bool) -> np.ndarray:
         return np.asarray(image.convert("RGB"))
     values = np.asarray(image)
     whole = values.astype(np.int32)
+    # Some tools save labels as float TIFFs.
     if mode == "F" and (whole != values).any():
         raise ValueError("values with fractions found, expected whole numbers")
     return whole
@@ -204,6 +206,7 @@ def classes_of_values(
         _refuse_binary(found, table, classes)
     else:
         unlabelled = {pack(v) if isinstance(v, tuple) else v for v in ignored}
+    # A class that is stated for a usual ignored value wins.
     table = dict.fromkeys(unlabelled, IGNORED) | table
     if classes.by_line and not found.in_colours:
         table, more = _from_one(found, table, classes)

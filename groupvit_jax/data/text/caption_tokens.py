@@ -64,6 +64,7 @@ def annotate(captions: Sequence[str], tokenizer: Tokenizer | None) -> dict[str, 
     if tokenizer is not None:
         end = tokenizer.end_of_text_id
         rows = (row.tolist() for row in tokenizer(captions))
+        # Without padding: contexts differ, and rows are filled up again at use.
         ids = [row[: row.index(end) + 1] for row in rows]
         fields["tokens"] = {"tokenizer": fingerprint(tokenizer), "ids": ids}
     return fields
@@ -97,6 +98,7 @@ def _stored_ids(sample: Mapping[str, Any], index: int, tokenizer: Tokenizer) -> 
         _warn_once(str(tokens.get("tokenizer")), fingerprint(tokenizer))
         return None
     ids, length = tokens["ids"][index], tokenizer.context_length
+    # Cut as the tokenizer itself cuts: the last token is always the end of text.
     return ids if len(ids) <= length else [*ids[: length - 1], tokenizer.end_of_text_id]
 
 

@@ -140,6 +140,7 @@ def draw_prompts(
         find = {"tagged_words": tagged_words, "words": nouns, "phrases": noun_phrases}
         found = find[kind](caption)
     templates = clip_templates()
+    # A permutation draws without replacement, and from fewer words than wanted as well.
     chosen = [found[i] for i in rng.permutation(len(found))[:num_nouns]]
     drawn = rng.integers(len(templates), size=len(chosen))
     prompts = [templates[i].format(word) for i, word in zip(drawn, chosen, strict=True)]
@@ -197,6 +198,7 @@ def _lexicon_tags(words: Sequence[str]) -> list[str]:
         return []
     with _loading:  # a half-loaded lexicon gives wrong tags
         tagger = _load_tagger()
+    # Joined and split at spaces again, so that there is one tag for each of our words.
     return [t for _, t in tagger.tag(" ".join(words), tokenize=False)]
 
 

@@ -45,6 +45,7 @@ def pack_texts(
             row[used : used + len(text)] = text
             used += len(text)
             stored[key] = used - 1
+        # Not stored by now, so it didn't fit: the caption, which always fits, takes its place.
         overflow += key not in stored
         ends[i] = stored.get(key, ends[0])
     return row, ends, overflow

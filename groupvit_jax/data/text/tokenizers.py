@@ -166,6 +166,7 @@ def _padded(
 ) -> Int32[np.ndarray, "N T"]:
     rows = np.zeros((len(encoded), context_length), np.int32)
     for row, ids in zip(rows, encoded, strict=True):
+        # A long text is cut before the end, which every row must have.
         ids = [*ids[: context_length - 1], end_id]
         row[: len(ids)] = ids
     return rows
@@ -220,6 +221,7 @@ def text_id(text: str) -> int:
     In 6 of 100 batches of 16,000 different texts, two share a hash.
     """
     folded = " ".join(text.casefold().split())
+    # Not `hash`, which differs between processes: workers must give one text one id.
     return zlib.crc32(folded.encode("utf-8", "surrogatepass")) & 0x7FFFFFFF
 
 
@@ -261,6 +263,7 @@ def train_sentencepiece(captions: Iterable[str], vocab_size: int, max_captions: 
             unk_id=1,
             bos_id=2,
             eos_id=3,
+            # 0 takes all; without the shuffle below, a sample would be the first captions.
             input_sentence_size=max_captions,
             shuffle_input_sentence=max_captions > 0,
             minloglevel=1,

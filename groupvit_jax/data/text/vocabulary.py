@@ -31,6 +31,7 @@ class Vocabulary:
     @property
     def fingerprint(self) -> str:
         """16 hexadecimal digits of SHA-256 over kind and content."""
+        # The zero byte keeps kind and content apart.
         return hashlib.sha256(self.name.encode() + b"\0" + self.content).hexdigest()[:16]
 
 

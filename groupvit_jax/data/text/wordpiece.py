@@ -42,6 +42,7 @@ class WordPiece:
             raise ValueError(f"[PAD] has id {ids['[PAD]']}, expected 0, the padding's")
         self.size, self.start_id, self.end_id = len(lines), ids["[CLS]"], ids["[SEP]"]
         ordinary = (piece for piece in ids if not _SPECIAL.fullmatch(piece))
+        # A vocab.txt doesn't say whether it is cased; special pieces have capitals in any case.
         uncased = all(piece == piece.lower() for piece in ordinary)
         # Words of more than 100 characters are unknown, as in BERT's own tokenizer.
         model = models.WordPiece(vocab=ids, unk_token="[UNK]", max_input_chars_per_word=100)
