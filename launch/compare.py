@@ -100,6 +100,7 @@ def _print(comparison: Comparison) -> None:
         shown.add_row(*map(Text, row))
     console = Console(highlight=False, markup=False)
     if not console.is_terminal:
+        # Into a file Rich would fold columns at 80 letters.
         everything = console.options.update(max_width=1000)
         console.width = max(console.width, console.measure(shown, options=everything).maximum)
     for line in (outputs.metric_line(comparison), shown, *comparison.notes):

@@ -111,6 +111,7 @@ def _verify(written: Pretrained, source: Pretrained, flags: argparse.Namespace) 
     """Compare the model that was written with transformers' model of the source."""
     images, tokens = verify.random_inputs(source)
     with tempfile.TemporaryDirectory() as folder:
+        # transformers reads its own format only, with the image size it was stored with.
         directory = Path(flags.checkpoint)
         if flags.image_size or find_kind(directory) != "huggingface":
             directory = Path(folder)

@@ -116,6 +116,7 @@ def _pictures(
 def _kept_steps(workdir: Path) -> list[Path]:
     """Return the whole steps of a run, in order; of many the first, the last and some between."""
     folder = workdir / CHECKPOINTS
+    # Decimal names only: Orbax writes a step under a longer name until it is whole.
     steps = sorted(
         (p for p in folder.glob("[0-9]*") if p.name.isdecimal()), key=lambda p: int(p.name)
     )

@@ -216,7 +216,7 @@ def _thresholds(
         try:
             value = float(text)
         except ValueError:
-            value = -1.0
+            value = -1.0  # refused below
         if not 0 <= value <= 1:
             raise ValueError(f"--background_threshold={item}: expected numbers from 0 to 1")
         known = {"", *(each.label for each in opened), *(each.name for each in opened)}

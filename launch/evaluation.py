@@ -113,6 +113,7 @@ class Evaluation:
             of_row = identity | {"settings": _settings(evaluator)}
             row, before = self._store.row_of(of.label, of_row)
             rows.append((row, evaluator))
+            # Predictions are not among the kept results: they need the model again.
             if before and not self._save:
                 say(
                     f"{row}: measured before, {before['measured']}, with the same weights, set, "
@@ -142,6 +143,7 @@ class Evaluation:
             found = [self._saved(row, evaluator, variables) for row, evaluator, _ in waiting]
         else:
             found = _metrics([evaluator for _, evaluator, _ in waiting], variables)
+        # All thresholds share one pass over the images.
         seconds = round((time.monotonic() - start) / len(waiting), 1)
         for (row, evaluator, entry), metrics in zip(waiting, found, strict=True):
             read = int(metrics.pop("images", 0)) or images
@@ -233,12 +235,14 @@ def _settings(evaluator: Any) -> dict[str, Any]:
     settings: dict[str, Any] = {}
     if isinstance(evaluator, Segmentation):
         settings["protocol"] = dataclasses.asdict(evaluator.protocol)
+        # The background, where there is one, comes first.
         behind = len(evaluator.all_names) - len(evaluator.class_names)
         settings["classes"] = [*evaluator.all_names[:behind], *evaluator.class_names]
     if isinstance(evaluator, Predictions):
         settings["classes"] = evaluator.all_names
     if isinstance(evaluator, Classification):
         settings |= {"classes": evaluator.class_names, "prompts": evaluator.prompts}
+    # Tuples become lists, as in the kept results that these are compared with.
     return json.loads(json.dumps(settings))
 
 
@@ -248,6 +252,7 @@ def _bar(evaluator: Any) -> Iterator[Callable[[int], None]]:
     console = Console(stderr=True)
     columns = (BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), TextColumn(evaluator.name))
     with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
+        # Processes take the images in turn.
         mine = len(range(jax.process_index(), len(evaluator.source), jax.process_count()))
         task = progress.add_task("", total=mine)
         yield lambda done: progress.update(task, completed=done)

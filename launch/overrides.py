@@ -86,7 +86,9 @@ def overrides_in(argv: Sequence[str]) -> list[str]:
 
 def normalised(argv: Sequence[str]) -> list[str]:
     """Make --config FILE one argument, and a recorded config.json a configuration file."""
+    # No argument can hold a zero byte.
     text = "\0".join(argv)
+    # A flag that follows is no value: --config is then incomplete, and stays so.
     text = re.sub(r"(?<=\0)(--?config)\0(?!-)", r"\1=", text)
     reader = Path(configs.__path__[0]) / "from_json.py"
     return [_JSON_CONFIG.sub(rf"\1{reader}:\2", argument) for argument in text.split("\0")]
@@ -99,6 +101,7 @@ def _load(path: str) -> ConfigDict:
     if recorded.endswith(".json"):
         with naming(recorded):  # the flag's own errors quote a traceback
             from_json.get_config(recorded)
+    # Flags of its own: a process may read many configurations, and a name is defined once.
     values = flags.FlagValues()
     argv = ["", f"--config={path}"]
     holder = config_flags.DEFINE_config_file("config", flag_values=values, sys_argv=argv)

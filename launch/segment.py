@@ -92,6 +92,7 @@ def _run(flags: argparse.Namespace) -> int:
         raise FileExistsError(f"--output={output}: a file found, expected a folder")
     save = check_kinds(flags.save.split(",") if flags.save else ())
     has_background = flags.background or flags.background_threshold is not None
+    # Labels and files are checked before the model is loaded.
     labels = None
     if flags.labels is not None:
         labels = check_labels(split_texts("--labels", flags.labels, ","), has_background)

@@ -120,6 +120,7 @@ def _resolve(
 
 def _is_kept(found: Any, value: Any) -> bool:
     """Whether a field holds the sweep file's value after it has passed through a flag."""
+    # True == 1 in Python, so the kinds are compared as well.
     found = plain(found.to_dict() if isinstance(found, ConfigDict) else found)
     return found == plain(value) and isinstance(found, bool) == isinstance(value, bool)
 

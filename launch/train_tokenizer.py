@@ -45,6 +45,7 @@ def main(flags: argparse.Namespace) -> None:
         model = tokenizers.train_sentencepiece(captions, flags.vocab_size, flags.max_captions)
     except (ValueError, OSError) as error:
         common.fail(exit_codes.BAD_INPUT, error)
+    # Renamed when whole: an interrupted write leaves no model that looks complete.
     unfinished = output.with_name(output.name + ".tmp")
     unfinished.write_bytes(model)
     os.replace(unfinished, output)
@@ -87,6 +88,7 @@ def _read_shards(pattern: str, max_captions: int) -> Iterator[str]:
     from groupvit_jax.data.sources.patterns import expand_pattern
 
     source = pairs.WebDatasetSource(expand_pattern(pattern, "--input"), field="--input")
+    # Rounded up: never more samples than captions are wanted.
     step = -(-len(source) // max_captions) if max_captions else 1
     num_broken = 0
     for index in range(0, len(source), step):
@@ -106,6 +108,7 @@ def _check_output(flags: argparse.Namespace) -> Path:
         raise ValueError(f"--output={output}: expected a name that ends with .model")
     if not os.access(output.parent, os.W_OK):
         raise OSError(f"--output={output}: {output.parent} is no folder that can be written")
+    # SentencePiece refuses smaller samples.
     if flags.max_captions and flags.max_captions <= 100:
         raise ValueError(f"--max_captions={flags.max_captions}: expected 0 (all) or over 100")
     return output

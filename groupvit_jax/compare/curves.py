@@ -45,8 +45,10 @@ def learning_curves(comparison: Comparison, metric: str, factor: float = 1.0) ->
         found.series[f"{score.run.name} ({score.run.state})"] = sorted(curve.items())
     found.colours.update(dict.fromkeys(found.series, UNFINISHED_COLOUR))
     colours = rank_colours(len(comparison.groups))
+    # The best group last, so that it lies on top.
     for group, colour in reversed(list(zip(comparison.groups, colours, strict=True))):
         curves = [_thinned(score.run, metric, edges, factor) for score in group.scores]
+        # A mean over other seeds at some steps would jump.
         shared = sorted(set(curves[0]).intersection(*curves[1:]))
         values = np.array([[curve[x] for x in shared] for curve in curves])
         mean = values.mean(axis=0)
@@ -75,6 +77,7 @@ def _thinned(run: Run, metric: str, edges: Sequence[float], factor: float) -> Cu
     if not points:
         return {}
     steps, values = np.array(points, float).T
+    # Steps at an edge belong to the interval it ends, also where `linspace` rounds the edge down.
     at = np.minimum(np.searchsorted(edges, steps - 1e-6), len(edges) - 1)
     counts, sums = np.bincount(at), np.bincount(at, weights=values * factor)
     return {edges[i]: float(sums[i] / counts[i]) for i in np.flatnonzero(counts).tolist()}
@@ -115,6 +118,7 @@ def visible_range(values: Sequence[float]) -> tuple[float, float, bool]:
     kept_low, kept_high = max(low, few - far), min(high, most + far)
     if kept_low >= kept_high:
         kept_low, kept_high = low, high
+    # Equal values have no range, and zeros no size either.
     room = 0.04 * (kept_high - kept_low) or 0.05 * abs(high) or 1.0
     is_cut = kept_low > low or kept_high < high
     return kept_low - room, kept_high + room, is_cut

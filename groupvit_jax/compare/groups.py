@@ -198,6 +198,7 @@ def _group(
     for score in scores:
         by_seed.setdefault(score.seed, []).append(score.value)
     values = np.array([np.mean(same) for same in by_seed.values()])
+    # Shorter first: seeds are text, and 10 comes after 9.
     ordered = sorted(scores, key=lambda score: (len(score.seed), score.seed, score.run.name))
     none = Difference(0.0, math.nan, math.nan, math.nan, math.nan)
     return Group(label, settings, tuple(ordered), values, *mean_and_std(values), none)
@@ -207,6 +208,7 @@ def _effects(groups: Sequence[Group], names: Sequence[str]) -> dict[str, Effect]
     columns = list(zip(*(group.settings for group in groups), strict=True))
     orders = [in_order(column) for column in columns]
     effects = main_effects({group.settings: group.values for group in groups}, orders)
+    # Not strict: without a full design there are names but no effects.
     found = dict(zip(names, effects, strict=False))
     return dict(sorted(found.items(), key=lambda item: -item[1].range))
 

@@ -134,5 +134,6 @@ def make_format(metric: Metric, values: Sequence[float]) -> Format:
     finite = [value * factor for value in values if math.isfinite(value)]
     spread = max(finite, default=0.0) - min(finite, default=0.0)
     spread = spread or max(map(abs, finite), default=0.0) or 1.0
+    # Two significant digits of the spread.
     digits = min(max(1 - math.floor(math.log10(spread)), 1), 8)
     return Format(factor, digits, "%" if metric.is_share else "")

@@ -129,6 +129,7 @@ def csv_text(comparison: Comparison) -> str:
     file = io.StringIO()
     writer = csv.writer(file, lineterminator="\n")
     writer.writerow(header)
+    # By identity: scores hold a run's dictionaries and so have no hash.
     ranks = {id(s): (i, g) for i, g in enumerate(comparison.groups, 1) for s in g.scores}
     for score in all_scores(comparison):
         group: Sequence[Any] = ("", "", "", "")

@@ -37,6 +37,7 @@ def differing_fields(
 def show(value: Any, digits: int = 15) -> str:
     """Return a setting's value as text, the same for 1 and 1.0."""
     if isinstance(value, float):
+        # 15 digits are those that a float keeps of any decimal: 0.1 + 0.2 counts as 0.3.
         return f"{value:.{digits}g}"
     return value if isinstance(value, str) and value else json.dumps(value)
 
@@ -64,4 +65,5 @@ def in_order(values: Iterable[str]) -> list[str]:
     """Return the unique values in order: absent first, then by size, else alphabetically."""
     known = list(dict.fromkeys(values))
     numbers = numbers_of(known)
+    # Without numbers all are 0.0, and the text decides.
     return sorted(known, key=lambda value: (value != ABSENT, numbers.get(value, 0.0), value))

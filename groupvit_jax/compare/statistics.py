@@ -57,6 +57,7 @@ def welch(first: Values, second: Values) -> Difference:
     if error == 0.0:  # deterministic runs: t would be infinite, and p = 0 would mean nothing
         return nothing._replace(error=0.0)
     sizes = len(first), len(second)
+    # Degrees of freedom: n1 + n2 - 2 at most, fewer where one sample has most of the variance.
     freedom = error**4 / sum(part**2 / (size - 1) for part, size in zip(parts, sizes, strict=True))
     t = value / error
     needed = error * float(special.stdtrit(freedom, 1 - LEVEL / 2))
@@ -67,7 +68,9 @@ def holm(p: Sequence[float]) -> list[float]:
     """Correct p-values for their number (Holm, 1979); NaN stays and is not counted."""
     values = np.array(p, float)
     order = np.argsort(values)  # NaN comes last
+    # The smallest p is multiplied by the number of tests, the next by one less.
     remaining = np.isfinite(values).sum() - np.arange(len(values))
+    # Never below the p before it: the order of the tests stays.
     values[order] = np.maximum.accumulate(np.minimum(values[order] * remaining, 1.0))
     return values.tolist()
 
@@ -129,6 +132,7 @@ def _effect(
     for value in values:
         of_value = [sample for key, sample in samples.items() if key[index] == value]
         mean = float(np.mean([sample.mean() for sample in of_value]))
+        # Of a mean of means: the sum of their variances, over their number squared.
         error = math.sqrt(variance * sum(1 / len(s) for s in of_value)) / len(of_value)
         levels.append(Level(value, mean, error))
     low, high = min(levels, key=lambda at: at.mean), max(levels, key=lambda at: at.mean)
@@ -137,6 +141,7 @@ def _effect(
     if error > 0:
         from scipy import stats  # half a second, only needed here
 
+        # q counts in errors of one mean, which a difference's exceeds by sqrt(2).
         q = (high.mean - low.mean) / error * math.sqrt(2)
         p = float(stats.studentized_range.sf(q, len(levels), freedom))
     return Effect(tuple(levels), high.mean - low.mean, p)

@@ -31,6 +31,7 @@ def judge(comparison: Comparison) -> Verdict:
     rest = _rest(comparison) + _largest_effect(comparison)
     if difference.value == 0.0:
         text = f"A tie: {_described(comparison, first)} and {_described(comparison, second)}."
+        # NaN compares false: without a test, a tie may be chance as well.
         return Verdict(NOISE if difference.p >= LEVEL else UNKNOWN, text + rest)
     gap = comparison.format.difference(difference.value)
     direction = "ahead of" if comparison.metric.mode == "max" else "below"
@@ -77,6 +78,7 @@ def _sure(comparison: Comparison, difference: Difference) -> str:
 def _rest(comparison: Comparison) -> str:
     """The sentence about the third and later groups."""
     others = comparison.groups[2:]
+    # Negated, so that NaN (too few seeds to test) counts as alike.
     alike = [group for group in others if not group.behind.p < LEVEL]
     if not alike:
         return ""

@@ -75,6 +75,7 @@ def _chart(
         with style, warnings.catch_warnings(), io.BytesIO() as file:
             # Letters are measured in Matplotlib's font, which lacks some; the browser's has them.
             warnings.filterwarnings("ignore", "Glyph .* missing from font")
+            # Metadata of None is left out; with the date, equal charts would differ.
             draw(title, *args, **kwargs).savefig(
                 file, format="svg", metadata=dict.fromkeys(("Creator", "Date", "Format", "Type"))
             )
@@ -89,6 +90,7 @@ def _inline(svg: bytes, title: str) -> str:
     root = ElementTree.fromstring(re.sub(rb"\s+", b" ", svg))
     root.remove(root[0])  # a style sheet, which would hold for the whole page
     for element in root.iter():
+        # ElementTree spells names as {URI}name, but HTML knows SVG without a namespace.
         element.tag = element.tag.rpartition("}")[2]
         element.attrib = {
             # Hundredths of a pixel are enough.
@@ -104,6 +106,7 @@ def _inline(svg: bytes, title: str) -> str:
             named = ElementTree.Element("title")
             named.text = name.removeprefix(_NAME)
             element.insert(0, named)
+        # Matplotlib's ids of markers (m) and clip paths (p), which others refer to by hash.
         if not re.fullmatch("[mp][0-9a-f]{10}", name):  # nothing refers to it
             element.attrib.pop("id", None)
     _, _, width, height = root.attrib["viewBox"].split()
@@ -143,6 +146,7 @@ def ticks(low: float, high: float, log: bool = False) -> list[float]:
     """
     subs = (1.0, 2.0, 5.0) if high < 1e3 * low else (1.0,)
     locator = LogLocator(subs=subs) if log else MaxNLocator(6, steps=[1, 2, 5, 10])
+    # Marks are multiples in floats: one at an end may lie just beyond it.
     tolerance = 1e-9 * (high - low)
     marks = map(float, locator.tick_values(low, high))
     return [mark for mark in marks if low - tolerance <= mark <= high + tolerance]
@@ -248,6 +252,7 @@ def interval_bars(title: str, bars: Sequence[Bar], label: str) -> Figure:
         for dot in bar.dots:
             _dot(axes, dot, float(y), bar.colour, f"{dot:.6g}")
     axes.axvline(bars[0].mean, color=_INK, linewidth=1, alpha=0.6, linestyle=(0, (3, 4)))
+    # Upwards from the last: the first bar stands on top.
     axes.set(xlabel=label, xlim=(start, end), ylim=(len(bars) - 0.6, -0.8), yticks=[])
     axes.grid(axis="x")
     _ticks(axes, "x")
@@ -283,6 +288,7 @@ def parallel_coordinates(title: str, axes: Sequence[Axis], lines: Sequence[Line]
     gap = (width - 130) / (len(axes) - 1)
     figure = Figure(figsize=(width / 72, (top + height + bottom) / 72))
     whole = figure.add_axes((0, 0, 1, 1))
+    # One unit of x is `gap` pixels, one of y `height`: divided by these, pixels become units.
     whole.set(xlim=(-75 / gap, len(axes) - 1 + 55 / gap), ylim=(-bottom / height, 1 + top / height))
     whole.set_axis_off()
     opacity = 0.85 if len(lines) <= 12 else 0.6
@@ -314,6 +320,7 @@ def _smooth(points: Sequence[tuple[float, float]]) -> Path:
     """Return a curve that is level at each point."""
     vertices, codes = [points[0]], [Path.MOVETO]
     for (x, y), (x2, y2) in itertools.pairwise(points):
+        # Control points half way, each at the height of its end, make the curve level there.
         vertices += [((x + x2) / 2, y), ((x + x2) / 2, y2), (x2, y2)]
         codes += [Path.CURVE4] * 3
     return Path(vertices, codes)

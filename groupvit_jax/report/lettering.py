@@ -85,6 +85,7 @@ def _mix(part: RgbImage, cover: Letters, tone: float, strength: float = 1.0) -> 
 
 def _letters(text: str, size: int) -> Letters:
     font, margin = _font(), 1 + size // 6
+    # A rectangle around the text, from the baseline's origin: its top is negative.
     _, above, width, height = cv2.getTextSize((0, 0), text, (0, 0), font, size, _WEIGHT)
     canvas = np.zeros((height + 2 * margin, width + 2 * margin + size, 3), np.uint8)
     cv2.putText(canvas, text, (margin, margin - above), (255, 255, 255), font, size, _WEIGHT)

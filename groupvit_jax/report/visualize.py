@@ -51,6 +51,7 @@ def _palette(count: int) -> Colours:
 
 
 def _lab(rgb: Colours) -> np.ndarray:
+    # In floats L is 0 to 100 and a, b have signs; bytes would be scaled, shifted and rounded.
     return cv2.cvtColor(rgb[None].astype(np.float32) / 255, cv2.COLOR_RGB2Lab)[0]
 
 
@@ -136,10 +137,12 @@ def write_names(
         if 0 <= label < len(names) and names[label]
     ]
     taken: list[_Box] = []
+    # From the largest: smaller regions give way to its name.
     for area, corner, part, name in sorted(parts, key=lambda part: -part[0]):
         if area < max(min_share * coarse.size, (size / step) ** 2 / 2):
             continue
         letters = lettering.fit(name, size, labels.shape[1])
+        # Rounded up: a box must hold all of its text.
         height, width = (-(-side // step) for side in letters.shape)
         box = _place(part, corner, (height, width), coarse.shape, taken)
         if box is not None:
@@ -161,6 +164,7 @@ class _Box(NamedTuple):
 
 def _largest_part(inside: np.ndarray) -> tuple[int, tuple[int, int], np.ndarray]:
     """Return area, corner (top, left) and mask of the largest connected region."""
+    # Component 0 is all that lies outside.
     _, ids, stats, _ = cv2.connectedComponentsWithStats(inside.astype(np.uint8), connectivity=4)
     best = 1 + int(stats[1:, cv2.CC_STAT_AREA].argmax())
     left, top, width, height, area = stats[best].tolist()
@@ -176,6 +180,7 @@ def _place(
 ) -> _Box | None:
     """Return the place of a text of some height and width: centred at the widest place."""
     height, width = text
+    # Padded, because the picture's edge ends a region as another region does.
     depth = cv2.distanceTransform(np.pad(part.astype(np.uint8), 1), cv2.DIST_L2, 5)[1:-1, 1:-1]
     # Top left corner of a box centred at each row and column, clipped to the picture.
     tops = np.arange(part.shape[0]) + corner[0] - height // 2
@@ -224,6 +229,7 @@ def caption(image: RgbImage, text: str) -> UInt8[np.ndarray, "h W 3"]:
 
 def png(image: RgbImage) -> bytes:
     """Encode an RGB picture as PNG."""
+    # OpenCV takes BGR.
     return cv2.imencode(".png", np.ascontiguousarray(image[..., ::-1]))[1].tobytes()
 
 

@@ -26,7 +26,7 @@ from groupvit_jax.foreign import naming, read_text
 _BACKGROUND = {"background", "backgrounds", "bg", "backgroundclass"}
 _UNLABELLED = {"unlabelled", "unlabeled", "ignore", "ignored", "void", "unknownignore"}
 _VALUE = re.compile(r"(?P<name>.*\S)\s*:\s*(?P<value>\d+(?:[ ,]+\d+[ ,]+\d+)?)\s*(?::.*)?$")
-_MOST = 255
+_MOST = 255  # classes 0 to 254: masks are bytes, and 255 is ignored
 
 Colour = tuple[int, int, int]
 
@@ -133,6 +133,7 @@ def make_class_list(
     behind = [value for name, value in kept if _is_background(name, background)]
     if isinstance(background, str) and not behind:
         raise ValueError(f"{where}: background {background!r} is none of the classes")
+    # Two spellings of the background would be one class.
     _check_unique([(0, "background") for _ in behind], where, "name")
     rest = [(name, value) for name, value in kept if value not in (*nothing, *behind)]
     if not 0 < len(rest) + len(behind) <= _MOST or not rest:

@@ -42,6 +42,7 @@ def open_coco_object(data_dir: Path, split: str) -> SegmentationSet:
     needs = (f"{split}2017", f"annotations/instances_{split}2017.json")
     instances = Layout("coco", ("coco",), needs, _URL)
     layout, root = find(data_dir, *_map_layouts(split), instances)
+    # Ids up to 90, of which 80 are in use, are things; those above are stuff.
     things = {id_: 1 + class_ for class_, id_ in enumerate(_IDS[:NUM_THINGS])}
     source: MaskedSource
     if layout is instances:

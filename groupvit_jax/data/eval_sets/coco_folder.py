@@ -88,6 +88,7 @@ def _scan(source: InstanceMasks, sizes: Sequence[tuple[int, int]]) -> Scan:
     pixels: dict[int, int] = collections.Counter()
     first: dict[int, Path] = {}
     for index, size in enumerate(sizes):
+        # By the sizes of the JSON: no photo is decoded for the check.
         found = np.unique(source.draw(index, size), return_counts=True)
         for value, count in zip(*(part.tolist() for part in found), strict=True):
             pixels[value] += count

@@ -111,6 +111,7 @@ def draw_instances(
     # Encoded, because the pixels of all instances together may take gigabytes.
     drawn = [(_run_lengths(instance["segmentation"], size), instance) for instance in instances]
     areas = [int(pycocotools.mask.area(encoded)) if encoded else 0 for encoded, _ in drawn]
+    # From back to front: what is painted later covers.
     order = sorted(range(len(drawn)), key=lambda i: (not drawn[i][1]["iscrowd"], -areas[i]))
     mask = np.zeros(size, np.int32)
     for encoded, instance in (drawn[i] for i in order):
@@ -129,6 +130,7 @@ def _run_lengths(shape: Any, size: tuple[int, int]) -> dict[str, Any] | None:
         if tuple(shape.get("size", ())) != size:
             found = f"run lengths of size {shape.get('size')} found"
             raise ValueError(f"{found}, expected the photo's {list(size)} (height, width)")
+        # A string is compressed already.
         return shape if isinstance(shape["counts"], str) else _encode(shape, size)
     if not (isinstance(shape, list) and all(map(_is_polygon, shape))):
         raise ValueError(f"segmentation {str(shape)[:60]} found, expected polygons or run lengths")
@@ -136,12 +138,14 @@ def _run_lengths(shape: Any, size: tuple[int, int]) -> dict[str, Any] | None:
         return None
     if (outline := sum(map(_outline, shape))) > _LONGEST_OUTLINE:
         raise ValueError(f"polygons of {outline:,} pixels, more than {_LONGEST_OUTLINE:,}")
+    # One instance may have several polygons, where something hides its middle.
     return pycocotools.mask.merge(pycocotools.mask.frPyObjects(shape, *size))
 
 
 def _outline(points: Sequence[Any]) -> int:
     """Return how many pixels the sides of a polygon have."""
     sides = np.abs(np.diff(np.reshape(points, (-1, 2)), axis=0, append=[points[:2]]))
+    # A line has as many pixels as its longer extent.
     return int(sides.max(axis=1).sum())
 
 

@@ -74,6 +74,7 @@ def _files(data_dir: Path, background: bool) -> MaskFiles:
     present = {file.stem for file in (root / "trainval").glob("*.mat")}
     stems = tuple(s for s in read_lines(root / "ImageSets/Main/val.txt") if s in present)
     masks = [root / "trainval" / f"{stem}.mat" for stem in stems]
+    # ids[0] is the class of all else: background, or ignored.
     others = dict.fromkeys(range(460), ids[0])
     of_459 = others | {id_: ids[1 + i] for i, id_ in enumerate(_IDS_OF_459)}
     return MaskFiles(_photos(root, stems), masks, of_459, _read_mat)
