@@ -169,6 +169,7 @@ def evaluator_of(
       TypeError: an override is not a field of `Protocol`.
     """
     name = name or benchmark
+    # Probes need an image tower only, which both encoders have.
     if isinstance(opened, ProbeSet):
         return _make_probe(encoder, opened, name=name, batch_size=batch_size)
     if isinstance(encoder, HeadTower):

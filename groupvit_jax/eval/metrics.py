@@ -42,13 +42,14 @@ def confusion_matrix(
 def class_iou(confusion: Int[np.ndarray, "N N"]) -> Float[np.ndarray, " N"]:
     """Return the intersection over union of every class; NaN for classes without any pixel."""
     hits = np.diag(confusion).astype(np.float64)
-    union = confusion.sum(0) + confusion.sum(1) - hits
+    union = confusion.sum(0) + confusion.sum(1) - hits  # hits are in both sums
     return np.divide(hits, union, out=np.full(len(hits), np.nan), where=union > 0)
 
 
 def mean_iou(confusion: Int[np.ndarray, "N N"]) -> float:
     """Return the mean over classes that occur; NaN if none does."""
     iou = class_iou(confusion)
+    # NumPy warns of a mean of nothing but NaN.
     return float(np.nanmean(iou)) if np.isfinite(iou).any() else float("nan")
 
 
@@ -96,6 +97,7 @@ def first_match_rank(
       owner: identity of each candidate; a match has the identity of the query.
     """
     right = query[:, None] == owner
+    # Of several matches, the one with the best score is ranked first.
     best = jnp.where(right, scores, -jnp.inf).argmax(axis=1)
     return rank_of_true_class(scores, best)
 

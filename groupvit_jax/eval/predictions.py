@@ -133,6 +133,7 @@ class Predictions:
         for done, (index, (image, mask)) in enumerate(self._read(mine), 1):
             found = self._labels(index, image)
             counted = mask != IGNORED
+            # One number for each pair of true and predicted class.
             cells = mask[counted].astype(np.int64) * count + found[counted]
             total += np.bincount(cells, minlength=count**2).reshape(count, count)
             progress(done)

@@ -193,6 +193,7 @@ def neighbour_ranks(
       k: number of neighbours that vote.
       temperature: see `NearestNeighbours`.
     """
+    # [Q, N]
     cosines = jnp.matmul(l2_normalize(query), l2_normalize(features).T, precision=_HIGHEST)
     nearest, index = jax.lax.top_k(cosines, k)  # [Q, k]
     of_class = jax.nn.one_hot(labels[index], num_classes)  # [Q, k, M]
@@ -304,6 +305,7 @@ def in_chunks(
     rows = -(-min(count, rows_at_once) // shards) * shards
     num_chunks = -(-count // rows)
     weight = np.ones(count, np.float32) if weight is None else weight
+    # [K, R, ...]: one chunk after another, the rows of each over the devices.
     sharding = NamedSharding(mesh, PartitionSpec(None, parallel.BATCH_AXES))
     return Rows(
         *(
@@ -353,7 +355,9 @@ def fit(
     """
     solver = optax.lbfgs()
     value_fn = functools.partial(objective, rows=rows, strength=strength)
+    # The line search has both at its last point, and keeps them in the state.
     value_and_gradient = optax.value_and_grad_from_state(value_fn)
+    # The objective is convex, so any start would do.
     start = LinearModel(jnp.zeros((rows.features.shape[-1], num_classes)), jnp.zeros(num_classes))
 
     def is_going_on(carry: tuple[LinearModel, Any, Array, Array]) -> Array:

@@ -119,6 +119,7 @@ def checked_prompts(given: Prompts, usual: Sequence[str]) -> Prompts:
             raise ValueError(
                 f"prompts of {name!r}: {list(texts)} found, expected no braces but {{}}"
             )
+    # Sorted: the order of a file's classes makes no other protocol.
     by_class = {"": tuple(usual), **{name: tuple(given[name]) for name in sorted(given)}}
     check_prompts(by_class[""])
     return by_class

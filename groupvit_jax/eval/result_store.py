@@ -19,6 +19,7 @@ FILE = "results.json"
 def code_version() -> str:
     """Return the package's version with a hash of its code, which a checkout's edits change."""
     package, digest = Path(__file__).parents[1], hashlib.sha256()
+    # Sorted: the order of files is the file system's.
     for file in sorted(package.rglob("*.py")):
         digest.update(file.read_bytes())
     try:
@@ -82,6 +83,7 @@ class ResultStore:
             self.dropped.append(row)
         for row, entry in benchmarks.items():
             if entry["set"] == identity["set"] and entry["settings"] == identity["settings"]:
+                # A result of another version gives its row to the new one.
                 return row, entry if entry.get("version") == identity["version"] else None
         number, row = 1, name
         while row in benchmarks:

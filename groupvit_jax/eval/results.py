@@ -33,6 +33,7 @@ COLUMNS = {
 def hash_variables(variables: Params) -> str:
     """Return the SHA-256 of parameters and statistics, equal for every checkpoint format."""
     digest = hashlib.sha256()
+    # JAX flattens dictionaries by sorted keys, whatever order a format has.
     for path, leaf in jax.tree_util.tree_leaves_with_path(variables):
         array = np.ascontiguousarray(jax.device_get(leaf))
         # Shape and type as well: the same bytes may be another array.
@@ -160,6 +161,7 @@ def curves(benchmarks: Mapping[str, Mapping[str, Any]]) -> dict[str, list[tuple[
         miou = entry["metrics"].get("miou")
         if threshold is None or miou is None:
             continue
+        # Points of one curve agree in all but the threshold.
         rest = settings | {"protocol": settings["protocol"] | {"background_threshold": None}}
         key = json.dumps([entry.get("set"), rest], sort_keys=True)
         found.setdefault(key, {}).setdefault(name, []).append((threshold, 100 * miou))

@@ -98,7 +98,9 @@ class ImageSegmenter:
         )
         classes = output.classes[output.classes >= 0]
         if self.protocol.has_background:
+            # The background is class 0, so the others move up.
             classes = np.concatenate([[0], classes + 1])
+        # Canvas and number of classes are those of the program, which many images share.
         scores = np.asarray(padded)[:H, :W, : len(classes)]
         mask = classes[scores.argmax(-1)].astype(np.int32)
         maps = output.view.maps if output.view is not None else ()

@@ -159,6 +159,7 @@ class Segmentation:
             found = segmenter.finish(output)
             keep(index, output.prepared.pixels, found)
             counted = mask != metrics.IGNORED
+            # One number for each pair of true and predicted class.
             cells = mask[counted].astype(np.int64) * count + found.mask[counted]
             total += np.bincount(cells, minlength=count**2).reshape(count, count)
             progress(done)
@@ -211,14 +212,14 @@ class Segmentation:
             arrays: ImageWindows, classes: Int[Array, "1 K"], mask: UInt8[Array, "1 H W"]
         ) -> Int[Array, "N N"]:
             scores = segmentation.segment(
-                jax.tree.map(lambda rows: rows[0], arrays),
+                jax.tree.map(lambda rows: rows[0], arrays),  # a device's only image
                 canvas=canvas,
                 patch_size=self._windows.patch_size,
                 protocol=self.protocol,
                 mixture=self._windows.mixture,
                 threshold=threshold,
             )
-            prediction = classes[0][scores.argmax(-1)]
+            prediction = classes[0][scores.argmax(-1)]  # of K kept classes -> of all
             present = jnp.ones(1, bool)  # padding is ignored in the mask
             counts = metrics.confusion_matrix(mask, prediction[None], present, len(self.all_names))
             return jax.lax.psum(counts, axis)
@@ -255,12 +256,14 @@ class _PixelCounter:
     def add(self, output: ImageOutput, mask: np.ndarray) -> None:
         """Add an image; count a bucket as soon as it holds one image per device."""
         arrays = output.arguments(self._windows.protocol, self._windows.patch_size)
+        # To one of few sizes; the margins don't count.
         margins = [(0, p - s) for p, s in zip(round_up_size(mask.shape), mask.shape, strict=True)]
         mask = np.pad(mask, margins, constant_values=metrics.IGNORED)
         classes = output.classes
         if self._windows.protocol.has_background:
             classes = np.concatenate([[0], classes + 1])
         layout = output.prepared.layout
+        # Of one bucket all arrays have one shape, so they can be stacked.
         bucket = (layout.encoded, layout.canvas, mask.shape)
         queue = self._waiting.setdefault(bucket, [])
         queue.append((arrays, classes.astype(np.int32), mask))

@@ -82,6 +82,7 @@ class Retrieval:
             parts.append(jax.device_get(self._embed_batch(variables, arrays)))
         image, text, present, written = (np.concatenate(p) for p in zip(*parts, strict=True))
         written = written[present]
+        # [I, D], [T, D] and [T]: rows of `written` are images, its columns their captions.
         return image[present], text[present][written], np.nonzero(written)[0]
 
     def _embed_batch(self, variables: Params, arrays: Mapping[str, Array]):
@@ -147,10 +148,12 @@ class Classification:
             self._encoder, self.source, self._batch_size, self._resize, self._crop
         ):
             del batch["captions"]
+            # Padding has indices beyond the set; any label will do for it.
             present = np.where(batch["_mask"], batch["index"], 0)
             batch["label"] = np.array([self.source.label(i) for i in present.tolist()], np.int32)
             arrays = parallel.to_global_batch(self._encoder.mesh, batch)
             images = self._encoder.image_embeddings(variables, arrays["image"])
+            # Rows of all processes, as the embeddings are.
             label, present = jax.device_get(
                 self._encoder.replicate((arrays["label"], arrays["_mask"]))
             )

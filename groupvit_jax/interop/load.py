@@ -77,9 +77,11 @@ def find_kind(path: Path) -> str:
       ValueError: it has none of these formats.
     """
     if path.is_file():
+        # Any single file: `_read_file` sees by whose names its tensors go.
         return "original"
     if not path.is_dir():
         raise FileNotFoundError(f"{path}: no such file or directory{_fetching(path)}")
+    # First, because a run's folder has a config.json as well.
     if find_step(path):
         return "orbax"
     config = read_json(path / "config.json") if (path / "config.json").is_file() else {}

@@ -36,6 +36,7 @@ _HEAD_WIDTH = 64
 # A tensor that every such file has.
 ANCHOR = "img_encoder.patch_embed.proj.weight"
 
+# In order: later rules match what earlier ones have written, such as `resblocks`.
 _rename = renamer(
     [
         (r"^image_encoder/position_embedding$", "img_encoder/pos_embed"),
@@ -113,6 +114,7 @@ def write_original(path: Path, pretrained: Pretrained) -> None:
         )
     arrays = export_arrays(to_host(pretrained.variables), names)
     tensors = {name: _as_convolution(name, array) for name, array in arrays.items()}
+    # PyTorch's BatchNorm counts its batches, for which there is nothing here.
     for projector in ("img_projector", "text_projector"):
         tensors[f"{projector}.linear_hidden.1.num_batches_tracked"] = np.zeros((), np.int64)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -142,12 +144,15 @@ def infer_config(
         return len({m[1] for name in tensors if (m := pattern.match(name))})
 
     layers = "img_encoder.layers."
+    # PyTorch's convolutions are [out, in, height, width].
     width, _, patch_size, _ = shape("img_encoder.patch_embed.proj.weight")
     stages = range(count(layers))
+    # A stage without grouping has neither group tokens nor a block that assigns.
     tokens = [tensors.get(f"{layers}{i}.group_token", np.zeros((1, 0))).shape[1] for i in stages]
     groups = [shape(f"{layers}{i}.downsample.mlp_inter.fc2.weight")[0] for i in stages if tokens[i]]
     hidden = shape(f"{layers}0.blocks.0.mlp.fc1.weight")[0]
     image = {
+        # Position embeddings are [1, L, C], of a square grid of L patches.
         "image_size": math.isqrt(shape("img_encoder.pos_embed")[1]) * patch_size,
         "patch_size": patch_size,
         "width": width,
@@ -164,6 +169,7 @@ def infer_config(
         "width": text_width,
         "num_layers": count("text_encoder.transformer.resblocks."),
         "mlp_ratio": text_hidden / text_width,
+        # The last entry of CLIP's vocabulary.
         "end_of_text_id": vocab_size - 1,
     }
     hidden_dim, output_dim = (

@@ -131,6 +131,7 @@ def with_learned_positions(pretrained: Pretrained) -> Pretrained:
 
 def _with_positions(pretrained: Pretrained, table: np.ndarray) -> Pretrained:
     params = pretrained.variables["params"]
+    # Copies on the way to the table: the caller's variables keep theirs.
     encoder = {**params["image_encoder"], "position_embedding": table}
     variables = {**pretrained.variables, "params": {**params, "image_encoder": encoder}}
     return pretrained._replace(variables=variables)

@@ -61,6 +61,7 @@ def head_program(pretrained: Pretrained) -> Callable[[UInt8[Array, "B H W 3"]], 
         output = model.apply(variables, normalize(images))
         H, W = images.shape[1:3]
         maps = resize_maps(output.maps, (H, W), model.image_encoder.patch_size)
+        # [B, H, W, G] @ [B, 1, G, N] -> [B, H, W, N]
         scores = maps @ jax.nn.softmax(output.logits)[:, None]
         return {
             "labels": scores.argmax(-1).astype(jnp.int32),
@@ -104,6 +105,7 @@ def write_stablehlo(
         `image_SIZE.stablehlo`.
       platforms: platforms that the programs support.
     """
+    # A symbol in place of a size: one program for batches of any size.
     (batch,) = jax.export.symbolic_shape("batch")
     programs = _programs(pretrained, image_sizes, batch)
     directory.mkdir(parents=True, exist_ok=True)
@@ -172,6 +174,7 @@ def _write_description(
     sizes = list(image_sizes) or [config.image.image_size]
     description = {**more, "image_size": sizes[0], "image_sizes": sizes}
     if not pretrained.class_names:
+        # As the loss bounds it.
         scale = jnp.minimum(jnp.exp(pretrained.variables["params"]["logit_scale"]), 100.0)
         description["context_length"] = config.text.context_length
         description["logit_scale"] = float(scale)  # factor of cosine similarities

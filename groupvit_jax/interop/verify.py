@@ -111,10 +111,12 @@ def module_outputs(model: Any, images: Any, tokens: Any) -> dict[str, Any]:
       tokens: tensor [N, T].
     """
     vision = model.vision_model
+    # PyTorch's images are [B, 3, H, W].
     patches = vision.embeddings(images.permute(0, 3, 1, 2), interpolate_pos_encoding=True)
     encoded = vision.encoder(patches, output_attentions=True, return_dict=True)
     segments = vision.layernorm(encoded.last_hidden_state)
     pooled, text = segments.mean(1), model.text_model(tokens.long()).pooler_output
+    # [B * G, C]: its BatchNorm1d would take the second of three axes for the channels.
     projected = model.visual_projection(segments.flatten(0, 1))
     outputs = {
         "pooled image": pooled,

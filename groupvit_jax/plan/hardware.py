@@ -181,6 +181,7 @@ device_description_str: "{gpu.name}"
 @contextlib.contextmanager
 def _libtpu_environment() -> Iterator[None]:
     """Keep libtpu, which reads them as it loads, from looking for chips of this machine."""
+    # A user's own settings win, and stay afterwards.
     missing = {name: value for name, value in _ENVIRONMENT.items() if name not in os.environ}
     os.environ.update(missing)
     try:

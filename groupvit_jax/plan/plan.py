@@ -313,6 +313,7 @@ def bound(
       traffic: bytes to and from one device's HBM.
       collectives: of the program.
     """
+    # Figures of a chip are shared by its devices, each of which runs the program.
     chip, n = topology.chip, topology.chip.devices
     within = sum(c.sent_bytes for c in collectives if not c.crosses_slices)
     network = sum(c.network_bytes for c in collectives if c.crosses_slices)

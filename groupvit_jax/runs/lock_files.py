@@ -54,6 +54,7 @@ class FolderLockFiles:
         """See `LockFiles`."""
         path = self._folder / name
         try:
+            # O_EXCL, which NFS honours from its version 3 on.
             with path.open("x", encoding="utf-8") as file:
                 file.write(content)
         except FileExistsError:

@@ -162,6 +162,7 @@ def _shortest_end(name: str, names: Sequence[str], separator: str) -> str:
     parts = name.split(separator)
     for count in range(1, len(parts)):
         end = separator.join(parts[-count:])
+        # Whole parts only: "first" is no end of "very-first".
         if not any(n != name and f"{separator}{n}".endswith(separator + end) for n in names):
             return end
     return name

@@ -105,6 +105,7 @@ def is_regex(value: Any) -> bool:
 
 
 def _is_whole(value: Any) -> bool:
+    # In Python True is an int.
     return isinstance(value, int) and not isinstance(value, bool)
 
 

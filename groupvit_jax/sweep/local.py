@@ -105,6 +105,7 @@ class LocalRunner:
         workdir = self._root / trial.folder
         record = read_record(workdir)
         if record.state != "failed":
+            # Also "running", which a machine that died leaves.
             return record.state != "finished"
         is_due = record.failures <= self._retry
         what = "is tried again" if is_due else f"not tried again with --retry={self._retry}"
@@ -123,6 +124,7 @@ class LocalRunner:
             if process is None:
                 self._put_back(trial)
                 continue
+            # Only now: a trial that was put back takes no slot.
             self._running[process] = self._free.pop()
             self._say(f"{trial.folder}: started")
 

@@ -67,6 +67,7 @@ def sample(distributions: Mapping[str, Draw], count: int, seed: int = 0) -> list
     columns = [
         [{field: draw(generator)} for _ in range(count)]
         for field, draw in distributions.items()
+        # A text is hashed by `random` itself, the same in every process, unlike by `hash`.
         for generator in [random.Random(f"{seed} {field}")]
     ]
     return zip_(columns) if columns else [{} for _ in range(count)]
@@ -118,4 +119,5 @@ def _merged(parts: Iterable[Overrides]) -> Overrides:
 
 
 def _rounded(value: float, digits: int) -> float:
+    # `round` counts decimals, of which small rates would keep none.
     return float(f"{value:.{digits}g}")

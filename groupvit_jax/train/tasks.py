@@ -55,7 +55,7 @@ TASKS = {
             config.train.batch_size,
             config.model.image.image_size,
             config.data.packed_length,
-            num_texts=1 + config.data.num_nouns,
+            num_texts=1 + config.data.num_nouns,  # the caption and its prompts
         ),
         make_loss=contrastive_task.make_contrastive_loss,
     ),

@@ -134,6 +134,7 @@ def _fields(file: Path) -> dict[str, Any]:
             if name not in _KINDS:
                 raise ValueError(f"field {name!r} found, expected some of {', '.join(_KINDS)}")
             kind, expected = _KINDS[name]
+            # True is an int in Python, and would pass for a number.
             is_flag = isinstance(value, bool) and name != "background"
             if is_flag or not isinstance(value, kind):
                 raise ValueError(f"{name}: {value!r} found, expected {expected}")
@@ -173,6 +174,7 @@ def _usual_images(root: Path, masks: Path) -> Path:
     with naming(masks):
         listed = [image["file_name"] for image in json.loads(masks.read_bytes())["images"][:1]]
     found = [path for name in listed for path in sorted(root.rglob(Path(name).name))]
+    # A file's name in the JSON may have folders of its own.
     places = [path.parents[len(Path(listed[0]).parts) - 1] for path in found]
     return places[0] if len(places) == 1 else root / "images"
 

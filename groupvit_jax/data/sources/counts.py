@@ -71,6 +71,7 @@ class Counts:
         self.read.add(item)
         self.written.add(item)
         for reason, captions in (unused or {}).items():
+            # The image itself is still written.
             self.written.captions -= captions
             self.dropped.setdefault(reason, Tally()).add(Tally(captions=captions))
 
@@ -81,6 +82,7 @@ class Counts:
 
     def leave(self, reason: str, item: Tally) -> None:
         """Count members that belong to no sample."""
+        # Examples belong to the reason, not to all that was read.
         self.read.add(dataclasses.replace(item, examples=[]))
         self.unmatched.setdefault(reason, Tally()).add(item)
 
