@@ -7,15 +7,15 @@ import os
 from pathlib import Path
 
 # Tests compile much and compute little. LLVM's optimisations cost three times what they save, XLA's
-# newer emitters of fused loops take half of the compile time and speed up only what runs longer,
-# and modules split for other cores find these busy with another worker. A cache of compiled
-# programs serves the subprocesses that tests start, and the next run.
+# newer emitters of fused loops half of the compile time, and modules split for other cores find
+# these busy with another worker. A cache of compiled programs serves the subprocesses that tests
+# start, and the next run.
 os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ["XLA_FLAGS"] = " ".join(
     [
         f"--xla_force_host_platform_device_count={os.environ.get('GROUPVIT_TEST_DEVICES', '8')}",
         "--xla_backend_optimization_level=0",
-        "--xla_cpu_use_fusion_emitters=false",
+        "--xla_backend_extra_options=xla_cpu_disable_new_fusion_emitters",
         "--xla_cpu_parallel_codegen_split_count=1",
         os.environ.get("GROUPVIT_TEST_XLA_FLAGS", ""),
     ]
