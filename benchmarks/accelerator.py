@@ -114,6 +114,7 @@ def random_batch(config: ConfigDict, mesh: Mesh) -> Any:
     shapes = task_of(config).batch_shapes(config)
     batch = {name: np.zeros(leaf.shape, leaf.dtype) for name, leaf in shapes.items()}
     batch["image"] = rng.integers(0, 256, shapes["image"].shape, np.uint8)
+    # Texts of equal lengths that fill their row: no padding is computed.
     ends = np.linspace(0, config.data.packed_length, shapes["text_ends"].shape[1] + 1)[1:] - 1
     batch["text"] = rng.integers(1, 1000, shapes["text"].shape, np.int32)
     batch["text"][:, ends.astype(int)] = config.model.text.end_of_text_id
@@ -178,6 +179,7 @@ def measure(name: str, config: ConfigDict, mesh: Mesh, chip: Chip | None) -> Row
         batch = random_batch(config, mesh)
         compiled = step.lower(state, batch).compile()
         row.compile_seconds = time.monotonic() - started
+        # Not timed. The state is donated, so the next step takes its successor.
         state, _ = jax.block_until_ready(compiled(state, batch))
         seconds = time_steps(compiled, state, batch)
     except jax.errors.JaxRuntimeError as error:
@@ -187,6 +189,7 @@ def measure(name: str, config: ConfigDict, mesh: Mesh, chip: Chip | None) -> Row
     row.milliseconds = 1e3 * seconds
     row.images_per_second = config.train.batch_size / seconds
     memory = compiled.memory_analysis()
+    # Donated buffers are among the arguments already.
     new = memory.output_size_in_bytes - memory.alias_size_in_bytes
     row.gib = (memory.argument_size_in_bytes + memory.temp_size_in_bytes + new) / 2**30
     if chip:
@@ -212,6 +215,7 @@ def time_steps(step: Any, state: Any, batch: Any) -> float:
         started = time.perf_counter()
         for _ in range(5):
             state, metrics = step(state, batch)
+        # Steps run in order: the last one's metrics come after all.
         jax.block_until_ready(metrics)
         times.append((time.perf_counter() - started) / 5)
     return float(np.median(times))

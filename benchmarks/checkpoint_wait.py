@@ -48,7 +48,7 @@ def serve(latency: float, bandwidth: float, ports: multiprocessing.Queue) -> Non
 
     def slow(environ, start_response):
         time.sleep(latency)
-        with lock:
+        with lock:  # all requests share one link
             time.sleep(int(environ.get("CONTENT_LENGTH") or 0) / bandwidth)
         return store(environ, start_response)
 

@@ -82,6 +82,7 @@ def main(argv: list[str]) -> None:
     images = list(_read_images(Path(_IMAGES.value)))
     if not images:
         raise app.UsageError(f"--images={_IMAGES.value}: no .jpg file and no .tar with any in it")
+    # From the whole folder, whose order may be that of sizes or subjects.
     images = images[:: max(len(images) // _MAX_IMAGES.value, 1)][: _MAX_IMAGES.value]
     transforms = _transforms(_SIZE.value)
     sizes = [decode.read_header(data) for data in images]

@@ -98,6 +98,7 @@ def _compare(
     counted = _Counted(examples)
     ours = TrainLoader(cast(TrainExamples, counted), batch_size)
     usual = webdataset_pipeline.batches(usual_shards, size, batch_size, config, seed=0)
+    # Also starts the threads of both, before anything is timed.
     _check(next(ours), next(usual), size)
     count = _BATCHES.value
     rates = np.array(

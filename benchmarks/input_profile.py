@@ -105,6 +105,7 @@ def _stages(
         transforms.sample_crop(header.height, header.width, rng)
 
     def huffman(i: int) -> None:
+        # At 1/8 libjpeg transforms the DC coefficients only: nearly all else is entropy decoding.
         simplejpeg.decode_jpeg(samples[i]["image"], "GRAY", min_factor=8, min_width=1, min_height=1)
 
     def pack(i: int) -> None:

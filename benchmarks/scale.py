@@ -75,6 +75,7 @@ def compiled_losses(num_devices: int, exchange: str, block_size: int) -> tuple[A
 
 def logits_bytes(program: str, block: int) -> int:
     """Return the size of an array of own images by a block of examples and their texts."""
+    # Sorted, because XLA may transpose.
     found = [sorted(map(int, s.split(","))) for s in re.findall(r"f32\[([\d,]+)\]", program)]
     wanted = sorted((_PER_DEVICE.value, TEXTS, block))
     return max((4 * int(np.prod(shape)) for shape in found if shape == wanted), default=0)

@@ -129,6 +129,7 @@ def main(argv: list[str]) -> None:
         texts = texts_of(captions, _NUM_NOUNS.value)
         print_statistics(texts)
         fits = np.flatnonzero(pack(texts, _LENGTH.value)[2] == 0)
+        # Repeated, where fewer fit than a batch has.
         chosen = np.resize(fits, _BATCH_SIZE.value)
         compare_training(params, texts[chosen], _LENGTH.value, _REPEATS.value)
         compare_evaluation(params, [captions[i] for i in chosen], _REPEATS.value)

@@ -106,6 +106,7 @@ def compare_speed(encoders: dict[str, Encode], texts: Sequence[str]) -> None:
 
 def time_long_word(encode: Encode) -> None:
     rng = random.Random(0)
+    # A single word: naive merging takes time quadratic in its length.
     text = "".join(rng.choices("abcdefghijklmnopqrstuvwxyz", k=2**20))
     start = time.process_time()
     encode([text])

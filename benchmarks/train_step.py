@@ -113,6 +113,7 @@ def our_step(pretrained: Pretrained, config: ConfigDict, batch: Batch) -> tuple[
     state, shardings = state_lib.create_sharded_state(
         model, optimizer, jax.random.key(0), shapes, mesh, config.parallel.rules
     )
+    # Copies: the step donates them.
     state = state.replace(**jax.tree.map(jnp.array, dict(pretrained.variables)))
     loss_fn, groups = make_contrastive_loss(model, config, mesh), config.optimizer.groups
     step = make_train_step(loss_fn, optimizer, schedule, mesh, shardings, groups)
@@ -123,7 +124,7 @@ def our_step(pretrained: Pretrained, config: ConfigDict, batch: Batch) -> tuple[
     def run() -> float:
         nonlocal state
         state, metrics = compiled(state, on_device)
-        return float(metrics["loss"])
+        return float(metrics["loss"])  # waits for the device
 
     return run, lowered.cost_analysis()["flops"]
 
@@ -185,7 +186,7 @@ class Reference:
             loss.backward()
             torch.nn.utils.clip_grad_norm_(self.parameters, self.config.optimizer.clip_norm)
             self.optimizer.step()
-            return loss.item()
+            return loss.item()  # waits for the device
 
         return run
 

@@ -48,6 +48,7 @@ class BytePairEncoder:
         tokens, merges = read_tokens(), read_merges()
         self._ids = {token: number for number, token in enumerate(tokens)}
         self._ranks = {pair: rank for rank, pair in enumerate(merges)}
+        # The vocabulary begins with the bytes, printable ones first, as GPT-2's does.
         printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
         others = [byte for byte in range(256) if byte not in printable]
         self._symbols = {byte: tokens[i] for i, byte in enumerate(printable + others)}
@@ -131,8 +132,9 @@ def _erase(pixels: np.ndarray, probability: float, rng: np.random.Generator) -> 
     if rng.random() >= probability:
         return pixels
     _, height, width = pixels.shape
+    # timm's limits, and as many attempts.
     for _ in range(10):
-        area = rng.uniform(0.02, 1 / 3) * height * width
+        area = rng.uniform(0.02, 1 / 3) * height * width  # share of the image
         aspect = math.exp(rng.uniform(math.log(0.3), math.log(1 / 0.3)))
         rows, columns = round(math.sqrt(area * aspect)), round(math.sqrt(area / aspect))
         if rows < height and columns < width:

@@ -203,6 +203,7 @@ def parse_flags(argv: list[str]) -> list[str]:
             rest = flags.FLAGS(argv)
     except (flags.Error, ValueError, TypeError, OSError) as error:
         fail(BAD_INPUT, error)
+    # `launch.train` finds its overrides here, in the normalised form.
     sys.argv[:] = argv
     if rest[1:]:
         fail(
@@ -267,6 +268,7 @@ def use_all_cores() -> None:
 
 def is_user_error(error: Exception) -> bool:
     """Return whether this project raised the error, so that its message is meant for users."""
+    # The innermost frame is the one that raised.
     module = [frame for frame, _ in traceback.walk_tb(error.__traceback__)][-1].f_globals
     spec = module.get("__spec__")  # has the name of a command that runs as __main__
     name = spec.name if spec else module.get("__name__", "")

@@ -47,6 +47,7 @@ def refine(
     Returns:
       The refined scores, weighted means of the scores around each pixel.
     """
+    # [K, 2], eight for each dilation.
     offsets = jnp.asarray(np.concatenate([d * _RING for d in dilations]))
     affinities = _affinities(images.astype(jnp.float32), offsets, max(dilations))
 

@@ -103,6 +103,7 @@ def class_scores(
         # The same classes for all groups of a window: [B, 1, K].
         return jnp.take_along_axis(values, classes[:, None], axis=-1)
 
+    # Among the kept classes, times among all of them, as published.
     return classes, jax.nn.softmax(keep(affinity)) * keep(jax.nn.softmax(affinity))
 
 
@@ -111,6 +112,7 @@ def normalized_inside(
 ) -> Float[Array, "B H W 3"]:
     """Normalise the pixels within the height and width `inside`; zeros beyond, as in training."""
     rows, columns = (jnp.arange(side) for side in windows.shape[1:3])
+    # [B, H, W]
     of_image = (rows < inside[:, :1])[:, :, None] & (columns < inside[:, 1:])[:, None]
     return jnp.where(of_image[..., None], normalize(windows), 0)
 
@@ -188,6 +190,7 @@ def join_windows(
         of_pixel, of_group, (y, x) = window
         part = paint(of_pixel, of_group)
         if per_window:
+            # Lowered to the window's best score: somewhere it shows a class.
             part = add_background(part, jnp.minimum(jnp.asarray(level), of_group.max()))
         # The last channel counts the windows that a pixel is in.
         part = jnp.concatenate([part, jnp.ones_like(part[..., :1])], axis=-1)
@@ -210,6 +213,7 @@ def resample(
     """Resize bilinearly with tables (see `windows.resampling`)."""
 
     def blend(lines: Array, table: Resampling, axis: int) -> Array:
+        # [H, 1, 1] for rows, [1, W, 1] for columns.
         weight = jnp.expand_dims(table.weight, (1 - axis, 2))
         lower, upper = (jnp.take(lines, index, axis) for index in table[:2])
         return lower + (upper - lower) * weight

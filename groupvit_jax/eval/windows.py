@@ -67,6 +67,7 @@ class Layout(NamedTuple):
 
     def cut(self, image: UInt8[np.ndarray, "H W 3"]) -> list[Window]:
         """Return the windows."""
+        # Of a partial patch either less than the window is encoded ("drop"), or more ("pad").
         h, w = (min(sides) for sides in zip(self.window, self.encoded, strict=True))
         margins = ((0, self.encoded[0] - h), (0, self.encoded[1] - w), (0, 0))
         parts = [image[y : y + h, x : x + w] for y, x in self.corners.tolist()]

@@ -145,6 +145,7 @@ def _section(values: Values, name: str) -> dict[str, Any]:
 
 def _loss(values: Values) -> Iterator[str]:
     kind, bias = values["loss.kind"], values["model.initial_logit_bias"]
+    # In a softmax a bias would cancel.
     if (kind == "sigmoid") != (bias is not None):
         yield (
             f"config.model.initial_logit_bias: {bias} found with config.loss.kind {kind!r}, "

@@ -62,6 +62,7 @@ def main(argv: list[str]) -> int:
         )
     workdir = Path(WORKDIR.value).absolute()
     common.keep_freed_memory()
+    # A second call finds the programs of the first.
     jax.config.update("jax_compilation_cache_dir", str(workdir / "compiled"))
     with common.bad_input_ends():
         check_writable(workdir)
@@ -183,6 +184,7 @@ def make_runs(
             evaluator.update(window=size, stride=size)
         if most_steps is not None:
             config.train.num_steps = most_steps
+            # A short run reaches its full rate, too.
             warmup = config.optimizer.warmup_steps
             config.optimizer.warmup_steps = min(warmup, most_steps // 10)
         return config

@@ -51,6 +51,7 @@ def find(data_dir: Path, *layouts: Layout) -> tuple[Layout, Path]:
     Raises:
       FileNotFoundError: none is found; names the first missing file of the most complete one.
     """
+    # The customary place, unless some other has a part of what it needs.
     nearest, fewest = data_dir / layouts[0].folders[0] / layouts[0].needs[0], 1.0
     for layout in layouts:
         for place in layout.places(data_dir):

@@ -47,6 +47,7 @@ class SegmentationSet:
 
     def check_names(self, names: Sequence[str], whose: str) -> None:
         """Raise a ValueError that shows the first difference unless `names` equal `all_names`."""
+        # To the longer end: a name too many or too few differs as well.
         pairs = enumerate(itertools.zip_longest(self.all_names, names))
         different = next((found for found in pairs if found[1][0] != found[1][1]), None)
         if different:
