@@ -112,7 +112,7 @@ def set_aside_damaged(directory: Path) -> list[str]:
     return [f"{damage}; set aside as {_set_aside(step).name}" for step, damage in damaged.items()]
 
 
-def roll_back(directory: Path, step: int) -> Path | None:
+def roll_back(directory: Path, step: int, name: str = "") -> Path | None:
     """Move the steps behind one out of the way, so that it is the last.
 
     It is done once: a scheduler starts the same command again, which must not undo what the run has
@@ -121,6 +121,7 @@ def roll_back(directory: Path, step: int) -> Path | None:
     Args:
       directory: the folder of a run's steps, used by this run alone.
       step: the step to go on from.
+      name: of the directory for users, where it is not the folder.
 
     Returns:
       The folder with the later steps; None if an earlier start has made it.
@@ -128,14 +129,16 @@ def roll_back(directory: Path, step: int) -> Path | None:
     Raises:
       ValueError: there is no such step, or it is damaged; nothing is moved.
     """
-    target = directory / f"rolled_back_to_{step}"
+    name = name or str(directory)
+    target = directory / rolled_back(step)
     if target.exists():
         return None
     steps = {int(path.name): path for path in _numbered(directory)}
     if step not in steps:
         kept = ", ".join(map(str, sorted(steps))) or "none"
-        raise ValueError(f"--restore_step: {step} found, expected a step in {directory} ({kept})")
+        raise ValueError(f"--restore_step: {step} found, expected a step in {name} ({kept})")
     if damage := find_damage(steps[step]):
+        damage = damage.replace(str(directory), name)
         raise ValueError(f"--restore_step={step}: {damage}, expected a whole step")
     # Named when all are moved: a start that is killed here is gone on with by the next.
     unfinished = directory / f"rolling_back_to_{step}"
@@ -144,6 +147,11 @@ def roll_back(directory: Path, step: int) -> Path | None:
         if number > step:
             path.rename(unfinished / path.name)
     return unfinished.rename(target)
+
+
+def rolled_back(step: int | str) -> str:
+    """Return the name of the folder with the steps that `roll_back` has moved."""
+    return f"rolled_back_to_{step}"
 
 
 def find_damage(step: Path, items: Collection[str] | None = None) -> str | None:

@@ -3,15 +3,11 @@
 import dataclasses
 import logging
 from collections.abc import Callable, Mapping
-from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 import jax
 from ml_collections import ConfigDict
 
-from groupvit_jax import parallel
-from groupvit_jax.data.storage.objects import is_remote
-from groupvit_jax.runs import checkpoints
 from groupvit_jax.train.checkpointer import Checkpointer
 from groupvit_jax.train.state import TrainState, start_average
 from groupvit_jax.typing import Params, PyTree
@@ -35,36 +31,6 @@ Initialisers = Mapping[str, InitialiseFrom]
 INIT_FIELDS = ("init_from", "image_init_from", "text_init_from")
 
 
-def roll_back(folder: Path, step: int, workdir: str) -> None:
-    """Make a step the last of a run's checkpoints, once; see `checkpoints.roll_back`.
-
-    Args:
-      folder: of the checkpoints.
-      step: the step to go on from.
-      workdir: as it was given.
-
-    Raises:
-      ValueError: the run is on a bucket, or the step is missing or damaged.
-    """
-    if is_remote(workdir):
-        raise ValueError(
-            f"--restore_step: {step} found with --workdir={workdir}, expected a folder; on a "
-            "bucket, move the folders of later steps away and start without the flag"
-        )
-
-    def move() -> None:
-        if (moved := checkpoints.roll_back(folder, step)) is None:
-            logger.warning(
-                "--restore_step=%d was done by an earlier start and isn't repeated; to do it "
-                "again, remove rolled_back_to_%d from %s", step, step, folder,
-            )  # fmt: skip
-        else:
-            logger.warning("going on from step %d; later steps are now in %s", step, moved)
-
-    # Processes share the folder: one moves the steps, and all wait until it has.
-    parallel.by_first_process(move)
-
-
 def initial_state(
     config: ConfigDict,
     checkpointer: Checkpointer,
@@ -74,7 +40,7 @@ def initial_state(
 ) -> tuple[TrainState, Mapping[str, Any] | None]:
     """Return the state to start from and its data position (None: the beginning).
 
-    0. `--restore_step` has moved later checkpoints away (`roll_back`); then case 1.
+    0. `--restore_step` has moved later checkpoints away (`OpenWorkdir.roll_back`); then case 1.
     1. The workdir holds a checkpoint: resume from the last one, state and data position.
        The fields of `INIT_FIELDS` are ignored, because the run was initialised from them when it
        began.

@@ -28,7 +28,7 @@ from groupvit_jax.train import setup
 from groupvit_jax.train.checkpointer import Checkpointer, CheckpointSettings
 from groupvit_jax.train.data_position import DataPosition, continue_from
 from groupvit_jax.train.goodput_hooks import RecordGoodput, Timed
-from groupvit_jax.train.initial_state import Initialisers, initial_state, roll_back
+from groupvit_jax.train.initial_state import Initialisers, initial_state
 from groupvit_jax.train.kernel_check import checked_loss
 from groupvit_jax.train.prefetch import DeviceBatch, DevicePrefetcher
 from groupvit_jax.train.progress import telling
@@ -83,7 +83,7 @@ def train(
       initialisers: readers of weights by configuration field (`interop.INITIALISERS`).
       show: shows step, number of steps and a text.
       make_hooks: makes more hooks from the parts; they run when a step's metrics are written.
-      restore_step: a step to go back to, once (`checkpoints.roll_back`).
+      restore_step: a step to go back to, once (`OpenWorkdir.roll_back`).
 
     Raises:
       ValueError, FileNotFoundError: configuration, workdir or data are wrong, or another run uses
@@ -94,25 +94,25 @@ def train(
     """
     # Closed in reverse order: the readers, the checkpoints (after their write), last the lock.
     with contextlib.ExitStack() as stack:
-        name = str(workdir)
-        workdir, checks = open_workdir(workdir, stack)
+        opened = open_workdir(workdir, stack, restore_step)
         with telling("checking the configuration and reading the data's indices"):
-            parts = setup.build(config, workdir)
+            parts = setup.build(config, opened.folder)
         # Before anything is restored: wrong evaluation data should be found in seconds.
         evaluators = make_evaluators(parts)
         stop = stack.enter_context(StopRequest())
-        checkpoints, keep = _open_checkpoints(parts, restore_step, name, stack)
+        opened.roll_back()
+        checkpoints, keep = _open_checkpoints(parts, opened.name, stack)
         state, position = _restore(parts, checkpoints, initialisers)
         if position.first_step >= parts.num_steps:
             logger.info("all %d steps of this run are done", parts.num_steps)
             return Result(position.first_step, complete=True)
-        goodput, writer = _start_records(parts, position.first_step, name, stack)
+        goodput, writer = _start_records(parts, position.first_step, opened.name, stack)
         metrics = hooks_lib.StepMetrics(goodput=goodput)
         save = hooks_lib.SaveCheckpoint(checkpoints, metrics, position.after, keep)
         # The order matters: metrics and evaluations enter the record before it is shown, written
         # and, last, saved with the checkpoint.
         hooks = [
-            hooks_lib.CheckWorkdir(*checks),
+            hooks_lib.CheckWorkdir(*opened.checks),
             *_step_hooks(parts, metrics, show),
             *_record_hooks(goodput, evaluators, writer),
             *make_hooks(parts),
@@ -149,21 +149,18 @@ def _restore(
 
 
 def _open_checkpoints(
-    parts: setup.Parts, restore_step: int | None, name: str, stack: contextlib.ExitStack
+    parts: setup.Parts, name: str, stack: contextlib.ExitStack
 ) -> tuple[Checkpointer, CheckpointSettings]:
     """Open the run's checkpoints until the stack closes, which waits for the last write.
 
     Args:
       parts: of the run.
-      restore_step: the step to go back to before.
       name: the workdir as it was given.
       stack: closes them.
     """
     config = parts.config
     keep = CheckpointSettings(**config.checkpoint)
     folder = parts.workdir / layout.CHECKPOINTS
-    if restore_step is not None:
-        roll_back(folder, restore_step, name)
     is_shared = not is_remote(name)
     checkpoints = Checkpointer(folder, keep, config.to_dict(), parts.vocabulary, is_shared)
     stack.callback(checkpoints.close)

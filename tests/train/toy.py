@@ -119,14 +119,17 @@ def run(
     best_metric="",
     more_hooks=(),
     train_step=None,
+    restore_step=None,
 ):
     """Trains as `loop.train` does, from the workdir's last checkpoint; returns the last context."""
     mesh = mesh or make_mesh(1, 1)
     settings = CheckpointSettings(save_every, keep_last=2, best_metric=best_metric)
     with contextlib.ExitStack() as stack:
         if is_bucket := is_remote(str(workdir)):
-            workdir, checks = open_workdir(workdir, stack)
-            more_hooks = [hooks.CheckWorkdir(*checks), *more_hooks]
+            opened = open_workdir(workdir, stack, restore_step)
+            workdir = opened.folder
+            more_hooks = [hooks.CheckWorkdir(*opened.checks), *more_hooks]
+            opened.roll_back()
         workdir = Path(workdir)
         stop = stack.enter_context(StopRequest())
         checkpointer = Checkpointer(workdir / "checkpoints", settings, {}, is_shared=not is_bucket)
@@ -185,14 +188,32 @@ def join(rank, port):
     )
 
 
-def main(workdir, num_steps, width, rank="", port="", began=None):
+class Nearness:
+    """Evaluator by which the first state is the best."""
+
+    name = "start"
+
+    def __call__(self, variables):
+        return {"nearness": -float(np.abs(np.asarray(variables["params"]["tower"]["bias"])).mean())}
+
+
+def main(workdir, num_steps, width, rank="", port="", began=None, best=False):
     """A process to be killed; calls `began()` when the first step is near."""
     if port:
         join(int(rank), port)
     # Two processes divide the largest array, so that both write parts of it.
     mesh = make_mesh(1, jax.process_count())
     read = functools.partial(slow_batches, began=began) if began else slow_batches
-    run(workdir, int(num_steps), mesh=mesh, width=int(width), read=read, save_every=3)
+    run(
+        workdir,
+        int(num_steps),
+        mesh=mesh,
+        width=int(width),
+        read=read,
+        save_every=3,
+        evaluators=[(Nearness(), 3)] if best else (),
+        best_metric="start/nearness" if best else "",
+    )
 
 
 if __name__ == "__main__":  # WORKDIR NUM_STEPS WIDTH [RANK PORT]

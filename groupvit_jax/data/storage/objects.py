@@ -8,7 +8,7 @@ import contextlib
 import functools
 import io
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -230,6 +230,24 @@ def upload(path: Path, url: str) -> None:
         filesystem.put_file(str(path), target, **parts)
 
     retried(put, url)
+
+
+def copy_objects(urls: Mapping[str, str]) -> None:
+    """Copy objects within a store, which moves the bytes itself.
+
+    Args:
+      urls: the URL of each object to that of its copy.
+
+    Raises:
+      StorageError: one can't be copied.
+    """
+
+    def copy(pair: tuple[str, str]) -> None:
+        filesystem, source = _split(pair[0])
+        filesystem.cp_file(source, _split(pair[1])[1])
+
+    with ThreadPoolExecutor(_LISTING_THREADS) as pool:
+        list(pool.map(lambda pair: retried(lambda: copy(pair), pair[1]), urls.items()))
 
 
 def delete_objects(urls: Sequence[str]) -> None:

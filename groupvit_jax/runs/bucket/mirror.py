@@ -21,7 +21,7 @@ import os
 import shutil
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import TracebackType
@@ -45,6 +45,9 @@ THREADS = 16
 # Larger files are hard-linked, smaller ones copied: Orbax rewrites some of them in place.
 _COPIED_BYTES = 1 << 20
 _UPLOADING = ".uploading"
+# In the folder of the steps that a rollback has moved, written last: on a bucket, a folder that
+# holds nothing doesn't exist.
+_ROLLED_BACK = "/DONE"
 
 
 class BucketWorkdir:
@@ -61,6 +64,7 @@ class BucketWorkdir:
         check: Callable[[], None] = lambda: None,
         process: int = 0,
         metrics_seconds: float = METRICS_SECONDS,
+        restore_step: int | None = None,
     ) -> None:
         """Take the URL; nothing is read yet.
 
@@ -70,12 +74,14 @@ class BucketWorkdir:
           process: number of this process in the run. Each has its own folder, also on one machine;
             process 0 alone uploads and deletes steps.
           metrics_seconds: between two uploads of the small files.
+          restore_step: a step that `roll_back` may be called with. Later ones are not downloaded.
         """
         self.url = url.rstrip("/")
         name = hashlib.sha256(self.url.encode()).hexdigest()[:16]
         self.folder = cache_folder() / f"{name}-{process}"
         self._keeps_steps = process == 0
         self._check, self._metrics_seconds = check, metrics_seconds
+        self._restore_step = restore_step
         self._sent: dict[str, tuple[int, int]] = {}  # size and time of the small files
         self._steps: set[str] = set()  # on the bucket
         self._last_small = time.monotonic()
@@ -117,6 +123,29 @@ class BucketWorkdir:
             what = "the run"
             raise WorkdirError(self.url, what, self._error) from self._error
 
+    def roll_back(self, step: int) -> bool:
+        """Make a step the last one, here and on the bucket; see `checkpoints.roll_back`.
+
+        Returns:
+          Whether it was done now, and not by an earlier start.
+
+        Raises:
+          ValueError: there is no such step, it is damaged, or the bucket can't be written.
+        """
+        url = f"{self.url}/{CHECKPOINTS}"
+        moved = checkpoints.roll_back(self.folder / CHECKPOINTS, step, url)
+        if moved is not None and self._keeps_steps:
+            target = checkpoints.rolled_back(step)
+            try:
+                # The last first: each that remains is whole, should this be cut off.
+                later = sorted((path.name for path in moved.iterdir()), key=_number, reverse=True)
+                for name in later:
+                    self._move_step(name, target)
+                objects.write_object(f"{url}/{target}{_ROLLED_BACK}", b"")
+            except StorageError as error:
+                raise ValueError(f"--workdir={self.url}: can't be written ({error})") from error
+        return moved is not None
+
     def _upload_files(self, folder: Path, names: Iterable[Path], url: str) -> None:
         with ThreadPoolExecutor(THREADS) as threads:
             uploads = [
@@ -128,15 +157,16 @@ class BucketWorkdir:
 
     def _download(self) -> None:
         found = objects.find_objects(self.url)
-        steps: dict[str, dict[str, StoredObject]] = {}
+        steps = steps_among(found)
         small: dict[str, StoredObject] = {}
         for name, stored in found.items():
-            folder, _, rest = name.removeprefix(f"{CHECKPOINTS}/").partition("/")
-            if name.startswith(f"{CHECKPOINTS}/") and rest and folder.isdecimal():
-                steps.setdefault(folder, {})[name] = stored
             # Event files and profiles are only ever written.
-            elif "/" not in name and not name.startswith(("events.", "run-")):
+            if "/" not in name and not name.startswith(("events.", "run-")):
                 small[name] = stored
+            elif name.startswith(_step(checkpoints.rolled_back(""))) and name.endswith(
+                _ROLLED_BACK
+            ):
+                (self.folder / name).parent.mkdir(parents=True, exist_ok=True)
         unfinished = [s for s, files in steps.items() if f"{_step(s)}/{MANIFEST}" not in files]
         for step in unfinished:
             files = steps.pop(step)
@@ -144,8 +174,20 @@ class BucketWorkdir:
                 self._delete_unfinished(step, files)
         fetch(self.folder, small)
         self._sent = {name: state_of(self.folder / name) for name in small}
+        for step in self._later_steps(steps):
+            del steps[step]
+            (self.folder / _step(step)).mkdir(parents=True)
         self._steps = set(steps)
         download_steps(self.folder, steps)
+
+    def _later_steps(self, steps: Collection[str]) -> list[str]:
+        """Return the steps that a rollback will move away: their names are enough for it."""
+        step = self._restore_step
+        if step is None or str(step) not in steps:
+            return []
+        if (self.folder / _step(checkpoints.rolled_back(step))).exists():
+            return []
+        return [later for later in steps if int(later) > step]
 
     def _delete_unfinished(self, step: str, files: Iterable[str]) -> None:
         logger.info("step %s was not uploaded completely; its rest is deleted", step)
@@ -232,6 +274,14 @@ class BucketWorkdir:
         seconds = time.monotonic() - start
         logger.info("step %s is on the bucket (uploaded in %.1f s)", step.name, seconds)
 
+    def _move_step(self, step: str, target: str) -> None:
+        url = f"{self.url}/{_step(step)}"
+        names = objects.find_objects(url).keys() - {MANIFEST}
+        for some in (names, {MANIFEST}):
+            copies = {f"{url}/{n}": f"{self.url}/{_step(target)}/{step}/{n}" for n in some}
+            objects.copy_objects(copies)
+        self._delete_step(step)
+
     def _delete_step(self, step: str) -> None:
         url = f"{self.url}/{_step(step)}"
         # First what makes it a step: a kill in between leaves one that was never complete.
@@ -244,6 +294,16 @@ def cache_folder() -> Path:
     """Return the folder of the caches: below XDG_CACHE_HOME or ~/.cache."""
     user_cache = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser()
     return user_cache / "groupvit_jax" / "runs"
+
+
+def steps_among(found: Mapping[str, StoredObject]) -> dict[str, dict[str, StoredObject]]:
+    """Return the files of each step among those of a run, by their path in its folder."""
+    steps: dict[str, dict[str, StoredObject]] = {}
+    for name, stored in found.items():
+        step, _, rest = name.removeprefix(f"{CHECKPOINTS}/").partition("/")
+        if name.startswith(f"{CHECKPOINTS}/") and rest and step.isdecimal():
+            steps.setdefault(step, {})[name] = stored
+    return steps
 
 
 def download_steps(
