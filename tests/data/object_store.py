@@ -1,60 +1,54 @@
-"""An S3 store on the loopback that fails on demand."""
+"""Object stores on the loopback that fail on demand: S3 (moto) and GCS (gcp-storage-emulator)."""
 
-import http.client
-import logging
 import os
 import socket
 import threading
-import urllib.request
 from collections.abc import Callable
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from unittest import mock
 
-import boto3
 import fsspec
-from moto.server import ThreadedMotoServer
 
 from groupvit_jax.data.storage import objects
+from tests.data.store_servers import BUCKET, SERVERS, Answer, StoreServer
 
-BUCKET = "pairs"
-# Called with method and path (with its query) of each request; returns what goes wrong with it:
+# Called with method and path (with its query) of each request, of both APIs by S3's names: GET,
+# HEAD, PUT or DELETE of /BUCKET/KEY, GET of /BUCKET?list-type=2... Returns what goes wrong with it:
 # "503", "403", "cut" (the connection ends in the middle of the body) or "refuse" (before it).
 Fault = Callable[[str, str], str | None]
 
 
 class FaultyStore:
-    """Moto behind a proxy.
+    """A store behind a proxy.
 
     Attributes:
       fault: of the requests from now on.
       requests: (method, path), as they came.
+      root: URL of the bucket.
     """
 
-    def __init__(self, port: int, moto_port: int):
+    def __init__(self, server: StoreServer, port: int):
         self.fault: Fault = lambda method, path: None
         self.requests: list[tuple[str, str]] = []
         self.endpoint = f"http://127.0.0.1:{port}"
-        self.moto = f"http://127.0.0.1:{moto_port}"
-        self.s3 = boto3.client(
-            "s3",
-            endpoint_url=self.moto,
-            region_name="us-east-1",
-            aws_access_key_id="k",
-            aws_secret_access_key="s",
-        )
+        self.server = server
+        self.root = f"{server.scheme}://{BUCKET}"
 
     def put(self, key: str, content: bytes) -> str:
         """Stores an object and returns its URL."""
-        self.s3.put_object(Bucket=BUCKET, Key=key, Body=content)
-        return f"s3://{BUCKET}/{key}"
+        self.server.put(key, content)
+        return f"{self.root}/{key}"
+
+    def delete(self, key: str) -> None:
+        """Deletes an object."""
+        self.server.delete(key)
 
     def clear(self) -> None:
         """Removes all objects and faults."""
         self.fault = lambda method, path: None
         self.requests.clear()
-        for item in self.s3.list_objects_v2(Bucket=BUCKET).get("Contents", ()):
-            self.s3.delete_object(Bucket=BUCKET, Key=item["Key"])
+        self.server.clear()
 
     def reads(self, key: str = "") -> int:
         """Returns how often an object's content was asked for."""
@@ -78,37 +72,34 @@ class FaultyStore:
         return fault
 
 
-def _handler(store_of: Callable[[], FaultyStore], moto_port: int) -> type[BaseHTTPRequestHandler]:
+def _handler(store_of: Callable[[], FaultyStore]) -> type[BaseHTTPRequestHandler]:
     class Handler(BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
 
         def _answer(self) -> None:
             store = store_of()
-            store.requests.append((self.command, self.path))
-            fault = store.fault(self.command, self.path)
             # Read also where the answer is an error: the connection is used for the next request.
             content = self.rfile.read(int(self.headers.get("Content-Length") or 0))
+            request = store.server.named(self.command, self.path, content)
+            store.requests.append(request)
+            fault = store.fault(*request)
             if fault in ("503", "403"):
-                code = {"503": "SlowDown", "403": "AccessDenied"}[fault]
-                body = f"<Error><Code>{code}</Code><Message>{code} said</Message></Error>".encode()
-                self._send(int(fault), {"Content-Type": "application/xml"}, body)
-                return
-            if fault == "refuse":
+                self._send(store.server.error(int(fault)))
+            elif fault == "refuse":
                 self.close_connection = True
                 self.connection.shutdown(socket.SHUT_RDWR)
-                return
-            upstream = http.client.HTTPConnection("127.0.0.1", moto_port)
-            upstream.request(self.command, self.path, content, dict(self.headers))
-            answer = upstream.getresponse()
-            self._send(answer.status, dict(answer.getheaders()), answer.read(), fault == "cut")
-            upstream.close()
+            else:
+                headers = dict(self.headers)
+                answer = store.server.answer(self.command, self.path, content, headers)
+                self._send(answer, cut=fault == "cut")
 
-        def _send(self, status: int, headers: dict[str, str], body: bytes, cut=False) -> None:
-            self.send_response_only(status)
-            for name, value in headers.items():
+        def _send(self, answer: Answer, cut: bool = False) -> None:
+            body = answer.body
+            self.send_response_only(answer.status)
+            for name, value in answer.headers.items():
                 if name.lower() not in ("connection", "transfer-encoding", "content-length"):
                     self.send_header(name, value)
-            length = headers.get("Content-Length", str(len(body)))
+            length = answer.headers.get("Content-Length", str(len(body)))
             self.send_header("Content-Length", length if self.command == "HEAD" else str(len(body)))
             self.end_headers()
             if self.command != "HEAD":
@@ -127,41 +118,30 @@ def _handler(store_of: Callable[[], FaultyStore], moto_port: int) -> type[BaseHT
 
 
 @contextmanager
-def serve():
-    """Yields a store, for which the environment holds address and keys."""
-    logging.getLogger("werkzeug").setLevel(logging.ERROR)
-    moto = ThreadedMotoServer("127.0.0.1", 0, verbose=False)
-    moto.start()
-    moto_port = moto.get_host_and_port()[1]
+def serve(scheme: str = "s3"):
+    """Yields a store of an API ("s3" or "gs"), for which the environment holds address and keys."""
     stores: list[FaultyStore] = []
-    server = ThreadingHTTPServer(("127.0.0.1", 0), _handler(lambda: stores[0], moto_port))
-    server.daemon_threads = True
-    server.handle_error = lambda request, address: None  # clients that went away
-    stores.append(FaultyStore(server.server_address[1], moto_port))
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    environment = {
-        "AWS_ACCESS_KEY_ID": "k",
-        "AWS_SECRET_ACCESS_KEY": "s",
-        "AWS_REGION": "us-east-1",
-        "AWS_ENDPOINT_URL": stores[0].endpoint,
-    }
-    try:
-        with mock.patch.dict(os.environ, environment):
-            _forget_stores()
-            # Moto keeps its buckets in globals, also those of a server that has stopped.
-            urllib.request.urlopen(
-                urllib.request.Request(f"{stores[0].moto}/moto-api/reset", method="POST")
-            ).close()
-            stores[0].s3.create_bucket(Bucket=BUCKET)
-            yield stores[0]
-    finally:
-        _forget_stores()
-        server.shutdown()
-        server.server_close()
-        moto.stop()
+    proxy = ThreadingHTTPServer(("127.0.0.1", 0), _handler(lambda: stores[0]))
+    proxy.daemon_threads = True
+    proxy.handle_error = lambda request, address: None  # clients that went away
+    with SERVERS[scheme]() as server:
+        stores.append(FaultyStore(server, proxy.server_address[1]))
+        threading.Thread(target=proxy.serve_forever, daemon=True).start()
+        try:
+            with (
+                mock.patch.dict(os.environ, server.environment(stores[0].endpoint)),
+                mock.patch.dict(fsspec.config.conf),
+            ):
+                fsspec.config.set_conf_env(fsspec.config.conf)
+                _forget_stores(scheme)
+                yield stores[0]
+        finally:
+            _forget_stores(scheme)
+            proxy.shutdown()
+            proxy.server_close()
 
 
-def _forget_stores() -> None:
+def _forget_stores(scheme: str) -> None:
     """fsspec keeps a store's instance, and with it the address of another server."""
-    fsspec.get_filesystem_class("s3").clear_instance_cache()
+    fsspec.get_filesystem_class(scheme).clear_instance_cache()
     objects._split_in.cache_clear()
