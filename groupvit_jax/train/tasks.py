@@ -13,6 +13,7 @@ from groupvit_jax.data.pipeline.segmentation import MaskedAugmentation, make_mas
 from groupvit_jax.data.text.tokenizers import Tokenizer
 from groupvit_jax.models import build_model
 from groupvit_jax.models.segmentation import with_segment_head
+from groupvit_jax.runs.bucket.fetching import local_copy
 from groupvit_jax.runs.config_check import flatten
 from groupvit_jax.runs.validation import Values, line
 from groupvit_jax.train import contrastive_task, segmentation_task, state
@@ -69,6 +70,7 @@ TASKS = {
             augment=_augmentation(config.segmentation.to_dict()),
             image_size=config.model.image.image_size,
             seed=config.seed,
+            local_copy=local_copy,
         ),
         batch_shapes=lambda config: state.masked_batch_shapes(
             config.train.batch_size, config.model.image.image_size

@@ -5,7 +5,8 @@ Order and randomness follow `data.pipeline.contrastive`: example p is a pure fun
 
 import dataclasses
 import functools
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import cv2
@@ -56,7 +57,10 @@ class MaskedSamples:
 
 
 def open_masked_source(
-    name: str, fields: Mapping[str, Any], class_names: Sequence[str]
+    name: str,
+    fields: Mapping[str, Any],
+    class_names: Sequence[str],
+    local_copy: Callable[[str], Path] = Path,
 ) -> MaskedSource:
     """Open the set `config.data.sources.NAME` of the segmentation task.
 
@@ -66,6 +70,7 @@ def open_masked_source(
         `split` ("train") and `data_dir`, see docs/benchmarks.md; "tfds" has `name`, `split`
         ("train"), `data_dir` and the features `image` and `mask`. `weight` is the mixture's.
       class_names: expected names of the mask values, including the background.
+      local_copy: returns a local path of the `data_dir` of a benchmark, which may be a URL.
 
     Raises:
       ValueError: an unknown kind or field, other classes, or a set that can't be read.
@@ -82,7 +87,11 @@ def open_masked_source(
     if kind == "tfds":
         ids = class_ids(len(class_names))
         return TfdsMasks(options.pop("name", ""), split, data_dir, ids=ids, **options)
-    opened = open_benchmark(options.get("benchmark", name), data_dir, split)
+    try:
+        place = local_copy(data_dir)
+    except (ValueError, FileNotFoundError) as error:
+        raise type(error)(f"{field}.data_dir={data_dir}: {error}") from error
+    opened = open_benchmark(options.get("benchmark", name), place, split)
     if not isinstance(opened, SegmentationSet):
         raise ValueError(f"{field}: a set without masks found, expected one to segment")
     try:
@@ -116,6 +125,7 @@ def make_masked_examples(
     augment: MaskedAugmentation,
     image_size: int,
     seed: int,
+    local_copy: Callable[[str], Path] = Path,
 ) -> TrainExamples:
     """Open the sources and return the sequence of training examples with masks.
 
@@ -125,6 +135,7 @@ def make_masked_examples(
       augment: how strongly images are augmented.
       image_size: side of the training images, in pixels.
       seed: of the examples' order and randomness.
+      local_copy: see `open_masked_source`.
 
     Raises:
       ValueError, FileNotFoundError: see `open_masked_source`.
@@ -132,7 +143,7 @@ def make_masked_examples(
     transform = functools.partial(transform_masked, size=image_size, augment=augment)
 
     def open_source(name: str, fields: Mapping[str, Any]) -> MaskedSamples:
-        return MaskedSamples(open_masked_source(name, fields, class_names))
+        return MaskedSamples(open_masked_source(name, fields, class_names, local_copy))
 
     source, order = open_mixture(sources, seed, open_source)
     return TrainExamples(source, order, seed, transform)
