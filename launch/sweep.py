@@ -23,6 +23,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -32,14 +33,16 @@ from rich.live import Live
 from rich.table import Table
 
 from groupvit_jax.data.storage.objects import is_remote
+from groupvit_jax.data.storage.retries import StorageError
 from groupvit_jax.runs import exit_codes
 from groupvit_jax.runs.layout import TRIAL_LOG_FILE
+from groupvit_jax.runs.lock import LockLostError
 from groupvit_jax.runs.sweep_files import Sweep, read_record, read_sweep
-from groupvit_jax.runs.workdir import check_writable
 from groupvit_jax.sweep import cluster, overview, trial_process
 from groupvit_jax.sweep import folder as folder_lib
 from groupvit_jax.sweep.hparams import write_hparams
-from groupvit_jax.sweep.local import Environment, LocalRunner, divide
+from groupvit_jax.sweep.local import POLL_SECONDS, Environment, LocalRunner, divide
+from groupvit_jax.sweep.output import SweepOutput, open_output
 from groupvit_jax.sweep.trials import command_of
 from launch import common, sweep_plan
 
@@ -69,7 +72,7 @@ def parse_flags(argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
     )
     add = parser.add_argument
     add("--sweep", default="", help="a file with get_sweep()")
-    add("--output", default="", help="folder of the sweep, with a folder for each trial")
+    add("--output", default="", help="folder or URL of the sweep, with a folder for each trial")
     add("--config", default="", help="base configuration in place of the sweep file's")
     add("--backend", default="local", choices=["local", "slurm", "kubernetes"])
     add("--jobs", type=_positive, default=None, help="trials at a time (locally 1 by default)")
@@ -88,11 +91,6 @@ def parse_flags(argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
             raise ValueError(f"{argument}: unexpected argument, expected flags (--NAME=VALUE)")
     if not flags.output:
         raise ValueError("--output: missing, expected a folder for the sweep")
-    if is_remote(flags.output):
-        raise ValueError(
-            f"--output={flags.output}: expected a folder (single runs may be on a bucket: "
-            "launch.train --workdir=URL, compared by launch.compare)"
-        )
     if not flags.sweep and flags.trial is None:
         raise ValueError("--sweep: missing, expected --sweep=FILE")
     return flags, rest
@@ -103,18 +101,23 @@ def main(argv: Sequence[str]) -> int:
     try:
         with common.bad_input_ends():
             flags, arguments = parse_flags(argv)
-            root = Path(flags.output).absolute()
-            if flags.trial is not None:
-                return _run_trial(flags, root, _sweep_of_job(flags, arguments, root))
-            return _run(flags, arguments, root)
+            is_job = flags.trial is not None
+            runs_here = flags.backend == "local" and not flags.dry_run and not is_job
+            with open_output(flags.output, runs_here) as output:
+                if is_job:
+                    return _run_trial(flags, output, _sweep_of_job(flags, arguments, output))
+                return _run(flags, arguments, output)
     except KeyboardInterrupt:
         common.fail(128 + signal.SIGINT, "interrupted before any trial was started")
+    except (StorageError, LockLostError) as error:
+        common.fail(exit_codes.FAILED, error)
 
 
-def _run(flags: argparse.Namespace, arguments: Sequence[str], root: Path) -> int:
+def _run(flags: argparse.Namespace, arguments: Sequence[str], output: SweepOutput) -> int:
     """Check everything, then start or resume the sweep."""
     slots, devices = _slots(flags)
-    planned = _plan(flags, arguments, root)
+    root = output.folder
+    planned = _plan(flags, arguments, output)
     for note in planned.notes:
         print(note)
     print(f"checking {len(planned.configs)} trials", flush=True)
@@ -126,31 +129,35 @@ def _run(flags: argparse.Namespace, arguments: Sequence[str], root: Path) -> int
         common.fail(exit_codes.BAD_INPUT, f"{len(errors)} trials are wrong, nothing was started")
     sweep = planned.sweep
     if old := read_sweep(root):
-        folder_lib.check_same_sweep(root, old, sweep)
+        folder_lib.check_same_sweep(output.name, old, sweep)
     if flags.dry_run:
-        return _show_commands(flags, arguments, sweep, root)
-    check_writable(root, "--output")
-    _write(sweep, root)
+        return _show_commands(flags, arguments, sweep, output)
+    _write(sweep, output)
+    output.upload()
     if flags.backend == "slurm":
-        return _submit(flags, sweep, root)
+        return _submit(flags, sweep, output)
     if flags.backend == "kubernetes":
-        return _write_manifest(flags, arguments, sweep, root)
+        return _write_manifest(flags, arguments, sweep, output)
     if not flags.compilation_cache and "JAX_COMPILATION_CACHE_DIR" not in os.environ:
         # Trials that differ in numbers only, such as rates and seeds, compile to the same program.
         os.environ["JAX_COMPILATION_CACHE_DIR"] = str(root / ".compilation_cache")
-    return _run_here(sweep, root, slots, flags)
+    return _run_here(sweep, output, slots, flags)
 
 
-def _plan(flags: argparse.Namespace, arguments: Sequence[str], root: Path) -> sweep_plan.Planned:
+def _plan(
+    flags: argparse.Namespace, arguments: Sequence[str], output: SweepOutput
+) -> sweep_plan.Planned:
+    name = output.name.rpartition("/")[2]
     return sweep_plan.plan(
-        flags.sweep, root.name, config=flags.config, arguments=arguments, metric=flags.metric
+        flags.sweep, name, config=flags.config, arguments=arguments, metric=flags.metric
     )
 
 
-def _write(sweep: Sweep, root: Path) -> None:
-    folder_lib.create(root, sweep)
+def _write(sweep: Sweep, output: SweepOutput) -> None:
+    output.check_writable()
+    folder_lib.create(output.folder, sweep, output.name)
     for trial in sweep.trials:
-        write_hparams(trial, root / trial.folder)
+        write_hparams(trial, output.folder / trial.folder)
 
 
 def _slots(flags: argparse.Namespace) -> tuple[list[Environment], int | None]:
@@ -181,21 +188,21 @@ def _use_devices_of_cpu(devices: int) -> None:
 
 
 def _show_commands(
-    flags: argparse.Namespace, arguments: Sequence[str], sweep: Sweep, root: Path
+    flags: argparse.Namespace, arguments: Sequence[str], sweep: Sweep, output: SweepOutput
 ) -> int:
     more = _process_flags(flags)
     for trial in sweep.trials:
-        print(shlex.join(command_of(sweep, trial, root, more)))
+        print(shlex.join(command_of(sweep, trial, output.name, more)))
     numbers = [trial.id for trial in sweep.trials]
     if flags.backend == "slurm":
-        print(shlex.join(_sbatch(flags, sweep, root, numbers)))
+        print(shlex.join(_sbatch(flags, sweep, output, numbers)))
     if flags.backend == "kubernetes":
-        print(json.dumps(_manifest(flags, arguments, sweep), indent=2))
+        print(json.dumps(_manifest(flags, arguments, sweep, output), indent=2))
     return 0
 
 
 def _run_here(
-    sweep: Sweep, root: Path, slots: Sequence[Environment], flags: argparse.Namespace
+    sweep: Sweep, output: SweepOutput, slots: Sequence[Environment], flags: argparse.Namespace
 ) -> int:
     console = Console()
     if not console.is_terminal:
@@ -204,7 +211,10 @@ def _run_here(
     def say(line: str) -> None:
         console.print(line, markup=False, highlight=False, soft_wrap=True)
 
-    runner = LocalRunner(sweep, root, slots, retry=flags.retry, say=say, more=_process_flags(flags))
+    root, more = output.folder, _process_flags(flags)
+    runner = LocalRunner(
+        sweep, root, slots, retry=flags.retry, say=say, more=more, name=output.name
+    )
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         if (number, signal.getsignal(number)) != (signal.SIGHUP, signal.SIG_IGN):  # nohup
             signal.signal(number, lambda signum, frame: runner.stop())
@@ -215,10 +225,11 @@ def _run_here(
             refresh_per_second=1,
             transient=True,
         ):
-            runner.run()
+            runner.run(output.upload)
     else:
-        runner.run()
-    return _conclude(sweep, root, runner.was_stopped, console)
+        runner.run(output.upload)
+    output.finish()
+    return _conclude(sweep, output, runner.was_stopped, console)
 
 
 def _view(sweep: Sweep, root: Path) -> tuple[Table, str]:
@@ -226,15 +237,16 @@ def _view(sweep: Sweep, root: Path) -> tuple[Table, str]:
     return overview.render(found), overview.summary(found)
 
 
-def _conclude(sweep: Sweep, root: Path, was_stopped: bool, console: Console) -> int:
+def _conclude(sweep: Sweep, output: SweepOutput, was_stopped: bool, console: Console) -> int:
     """Print how the trials ended and return the exit code."""
+    root = output.folder
     console.print(*_view(sweep, root), sep="\n")
     states = [read_record(root / trial.folder).state for trial in sweep.trials]
     if all(state == "finished" for state in states):
         return 0
     for trial, state in zip(sweep.trials, states, strict=True):
         if state == "failed":
-            log = root / trial.folder / TRIAL_LOG_FILE
+            log = f"{output.name}/{trial.folder}/{TRIAL_LOG_FILE}"
             console.print(f"failed: {log}", markup=False, highlight=False, soft_wrap=True)
     if was_stopped:
         print("stopped: start the same command again to go on")
@@ -244,17 +256,18 @@ def _conclude(sweep: Sweep, root: Path, was_stopped: bool, console: Console) -> 
 
 
 def _sbatch(
-    flags: argparse.Namespace, sweep: Sweep, root: Path, trials: Sequence[int]
+    flags: argparse.Namespace, sweep: Sweep, output: SweepOutput, trials: Sequence[int]
 ) -> list[str]:
     script, options = _HERE / "slurm.sbatch", shlex.split(flags.sbatch)
     cache = _process_flags(flags, ("compilation_cache",))
     return cluster.sbatch_command(
-        sweep, root, trials, script=script, jobs=flags.jobs, options=options, arguments=cache
+        sweep, output.name, trials, script=script, jobs=flags.jobs, options=options, arguments=cache
     )
 
 
-def _submit(flags: argparse.Namespace, sweep: Sweep, root: Path) -> int:
+def _submit(flags: argparse.Namespace, sweep: Sweep, output: SweepOutput) -> int:
     """Submit the trials that are neither finished nor in Slurm's queue."""
+    root = output.folder
     there = cluster.queued(root)
     due = cluster.unfinished(sweep, root, flags.retry)
     trials = [number for number in due if number not in there]
@@ -265,59 +278,71 @@ def _submit(flags: argparse.Namespace, sweep: Sweep, root: Path) -> int:
     if not trials:
         print("nothing to submit")
         return 0
-    command = _sbatch(flags, sweep, root, trials)
+    command = _sbatch(flags, sweep, output, trials)
     print(shlex.join(command))
     job = cluster.submit(command, root, trials)
+    output.upload()
     print(f"submitted {len(trials)} trials as job array {job}; the same command resumes it")
     return 0
 
 
-def _manifest(flags: argparse.Namespace, arguments: Sequence[str], sweep: Sweep) -> dict:
-    template = cluster.read_template(Path(flags.manifest))
+def _manifest(
+    flags: argparse.Namespace, arguments: Sequence[str], sweep: Sweep, output: SweepOutput
+) -> dict:
+    url = output.name if is_remote(output.name) else ""
+    template = cluster.read_template(Path(flags.manifest), needs_volume=not url)
     own = [f"--sweep={flags.sweep}", *arguments]
     own += [f"--config={flags.config}"] if flags.config else []
     own += [f"--metric={flags.metric}"] if flags.metric else []
     return cluster.job_manifest(
-        template, sweep, jobs=flags.jobs or len(sweep.trials), arguments=own
+        template, sweep, jobs=flags.jobs or len(sweep.trials), arguments=own, url=url
     )
 
 
 def _write_manifest(
-    flags: argparse.Namespace, arguments: Sequence[str], sweep: Sweep, root: Path
+    flags: argparse.Namespace, arguments: Sequence[str], sweep: Sweep, output: SweepOutput
 ) -> int:
-    path = root / cluster.MANIFEST_FILE
-    cluster.write_manifest(path, _manifest(flags, arguments, sweep))
+    is_url = is_remote(output.name)  # which kubectl can't read
+    path = Path(f"{sweep.name}.yaml") if is_url else output.folder / cluster.MANIFEST_FILE
+    cluster.write_manifest(path, _manifest(flags, arguments, sweep, output))
     print(f"kubectl apply -f {path}")
     return 0
 
 
-def _sweep_of_job(flags: argparse.Namespace, arguments: Sequence[str], root: Path) -> Sweep:
+def _sweep_of_job(
+    flags: argparse.Namespace, arguments: Sequence[str], output: SweepOutput
+) -> Sweep:
     """Return the sweep whose trial a job of a cluster is to run."""
-    sweep = read_sweep(root)
+    sweep = read_sweep(output.folder)
     if sweep is None:
         if not flags.sweep:
-            raise ValueError(f"--output={root}: no sweep.json found, expected one or --sweep=FILE")
-        planned = _plan(flags, arguments, root)
+            raise ValueError(
+                f"--output={output.name}: no sweep.json found, expected one or --sweep=FILE"
+            )
+        planned = _plan(flags, arguments, output)
         if planned.errors:
             raise ValueError("; ".join(planned.errors.values()))
         sweep = planned.sweep
-        check_writable(root, "--output")
-        _write(sweep, root)
+        _write(sweep, output)
+    elif is_remote(output.name):
+        # Each job uploads the record of its own trial: those of others may be missing.
+        folder_lib.create(output.folder, sweep, output.name)
     if not 0 <= flags.trial < len(sweep.trials):
         raise ValueError(f"--trial={flags.trial}: expected 0 to {len(sweep.trials) - 1}")
     return sweep
 
 
-def _run_trial(flags: argparse.Namespace, root: Path, sweep: Sweep) -> int:
+def _run_trial(flags: argparse.Namespace, output: SweepOutput, sweep: Sweep) -> int:
     """Run one trial to its end and return the exit code of launch.train."""
     trial, more = sweep.trials[flags.trial], _process_flags(flags)
+    root, name = output.folder, output.name
     if int(flags.process_id or 0):
         # Only process 0 keeps the record: the others become the trial at once.
         if read_record(root / trial.folder).state == "finished":
             return 0
-        command = command_of(sweep, trial, root, more)
+        command = command_of(sweep, trial, name, more)
         os.execv(command[0], command)
-    process = trial_process.start_trial(sweep, trial, root, more=more, wait=True)
+    process = trial_process.start_trial(sweep, trial, root, name=name, more=more, wait=True)
     if process is None:
         print(f"{trial.folder}: finished already")
         return 0
@@ -329,11 +354,13 @@ def _run_trial(flags: argparse.Namespace, root: Path, sweep: Sweep) -> int:
 
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, stop)
-    print(f"{trial.folder}: started, its log is {process.workdir / TRIAL_LOG_FILE}")
-    sys.stdout.flush()
-    code = process.wait()
+    print(f"{trial.folder}: started, its log is {name}/{trial.folder}/{TRIAL_LOG_FILE}", flush=True)
+    while (code := process.poll()) is None:
+        output.upload(trial=trial.folder)
+        time.sleep(POLL_SECONDS)
     # Schedulers may signal every process of a job, the trial too.
     record = process.record_end(was_asked=asked.is_set() or code == exit_codes.STOPPED)
+    output.finish(trial=trial.folder)
     print(f"{trial.folder}: {record.state} (exit status {code})")
     if record.state != "finished":
         print("\n".join(folder_lib.log_tail(process.workdir)))

@@ -45,6 +45,7 @@ class RunLock:
         workdir: Path | str,
         machine: str | None = None,
         sleep: Callable[[float], None] = time.sleep,
+        flag: str = "--workdir",
     ) -> None:
         """Take the folder.
 
@@ -52,8 +53,9 @@ class RunLock:
           workdir: the run's folder, or the URL of one on a bucket.
           machine: what tells processes of this machine from others'; found by default.
           sleep: waits so many seconds.
+          flag: the flag that names the folder, for messages.
         """
-        self._workdir, self._sleep = workdir, sleep
+        self._workdir, self._sleep, self._flag = workdir, sleep, flag
         self._files = lock_files(workdir)
         self._name = "run-0.lock"
         self._holder = dict(
@@ -98,7 +100,7 @@ class RunLock:
         """Raise LockLostError if the folder was removed or another run has taken it over."""
         if self._is_lost:
             raise LockLostError(
-                f"--workdir={self._workdir}: {self._name} is no longer this run's: the folder "
+                f"{self._flag}={self._workdir}: {self._name} is no longer this run's: the folder "
                 "was removed, or another run has taken it over after "
                 f"{DEAD_AFTER_SECONDS} s without a heartbeat"
             )
@@ -163,9 +165,9 @@ class RunLock:
 
     def _refusal(self, name: str, holder: dict[str, Any]) -> str:
         return (
-            f"--workdir={self._workdir}: in use by process {holder.get('pid')} on "
+            f"{self._flag}={self._workdir}: in use by process {holder.get('pid')} on "
             f"{holder.get('host')} since {holder.get('started')} ({name}), expected a folder "
-            "that no run uses; wait for its end, stop it or use another --workdir"
+            f"that no run uses; wait for its end, stop it or use another {self._flag}"
         )
 
 

@@ -9,6 +9,7 @@ from typing import Any
 
 import yaml
 
+from groupvit_jax.data.storage.objects import is_remote
 from groupvit_jax.runs.sweep_files import Sweep, read_record
 from groupvit_jax.sweep.folder import now
 
@@ -37,7 +38,7 @@ def unfinished(sweep: Sweep, root: Path, retry: int) -> list[int]:
 
 def sbatch_command(
     sweep: Sweep,
-    root: Path,
+    root: Path | str,
     trials: Sequence[int],
     *,
     script: Path,
@@ -49,7 +50,7 @@ def sbatch_command(
 
     Args:
       sweep: the sweep.
-      root: its folder, on a file system that all nodes share.
+      root: its folder, on a file system that all nodes share, or a URL.
       trials: numbers of the trials.
       script: launch/slurm.sbatch.
       jobs: trials at a time; None leaves it to Slurm.
@@ -57,12 +58,13 @@ def sbatch_command(
       arguments: flags of launch.sweep besides --output.
     """
     at_once = f"%{jobs}" if jobs else ""
+    log = f"{sweep.name}-%A-%a.log" if is_remote(str(root)) else f"{root}/slurm-%a.log"
     return [
         "sbatch",
         "--parsable",
         f"--array={','.join(map(str, trials))}{at_once}",
         f"--job-name={sweep.name}",
-        f"--output={root / 'slurm-%a.log'}",
+        f"--output={log}",
         # slurm.sbatch runs launch.train unless this says otherwise.
         "--export=ALL,PROGRAM=launch.sweep",
         *options,
@@ -115,7 +117,7 @@ def _output(command: Sequence[str]) -> str:
 
 
 def job_manifest(
-    template: Mapping[str, Any], sweep: Sweep, *, jobs: int, arguments: Sequence[str]
+    template: Mapping[str, Any], sweep: Sweep, *, jobs: int, arguments: Sequence[str], url: str = ""
 ) -> dict[str, Any]:
     """Return a Kubernetes Job with one index a trial.
 
@@ -126,28 +128,31 @@ def job_manifest(
       sweep: the sweep.
       jobs: trials at a time.
       arguments: flags of launch.sweep in a pod, without --output and --trial.
+      url: of the sweep's folder, if it isn't on the template's volume.
     """
     manifest = json.loads(json.dumps(template))  # a deep copy
     name = re.sub(r"[^a-z0-9]+", "-", f"{manifest['metadata']['name']}-{sweep.name}".lower())
     manifest["metadata"]["name"] = name[:_KUBERNETES_NAME].strip("-")
     manifest["spec"].update(completions=len(sweep.trials), parallelism=jobs)
     container = manifest["spec"]["template"]["spec"]["containers"][0]
-    folder = PurePosixPath(container["volumeMounts"][0]["mountPath"]) / sweep.name
+    folder = url or PurePosixPath(container["volumeMounts"][0]["mountPath"]) / sweep.name
     # Kubernetes puts the pod's index in place of $(JOB_COMPLETION_INDEX).
     container["args"] = [*arguments, f"--output={folder}", "--trial=$(JOB_COMPLETION_INDEX)"]
     return manifest
 
 
-def read_template(path: Path) -> dict[str, Any]:
+def read_template(path: Path, needs_volume: bool = True) -> dict[str, Any]:
     """Return the content of a manifest.
 
     Raises:
-      ValueError: there is no such file, or it holds no Job with a container and a volume.
+      ValueError: there is no such file, or it holds no Job with a container and, if it needs one, a
+        volume.
     """
     try:
         content = yaml.safe_load(path.read_text())
         container = content["spec"]["template"]["spec"]["containers"][0]
-        if content["kind"] != "Job" or not container["volumeMounts"][0]["mountPath"]:
+        has_volume = not needs_volume or container["volumeMounts"][0]["mountPath"]
+        if content["kind"] != "Job" or not has_volume:
             raise ValueError(f"{content['kind']} found")
         content["metadata"]["name"]
     except (OSError, yaml.YAMLError, KeyError, IndexError, TypeError, ValueError) as error:

@@ -15,19 +15,25 @@ from groupvit_jax.sweep.trials import command_of, override_label
 ATTEMPT = "--- attempt "
 
 
-def create(folder: Path, sweep: Sweep) -> None:
-    """Write the sweep, and a workdir with a pending record for each trial that has none."""
+def create(folder: Path, sweep: Sweep, name: str = "") -> None:
+    """Write the sweep, and a workdir with a pending record for each trial that has none.
+
+    Args:
+      folder: the sweep's folder.
+      sweep: the sweep.
+      name: of the folder for commands, where it is a copy of one on a bucket.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     sweep_files.write_sweep(folder, sweep)
     for trial in sweep.trials:
         workdir = folder / trial.folder
         workdir.mkdir(exist_ok=True)
         if not sweep_files.is_trial(workdir):
-            command = tuple(command_of(sweep, trial, folder))
+            command = tuple(command_of(sweep, trial, name or folder))
             sweep_files.write_record(workdir, Record(trial.id, trial.overrides, command))
 
 
-def check_same_sweep(folder: Path, old: Sweep, new: Sweep) -> None:
+def check_same_sweep(folder: Path | str, old: Sweep, new: Sweep) -> None:
     """Raise ValueError if trials of `old` have changed; trials may be added at the end.
 
     Folders are named by number: a changed trial would resume from the checkpoints of another one.
@@ -43,7 +49,7 @@ def check_same_sweep(folder: Path, old: Sweep, new: Sweep) -> None:
         else:
             found = override_label(after.overrides)
         raise ValueError(
-            f"{folder / SWEEP_FILE}: trial {before.id} was {override_label(before.overrides)} and "
+            f"{folder}/{SWEEP_FILE}: trial {before.id} was {override_label(before.overrides)} and "
             f"is now {found}, expected the same trials (more may follow) or another --output"
         )
 

@@ -58,6 +58,7 @@ class LocalRunner:
         retry: int,
         say: Callable[[str], None],
         more: Sequence[str] = (),
+        name: str = "",
     ) -> None:
         """Queue the trials that have to run.
 
@@ -68,9 +69,10 @@ class LocalRunner:
           retry: how often a failed trial is tried again.
           say: shows a line.
           more: flags of every trial in this start.
+          name: of the folder for commands, where it is a copy of one on a bucket.
         """
         self._sweep, self._root, self._retry, self._say = sweep, root, retry, say
-        self._more = more
+        self._more, self._name = more, name
         self._free = list(slots)
         self._running: dict[TrialProcess, Environment] = {}
         self._in_use: set[int] = set()
@@ -119,7 +121,12 @@ class LocalRunner:
                 return
             trial = self._waiting.popleft()
             process = trial_process.start_trial(
-                self._sweep, trial, self._root, environment=self._free[-1], more=self._more
+                self._sweep,
+                trial,
+                self._root,
+                name=self._name,
+                environment=self._free[-1],
+                more=self._more,
             )
             if process is None:
                 self._put_back(trial)

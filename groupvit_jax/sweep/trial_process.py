@@ -93,6 +93,7 @@ def start_trial(
     trial: Trial,
     root: Path,
     *,
+    name: str = "",
     environment: Mapping[str, str] | None = None,
     more: Sequence[str] = (),
     wait: bool = False,
@@ -103,6 +104,7 @@ def start_trial(
       sweep: the sweep.
       trial: one of its trials.
       root: the sweep's folder.
+      name: of the folder for commands, where it is a copy of one on a bucket.
       environment: environment variables besides those of this process.
       more: flags for this start only.
       wait: wait for a process that uses the folder instead of returning None.
@@ -116,7 +118,7 @@ def start_trial(
     if record.state == "finished":
         os.close(lock)
         return None
-    command = command_of(sweep, trial, root, more)
+    command = command_of(sweep, trial, name or root, more)
     record = dataclasses.replace(
         record,
         command=tuple(command),

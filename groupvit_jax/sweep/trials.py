@@ -65,17 +65,19 @@ def flag_of(field: str, value: Any) -> str:
     return f"--config.{field}={lists_as_tuples(plain(value))}"
 
 
-def command_of(sweep: Sweep, trial: Trial, folder: Path, more: Sequence[str] = ()) -> list[str]:
+def command_of(
+    sweep: Sweep, trial: Trial, folder: Path | str, more: Sequence[str] = ()
+) -> list[str]:
     """Return the command that runs a trial, for the directory where the sweep was started.
 
     Args:
       sweep: the sweep.
       trial: one of its trials.
-      folder: the sweep's folder.
+      folder: the sweep's folder, or its URL.
       more: flags of this start only, such as those by which processes find each other.
     """
     settings = [flag_of(field, value) for field, value in trial.overrides.items()]
-    workdir = f"--workdir={folder / trial.folder}"
+    workdir = f"--workdir={folder}/{trial.folder}"
     config = f"--config={sweep.config}"
     return [sys.executable, "-m", "launch.train", config, *sweep.arguments, *settings, workdir,
             *more]  # fmt: skip

@@ -10,10 +10,13 @@ import sys
 
 import pytest
 
+from groupvit_jax.data.storage import objects
 from groupvit_jax.runs import exit_codes
+from groupvit_jax.runs.reading import find_runs, read_runs
 from groupvit_jax.runs.sweep_files import read_record, read_sweep
 from groupvit_jax.sweep import overview
 from groupvit_jax.sweep.trial_process import is_in_use
+from tests.data import object_store
 from tests.launch.test_train import ONE_DEVICE, lines, small_config
 from tests.waiting import PATIENCE, wait_until
 
@@ -124,6 +127,50 @@ def test_a_sweep_that_is_killed_goes_on_and_ends_as_if_undisturbed(base, tmp_pat
     assert all(record.attempts == 1 for record in records(whole).values())
     assert table_of(disturbed) == table_of(whole)
     assert len({row["loss"] for row in table_of(whole)}) == 6
+
+
+def records_at(url):
+    found = {n: s.url for n, s in objects.find_objects(url).items() if n.endswith("/trial.json")}
+    return [json.loads(text) for text in objects.read_objects([found[n] for n in sorted(found)])]
+
+
+def test_a_sweep_on_a_bucket_that_is_killed_goes_on(base, tmp_path, monkeypatch):
+    """Two trials: the second would never end."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    file = write(tmp_path, base, [{"seed": 1}, {"seed": 2, "train.num_steps": 100_000}])
+    with object_store.serve("gs") as store:
+        url, fault = f"{store.root}/sweeps/mine", store.first(1, "503", "PUT")
+        store.fault = fault
+
+        def saved_at(number):
+            names = objects.find_objects(f"{url}/{number:03d}-seed={number + 1}-num_steps=100000")
+            return max(
+                (int(n.split("/")[1]) for n in names if n.endswith("MANIFEST.json")), default=0
+            )
+
+        process = launch(file, url)
+        wait_for(lambda: saved_at(1), process)
+        process.kill()
+        process.wait()
+        states = [(r["state"], r["attempts"]) for r in records_at(url)]
+        assert states == [("finished", 1), ("running", 1)]
+        # The trial saves and ends; then as on another machine.
+        wait_until(lambda: not any("/run-" in name for name in objects.find_objects(url)))
+        shutil.rmtree(tmp_path / "cache")
+        before, process = saved_at(1), launch(file, url)
+        wait_for(lambda: saved_at(1) > before, process)
+        process.send_signal(signal.SIGTERM)
+        code, said = outcome(process)
+        assert code == exit_codes.STOPPED, said
+        assert "2 trials: 1 finished, 1 pending" in said
+        states = [(r["state"], r["attempts"]) for r in records_at(url)]
+        assert states == [("finished", 1), ("pending", 2)]
+        first, second = read_runs(find_runs([url]))
+        assert (first.last_step, second.last_step > before) == (NUM_STEPS, True)
+        assert f" {NUM_STEPS} " in said, "the table has the metrics of the bucket"
+        [log] = objects.read_objects([f"{url}/001-seed=2-num_steps=100000/log.txt"])
+        assert b"resuming after step" in log
+        assert log.count(b"--- attempt") == 2
 
 
 def test_a_trial_that_crashes_is_said_and_tried_again(base, shards, tmp_path):

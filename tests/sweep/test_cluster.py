@@ -103,6 +103,22 @@ def test_the_job_has_an_index_for_each_trial(manifest):
     ]
 
 
+def test_a_sweep_on_a_bucket_needs_no_volume(sweep, tmp_path):
+    content = yaml.safe_load(TEMPLATE.read_text())
+    spec = content["spec"]["template"]["spec"]
+    del spec["volumes"], spec["containers"][0]["volumeMounts"]
+    (tmp_path / "m.yaml").write_text(yaml.safe_dump(content))
+    with pytest.raises(ValueError, match="expected a Job like"):
+        cluster.read_template(tmp_path / "m.yaml")
+    template = cluster.read_template(tmp_path / "m.yaml", needs_volume=False)
+    made = cluster.job_manifest(template, sweep, jobs=1, arguments=[], url="gs://b/fake")
+    (container,) = made["spec"]["template"]["spec"]["containers"]
+    assert container["args"][0] == "--output=gs://b/fake"
+    command = cluster.sbatch_command(sweep, "gs://b/fake", [0], script=SCRIPT)
+    assert "--output=fake-%A-%a.log" in command[: command.index(str(SCRIPT))]
+    assert command[-1] == "--output=gs://b/fake"
+
+
 def test_a_trial_that_fails_leaves_the_others(manifest):
     spec = manifest["spec"]
     (rule,) = spec["podFailurePolicy"]["rules"]
