@@ -20,6 +20,7 @@ from rich.logging import RichHandler
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
 from groupvit_jax.data.storage.objects import is_remote
+from groupvit_jax.prepare.files import check_store
 from groupvit_jax.runs.exit_codes import BAD_INPUT
 from launch import supervision
 
@@ -68,7 +69,7 @@ def define_process_flags() -> None:
     flags.DEFINE_integer("num_processes", None, "How many processes join.", lower_bound=1)
     flags.DEFINE_integer("process_id", None, "Which of them this is, from 0.", lower_bound=0)
     flags.DEFINE_string(
-        "compilation_cache", "", "Folder that keeps compiled programs for later starts."
+        "compilation_cache", "", "Folder or URL that keeps compiled programs for later starts."
     )
 
 
@@ -112,12 +113,10 @@ def start_jax() -> None:
     """
     values = flags.FLAGS
     if cache := values.compilation_cache:
-        if is_remote(cache) and not cache.startswith("gs://"):
-            fail(
-                BAD_INPUT,
-                f"--compilation_cache={cache}: expected a folder or gs://, the only store that JAX "
-                "keeps programs on",
-            )
+        if is_remote(cache) and not cache.startswith(("gs://", "s3://")):
+            fail(BAD_INPUT, f"--compilation_cache={cache}: expected a folder, gs:// or s3://")
+        with bad_input_ends():
+            check_store("compilation_cache", cache)  # JAX reaches stores by epath
         jax.config.update("jax_compilation_cache_dir", cache)
     if values.coordinator:
         if values.num_processes is None or values.process_id is None:

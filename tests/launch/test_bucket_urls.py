@@ -1,20 +1,26 @@
 """Commands that read and write URLs."""
 
+import importlib.util
 import json
+import subprocess
+import sys
 
+import numpy as np
 import pytest
 from absl import flags
 from absl.testing import flagsaver
 
-from configs import tiny
+from configs import finetune_voc, tiny
 from groupvit_jax.data.storage import objects, retries
 from groupvit_jax.interop import load_pretrained
 from groupvit_jax.interop.save import save_pretrained
-from launch import common, compare, evaluate, export, sweep
+from groupvit_jax.train.tasks import task_of
+from launch import common, compare, evaluate, export
 from tests.compare.folders import write_sweep
 from tests.data import object_store
 from tests.data.eval_sets import miniatures
 from tests.interop import weights
+from tests.waiting import PATIENCE
 
 pytestmark = pytest.mark.slow
 
@@ -82,11 +88,61 @@ def test_a_glob_of_runs_on_a_bucket_is_compared_into_it(store, tmp_path, capsys)
     assert error.count("\n") == 1
 
 
-def test_places_that_must_be_folders_say_so(capsys):
-    with pytest.raises(ValueError, match="--output=s3://b/sweep: expected a folder"):
-        sweep.parse_flags(["sweep", "--sweep=x.py", "--output=s3://b/sweep"])
-    with flagsaver.flagsaver():
-        flags.FLAGS(["evaluate", "--compilation_cache=s3://b/programs"])
-        with pytest.raises(SystemExit):
-            common.start_jax()
-    assert "=s3://b/programs: expected a folder or gs://" in capsys.readouterr().err
+def test_masks_on_a_bucket_are_trained_with(store, tmp_path):
+    miniatures.voc(tmp_path / "data")
+    put(tmp_path / "data", f"{ROOT}/voc")
+    config = finetune_voc.get_config()
+    config.model.image.image_size = 16
+    config.data.sources.voc.update(split="val", data_dir=str(tmp_path / "data"))
+    expected = task_of(config).make_examples(config, None).read(range(4))
+    config.data.sources.voc.data_dir = f"{ROOT}/voc"
+    found = task_of(config).make_examples(config, None).read(range(4))
+    for one, other in zip(found, expected, strict=True):
+        np.testing.assert_array_equal(one["image"], other["image"])
+        np.testing.assert_array_equal(one["mask"], other["mask"])
+    config.data.sources.voc.data_dir = f"{ROOT}/none"
+    with pytest.raises(FileNotFoundError, match=f"sources.voc.data_dir={ROOT}/none: .*no such"):
+        task_of(config).make_examples(config, None)
+
+
+def test_stores_that_jax_cannot_reach_are_one_line(capsys, monkeypatch):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: name == "tensorflow")
+    for url, message in (
+        ("s3://b/programs", "expected gs:// or a folder, or an environment without TensorFlow"),
+        ("az://b/programs", "expected a folder, gs:// or s3://"),
+    ):
+        with flagsaver.flagsaver():
+            flags.FLAGS(["evaluate", f"--compilation_cache={url}"])
+            with pytest.raises(SystemExit):
+                common.start_jax()
+        assert f"--compilation_cache={url}: {message}" in capsys.readouterr().err
+
+
+PROGRAM = """
+import sys
+from importlib.machinery import PathFinder
+
+find = PathFinder.find_spec  # where TensorFlow is installed, its file system would be taken
+PathFinder.find_spec = classmethod(
+    lambda cls, name, *args: None if name.split(".")[0] == "tensorflow" else find(name, *args)
+)
+from absl import flags
+from launch import common
+
+common.define_process_flags()
+flags.FLAGS(sys.argv)
+common.start_jax()
+import jax
+
+jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
+assert jax.jit(lambda x: x + 1)(1) == 2
+"""
+
+
+def test_compiled_programs_are_kept_on_s3_and_read_again(store):
+    command = [sys.executable, "-c", PROGRAM, f"--compilation_cache={ROOT}/programs"]
+    for _ in range(2):
+        store.requests.clear()
+        subprocess.run(command, check=True, timeout=PATIENCE)
+    assert store.reads("programs")
+    assert not [path for method, path in store.requests if method == "PUT"]
