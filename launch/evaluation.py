@@ -225,7 +225,7 @@ class Evaluation:
 
 
 def say(text: str) -> None:
-    """Print on one of the processes."""
+    """Print from the first process only; every process has the same to say."""
     if jax.process_index() == 0:
         print(text, flush=True)
 

@@ -94,7 +94,7 @@ class Item:
 
     @property
     def tally(self) -> Tally:
-        """Return its numbers for the counts."""
+        """Return what this sample adds to the counts."""
         return Tally(1, self.num_captions, self.num_files)
 
 

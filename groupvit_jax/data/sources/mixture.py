@@ -172,7 +172,7 @@ def permute(index: int, size: int, keys: tuple[int, ...]) -> int:
 
 
 def _mix(x: int) -> int:
-    """The finaliser of SplitMix64."""
+    """Mix 64 bits by the finaliser of SplitMix64 (Steele, Lea and Flood, OOPSLA 2014)."""
     x = (x ^ x >> 30) * 0xBF58476D1CE4E5B9 & _UINT64
     x = (x ^ x >> 27) * 0x94D049BB133111EB & _UINT64
     return x ^ x >> 31
