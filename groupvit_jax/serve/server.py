@@ -55,7 +55,7 @@ def make_app(page: Page) -> fastapi.FastAPI:
     # Gradio takes a second to import, and reads its environment then.
     import gradio as gr
 
-    from groupvit_jax.serve import blocks
+    from groupvit_jax.serve import interface
 
     app = fastapi.FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
     each = int(_ENCODED * page.limits.megabytes * 1e6) + _ROOM
@@ -64,7 +64,7 @@ def make_app(page: Page) -> fastapi.FastAPI:
     # `run_history` would keep every photo in the visitor's browser.
     return gr.mount_gradio_app(
         app,
-        blocks.build(page),
+        interface.build(page),
         path="/",
         footer_links=[],
         run_history=False,
@@ -73,8 +73,8 @@ def make_app(page: Page) -> fastapi.FastAPI:
         mcp_server=False,
         enable_monitoring=False,
         pwa=False,
-        theme=blocks.theme(),
-        css=blocks.css(),
+        theme=interface.theme(),
+        css=interface.css(),
     )
 
 
