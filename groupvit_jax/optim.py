@@ -207,7 +207,7 @@ def update_average(average: PyTree, values: PyTree, decay: float, number: Int[Ar
     Args:
       average: of the values before.
       values: the newest.
-      decay: from 0 to below 1.
+      decay: between 0 and 1, both excluded.
       number: of values, this one included.
     """
     # `1 - decay ** number` in float32 would lose half of its digits for a decay near 1.

@@ -63,7 +63,7 @@ def validate(
         elif not rule.holds(value):
             wrong.add(field)
             errors.append(line(field, value, rule.expected))
-    for field in fields_lib.FIELDS.keys() - found.keys() - wrong:
+    for field in sorted(fields_lib.FIELDS.keys() - found.keys() - wrong):
         wrong.add(field)
         errors.append(f"config.{field}: missing, expected {fields_lib.FIELDS[field].expected}")
     checks = [*_CHECKS, *([] if resumes else _PATHS)]
