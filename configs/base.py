@@ -196,6 +196,9 @@ def _parallel() -> ConfigDict:
     """Return `config.parallel`: data parallel over all devices; rules for the other axes."""
     parallel = ConfigDict()
     parallel.mesh = dict(data=-1, fsdp=1, tensor=1)  # -1: the devices that remain
+    # Of the gradients' sums over devices: "auto" is model.dtype, but float32 with micro-batches; or
+    # "float32" (docs/scale.md).
+    parallel.reduce_dtype = "auto"
     # First match wins; one entry of the spec per dimension.
     parallel.rules = (
         # One dimension is the number of group tokens, too few to divide.

@@ -20,6 +20,8 @@ from groupvit_jax.typing import Int, PyTree
 WAITING_MILLISECONDS = 3_600_000
 AXES = ("data", "fsdp", "tensor")
 BATCH_AXES = ("data", "fsdp")
+# Types in which gradients are summed over the devices; "auto" is that of the computation.
+REDUCE_DTYPES = ("auto", "float32")
 # (regex, spec): the spec holds, per dimension, an axis, several axes or None.
 Rules = Iterable[tuple[str, tuple[Any, ...]]]
 

@@ -156,7 +156,7 @@ def purpose(op_name: str) -> str:
         return "BatchNorm"
     if re.search(r"random_erasing|threefry|random_bits", op_name):
         return "noise"
-    if re.search("TwoTower|encoder|projector|micro_batches", op_name):
+    if re.search("TwoTower|encoder|projector|on_each_device", op_name):
         return "gradients" if backward else "model"
     if "jvp(" in op_name:
         return "loss"

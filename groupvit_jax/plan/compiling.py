@@ -16,7 +16,7 @@ from groupvit_jax.plan.hardware import Topology
 from groupvit_jax.train import state as state_lib
 from groupvit_jax.train.grad_cache import check_micro_batch_size
 from groupvit_jax.train.progress import telling
-from groupvit_jax.train.setup import check_fused_attention
+from groupvit_jax.train.setup import by_device_setting, check_fused_attention
 from groupvit_jax.train.step import make_train_step
 from groupvit_jax.train.tasks import task_of
 from groupvit_jax.typing import PyTree
@@ -124,7 +124,7 @@ def lower_step(
     model: Any = task.build_model(config)
     shapes = task.batch_shapes(config)
     if config.model.fused_attention:
-        check_fused_attention(model.image_encoder, mesh, config.train.micro_batch_size)
+        check_fused_attention(model.image_encoder, mesh, by_device_setting(config))
     # Any length will do: it is a constant of the program, not a part of its shape.
     schedule = optim.make_schedule(config.optimizer.learning_rate, num_steps=2, warmup_steps=1)
     params = state_lib.abstract_params(model, shapes)

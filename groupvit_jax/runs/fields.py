@@ -171,6 +171,7 @@ FIELDS: dict[str, Rule] = {
     "train.num_steps": optional(whole(1)),
     **_below("optimizer", _OPTIMIZER),
     **{f"parallel.mesh.{axis}": _MESH_SIZE for axis in parallel.AXES},
+    "parallel.reduce_dtype": one_of(parallel.REDUCE_DTYPES),
     "parallel.rules": by_pattern(
         f"(regular expression, axes of each dimension) pairs with the axes {parallel.AXES}, such "
         "as (('fc1/kernel$', ('fsdp', 'tensor')), ('.*', ()))",

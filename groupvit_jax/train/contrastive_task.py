@@ -90,8 +90,8 @@ def make_contrastive_loss(model: nn.Module, config: ConfigDict, mesh: Mesh) -> L
 
     Args:
       model: a model with `TwoTower`'s `encode` and `project`.
-      config: the whole configuration; `loss`, `train.micro_batch_size` and
-        `data.augment.random_erasing` are used.
+      config: the whole configuration; `loss`, `train.micro_batch_size`, `parallel.reduce_dtype`
+        and `data.augment.random_erasing` are used.
       mesh: the device mesh.
 
     Returns:
@@ -103,7 +103,8 @@ def make_contrastive_loss(model: nn.Module, config: ConfigDict, mesh: Mesh) -> L
     settings = LossSettings(**config.loss)
     model, encode, encode_teacher = _make_encoders(
         model, settings, mesh, micro_batch_size=config.train.micro_batch_size,
-        # Absent in configurations recorded before there were kernels.
+        # Fields are absent in configurations recorded before they existed.
+        reduce_dtype=config.parallel.get("reduce_dtype", "auto"),
         kernels=config.model.get("kernels", "auto"), fused_attention=config.model.fused_attention,
         erasing=config.data.augment.random_erasing,
     )  # fmt: skip
@@ -172,6 +173,7 @@ def _make_encoders(
     mesh: Mesh,
     *,
     micro_batch_size: int | None,
+    reduce_dtype: str,
     kernels: str,
     fused_attention: bool,
     erasing: float,
@@ -180,13 +182,21 @@ def _make_encoders(
 
     The second is the teacher's (`distillation`).
     """
+    in_float32 = reduce_dtype == "float32"
     model, has_kernels = on_mesh(
         model,
         mesh,
         kernels=kernels,
         fused_attention=fused_attention,
-        within_shard_map=micro_batch_size is not None,
+        within_shard_map=micro_batch_size is not None or in_float32,
     )
+    if in_float32:
+        # BatchNorm needs the whole batch at once, so that the projectors can't run device by
+        # device. They are less than a 500th of the step's FLOPs.
+        names = ("image_projector", "text_projector")
+        model = model.clone(
+            **{name: getattr(model, name).clone(dtype=jnp.float32) for name in names}
+        )
     encode: grad_cache.Encode = functools.partial(
         encode_examples, model, erasing=erasing, parts=settings.parts
     )
@@ -194,6 +204,11 @@ def _make_encoders(
     if micro_batch_size is not None:
         encode, teacher = (
             grad_cache.in_micro_batches(each, micro_batch_size, mesh, with_kernels=has_kernels)
+            for each in (encode, teacher)
+        )
+    elif in_float32:
+        encode, teacher = (
+            grad_cache.on_each_device(each, mesh, with_kernels=has_kernels)
             for each in (encode, teacher)
         )
     return model, encode, teacher

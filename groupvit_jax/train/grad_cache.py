@@ -23,9 +23,7 @@ def in_micro_batches(
     """Return `encode` for a whole batch, computed one micro-batch after another.
 
     A micro-batch takes the next rows of every device's share, so no row moves between devices.
-    Parameters sharded over `tensor` stay sharded; those sharded over `fsdp` are gathered once a
-    step, not once a micro-batch, and their gradients are summed over the devices once, after the
-    last micro-batch.
+    Gradients are summed over the devices once, after the last micro-batch.
 
     Args:
       encode: a function of parameters, keys and rows `[B, ...]`; each row of its features
@@ -36,14 +34,7 @@ def in_micro_batches(
     """
     rows_per_device = micro_batch_size // parallel.num_batch_shards(mesh)
 
-    def on_device(params: PyTree, keys: PyTree, rows: PyTree) -> PyTree:
-        if not with_kernels:
-            # The transpose of `pcast` sums gradients over the devices. Outside the loop it does so
-            # once a step; without it, JAX inserts a cast, and a sum, in every micro-batch. Where
-            # nothing is checked, JAX inserts none, and sums where `shard_map` ends.
-            params = jax.tree.map(
-                lambda x: jax.lax.pcast(x, parallel.BATCH_AXES, to="varying"), params
-            )
+    def one_after_another(params: PyTree, keys: PyTree, rows: PyTree) -> PyTree:
         # [rows of a device, ...] -> [micro-batches, rows of each, ...]
         micro_batches = jax.tree.map(lambda x: x.reshape(-1, rows_per_device, *x.shape[1:]), rows)
         # The loop already keeps XLA from merging both forward passes, so the barriers of
@@ -52,6 +43,34 @@ def in_micro_batches(
         features = jax.lax.map(again, micro_batches)
         # And back, in the order of the batch: the losses pair rows by position.
         return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), features)
+
+    return on_each_device(one_after_another, mesh, with_kernels=with_kernels)
+
+
+def on_each_device(encode: Encode, mesh: Mesh, *, with_kernels: bool = False) -> Encode:
+    """Return `encode` for a whole batch, computed by each device on its own rows.
+
+    Gradients are summed over the devices once a step, in the type of the parameters, float32: left
+    to XLA, they are summed where they are computed, in the type of the computation. Parameters
+    sharded over `tensor` stay sharded; those sharded over `fsdp` are gathered once a step, not
+    block by block.
+
+    Args:
+      encode: see `in_micro_batches`.
+      mesh: the device mesh.
+      with_kernels: see `in_micro_batches`.
+    """
+
+    def on_device(params: PyTree, keys: PyTree, rows: PyTree) -> PyTree:
+        if not with_kernels:
+            # The transpose of `pcast` sums gradients over the devices. Here it does so once a
+            # step; without it, JAX inserts a cast, and a sum, at every use of a parameter, in every
+            # micro-batch. Where nothing is checked, JAX inserts none, and sums where `shard_map`
+            # ends.
+            params = jax.tree.map(
+                lambda x: jax.lax.pcast(x, parallel.BATCH_AXES, to="varying"), params
+            )
+        return encode(params, keys, rows)
 
     by_row = PartitionSpec(parallel.BATCH_AXES)
     sharded = jax.shard_map(
@@ -66,7 +85,8 @@ def in_micro_batches(
     )
 
     def encode_all(params: PyTree, keys: PyTree, rows: PyTree) -> PyTree:
-        with jax.named_scope("micro_batches"):  # `launch.plan` reads what a sum over devices is for
+        # `launch.plan` reads what a sum over devices is for.
+        with jax.named_scope("on_each_device"):
             return sharded(params, keys, rows)
 
     return encode_all

@@ -115,6 +115,7 @@ def compare(
     """
     common = {
         "train.micro_batch_size": None,
+        "parallel.reduce_dtype": "auto",
         "model.fused_attention": False,
         # A hard assignment turns the smallest difference of two nearly equal groups into a large
         # one of the gradients.

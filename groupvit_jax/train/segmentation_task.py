@@ -8,6 +8,7 @@ from groupvit_jax import losses
 from groupvit_jax.models import preprocess
 from groupvit_jax.models.grouping import resize_maps
 from groupvit_jax.models.segmentation import SegmentationModel
+from groupvit_jax.train import grad_cache
 from groupvit_jax.train.forward import (
     batch_means,
     group_statistics,
@@ -21,7 +22,12 @@ from groupvit_jax.typing import Array, Batch, Float, PyTree
 
 
 def make_segmentation_loss(
-    model: SegmentationModel, mesh: Mesh, *, fused_attention: bool = False, kernels: str = "auto"
+    model: SegmentationModel,
+    mesh: Mesh,
+    *,
+    fused_attention: bool = False,
+    kernels: str = "auto",
+    reduce_dtype: str = "auto",
 ) -> LossFn:
     """Return the loss of images and their masks, `losses.segmentation_loss` at full resolution.
 
@@ -30,25 +36,38 @@ def make_segmentation_loss(
       mesh: the device mesh.
       fused_attention: whether attention is one kernel.
       kernels: `config.model.kernels`.
+      reduce_dtype: `config.parallel.reduce_dtype`.
 
     Returns:
       A function whose metrics are `loss`, `labelled_pixels` (the share that counts) and
       those of `group_statistics`.
     """
-    model, _ = on_mesh(model, mesh, kernels=kernels, fused_attention=fused_attention)
+    in_float32 = reduce_dtype == "float32"
+    model, has_kernels = on_mesh(
+        model,
+        mesh,
+        kernels=kernels,
+        fused_attention=fused_attention,
+        within_shard_map=in_float32,
+    )
+
+    def encode(params: PyTree, keys: PyTree, rows: PyTree) -> Any:
+        return model.apply(
+            {"params": params},
+            preprocess.normalize(rows["image"]),
+            noise_ids=rows["noise_ids"],
+            rngs={name: keys[name] for name in ("drop_path", "gumbel")},
+        )
+
+    if in_float32:
+        encode = grad_cache.on_each_device(encode, mesh, with_kernels=has_kernels)
 
     def loss_fn(
         params: PyTree, state: TrainState, batch: Batch
     ) -> tuple[Float[Array, ""], tuple[PyTree, Metrics]]:
-        keys = noise_keys(state)
-        images = preprocess.normalize(batch["image"])
-        output: Any = model.apply(
-            {"params": params},
-            images,
-            noise_ids=noise_ids(batch, mesh),
-            rngs={name: keys[name] for name in ("drop_path", "gumbel")},
-        )
-        _, H, W, _ = images.shape
+        rows = {"image": batch["image"], "noise_ids": noise_ids(batch, mesh)}
+        output: Any = encode(params, noise_keys(state), rows)
+        _, H, W, _ = batch["image"].shape
         maps = resize_maps(output.maps, (H, W), model.image_encoder.patch_size)
         loss, labelled = losses.segmentation_loss(maps, output.logits, batch["mask"])
         metrics = {"loss": loss, "labelled_pixels": labelled}

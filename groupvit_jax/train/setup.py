@@ -108,7 +108,7 @@ def build(config: ConfigDict, workdir: Path) -> Parts:
         check_start_token(tokenizer)
     model: Any = task.build_model(config)
     if config.model.fused_attention:
-        check_fused_attention(model.image_encoder, mesh, config.train.micro_batch_size)
+        check_fused_attention(model.image_encoder, mesh, by_device_setting(config))
     examples = task.make_examples(config, tokenizer)
     sizes = examples.num_samples, config.train.batch_size
     num_steps = training_steps(*sizes, config.train.num_steps, config.train.num_epochs)
@@ -166,17 +166,30 @@ def find_vocabulary(name: str, path: str, workdir: Path) -> Vocabulary:
     return found
 
 
-def check_fused_attention(encoder: ImageEncoder, mesh: Mesh, micro_batch_size: int | None) -> None:
-    """Raise ValueError if the image tower's attention can't be one kernel on this mesh."""
+def by_device_setting(config: ConfigDict) -> str:
+    """Return the setting that has each device encode its own rows by itself; "" for none."""
+    if config.train.micro_batch_size is not None:
+        return "config.train.micro_batch_size"
+    # Absent in configurations recorded before it existed.
+    in_float32 = config.parallel.get("reduce_dtype", "auto") == "float32"
+    return "config.parallel.reduce_dtype 'float32'" if in_float32 else ""
+
+
+def check_fused_attention(encoder: ImageEncoder, mesh: Mesh, by_device: str) -> None:
+    """Raise ValueError if the image tower's attention can't be one kernel on this mesh.
+
+    Args:
+      encoder: the image tower.
+      mesh: the device mesh.
+      by_device: from `by_device_setting`.
+    """
     platform, heads = mesh.devices.flat[0].platform, encoder.num_heads
     found = None
     if platform not in fused_attention.KERNELS:
         found = f"True found on {platform}, expected one of {', '.join(fused_attention.KERNELS)}"
-    elif micro_batch_size is not None and mesh.shape["tensor"] > 1:
-        found = (
-            "True found with config.train.micro_batch_size and "
-            f"{mesh.shape['tensor']} tensor shards, expected one of them"
-        )
+    elif by_device and mesh.shape["tensor"] > 1:
+        shards = f"{mesh.shape['tensor']} tensor shards"
+        found = f"True found with {by_device} and {shards}, expected one of them"
     elif heads % mesh.shape["tensor"]:
         found = (
             f"True found with {heads} heads on {mesh.shape['tensor']} tensor shards, expected "

@@ -80,6 +80,7 @@ TASKS = {
             mesh,
             fused_attention=config.model.fused_attention,
             kernels=config.model.get("kernels", "auto"),
+            reduce_dtype=config.parallel.get("reduce_dtype", "auto"),
         ),
         unused={"text_init_from": "", "train.micro_batch_size": None},
     ),

@@ -127,7 +127,7 @@ ENTRY %main (a: f32[4]) -> (f32[4], f32[2]) {
         ("jit(train_step)/jvp(TwoTower)/image_projector/norm/reduce_sum", "BatchNorm"),
         ("jit(train_step)/transpose(jvp(TwoTower))/text_encoder/norm/reduce_sum", "gradients"),
         ("jit(train_step)/jvp(TwoTower)/text_encoder/blocks_0/attn/qkv/dot_general", "model"),
-        ("jit(train_step)/transpose(jvp(micro_batches))/shard_map/psum", "gradients"),
+        ("jit(train_step)/transpose(jvp(on_each_device))/shard_map/psum", "gradients"),
         ("jit(train_step)/jvp()/dot_general", "loss"),
         ("jit(train_step)/reduce_sum", "optimizer and norms"),
         ("", "unnamed"),

@@ -38,11 +38,12 @@ LOSSES = {
 
 
 @functools.cache
-def parts(mesh, micro_batch_size, batch_size=BATCH, loss="published"):
+def parts(mesh, micro_batch_size, batch_size=BATCH, loss="published", reduce_dtype="auto"):
     """The configuration, the mesh, the state's shapes with shardings and the compiled step."""
     config = tiny_config()
     config.train.update(batch_size=batch_size, micro_batch_size=micro_batch_size)
     config.loss.update(LOSSES[loss])
+    config.parallel.reduce_dtype = reduce_dtype
     config.model.image.update(depths=(2, 1), drop_path_rate=0.5)
     sizes = MESHES[mesh]
     mesh = parallel.make_mesh(sizes, first_devices(np.prod(list(sizes.values()))))
@@ -63,9 +64,11 @@ def trained(leaf, name, rng):
 
 
 @functools.cache
-def result_of(mesh, micro_batch_size, loss="published", units=0):
+def result_of(mesh, micro_batch_size, loss="published", units=0, reduce_dtype="auto"):
     """Metrics, BatchNorm's statistics and gradients after a step from `units` beside."""
-    config, mesh, abstract, step = parts(mesh, micro_batch_size, loss=loss)
+    config, mesh, abstract, step = parts(
+        mesh, micro_batch_size, loss=loss, reduce_dtype=reduce_dtype
+    )
     rng = np.random.default_rng(1)
 
     def value(path, leaf):
@@ -131,6 +134,14 @@ def test_micro_batches_align_as_the_whole_batch(mesh, loss):
     # The statistics are those of images and texts, not of their parts.
     published = result_of("one", None, "published")
     jax.tree.map(np.testing.assert_array_equal, expected["stats"], published["stats"])
+
+
+@pytest.mark.parametrize(
+    "mesh", ["data", *(pytest.param(mesh, marks=slow) for mesh in ("fsdp", "tensor"))]
+)
+def test_devices_that_encode_their_own_rows_give_the_step_of_the_whole_batch(mesh):
+    """With `parallel.reduce_dtype`; in float32 it changes where sums are, not their values."""
+    assert_same(result_of(mesh, None, reduce_dtype="float32"), *whole_batch())
 
 
 def test_noise_is_on():

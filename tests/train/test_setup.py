@@ -8,8 +8,10 @@ from groupvit_jax.models import fused_attention
 from groupvit_jax.models.image_encoder import ImageEncoder
 from groupvit_jax.models.layers import attend
 from groupvit_jax.runs.checkpoints import last_vocabulary
+from groupvit_jax.runs.configuration import changed
 from groupvit_jax.train.checkpointer import Checkpointer, CheckpointSettings
 from groupvit_jax.train.setup import (
+    by_device_setting,
     check_fused_attention,
     check_start_token,
     find_vocabulary,
@@ -89,19 +91,29 @@ def test_the_first_token_of_a_caption_is_no_word():
 
 
 @pytest.mark.parametrize(
-    ("platforms", "micro_batch_size", "message"),
+    ("platforms", "changes", "message"),
     [
-        (["tpu", "gpu"], None, "True found on cpu, expected one of tpu, gpu"),
-        (["cpu"], 8, "True found with config.train.micro_batch_size and 2 tensor shards"),
-        (["cpu"], None, "True found with 3 heads on 2 tensor shards"),
+        (["tpu", "gpu"], {}, "True found on cpu, expected one of tpu, gpu"),
+        (
+            ["cpu"],
+            {"train.micro_batch_size": 8},
+            "True found with config.train.micro_batch_size and 2 tensor shards",
+        ),
+        (
+            ["cpu"],
+            {"parallel.reduce_dtype": "float32"},
+            "True found with config.parallel.reduce_dtype 'float32' and 2 tensor shards",
+        ),
+        (["cpu"], {}, "True found with 3 heads on 2 tensor shards"),
     ],
 )
-def test_attention_that_can_not_be_fused(platforms, micro_batch_size, message, monkeypatch):
+def test_attention_that_can_not_be_fused(platforms, changes, message, monkeypatch):
     mesh = parallel.make_mesh({"data": -1, "fsdp": 1, "tensor": 2}, first_devices(2))
     monkeypatch.setattr(fused_attention, "KERNELS", dict.fromkeys(platforms, attend))
     encoder = ImageEncoder(width=33, num_heads=3)
+    by_device = by_device_setting(changed(tiny.get_config(), changes))
     with pytest.raises(ValueError, match=rf"^config\.model\.fused_attention: {message}"):
-        check_fused_attention(encoder, mesh, micro_batch_size)
+        check_fused_attention(encoder, mesh, by_device)
 
 
 def test_a_run_has_so_many_steps_or_epochs():
