@@ -118,6 +118,7 @@ def _loss() -> ConfigDict:
         distill_weight=0.0,  # of crops taught by the average, with optimizer.ema_decay
         pooled_weight=0.0,  # of images and texts pooled by their most active parts
         pooled_segments=5,  # a channel of an image is the mean of this many segments
+        superpixel_weight=0.0,  # of superpixels' patches in the same groups, docs/losses.md
         # Whether equal texts of different images in a batch count as "negatives", as published, or
         # as "positives".
         identical_texts="negatives",

@@ -19,6 +19,7 @@ __all__ += ["TwoTowerOutput", "UInt", "UInt8"]
 # caption and prompts in that row. "text_ids": Int32 "B N", hashes of caption and prompt words, from
 # 0 to 2^31 - 1: equal for identical texts. "text_overflow": Int32 "B", number of prompts that did
 # not fit and were replaced by the caption. "index": Int32 "B", index of the example in its source.
+# "superpixels", if a loss needs them: Int32 "B h w", of patches; 0 where the image was moved out.
 # With masks instead of texts: "mask": UInt8 "B H W", 255 for unlabelled pixels.
 Batch = Mapping[str, Any]
 Params = PyTree

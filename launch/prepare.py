@@ -120,6 +120,11 @@ def _add_output_options(parser: argparse.ArgumentParser, default: preparation.Op
         help="store token ids too: 'clip', or the path of a SentencePiece model or of a BERT's "
         "vocab.txt",
     )
+    parser.add_argument(
+        "--superpixels",
+        action="store_true",
+        help="store each image's superpixels too, for config.loss.superpixel_weight",
+    )
 
 
 def _between(low: int, high: float = math.inf) -> Callable[[str], int]:

@@ -7,6 +7,7 @@ from groupvit_jax.losses.mixed import mixed_patch_loss
 from groupvit_jax.losses.pairwise import EXCHANGES, KINDS, Pairing, clipped_scale, l2_normalize
 from groupvit_jax.losses.pooled import pooled_loss
 from groupvit_jax.losses.segmentation import mixture_log_likelihood, segmentation_loss
+from groupvit_jax.losses.superpixels import superpixel_loss
 
 __all__ = [
     "EXCHANGES",
@@ -19,3 +20,4 @@ __all__ = [
 ]
 __all__ += ["contrastive_losses", "distillation_loss", "l2_normalize", "local_alignment_loss"]
 __all__ += ["mixed_patch_loss", "mixture_log_likelihood", "pooled_loss", "segmentation_loss"]
+__all__ += ["superpixel_loss"]

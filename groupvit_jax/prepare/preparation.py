@@ -15,21 +15,20 @@ import logging
 import os
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from etils import epath
 from jaxtyping import Bool, Int, UInt64
 
-from groupvit_jax.data.images import transforms
-from groupvit_jax.data.images.decode import BrokenImageError
+from groupvit_jax.data.images import superpixels, transforms
 from groupvit_jax.data.sources.counts import Counts, add_up, sentence
 from groupvit_jax.data.text import caption_tokens
-from groupvit_jax.data.text.tokenizers import Tokenizer
 from groupvit_jax.prepare import files, inputs, packed_rows, writers
-from groupvit_jax.prepare.images import ImageLimits, TooSmallError, encode_image
+from groupvit_jax.prepare.images import ImageLimits
 from groupvit_jax.prepare.inputs import Chunk, Item, Unmatched
 from groupvit_jax.prepare.runners import Runner
+from groupvit_jax.prepare.samples import Dropped, convert_item
 from groupvit_jax.prepare.writers import PreparedSample
 
 logger = logging.getLogger(__name__)
@@ -40,8 +39,7 @@ __all__ += ["prepare"]
 DUPLICATES = ("pair", "image", "keep")
 MANIFEST = "manifest.json"
 _PROGRESS, _OPTIONS = ".progress", "options.json"
-_DUPLICATE, _BROKEN, _TOO_SMALL = "duplicate", "broken image", "smaller than 8 pixels"
-_OURS = ("nouns", "tokens")  # fields that training reads
+_DUPLICATE = "duplicate"
 # Besides the options, the bytes of a shard depend on these.
 _LIBRARIES = ("array_record", "opencv-python-headless", "simplejpeg", "textblob")
 _NAMED_DROPS = 20  # logged drops per shard
@@ -67,6 +65,7 @@ class Options:
         whatever their captions, "keep" drops none.
       tokenizer: "clip", or the path of a SentencePiece model or of BERT's vocab.txt, to store token
         ids; "" for none.
+      superpixels: whether to store each image's superpixels.
     """
 
     input: str
@@ -82,6 +81,7 @@ class Options:
     encoding: str = ImageLimits.encoding
     duplicates: str = "pair"
     tokenizer: str = ""
+    superpixels: bool = False
 
     @property
     def progress(self) -> epath.Path:
@@ -156,6 +156,10 @@ def _check_folder(options: Options) -> dict[str, Any]:
     output = epath.Path(options.output)
     if output.suffix == ".tar":
         raise ValueError(f"--output={output}: expected a folder, in which shards get their names")
+    libraries = _LIBRARIES
+    if options.superpixels:
+        superpixels.check_installed("--superpixels")
+        libraries += ("scikit-image",)
     try:
         tokenizer = caption_tokens.open_tokenizer(options.tokenizer)
     except (OSError, ValueError) as error:
@@ -163,7 +167,7 @@ def _check_folder(options: Options) -> dict[str, Any]:
     identity = dataclasses.asdict(options) | {
         "input_fingerprint": inputs.fingerprint(options.input),
         "tokenizer_fingerprint": tokenizer and caption_tokens.fingerprint(tokenizer),
-        "versions": {name: importlib.metadata.version(name) for name in _LIBRARIES},
+        "versions": {name: importlib.metadata.version(name) for name in libraries},
     }
     if (output / MANIFEST).exists():
         _check_same(options, files.read_json(output / MANIFEST)["options"], identity)
@@ -296,13 +300,14 @@ def _samples(task: Task, counts: Counts, lost: Int[np.ndarray, " L"]) -> Iterato
     limits = ImageLimits(**{field.name: getattr(options, field.name) for field in fields})
     tokenizer = caption_tokens.open_tokenizer(options.tokenizer)
 
-    def convert(numbered: tuple[int, Item | Unmatched]) -> PreparedSample | _Dropped:
+    def convert(numbered: tuple[int, Item | Unmatched]) -> PreparedSample | Dropped:
         position, item = numbered
         if isinstance(item, Unmatched):
-            return _Dropped(item.reason)
+            return Dropped(item.reason)
         if position in duplicates:
-            return _Dropped(_DUPLICATE)
-        return _convert(f"{task.chunk.number:05d}{position:06d}", item, limits, tokenizer)
+            return Dropped(_DUPLICATE)
+        key = f"{task.chunk.number:05d}{position:06d}"
+        return convert_item(key, item, limits, tokenizer, options.superpixels)
 
     numbered = enumerate(inputs.read(task.chunk))
     with ThreadPoolExecutor(task.num_threads) as pool:
@@ -311,7 +316,7 @@ def _samples(task: Task, counts: Counts, lost: Int[np.ndarray, " L"]) -> Iterato
             for (_, item), result in zip(window, pool.map(convert, window), strict=True):
                 if isinstance(item, Unmatched):
                     counts.leave(item.reason, item.tally)
-                elif isinstance(result, _Dropped):
+                elif isinstance(result, Dropped):
                     example = f"{item.source}: {result.detail}" if result.detail else item.source
                     counts.drop(result.reason, dataclasses.replace(item.tally, examples=[example]))
                     _log_drop(item.source, result, counts.read.images - counts.written.images)
@@ -322,45 +327,12 @@ def _samples(task: Task, counts: Counts, lost: Int[np.ndarray, " L"]) -> Iterato
                     yield result
 
 
-class _Dropped(NamedTuple):
-    reason: str
-    detail: str = ""
-
-
-def _log_drop(source: str, dropped: _Dropped, number: int) -> None:
+def _log_drop(source: str, dropped: Dropped, number: int) -> None:
     if number <= _NAMED_DROPS:
         why = f"{dropped.reason} ({dropped.detail})" if dropped.detail else dropped.reason
         logger.warning("Dropped %s: %s", source, why)
     elif number == _NAMED_DROPS + 1:
         logger.warning("More are dropped from this shard; %s counts them", MANIFEST)
-
-
-def _convert(
-    key: str, item: Item, limits: ImageLimits, tokenizer: Tokenizer | None
-) -> PreparedSample | _Dropped:
-    if item.problem or item.image is None:
-        return _Dropped(item.problem, item.detail)
-    try:
-        image, sizes = encode_image(item.image, limits)
-    except TooSmallError as error:
-        return _Dropped(_TOO_SMALL, str(error))
-    except BrokenImageError as error:
-        return _Dropped(_BROKEN, str(error))
-    kept = {name: value for name, value in item.metadata.items() if name not in _OURS}
-    fields = {
-        **sizes,
-        **kept,  # img2dataset's original sizes refer to the image before its own resizing
-        "key": key,
-        "source": item.source,
-        "caption": item.captions[0],
-        "captions": item.captions,
-        "width": sizes["width"],
-        "height": sizes["height"],
-        **caption_tokens.annotate(item.captions, tokenizer),
-    }
-    metadata = json.dumps(fields, ensure_ascii=False).encode("utf-8", "replace")
-    lost = packed_rows.lost_prompts(key, item.captions, fields["nouns"], tokenizer)
-    return PreparedSample(key, image, item.captions, metadata, lost)
 
 
 def _finish(options: Options, records: Sequence[dict[str, Any]]) -> dict[str, Any]:

@@ -156,6 +156,7 @@ FIELDS: dict[str, Rule] = {
     "loss.distill_weight": number(0.0),
     "loss.pooled_weight": number(0.0),
     "loss.pooled_segments": whole(1),
+    "loss.superpixel_weight": number(0.0),
     "loss.identical_texts": one_of(losses.IDENTICAL_TEXTS),
     "loss.exchange": one_of(losses.EXCHANGES),
     "loss.block_size": whole(1),

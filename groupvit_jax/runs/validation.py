@@ -164,10 +164,11 @@ def _methods(values: Values) -> Iterator[str]:
     taught = values["loss.distill_weight"]
     if taught and not values["optimizer.ema_decay"]:
         yield line("loss.distill_weight", taught, "0 without config.optimizer.ema_decay")
-    weight, tokens = values["loss.mixed_weight"], values["model.image.num_group_tokens"]
-    if weight and not any(tokens):
-        expected = f"0 with config.model.image.num_group_tokens {tokens}, which groups nothing"
-        yield line("loss.mixed_weight", weight, expected)
+    tokens = values["model.image.num_group_tokens"]
+    for field in ("loss.mixed_weight", "loss.superpixel_weight"):
+        if values[field] and not any(tokens):
+            expected = f"0 with config.model.image.num_group_tokens {tokens}, which groups nothing"
+            yield line(field, values[field], expected)
 
 
 def _texts(values: Values) -> Iterator[str]:

@@ -1,6 +1,5 @@
 """The contrastive task: images and their texts, encoded and compared over the global batch."""
 
-import dataclasses
 import functools
 from collections.abc import Mapping
 from types import MappingProxyType
@@ -23,63 +22,16 @@ from groupvit_jax.train.forward import (
     noise_ids,
     noise_keys,
     on_mesh,
+    patch_groups,
 )
 from groupvit_jax.train.methods import distillation, mixing
+from groupvit_jax.train.methods.settings import LossSettings
+from groupvit_jax.train.methods.words import local_loss, pooled_loss
 from groupvit_jax.train.state import TrainState
 from groupvit_jax.train.step import LossFn, Metrics
 from groupvit_jax.typing import Array, Batch, Float, PyTree, TwoTowerOutput
 
 LOSSES = ("global", "multi_label")
-
-
-@dataclasses.dataclass(frozen=True)
-class LossSettings:
-    """The losses of a step; the fields and defaults are those of `config.loss` in configs/base.py.
-
-    Attributes:
-      kind: one of `losses.KINDS`.
-      global_weight: weight of the loss of images and captions.
-      multi_label_weight: weight of the loss of images and prompts.
-      local_weight: weight of the alignment of segments with words; 0 leaves it out.
-      local_words: one of `losses.LOCAL_WORDS`.
-      local_seekers: one of `losses.LOCAL_SEEKERS`.
-      mixed_weight: weight of the patches of mixed images; 0 leaves them out.
-      mixed_cell: side of the squares that are mixed, in patches.
-      distill_weight: weight of the self-distillation of crops; 0 leaves it out.
-      pooled_weight: weight of the loss of pooled segments and words; 0 leaves it out.
-      pooled_segments: number of segments that a channel is pooled over.
-      identical_texts: one of `losses.IDENTICAL_TEXTS`.
-      exchange: one of `losses.EXCHANGES`.
-      block_size: examples that a device compares its own with at once.
-    """
-
-    kind: str = "softmax"
-    global_weight: float = 1.0
-    multi_label_weight: float = 1.0
-    local_weight: float = 0.0
-    local_words: str = "tokens"
-    local_seekers: str = "both"
-    mixed_weight: float = 0.0
-    mixed_cell: int = 2
-    distill_weight: float = 0.0
-    pooled_weight: float = 0.0
-    pooled_segments: int = 5
-    identical_texts: str = "negatives"
-    exchange: str = "all_gather"
-    block_size: int = 256
-
-    @property
-    def pairing(self) -> losses.Pairing:
-        """How and where embeddings are compared."""
-        return losses.Pairing(self.kind, parallel.BATCH_AXES, self.exchange, self.block_size)
-
-    @property
-    def parts(self) -> tuple[str, ...]:
-        """Names of the `Features.parts` that the losses need."""
-        tokens = ("tokens",) if self.local_words == "tokens" else ()
-        names = ("segments", *tokens) if self.local_weight or self.pooled_weight else ()
-        names += ("mixed", "maps") if self.mixed_weight else ()
-        return (*names, "crop") if self.distill_weight else names
 
 
 def make_contrastive_loss(model: nn.Module, config: ConfigDict, mesh: Mesh) -> LossFn:
@@ -96,7 +48,7 @@ def make_contrastive_loss(model: nn.Module, config: ConfigDict, mesh: Mesh) -> L
 
     Returns:
       A function whose metrics are `loss`, for each loss (`global/...`, `multi_label/...`,
-      `local/...`, `mixed/...`, `distill/...`) the unweighted `loss` and the metrics of `losses`,
+      `local/...`, `mixed/...`, ...) the unweighted `loss` and the metrics of `losses`,
       `text_overflow` (share of the images with a prompt that did not fit) and those of
       `group_statistics`.
     """
@@ -137,6 +89,10 @@ def make_contrastive_loss(model: nn.Module, config: ConfigDict, mesh: Mesh) -> L
             taught = encode_teacher(jax.lax.stop_gradient(state.average["params"]), keys, rows)
             teacher = distillation.project_teacher(model, state.average, taught)
             more["distill"] = losses.distillation_loss(extra["crop"][:, 0], teacher)
+        if settings.superpixel_weight:
+            maps = features.parts["patch_groups"]
+            superpixels = batch["superpixels"].reshape(maps.shape[:2])
+            more["superpixel"] = losses.superpixel_loss(maps, superpixels)
         loss, metrics = contrastive_loss(output, settings, mesh, batch, more)
         metrics["text_overflow"] = (batch["text_overflow"] > 0).mean()
         return loss, (updated["batch_stats"], metrics | batch_means(features.groups))
@@ -223,7 +179,7 @@ class Features(NamedTuple):
       groups: see `group_statistics`.
       parts: inputs of further losses: of the local alignment "segments" [B, G, C] and, unless
         prompts are its words, "tokens" [B, W, Q]; those of `mixing.encode_mixed`; "crop" of
-        `distillation.encode_crops`.
+        `distillation.encode_crops`; `patch_groups` of the images.
     """
 
     image: Float[Array, "B C"]
@@ -272,6 +228,8 @@ def encode_examples(
         found |= mixing.encode_mixed(model, params, keys, rows)
     if "crop" in parts:
         found["crop"] = distillation.encode_crops(model, params, keys, rows)
+    if "patch_groups" in parts:
+        found["patch_groups"] = patch_groups(features)
     kept = {name: found[name] for name in parts}
     return Features(features.embedding, text, group_statistics(features), kept)
 
@@ -335,62 +293,3 @@ def contrastive_loss(
         total += getattr(settings, f"{name}_weight") * value
         metrics |= {f"{name}/loss": value} | {f"{name}/{key}": m for key, m in its_metrics.items()}
     return total, metrics | {"loss": total}
-
-
-def local_loss(
-    output: TwoTowerOutput, settings: LossSettings, mesh: Mesh, batch: Batch
-) -> tuple[Float[Array, ""], Metrics]:
-    """Return the unweighted local alignment and its metrics; arguments as in `contrastive_loss`.
-
-    It shares the global loss's temperature, because zero-shot segmentation compares groups with
-    class names at that temperature.
-    """
-    given = (output.segments, *_words(output, settings, batch))
-
-    def on_device(rows: PyTree, scale: Array) -> Any:
-        segments, words, mask, ids = rows
-        return losses.local_alignment_loss(
-            segments, words, mask, scale, settings.pairing, ids, settings.local_seekers
-        )
-
-    return _by_device(on_device, mesh, given, output.logit_scale)
-
-
-def pooled_loss(
-    output: TwoTowerOutput, settings: LossSettings, mesh: Mesh, batch: Batch
-) -> tuple[Float[Array, ""], Metrics]:
-    """Return the unweighted `losses.pooled_loss` and its metrics, of the words of `local_loss`."""
-    given = (output.segments, *_words(output, settings, batch), output.text[:, 0])
-    pairing = dataclasses.replace(settings.pairing, kind="softmax")
-
-    def on_device(rows: PyTree, scale: Array) -> Any:
-        segments, words, mask, ids, captions = rows
-        count = settings.pooled_segments
-        return losses.pooled_loss(segments, words, mask, captions, scale, count, pairing, ids)
-
-    return _by_device(on_device, mesh, given, output.logit_scale)
-
-
-def _by_device(on_device: Any, mesh: Mesh, rows: PyTree, scale: Array) -> Any:
-    by_row, alike = PartitionSpec(parallel.BATCH_AXES), PartitionSpec()
-    compare = jax.shard_map(on_device, mesh=mesh, in_specs=(by_row, alike), out_specs=alike)
-    return compare(rows, scale)
-
-
-def _words(
-    output: TwoTowerOutput, settings: LossSettings, batch: Batch
-) -> tuple[Array, Array, Any]:
-    """Return the words' embeddings and mask, and the texts' identities if they count."""
-    ends, ids = batch["text_ends"], batch["text_ids"]
-    if output.tokens is not None:
-        words = output.tokens
-        # Places from 1, behind the start token, to the one before the caption's end-of-text token.
-        mask = jnp.arange(1, 1 + words.shape[1]) < ends[:, :1]
-        ids = ids[:, 0]
-    else:
-        words = output.text[:, 1:]
-        # An image with too few nouns has its caption in place of a prompt: the caption is no word.
-        mask = ends[:, 1:] != ends[:, :1]
-        # A sum, because two images have identical texts if they have the same words in any order.
-        ids = jnp.where(mask, ids[:, 1:], 0).sum(axis=1)
-    return words, mask, ids if settings.identical_texts == "positives" else None

@@ -81,6 +81,12 @@ def noise_keys(state: TrainState) -> dict[str, Key[Array, ""]]:
     return dict(zip(NOISE, keys, strict=True))
 
 
+def patch_groups(features: ImageFeatures) -> Float[Array, "B L G"]:
+    """Return the soft assignment of the patches to the groups of the last grouping stage."""
+    L = features.assignments[0].shape[2]
+    return group_maps(features.assignments, (1, L))[-1][:, 0]
+
+
 def group_statistics(features: ImageFeatures) -> dict[str, Float[Array, "B"]]:
     """Return what tells a collapse of the grouping, for each image and metric.
 

@@ -23,8 +23,8 @@ from groupvit_jax.runs.configuration import keep_recorded
 from groupvit_jax.runs.validation import validate
 from groupvit_jax.runs.workdir import check_writable
 from groupvit_jax.train import state
-from groupvit_jax.train.contrastive_task import LossSettings
 from groupvit_jax.train.grad_cache import check_micro_batch_size
+from groupvit_jax.train.methods.settings import LossSettings
 from groupvit_jax.train.tasks import Task, find_task_errors, task_of
 
 logger = logging.getLogger(__name__)

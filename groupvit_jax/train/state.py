@@ -46,7 +46,11 @@ class TrainState:
 
 
 def batch_shapes(
-    batch_size: int, image_size: int, packed_length: int, num_texts: int
+    batch_size: int,
+    image_size: int,
+    packed_length: int,
+    num_texts: int,
+    superpixel_grid: int = 0,
 ) -> BatchShapes:
     """Return the shapes of the global batches of images and texts.
 
@@ -55,9 +59,11 @@ def batch_shapes(
       image_size: side of the square images in pixels.
       packed_length: tokens in a row of texts.
       num_texts: of an image: its caption and its prompts.
+      superpixel_grid: patches in height and width, if batches have their superpixels.
     """
+    B, side, grid = batch_size, image_size, superpixel_grid
+    superpixels = {"superpixels": jax.ShapeDtypeStruct((B, grid, grid), jnp.int32)}
     # Images as bytes: a quarter of float32's traffic; the step normalises them.
-    B, side = batch_size, image_size
     return {
         "image": jax.ShapeDtypeStruct((B, side, side, 3), jnp.uint8),
         "text": jax.ShapeDtypeStruct((B, packed_length), jnp.int32),
@@ -65,6 +71,7 @@ def batch_shapes(
         "text_ids": jax.ShapeDtypeStruct((B, num_texts), jnp.int32),
         "text_overflow": jax.ShapeDtypeStruct((B,), jnp.int32),
         "index": jax.ShapeDtypeStruct((B,), jnp.int32),
+        **(superpixels if grid else {}),
     }
 
 

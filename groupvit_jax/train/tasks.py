@@ -46,17 +46,30 @@ def _augmentation(segmentation: Mapping[str, Any]) -> MaskedAugmentation:
     return MaskedAugmentation(**{name: segmentation[name] for name in names})
 
 
+def _superpixel_grid(config: ConfigDict) -> int:
+    """Return the patches in height and width of which batches have the superpixels; 0 for none."""
+    image = config.model.image
+    # The weight is absent in configurations recorded before it existed.
+    wanted = config.loss.get("superpixel_weight", 0.0)
+    return image.image_size // image.patch_size if wanted else 0
+
+
 TASKS = {
     "contrastive": Task(
         build_model=lambda config: build_model(config.model),
         make_examples=lambda config, tokenizer: make_train_examples(
-            config.data, tokenizer, image_size=config.model.image.image_size, seed=config.seed
+            config.data,
+            tokenizer,
+            image_size=config.model.image.image_size,
+            seed=config.seed,
+            superpixel_grid=_superpixel_grid(config),
         ),
         batch_shapes=lambda config: state.batch_shapes(
             config.train.batch_size,
             config.model.image.image_size,
             config.data.packed_length,
             num_texts=1 + config.data.num_nouns,  # the caption and its prompts
+            superpixel_grid=_superpixel_grid(config),
         ),
         make_loss=contrastive_task.make_contrastive_loss,
     ),

@@ -8,6 +8,8 @@ import pytest
 
 from groupvit_jax.interop.load import load_pretrained
 from groupvit_jax.interop.save import save_pretrained
+from groupvit_jax.prepare.preparation import Options, prepare
+from groupvit_jax.prepare.runners import local_runner
 from groupvit_jax.train import setup
 from groupvit_jax.train.checkpointer import Checkpointer, CheckpointSettings
 from groupvit_jax.train.loop import train
@@ -30,9 +32,11 @@ def test_a_resumed_run_equals_an_undisturbed_one_bit_for_bit(shards, tmp_path, c
     config.optimizer.ema_decay = 0.9
     config.loss.update(
         local_weight=0.5, local_words="prompts", local_seekers="words", mixed_weight=0.5,
-        distill_weight=0.5, pooled_weight=0.5,
+        distill_weight=0.5, pooled_weight=0.5, superpixel_weight=0.5,
     )  # fmt: skip
-    source = dict(kind="webdataset", pattern=shards)
+    prepare(Options(shards, str(tmp_path / "shards"), superpixels=True), local_runner(1))
+    source = dict(kind="webdataset", pattern=f"{tmp_path}/shards/*.tar")
+    config.data.sources.pairs = source
     config.evaluators = dict(
         recall=dict(kind="retrieval", source=source, every_steps=3, resize=32, crop=32)
     )

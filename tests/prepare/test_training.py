@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from configs import base
+from groupvit_jax.data.images import superpixels
 from groupvit_jax.data.pipeline.contrastive import make_train_examples
 from groupvit_jax.data.text import nouns
 from groupvit_jax.data.text.tokenizers import ClipTokenizer
@@ -14,8 +15,8 @@ from tests.data.image_files import photo
 from tests.data.shard_files import encode, write_tar
 
 
-def examples_of(config):
-    return make_train_examples(config.data, ClipTokenizer(), image_size=16, seed=0)
+def examples_of(config, **options):
+    return make_train_examples(config.data, ClipTokenizer(), image_size=16, seed=0, **options)
 
 
 def test_training_takes_what_is_stored_in_place_of_tagging(tmp_path, monkeypatch):
@@ -63,3 +64,33 @@ def test_training_on_pixels_is_training_on_the_decoded_files(tmp_path, kind):
         np.testing.assert_array_equal(example["image"], same["image"])
         assert example["index"] == same["index"]
         assert example["broken"] == 0
+
+
+@pytest.mark.parametrize("kind", ["webdataset", "tfds"])
+def test_training_takes_stored_superpixels(tmp_path, monkeypatch, kind):
+    def dark_and_bright(image):
+        return np.where(image[..., 0] > 127, 2, 1).astype(np.uint8)
+
+    monkeypatch.setattr(superpixels, "find", dark_and_bright)
+    image = np.zeros((32, 48, 3), np.uint8)
+    image[:, 24:] = 255
+    raw = write_tar(tmp_path / "raw.tar", [("0", {"png": encode_as(image, "PNG"), "txt": b"a"})])
+    options = Options(raw, str(tmp_path / "out"), format=kind, superpixels=True)
+    prepare(options, local_runner(1))
+    config = base.get_config()
+    config.data.augment.num_ops = 0
+    stored = dict(kind="tfds", data_dir=options.output)
+    if kind == "webdataset":
+        stored = dict(kind="webdataset", pattern=f"{options.output}/*.tar")
+    config.data.sources.pairs = stored
+    for example in examples_of(config, superpixel_grid=4).read(range(8)):
+        found = example["superpixels"]
+        assert (found.shape, found.dtype) == ((4, 4), np.int32)
+        # Both pixels beside a patch's centre tell what it shows, unless they differ.
+        sides = np.stack([example["image"][2::4, i::4, 0] for i in (1, 2)])
+        assert (found[(sides > 225).all(axis=0)] == 2).all()
+        assert (found[(sides < 30).all(axis=0)] == 1).all()
+    config.data.sources.pairs = dict(kind="webdataset", pattern=raw)
+    expected = r"config\.loss\.superpixel_weight: .*raw\.tar: 0 has no superpixels, expected shards"
+    with pytest.raises(ValueError, match=expected):
+        examples_of(config, superpixel_grid=4)

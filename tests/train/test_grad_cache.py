@@ -33,6 +33,7 @@ LOSSES = {
     "methods": {
         **{"local_weight": 0.5, "local_words": "prompts", "local_seekers": "words"},
         **{"mixed_weight": 0.5, "distill_weight": 0.5, "pooled_weight": 0.5},
+        "superpixel_weight": 0.5,
     },
 }
 
@@ -129,7 +130,9 @@ def test_micro_batches_give_the_step_of_the_whole_batch(mesh, parts_of_batch):
 def test_micro_batches_align_as_the_whole_batch(mesh, loss):
     expected, moved = whole_batch(loss)
     assert_same(result_of(mesh, BATCH // 8, loss), expected, moved)
-    names = ("local", "mixed", "distill", "pooled") if loss == "methods" else ("local",)
+    names = (
+        ("local", "mixed", "distill", "pooled", "superpixel") if loss == "methods" else ("local",)
+    )
     assert all(np.isfinite(expected["metrics"][f"{name}/loss"]) for name in names)
     # The statistics are those of images and texts, not of their parts.
     published = result_of("one", None, "published")

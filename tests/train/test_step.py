@@ -56,6 +56,8 @@ def host_batch(config, seed):
     image = colors[:, None, None] // 2 + noise.repeat(8, axis=1).repeat(8, axis=2)
     batch = {"image": image, "index": np.arange(len(image), dtype=np.int32)}
     batch["text_ids"] = texts[..., 3]  # the word after the color's
+    if "superpixels" in shapes:
+        batch["superpixels"] = rng.integers(0, 4, shapes["superpixels"].shape, np.int32)
     return batch | packed(texts, config)
 
 

@@ -6,18 +6,28 @@ the filled border.
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from typing import NamedTuple
 
 import cv2
 import numpy as np
-from jaxtyping import UInt8
+from jaxtyping import Bool, Float, UInt8
 
-__all__ = ["FILL", "OPERATIONS", "rand_augment"]
+__all__ = ["FILL", "OPERATIONS", "Operation", "apply_operations", "draw_operations"]
+__all__ += ["rand_augment", "source_of"]
 
 Image = UInt8[np.ndarray, "H W 3"]
+Fractions = Float[np.ndarray, "*P"]
 
 FILL = (124, 116, 104)  # 255 * ImageNet's mean: fills areas uncovered by geometric operations
 _MAX_LEVEL = 10.0
+
+
+class Operation(NamedTuple):
+    """An operation that was drawn: its name in `OPERATIONS` and its strength."""
+
+    name: str
+    strength: float
 
 
 def rand_augment(
@@ -42,14 +52,59 @@ def rand_augment(
     Returns:
       UInt8 [H, W, 3]; the input itself if no operation is applied.
     """
-    names = tuple(OPERATIONS)
+    drawn = draw_operations(
+        rng,
+        num_ops=num_ops,
+        magnitude=magnitude,
+        magnitude_std=magnitude_std,
+        probability=probability,
+    )
+    return apply_operations(image, drawn)
+
+
+def apply_operations(image: Image, operations: Iterable[Operation]) -> Image:
+    """Return the image after the operations; the input itself if there are none."""
+    for name, strength in operations:
+        image = OPERATIONS[name](image, strength)
+    return image
+
+
+def draw_operations(
+    rng: np.random.Generator,
+    *,
+    num_ops: int = 2,
+    magnitude: float = 9.0,
+    magnitude_std: float = 0.5,
+    probability: float = 0.5,
+) -> list[Operation]:
+    """Draw the operations that `rand_augment` applies, of the same arguments."""
+    names, drawn = tuple(OPERATIONS), []
     for _ in range(num_ops):
-        operation = OPERATIONS[names[rng.integers(len(names))]]
+        name = names[rng.integers(len(names))]
         if rng.random() < probability:
             level = min(max(rng.normal(magnitude, magnitude_std), 0.0), _MAX_LEVEL)
             sign = 1 if rng.random() < 0.5 else -1
-            image = operation(image, sign * level / _MAX_LEVEL)
-    return image
+            drawn.append(Operation(name, sign * level / _MAX_LEVEL))
+    return drawn
+
+
+def source_of(
+    operation: Operation, x: Fractions, y: Fractions
+) -> tuple[Fractions, Fractions, Bool[np.ndarray, "*P"]]:
+    """Return which places of its input an operation shows at places of its result.
+
+    Args:
+      operation: any; most move nothing.
+      x: from 0 to 1 over the width of the result.
+      y: from 0 to 1 over its height.
+
+    Returns:
+      x and y in the input, and whether they are in it; elsewhere the result is `FILL`.
+    """
+    if operation.name in GEOMETRIES:
+        a, b, c, d, e, f = GEOMETRIES[operation.name](operation.strength, 1, 1)
+        x, y = a * x + b * y + c, d * x + e * y + f
+    return x, y, (x >= 0) & (x < 1) & (y >= 0) & (y < 1)
 
 
 def _auto_contrast(image: Image, strength: float) -> Image:
@@ -164,28 +219,50 @@ def _affine(image: Image, a: float, b: float, c: float, d: float, e: float, f: f
     return cv2.cvtColor(warped, cv2.COLOR_RGBA2RGB)
 
 
-def _rotate(image: Image, strength: float) -> Image:
+Affine = tuple[float, float, float, float, float, float]
+# (strength, width, height) -> where pixels come from, see `_affine`.
+Geometry = Callable[[float, int, int], Affine]
+
+
+def _rotation(strength: float, width: int, height: int) -> Affine:
     """Rotate by up to 30 degrees about the centre; positive is counter-clockwise."""
     angle = math.radians(30.0 * strength)
     cos, sin = math.cos(angle), math.sin(angle)
-    x, y = image.shape[1] / 2, image.shape[0] / 2
-    return _affine(image, cos, -sin, x - cos * x + sin * y, sin, cos, y - sin * x - cos * y)
+    x, y = width / 2, height / 2
+    return cos, -sin, x - cos * x + sin * y, sin, cos, y - sin * x - cos * y
 
 
-def _shear_x(image: Image, strength: float) -> Image:
-    return _affine(image, 1.0, 0.3 * strength, 0.0, 0.0, 1.0, 0.0)
+def _shear_x(strength: float, width: int, height: int) -> Affine:
+    return 1.0, 0.3 * strength, 0.0, 0.0, 1.0, 0.0
 
 
-def _shear_y(image: Image, strength: float) -> Image:
-    return _affine(image, 1.0, 0.0, 0.0, 0.3 * strength, 1.0, 0.0)
+def _shear_y(strength: float, width: int, height: int) -> Affine:
+    return 1.0, 0.0, 0.0, 0.3 * strength, 1.0, 0.0
 
 
-def _translate_x(image: Image, strength: float) -> Image:
-    return _affine(image, 1.0, 0.0, 0.45 * strength * image.shape[1], 0.0, 1.0, 0.0)
+def _translation_x(strength: float, width: int, height: int) -> Affine:
+    return 1.0, 0.0, 0.45 * strength * width, 0.0, 1.0, 0.0
 
 
-def _translate_y(image: Image, strength: float) -> Image:
-    return _affine(image, 1.0, 0.0, 0.0, 0.0, 1.0, 0.45 * strength * image.shape[0])
+def _translation_y(strength: float, width: int, height: int) -> Affine:
+    return 1.0, 0.0, 0.0, 0.0, 1.0, 0.45 * strength * height
+
+
+# Operations that move pixels.
+GEOMETRIES: dict[str, Geometry] = {
+    "Rotate": _rotation,
+    "ShearX": _shear_x,
+    "ShearY": _shear_y,
+    "TranslateXRel": _translation_x,
+    "TranslateYRel": _translation_y,
+}
+
+
+def _moved(geometry: Geometry) -> Callable[[Image, float], Image]:
+    def operation(image: Image, strength: float) -> Image:
+        return _affine(image, *geometry(strength, image.shape[1], image.shape[0]))
+
+    return operation
 
 
 # Name in timm -> operation(image, strength); strength is +-level / 10. Operations without a
@@ -194,7 +271,7 @@ OPERATIONS: dict[str, Callable[[np.ndarray, float], np.ndarray]] = {
     "AutoContrast": _auto_contrast,
     "Equalize": _equalize,
     "Invert": _invert,
-    "Rotate": _rotate,
+    "Rotate": _moved(_rotation),
     "PosterizeIncreasing": _posterize,
     "SolarizeIncreasing": _solarize,
     "SolarizeAdd": _solarize_add,
@@ -202,8 +279,8 @@ OPERATIONS: dict[str, Callable[[np.ndarray, float], np.ndarray]] = {
     "ContrastIncreasing": _contrast,
     "BrightnessIncreasing": _brightness,
     "SharpnessIncreasing": _sharpness,
-    "ShearX": _shear_x,
-    "ShearY": _shear_y,
-    "TranslateXRel": _translate_x,
-    "TranslateYRel": _translate_y,
+    "ShearX": _moved(_shear_x),
+    "ShearY": _moved(_shear_y),
+    "TranslateXRel": _moved(_translation_x),
+    "TranslateYRel": _moved(_translation_y),
 }

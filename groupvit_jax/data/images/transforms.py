@@ -5,16 +5,30 @@ All randomness comes from the generator argument, in a fixed order. No function 
 
 import dataclasses
 import math
+from collections.abc import Sequence
 
 import cv2
 import numpy as np
-from jaxtyping import UInt8
+from jaxtyping import Bool, Float, UInt8
 
-from groupvit_jax.data.images.augment import rand_augment
-from groupvit_jax.data.images.decode import Box, BrokenImageError, decode_box, orient, read_header
+from groupvit_jax.data.images.augment import (
+    Operation,
+    apply_operations,
+    draw_operations,
+    source_of,
+)
+from groupvit_jax.data.images.decode import (
+    Box,
+    BrokenImageError,
+    ImageHeader,
+    decode_box,
+    orient,
+    read_header,
+)
 
-__all__ = ["MIN_SIDE", "Augmentation", "init_worker", "random_resized_crop", "resize"]
+__all__ = ["MIN_SIDE", "Augmentation", "View", "init_worker", "random_resized_crop", "resize"]
 __all__ += ["resize_and_center_crop", "resize_like_pil", "sample_crop", "train_transform"]
+__all__ += ["viewed_transform"]
 
 Image = UInt8[np.ndarray, "H W 3"]
 Resized = UInt8[np.ndarray, "h w 3"]
@@ -63,6 +77,55 @@ class Augmentation:
     magnitude_std: float = 0.5
 
 
+@dataclasses.dataclass(frozen=True)
+class View:
+    """What a training image shows of its image, and how.
+
+    Attributes:
+      header: of the encoded image.
+      box: the crop, in the image as stored.
+      flipped: whether left and right were exchanged.
+      operations: of RandAugment, in their order.
+    """
+
+    header: ImageHeader
+    box: Box
+    flipped: bool
+    operations: Sequence[Operation]
+
+    def sources(
+        self, x: Float[np.ndarray, "*P"], y: Float[np.ndarray, "*P"]
+    ) -> tuple[Float[np.ndarray, "*P"], Float[np.ndarray, "*P"], Bool[np.ndarray, "*P"]]:
+        """Return which places of the image are shown at places of the training image.
+
+        Args:
+          x: from 0 to 1 over the width of the training image.
+          y: from 0 to 1 over its height.
+
+        Returns:
+          x and y, from 0 to 1 over the image; and whether they are shown at all: operations that
+          move pixels leave parts empty.
+
+        Raises:
+          BrokenImageError: the image isn't stored upright.
+        """
+        if self.header.orientation != 1:
+            raise BrokenImageError(
+                f"EXIF orientation {self.header.orientation}; expected an upright image, as "
+                "launch.prepare stores it"
+            )
+        shown = np.ones(np.shape(x), bool)
+        for operation in reversed(self.operations):
+            x, y, inside = source_of(operation, x, y)
+            shown &= inside
+        x = 1 - x if self.flipped else x
+        return (
+            (self.box.left + x * self.box.width) / self.header.width,
+            (self.box.top + y * self.box.height) / self.header.height,
+            shown,
+        )
+
+
 def train_transform(
     data: bytes, size: int, augment: Augmentation, rng: np.random.Generator
 ) -> Square:
@@ -84,6 +147,13 @@ def train_transform(
     Raises:
       BrokenImageError: undecodable, too large, or a side shorter than `MIN_SIDE`.
     """
+    return viewed_transform(data, size, augment, rng)[0]
+
+
+def viewed_transform(
+    data: bytes, size: int, augment: Augmentation, rng: np.random.Generator
+) -> tuple[Square, View]:
+    """Return the image of `train_transform`, and what it shows."""
     header = read_header(data)
     if min(header.height, header.width) < MIN_SIDE:
         found = f"{header.height}x{header.width}"
@@ -94,15 +164,16 @@ def train_transform(
     box = sample_crop(header.height, header.width, rng, area=area, ratio=ratio)
     crop = resize(decode_box(data, header, box, min_size=math.ceil(_MARGIN * size)), size, size)
     image = orient(crop, header.orientation)
-    if rng.random() < augment.flip:
+    flipped = rng.random() < augment.flip
+    if flipped:
         image = cv2.flip(image, 1)
-    return rand_augment(
-        image,
+    operations = draw_operations(
         rng,
         num_ops=augment.num_ops,
         magnitude=augment.magnitude,
         magnitude_std=augment.magnitude_std,
     )
+    return apply_operations(image, operations), View(header, box, flipped, operations)
 
 
 def random_resized_crop(

@@ -17,11 +17,13 @@ from typing import Any
 import grain
 import numpy as np
 from absl import flags
-from jaxtyping import Int, UInt8
+from jaxtyping import Int
 from ml_collections import ConfigDict
 
 from groupvit_jax.data.images import transforms
 from groupvit_jax.data.images.decode import BrokenImageError
+from groupvit_jax.data.pipeline import image_arrays
+from groupvit_jax.data.pipeline.image_arrays import ImageArrays, ImageTransform
 from groupvit_jax.data.sources.exchanged_captions import ExchangedCaptions
 from groupvit_jax.data.sources.mixture import ExampleOrder, MixedSource, open_mixture
 from groupvit_jax.data.sources.pairs import make_source
@@ -43,9 +45,6 @@ _MAX_THREADS = 16
 # So many consecutive broken samples point to another problem, such as a lost mount.
 _MAX_REPLACEMENTS = 100
 _NUM_STEPS = 2**31  # endless in practice
-
-# Called with an encoded image and the keyword `rng`.
-ImageTransform = Callable[..., UInt8[np.ndarray, "S S 3"]]
 
 
 class TrainExamples:
@@ -125,7 +124,7 @@ def transform_pair(
     sample: Sample,
     rng: np.random.Generator,
     *,
-    image_transform: ImageTransform,
+    images: ImageArrays,
     tokenizer: Tokenizer,
     num_nouns: int,
     noun_kind: str,
@@ -137,12 +136,12 @@ def transform_pair(
     caption, found = sample["captions"][index], sample.get("nouns", {}).get(noun_kind)
     known = found[index] if found else None
     prompts, words = nouns.draw_prompts(caption, num_nouns, rng, noun_kind, known)
-    image = image_transform(sample["image"], rng=rng)
+    arrays = images(sample, rng=rng)
     texts = caption_tokens.tokenize(sample, index, prompts, tokenizer)
     row, ends, overflow = pack_texts(list(texts), packed_length, tokenizer.end_of_text_id)
     ids = np.array([text_id(each) for each in (caption, *words)], np.int32)
     return {
-        "image": image,
+        **arrays,
         "text": row,
         "text_ends": ends,
         "text_ids": np.where(ends == ends[0], ids[0], ids),  # some prompts didn't fit
@@ -256,6 +255,7 @@ def make_train_examples(
     image_size: int,
     seed: int,
     image_transform: ImageTransform | None = None,
+    superpixel_grid: int = 0,
 ) -> TrainExamples:
     """Open the sources and return the sequence of training examples.
 
@@ -265,19 +265,28 @@ def make_train_examples(
       image_size: side of the training images, in pixels.
       seed: of the examples' order and randomness.
       image_transform: in place of the published augmentation.
+      superpixel_grid: patches in height and width, of which examples have the superpixels; 0: none.
 
     Raises:
-      ValueError: a setting of `config.data` is wrong.
+      ValueError: a setting of `config.data` is wrong, or a source lacks the superpixels.
       FileNotFoundError: a source matches no file.
     """
     check_packed_length(data.packed_length, tokenizer.context_length)
     # A plain object: every look at a field of a ConfigDict takes 2 us, and this is once an image.
     fields = [field.name for field in dataclasses.fields(transforms.Augmentation)]
     augment = transforms.Augmentation(**{name: data.augment[name] for name in fields})
+    augmented = functools.partial(transforms.train_transform, size=image_size, augment=augment)
+    images = functools.partial(image_arrays.image_alone, transform=image_transform or augmented)
+    if superpixel_grid:
+        images = functools.partial(
+            image_arrays.image_with_superpixels,
+            size=image_size,
+            augment=augment,
+            grid=superpixel_grid,
+        )
     transform = functools.partial(
         transform_pair,
-        image_transform=image_transform
-        or functools.partial(transforms.train_transform, size=image_size, augment=augment),
+        images=images,
         tokenizer=tokenizer,
         num_nouns=data.num_nouns,
         noun_kind=data.noun_kind,
@@ -290,6 +299,8 @@ def make_train_examples(
         return ExchangedCaptions(source) if fields.get("exchange_captions") else source
 
     source, order = open_mixture(data.sources.to_dict(), seed, open_source)
+    if superpixel_grid:
+        image_arrays.check_superpixels(source)
     return TrainExamples(source, order, seed, transform)
 
 

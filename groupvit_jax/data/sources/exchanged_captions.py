@@ -19,7 +19,10 @@ class ExchangedCaptions:
     def __getitem__(self, index: int) -> Sample:
         own = self._source[index]
         other = self._source[(index + len(self) // 2) % len(self)]
-        return Sample({**other, "image": own["image"], "key": own["key"]})
+        exchanged = Sample({**other, "image": own["image"], "key": own["key"]})
+        if "superpixels" in own:
+            exchanged["superpixels"] = own["superpixels"]
+        return exchanged
 
     def locate(self, index: int) -> str:
         """Describe the location of an image, for messages."""

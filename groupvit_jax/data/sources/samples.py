@@ -17,7 +17,7 @@ class Sample(TypedDict):
 
     Samples from `launch.prepare` have `nouns`, which maps a kind (of `nouns.KINDS`) to the words
     of each caption, and optionally `tokens`, with the tokenizer's fingerprint under "tokenizer" and
-    the ids of each caption under "ids".
+    the ids of each caption under "ids", and `superpixels` (`images.superpixels.encode`).
     """
 
     image: bytes
@@ -25,6 +25,7 @@ class Sample(TypedDict):
     key: str
     nouns: NotRequired[dict[str, list[list[str]]]]
     tokens: NotRequired[dict[str, Any]]
+    superpixels: NotRequired[str]
 
 
 class BrokenSampleError(ValueError):
@@ -112,6 +113,8 @@ def make_sample(image: bytes, texts: Sequence[Any], key: str, fields: Mapping[st
     sample = Sample(image=image, captions=_usable(texts), key=key)
     # Only objects of these types come from launch.prepare; other uses of the names are ignored.
     found, tokens = fields.get("nouns"), fields.get("tokens")
+    if isinstance(superpixels := fields.get("superpixels"), str):
+        sample["superpixels"] = superpixels
     if isinstance(found, dict):
         for kind, words in found.items():
             _check_parallel(f"nouns.{kind}", words, sample["captions"], str)

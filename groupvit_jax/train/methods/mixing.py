@@ -8,8 +8,8 @@ import jax.numpy as jnp
 
 from groupvit_jax import losses
 from groupvit_jax.models import preprocess
-from groupvit_jax.models.grouping import group_maps
 from groupvit_jax.models.layers import example_keys
+from groupvit_jax.train.forward import patch_groups
 from groupvit_jax.train.step import Metrics
 from groupvit_jax.typing import Array, Batch, Float, Int, Key, PyTree, TwoTowerOutput, UInt8
 
@@ -76,8 +76,7 @@ def encode_mixed(
         rngs={name: jax.random.fold_in(keys[name], _MIXING) for name in ("drop_path", "gumbel")},
         method=lambda tower, *images, **noise: tower.image_encoder(*images, **noise),
     )
-    maps = group_maps(features.assignments, (1, features.assignments[0].shape[2]))
-    return {"mixed": features.segments, "maps": maps[-1][:, 0]}
+    return {"mixed": features.segments, "maps": patch_groups(features)}
 
 
 def mixed_loss(

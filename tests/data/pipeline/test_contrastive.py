@@ -168,7 +168,7 @@ def test_ids_tell_words_and_captions_apart():
         example = transform_pair(
             {"image": b"", "captions": [caption]},
             np.random.default_rng(0),
-            image_transform=lambda image, rng: np.zeros((2, 2, 3), np.uint8),
+            images=lambda sample, rng: {"image": np.zeros((2, 2, 3), np.uint8)},
             tokenizer=ClipTokenizer(16),
             num_nouns=2,
             noun_kind="words",
