@@ -119,6 +119,7 @@ def _loss() -> ConfigDict:
         pooled_weight=0.0,  # of images and texts pooled by their most active parts
         pooled_segments=5,  # a channel of an image is the mean of this many segments
         superpixel_weight=0.0,  # of superpixels' patches in the same groups, docs/losses.md
+        noun_bank_weight=0.0,  # of images and the frozen nouns of data.noun_bank
         # Whether equal texts of different images in a batch count as "negatives", as published, or
         # as "positives".
         identical_texts="negatives",
@@ -141,6 +142,8 @@ def _data() -> ConfigDict:
     # The published drawing; "words" (each once, real words, alt text tagged in lower case) or
     # "phrases" (docs/text.md).
     data.noun_kind = "tagged_words"
+    # A .npz of frequent nouns with frozen embeddings, from launch.prepare (docs/losses.md).
+    data.noun_bank = ""
     # Tokens of the row that an image's texts share, at least the context length. Real captions and
     # 3 prompts take about 45; a prompt that does not fit becomes the caption (docs/text.md).
     data.packed_length = 80

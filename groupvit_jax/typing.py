@@ -20,6 +20,7 @@ __all__ += ["TwoTowerOutput", "UInt", "UInt8"]
 # 0 to 2^31 - 1: equal for identical texts. "text_overflow": Int32 "B", number of prompts that did
 # not fit and were replaced by the caption. "index": Int32 "B", index of the example in its source.
 # "superpixels", if a loss needs them: Int32 "B h w", of patches; 0 where the image was moved out.
+# "bank_nouns", likewise: Int32 "B M", rows of the caption's nouns in the noun bank, then -1.
 # With masks instead of texts: "mask": UInt8 "B H W", 255 for unlabelled pixels.
 Batch = Mapping[str, Any]
 Params = PyTree

@@ -16,11 +16,16 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 
+from etils import epath
+
 from groupvit_jax.data.sources import counts
-from groupvit_jax.prepare import packed_rows, preparation, runners
+from groupvit_jax.data.text import noun_bank
+from groupvit_jax.prepare import noun_counts, packed_rows, preparation, runners
 from groupvit_jax.prepare.images import ENCODINGS
 from groupvit_jax.prepare.writers import FORMATS
 from groupvit_jax.runs import exit_codes
+
+NOUN_BANK = "noun_bank.npz"  # in the output folder
 
 
 def parse_flags(argv: Sequence[str]) -> argparse.Namespace:
@@ -30,6 +35,12 @@ def parse_flags(argv: Sequence[str]) -> argparse.Namespace:
     )
     _add_input_options(parser)
     _add_output_options(parser, preparation.Options("", ""))
+    parser.add_argument(
+        "--noun_bank_tower",
+        default="",
+        help="a checkpoint whose text tower embeds the nouns, in noun_bank.npz, for "
+        "config.data.noun_bank",
+    )
     parser.add_argument(
         "--num_workers",
         type=_between(1),
@@ -49,6 +60,8 @@ def parse_flags(argv: Sequence[str]) -> argparse.Namespace:
     )
     parser.add_argument("beam_flags", nargs="*", help="the runner's own flags, after --")
     flags = parser.parse_args(argv[1:])
+    if flags.noun_bank_tower and not flags.noun_bank:
+        parser.error(f"--noun_bank_tower={flags.noun_bank_tower} without --noun_bank")
     if flags.beam_flags and not flags.runner:
         parser.error(f"unknown arguments without --runner: {' '.join(flags.beam_flags)}")
     return flags
@@ -125,6 +138,12 @@ def _add_output_options(parser: argparse.ArgumentParser, default: preparation.Op
         action="store_true",
         help="store each image's superpixels too, for config.loss.superpixel_weight",
     )
+    parser.add_argument(
+        "--noun_bank",
+        type=_between(0),
+        default=default.noun_bank,
+        help="list so many of the captions' most frequent nouns in nouns.json",
+    )
 
 
 def _between(low: int, high: float = math.inf) -> Callable[[str], int]:
@@ -148,6 +167,8 @@ def main(flags: argparse.Namespace) -> None:
             num_workers = flags.num_workers
             runner = runners.local_runner(num_workers)
         manifest = preparation.prepare(options, runner, num_workers, flags.verify)
+        if flags.noun_bank_tower:
+            embed_nouns(flags.output, flags.noun_bank_tower)
     except (OSError, ValueError, ImportError, runners.WorkerDiedError) as error:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr, flush=True)
         died = isinstance(error, runners.WorkerDiedError)
@@ -161,6 +182,37 @@ def main(flags: argparse.Namespace) -> None:
         print(lost)
     path = f"{flags.output}/{preparation.MANIFEST}"
     print(f"{len(manifest['shards'])} shards, {num_bytes:,} bytes: {path}")
+
+
+def embed_nouns(output: str, checkpoint: str) -> None:
+    """Write the noun bank of a folder of shards: its nouns as a model's text tower embeds them.
+
+    Raises:
+      ValueError: the checkpoint has no text tower, or there are no nouns.
+      FileNotFoundError: there is no such checkpoint.
+    """
+    # Only this needs JAX, whose import takes as long as a small preparation.
+    import jax
+
+    from groupvit_jax import parallel
+    from groupvit_jax.data.text.tokenizers import make_tokenizer
+    from groupvit_jax.eval.encoding import SEGMENTATION_PROMPTS, Encoder
+    from groupvit_jax.interop.load import load_pretrained
+    from groupvit_jax.models import build_model
+
+    nouns = noun_counts.read_nouns(output)
+    pretrained = load_pretrained(checkpoint)
+    pretrained.check_two_towers("--noun_bank_tower")
+    pretrained.check_finite()
+    context_length = pretrained.model_config.text.context_length
+    tokenizer = make_tokenizer(pretrained.tokenizer, context_length)
+    mesh = parallel.make_mesh({"data": -1, "fsdp": 1, "tensor": 1}, jax.local_devices())
+    encoder = Encoder(build_model(pretrained.model_config), tokenizer, mesh)
+    variables = jax.device_put(pretrained.variables, parallel.replicated(mesh))
+    embeddings = encoder.class_embeddings(variables, nouns, SEGMENTATION_PROMPTS)
+    path = epath.Path(output) / NOUN_BANK
+    noun_bank.write_noun_bank(path, nouns, embeddings)
+    print(f"{len(nouns)} nouns, embeddings of {embeddings.shape[1]} channels: {path}")
 
 
 if __name__ == "__main__":

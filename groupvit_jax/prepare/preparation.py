@@ -24,9 +24,10 @@ from jaxtyping import Bool, Int, UInt64
 from groupvit_jax.data.images import superpixels, transforms
 from groupvit_jax.data.sources.counts import Counts, add_up, sentence
 from groupvit_jax.data.text import caption_tokens
-from groupvit_jax.prepare import files, inputs, packed_rows, writers
+from groupvit_jax.prepare import files, inputs, noun_counts, packed_rows, writers
 from groupvit_jax.prepare.images import ImageLimits
 from groupvit_jax.prepare.inputs import Chunk, Item, Unmatched
+from groupvit_jax.prepare.noun_counts import NOUNS, NounCounts
 from groupvit_jax.prepare.runners import Runner
 from groupvit_jax.prepare.samples import Dropped, convert_item
 from groupvit_jax.prepare.writers import PreparedSample
@@ -66,6 +67,7 @@ class Options:
       tokenizer: "clip", or the path of a SentencePiece model or of BERT's vocab.txt, to store token
         ids; "" for none.
       superpixels: whether to store each image's superpixels.
+      noun_bank: how many of the captions' most frequent nouns to list in nouns.json; 0 for none.
     """
 
     input: str
@@ -82,6 +84,7 @@ class Options:
     duplicates: str = "pair"
     tokenizer: str = ""
     superpixels: bool = False
+    noun_bank: int = 0
 
     @property
     def progress(self) -> epath.Path:
@@ -130,7 +133,9 @@ def prepare(
     identity = _check_folder(options)
     records = _finished(options, verify)
     manifest = epath.Path(options.output) / MANIFEST
-    if manifest.exists() and len(records) == len(files.read_json(manifest)["shards"]):
+    counts_nouns = bool(options.noun_bank) and not (epath.Path(options.output) / NOUNS).exists()
+    is_whole = manifest.exists() and len(records) == len(files.read_json(manifest)["shards"])
+    if is_whole and not counts_nouns:
         return files.read_json(manifest)
     _begin(options, identity)
     columns = options.image_column, options.caption_column
@@ -139,13 +144,24 @@ def prepare(
     )
     num_threads = max(1, num_workers // len(chunks))
     tasks = [Task(options, chunk, len(chunks), num_threads) for chunk in chunks]
-    missing = [task for task in tasks if task.shard_name not in records]
+    missing = [
+        task
+        for task in tasks
+        if task.shard_name not in records
+        or (counts_nouns and not task.progress_file("nouns").exists())
+    ]
     if options.duplicates != "keep" and missing:
         run(hash_chunk, [task for task in tasks if not task.progress_file("hashes").exists()])
         _mark_duplicates(tasks)
     run(make_shard, missing)
     for task in missing:
         records[task.shard_name] = files.read_json(task.progress_file("done"))
+    if counts_nouns:
+        parts = [task.progress_file("nouns") for task in tasks]
+        files.publish(
+            epath.Path(options.output) / NOUNS,
+            noun_counts.most_frequent(parts, options.noun_bank),
+        )
     return _finish(options, [records[task.shard_name] for task in tasks])
 
 
@@ -276,9 +292,10 @@ def make_shard(task: Task) -> str:
     """Write a chunk's shard and its record."""
     transforms.init_worker()
     counts, lost = Counts(), np.zeros(len(packed_rows.LENGTHS), int)
+    nouns = NounCounts()
     target = epath.Path(task.options.output) / task.shard_name
     with files.written_complete(target) as local:
-        samples = _samples(task, counts, lost)
+        samples = _samples(task, counts, lost, nouns)
         writers.write_shard(task.options.format, local, samples, task.options.encoding)
         record = {
             "file": task.shard_name,
@@ -287,12 +304,16 @@ def make_shard(task: Task) -> str:
             **counts.as_dict(),
             "packed_rows": packed_rows.as_dict(counts.written.images, lost),
         }
+    if task.options.noun_bank:
+        files.publish(task.progress_file("nouns"), nouns.to_json())
     files.publish(task.progress_file("done"), files.json_bytes(record))
     return f"{task.shard_name}: {counts.written.images} of {counts.read.images} images"
 
 
-def _samples(task: Task, counts: Counts, lost: Int[np.ndarray, " L"]) -> Iterator[PreparedSample]:
-    """Yield a chunk's samples in order, and count the outcome of each item and lost prompts."""
+def _samples(
+    task: Task, counts: Counts, lost: Int[np.ndarray, " L"], nouns: NounCounts
+) -> Iterator[PreparedSample]:
+    """Yield a chunk's samples in order; count outcomes of items, lost prompts and nouns."""
     options, marks = task.options, task.progress_file("duplicates")
     drop_duplicates = options.duplicates != "keep"
     duplicates = frozenset(files.read_array(marks).tolist() if drop_duplicates else ())
@@ -324,6 +345,7 @@ def _samples(task: Task, counts: Counts, lost: Int[np.ndarray, " L"]) -> Iterato
                     counts.write(item.tally, item.unused)
                     counts.replaced += sum("\ufffd" in caption for caption in item.captions)
                     lost += result.lost_prompts
+                    nouns.add(result.nouns)
                     yield result
 
 

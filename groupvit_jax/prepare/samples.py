@@ -65,4 +65,4 @@ def convert_item(
         fields["superpixels"] = superpixels.encode(superpixels.find(decode(image)))
     metadata = json.dumps(fields, ensure_ascii=False).encode("utf-8", "replace")
     lost = packed_rows.lost_prompts(key, item.captions, fields["nouns"], tokenizer)
-    return PreparedSample(key, image, item.captions, metadata, lost)
+    return PreparedSample(key, image, item.captions, metadata, lost, fields["nouns"])

@@ -6,7 +6,8 @@ Equal samples give equal bytes on any machine with the same library versions.
 import io
 import os
 import tarfile
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -22,7 +23,8 @@ _TEMPLATE = "{DATASET}-{SPLIT}.{FILEFORMAT}-{SHARD_X_OF_Y}"
 class PreparedSample(NamedTuple):
     """One image as stored in a shard; `metadata` is JSON and includes the captions.
 
-    `lost_prompts` isn't stored: see `packed_rows.lost_prompts`.
+    `lost_prompts` (see `packed_rows.lost_prompts`) and `nouns`, which `metadata` has too, are only
+    counted.
     """
 
     key: str
@@ -30,6 +32,7 @@ class PreparedSample(NamedTuple):
     captions: list[str]
     metadata: bytes
     lost_prompts: Sequence[int] = ()
+    nouns: Mapping[str, Sequence[Sequence[str]]] = MappingProxyType({})
 
 
 def shard_name(kind: str, number: int, count: int) -> str:

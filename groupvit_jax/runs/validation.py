@@ -164,6 +164,8 @@ def _methods(values: Values) -> Iterator[str]:
     taught = values["loss.distill_weight"]
     if taught and not values["optimizer.ema_decay"]:
         yield line("loss.distill_weight", taught, "0 without config.optimizer.ema_decay")
+    if (weight := values["loss.noun_bank_weight"]) and not values["data.noun_bank"]:
+        yield line("loss.noun_bank_weight", weight, "0 without config.data.noun_bank")
     tokens = values["model.image.num_group_tokens"]
     for field in ("loss.mixed_weight", "loss.superpixel_weight"):
         if values[field] and not any(tokens):
@@ -273,7 +275,10 @@ def _is_written_list(value: str) -> bool:
 _CHECKS: tuple[tuple[tuple[str, ...], FindErrors], ...] = (
     (("model.",), _model),
     (("loss.", "model.initial_logit_bias", "data.num_nouns"), _loss),
-    (("loss.", "model.image.num_group_tokens", "optimizer.ema_decay"), _methods),
+    (
+        ("loss.", "model.image.num_group_tokens", "optimizer.ema_decay", "data.noun_bank"),
+        _methods,
+    ),
     (("data.packed_length", "model.text.context_length"), _texts),
     (("data.augment.", "segmentation."), _ranges),
     (("train.batch_size", "train.micro_batch_size"), _batches),

@@ -13,6 +13,7 @@ from jax.sharding import Mesh, PartitionSpec
 from ml_collections import ConfigDict
 
 from groupvit_jax import losses, parallel
+from groupvit_jax.data.text.noun_bank import read_noun_bank
 from groupvit_jax.models import preprocess
 from groupvit_jax.models.layers import example_keys
 from groupvit_jax.train import grad_cache
@@ -42,8 +43,8 @@ def make_contrastive_loss(model: nn.Module, config: ConfigDict, mesh: Mesh) -> L
 
     Args:
       model: a model with `TwoTower`'s `encode` and `project`.
-      config: the whole configuration; `loss`, `train.micro_batch_size`, `parallel.reduce_dtype`
-        and `data.augment.random_erasing` are used.
+      config: the whole configuration; `loss`, `train.micro_batch_size`, `parallel.reduce_dtype`,
+        `data.augment.random_erasing` and `data.noun_bank` are used.
       mesh: the device mesh.
 
     Returns:
@@ -53,6 +54,7 @@ def make_contrastive_loss(model: nn.Module, config: ConfigDict, mesh: Mesh) -> L
       `group_statistics`.
     """
     settings = LossSettings(**config.loss)
+    bank = _read_bank(config) if settings.noun_bank_weight else None
     model, encode, encode_teacher = _make_encoders(
         model, settings, mesh, micro_batch_size=config.train.micro_batch_size,
         # Fields are absent in configurations recorded before they existed.
@@ -93,11 +95,32 @@ def make_contrastive_loss(model: nn.Module, config: ConfigDict, mesh: Mesh) -> L
             maps = features.parts["patch_groups"]
             superpixels = batch["superpixels"].reshape(maps.shape[:2])
             more["superpixel"] = losses.superpixel_loss(maps, superpixels)
+        if bank is not None:
+            more["noun_bank"] = losses.noun_bank_loss(
+                output.image, jnp.asarray(bank), batch["bank_nouns"], output.logit_scale
+            )
         loss, metrics = contrastive_loss(output, settings, mesh, batch, more)
         metrics["text_overflow"] = (batch["text_overflow"] > 0).mean()
         return loss, (updated["batch_stats"], metrics | batch_means(features.groups))
 
     return loss_fn
+
+
+def _read_bank(config: ConfigDict) -> Float[np.ndarray, "N D"]:
+    """Return the embeddings of `config.data.noun_bank`.
+
+    Raises:
+      ValueError: they don't fit the joint space, or the file is something else.
+      FileNotFoundError: there is no such file.
+    """
+    bank = read_noun_bank(config.data.noun_bank)
+    width, expected = bank.embeddings.shape[1], config.model.projector.output_dim
+    if width != expected:
+        raise ValueError(
+            f"config.data.noun_bank: {config.data.noun_bank!r} with embeddings of {width} channels "
+            f"found, expected config.model.projector.output_dim = {expected}"
+        )
+    return bank.embeddings
 
 
 # Parts that go through the image projector like segments, in this order.

@@ -51,6 +51,7 @@ def batch_shapes(
     packed_length: int,
     num_texts: int,
     superpixel_grid: int = 0,
+    num_bank_nouns: int = 0,
 ) -> BatchShapes:
     """Return the shapes of the global batches of images and texts.
 
@@ -60,9 +61,14 @@ def batch_shapes(
       packed_length: tokens in a row of texts.
       num_texts: of an image: its caption and its prompts.
       superpixel_grid: patches in height and width, if batches have their superpixels.
+      num_bank_nouns: nouns of an image, if batches have them.
     """
     B, side, grid = batch_size, image_size, superpixel_grid
-    superpixels = {"superpixels": jax.ShapeDtypeStruct((B, grid, grid), jnp.int32)}
+    more = {}
+    if grid:
+        more["superpixels"] = jax.ShapeDtypeStruct((B, grid, grid), jnp.int32)
+    if num_bank_nouns:
+        more["bank_nouns"] = jax.ShapeDtypeStruct((B, num_bank_nouns), jnp.int32)
     # Images as bytes: a quarter of float32's traffic; the step normalises them.
     return {
         "image": jax.ShapeDtypeStruct((B, side, side, 3), jnp.uint8),
@@ -71,7 +77,7 @@ def batch_shapes(
         "text_ids": jax.ShapeDtypeStruct((B, num_texts), jnp.int32),
         "text_overflow": jax.ShapeDtypeStruct((B,), jnp.int32),
         "index": jax.ShapeDtypeStruct((B,), jnp.int32),
-        **(superpixels if grid else {}),
+        **more,
     }
 
 

@@ -10,6 +10,7 @@ from ml_collections import ConfigDict
 
 from groupvit_jax.data.pipeline.contrastive import TrainExamples, make_train_examples
 from groupvit_jax.data.pipeline.segmentation import MaskedAugmentation, make_masked_examples
+from groupvit_jax.data.text.noun_bank import MOST_NOUNS, read_noun_bank
 from groupvit_jax.data.text.tokenizers import Tokenizer
 from groupvit_jax.models import build_model
 from groupvit_jax.models.segmentation import with_segment_head
@@ -54,6 +55,11 @@ def _superpixel_grid(config: ConfigDict) -> int:
     return image.image_size // image.patch_size if wanted else 0
 
 
+def _has_bank(config: ConfigDict) -> bool:
+    """Return whether a loss compares images with the noun bank."""
+    return bool(config.loss.get("noun_bank_weight", 0.0))
+
+
 TASKS = {
     "contrastive": Task(
         build_model=lambda config: build_model(config.model),
@@ -63,6 +69,7 @@ TASKS = {
             image_size=config.model.image.image_size,
             seed=config.seed,
             superpixel_grid=_superpixel_grid(config),
+            bank_rows=read_noun_bank(config.data.noun_bank).rows if _has_bank(config) else None,
         ),
         batch_shapes=lambda config: state.batch_shapes(
             config.train.batch_size,
@@ -70,6 +77,7 @@ TASKS = {
             config.data.packed_length,
             num_texts=1 + config.data.num_nouns,  # the caption and its prompts
             superpixel_grid=_superpixel_grid(config),
+            num_bank_nouns=MOST_NOUNS if _has_bank(config) else 0,
         ),
         make_loss=contrastive_task.make_contrastive_loss,
     ),

@@ -1,3 +1,4 @@
+import functools
 import hashlib
 import json
 import os
@@ -6,16 +7,22 @@ import sys
 import time
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
 import simplejpeg
 
+from configs import tiny
 from groupvit_jax.data.sources.pairs import make_source
+from groupvit_jax.data.text.noun_bank import read_noun_bank
+from groupvit_jax.data.text.tokenizers import make_tokenizer
+from groupvit_jax.interop.save import save_pretrained
 from groupvit_jax.prepare.preparation import Options, prepare
 from groupvit_jax.prepare.runners import local_runner
-from launch.prepare import parse_flags
+from launch.prepare import main, parse_flags
 from tests.data.image_files import photo
-from tests.data.shard_files import encode
+from tests.data.shard_files import encode, write_tar
+from tests.interop.weights import random_pretrained
 from tests.waiting import PATIENCE
 
 
@@ -51,6 +58,28 @@ def test_captions_and_photos_become_a_source(tmp_path):
     assert "Dropped 4.jpg: unreadable file (No such file or directory)" in result.stderr
     source = make_source("p", {"kind": "webdataset", "pattern": f"{tmp_path}/shards/*.tar"})
     assert [source[i]["captions"] for i in range(len(source))] == [["a"], ["b", "c"]]
+
+
+def test_a_text_tower_embeds_the_most_frequent_nouns(tmp_path):
+    captions = ["a dog on the grass", "green grass", "a dog", "a tree"]
+    samples = [
+        (str(i), {"jpg": encode(value=i), "txt": text.encode()}) for i, text in enumerate(captions)
+    ]
+    raw = write_tar(tmp_path / "raw.tar", samples)
+    pretrained = random_pretrained(tiny.get_config().model)
+    save_pretrained(tmp_path / "model", pretrained, "safetensors")
+    flags = ["--noun_bank=2", f"--noun_bank_tower={tmp_path}/model", "--num_workers=1"]
+    main(parse_flags(["prepare", f"--input={raw}", f"--output={tmp_path}/out", *flags]))
+    bank = read_noun_bank(tmp_path / "out" / "noun_bank.npz")
+    assert bank.nouns == ("dog", "grass")
+    texts = ["a photo of a dog.", "a photo of a grass."]
+    tokens = make_tokenizer(pretrained.tokenizer, pretrained.model_config.text.context_length)(
+        texts
+    )
+    embed = jax.jit(functools.partial(pretrained.build_model().apply, method="encode_text"))
+    expected = np.asarray(embed(pretrained.variables, tokens))
+    expected /= np.linalg.norm(expected, axis=1, keepdims=True)
+    np.testing.assert_allclose(bank.embeddings, expected, rtol=0, atol=1e-5)
 
 
 @pytest.fixture
@@ -155,6 +184,7 @@ def test_wrong_input_is_one_line(tmp_path, arguments, message):
         ("--max_side=x", "--max_side: invalid whole_number value: 'x'"),
         ("--duplicates=all", "--duplicates: invalid choice"),
         ("--max_sides=5", "--max_sides=5"),
+        ("--noun_bank_tower=x", "--noun_bank_tower=x without --noun_bank"),
     ],
 )
 def test_wrong_flags_are_named(capsys, flag, message):

@@ -6,8 +6,10 @@ import jax
 import numpy as np
 import pytest
 
+from groupvit_jax.data.text.noun_bank import write_noun_bank
 from groupvit_jax.interop.load import load_pretrained
 from groupvit_jax.interop.save import save_pretrained
+from groupvit_jax.prepare.noun_counts import read_nouns
 from groupvit_jax.prepare.preparation import Options, prepare
 from groupvit_jax.prepare.runners import local_runner
 from groupvit_jax.train import setup
@@ -32,9 +34,14 @@ def test_a_resumed_run_equals_an_undisturbed_one_bit_for_bit(shards, tmp_path, c
     config.optimizer.ema_decay = 0.9
     config.loss.update(
         local_weight=0.5, local_words="prompts", local_seekers="words", mixed_weight=0.5,
-        distill_weight=0.5, pooled_weight=0.5, superpixel_weight=0.5,
+        distill_weight=0.5, pooled_weight=0.5, superpixel_weight=0.5, noun_bank_weight=0.5,
     )  # fmt: skip
-    prepare(Options(shards, str(tmp_path / "shards"), superpixels=True), local_runner(1))
+    options = Options(shards, str(tmp_path / "shards"), superpixels=True, noun_bank=8)
+    prepare(options, local_runner(1))
+    nouns, width = read_nouns(options.output), config.model.projector.output_dim
+    config.data.noun_bank = str(tmp_path / "bank.npz")
+    embeddings = np.random.default_rng(0).normal(size=(len(nouns), width))
+    write_noun_bank(config.data.noun_bank, nouns, embeddings)
     source = dict(kind="webdataset", pattern=f"{tmp_path}/shards/*.tar")
     config.data.sources.pairs = source
     config.evaluators = dict(
@@ -51,6 +58,8 @@ def test_a_resumed_run_equals_an_undisturbed_one_bit_for_bit(shards, tmp_path, c
     assert "config.optimizer.ema_decay: 0.9, with which the run" in caplog.text
     state, resumed = (final_state(config, workdir) for workdir in (whole, moved))
     toy.assert_same(resumed, state)
+    last = lines(whole)[-1]
+    assert all(last[f"{name}/loss"] > 0 for name in ("distill", "superpixel", "noun_bank"))
     scores = [lines(run)[-1]["recall/image_to_text_r1"] for run in (whole, moved)]
     assert scores[0] == scores[1]
     # What others read is the average, not the parameters.

@@ -94,3 +94,18 @@ def test_training_takes_stored_superpixels(tmp_path, monkeypatch, kind):
     expected = r"config\.loss\.superpixel_weight: .*raw\.tar: 0 has no superpixels, expected shards"
     with pytest.raises(ValueError, match=expected):
         examples_of(config, superpixel_grid=4)
+
+
+def test_examples_have_the_rows_of_their_captions_nouns(tmp_path):
+    captions = json.dumps({"captions": ["the Grass and a dog", "a tree"]}).encode()
+    raw = write_tar(tmp_path / "raw.tar", [("0", {"jpg": encode(), "json": captions})])
+    options = Options(raw, str(tmp_path / "out"))
+    prepare(options, local_runner(1))
+    config, rows = base.get_config(), {"dog": 0, "grass": 1}
+    for pattern in (raw, f"{options.output}/*.tar"):
+        config.data.sources.pairs = dict(kind="webdataset", pattern=pattern)
+        found = {
+            tuple(example["bank_nouns"][:2].tolist())
+            for example in examples_of(config, bank_rows=rows).read(range(8))
+        }
+        assert found == {(1, 0), (-1, -1)}

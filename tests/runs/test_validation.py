@@ -94,6 +94,18 @@ def test_prompts_are_words_where_there_are_prompts():
     ]
 
 
+def test_losses_need_what_they_compare_with():
+    config = tiny.get_config()
+    config.loss.update(distill_weight=1.0, noun_bank_weight=1.0, superpixel_weight=1.0)
+    config.model.image.update(num_group_tokens=(0,), depths=(3,), num_output_groups=())
+    assert validate(config) == [
+        "config.loss.distill_weight: 1.0 found, expected 0 without config.optimizer.ema_decay",
+        "config.loss.noun_bank_weight: 1.0 found, expected 0 without config.data.noun_bank",
+        "config.loss.superpixel_weight: 1.0 found, expected 0 with "
+        "config.model.image.num_group_tokens (0,), which groups nothing",
+    ]
+
+
 def test_all_sources_have_a_weight_or_none_has():
     config = tiny.get_config()
     config.data.sources.more = dict(kind="webdataset", pattern="*.tar", weight=2.0)

@@ -58,6 +58,8 @@ def host_batch(config, seed):
     batch["text_ids"] = texts[..., 3]  # the word after the color's
     if "superpixels" in shapes:
         batch["superpixels"] = rng.integers(0, 4, shapes["superpixels"].shape, np.int32)
+    if "bank_nouns" in shapes:
+        batch["bank_nouns"] = rng.integers(-1, 4, shapes["bank_nouns"].shape, np.int32)
     return batch | packed(texts, config)
 
 

@@ -34,6 +34,7 @@ from groupvit_jax.data.sources.samples import (
 )
 from groupvit_jax.data.storage.cache import make_cache
 from groupvit_jax.data.text import caption_tokens, nouns
+from groupvit_jax.data.text.noun_bank import NOUN_KIND, rows_of
 from groupvit_jax.data.text.packing import check_packed_length, pack_texts
 from groupvit_jax.data.text.tokenizers import Tokenizer, text_id
 from groupvit_jax.processes import end_with_parent, hidden_main
@@ -129,14 +130,17 @@ def transform_pair(
     num_nouns: int,
     noun_kind: str,
     packed_length: int,
+    bank_rows: Mapping[str, int] | None = None,
 ) -> dict[str, np.ndarray]:
     """Draw a caption and its prompts and augment the image; see `typing.Batch`."""
     # Caption, prompts, image: the order of the draws is part of what a seed stands for.
     index = int(rng.integers(len(sample["captions"])))
-    caption, found = sample["captions"][index], sample.get("nouns", {}).get(noun_kind)
-    known = found[index] if found else None
-    prompts, words = nouns.draw_prompts(caption, num_nouns, rng, noun_kind, known)
+    caption, stored = sample["captions"][index], sample.get("nouns", {})
+    known = {kind: words[index] for kind, words in stored.items()}
+    prompts, words = nouns.draw_prompts(caption, num_nouns, rng, noun_kind, known.get(noun_kind))
     arrays = images(sample, rng=rng)
+    if bank_rows is not None:
+        arrays["bank_nouns"] = rows_of(bank_rows, caption, known.get(NOUN_KIND))
     texts = caption_tokens.tokenize(sample, index, prompts, tokenizer)
     row, ends, overflow = pack_texts(list(texts), packed_length, tokenizer.end_of_text_id)
     ids = np.array([text_id(each) for each in (caption, *words)], np.int32)
@@ -256,6 +260,7 @@ def make_train_examples(
     seed: int,
     image_transform: ImageTransform | None = None,
     superpixel_grid: int = 0,
+    bank_rows: Mapping[str, int] | None = None,
 ) -> TrainExamples:
     """Open the sources and return the sequence of training examples.
 
@@ -266,6 +271,7 @@ def make_train_examples(
       seed: of the examples' order and randomness.
       image_transform: in place of the published augmentation.
       superpixel_grid: patches in height and width, of which examples have the superpixels; 0: none.
+      bank_rows: rows of the noun bank by noun, of which examples have their caption's; None: none.
 
     Raises:
       ValueError: a setting of `config.data` is wrong, or a source lacks the superpixels.
@@ -291,6 +297,7 @@ def make_train_examples(
         num_nouns=data.num_nouns,
         noun_kind=data.noun_kind,
         packed_length=data.packed_length,
+        bank_rows=bank_rows,
     )
     cache = make_cache(data.cache_dir, data.cache_gib)
 

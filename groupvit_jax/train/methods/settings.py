@@ -22,6 +22,7 @@ class LossSettings:
       pooled_weight: weight of the loss of pooled segments and words; 0 leaves it out.
       pooled_segments: number of segments that a channel is pooled over.
       superpixel_weight: weight of the consistency with superpixels; 0 leaves it out.
+      noun_bank_weight: weight of the loss of images and the noun bank; 0 leaves it out.
       identical_texts: one of `losses.IDENTICAL_TEXTS`.
       exchange: one of `losses.EXCHANGES`.
       block_size: examples that a device compares its own with at once.
@@ -39,6 +40,7 @@ class LossSettings:
     pooled_weight: float = 0.0
     pooled_segments: int = 5
     superpixel_weight: float = 0.0
+    noun_bank_weight: float = 0.0
     identical_texts: str = "negatives"
     exchange: str = "all_gather"
     block_size: int = 256
