@@ -48,10 +48,9 @@ def make_contrastive_loss(model: nn.Module, config: ConfigDict, mesh: Mesh) -> L
       mesh: the device mesh.
 
     Returns:
-      A function whose metrics are `loss`, for each loss (`global/...`, `multi_label/...`,
-      `local/...`, `mixed/...`, ...) the unweighted `loss` and the metrics of `losses`,
-      `text_overflow` (share of the images with a prompt that did not fit) and those of
-      `group_statistics`.
+      A function whose metrics are `loss`, for each loss (`global/...`, ...) its unweighted `loss`
+      and metrics, `text_overflow` (share of the images with a prompt that did not fit) and those
+      of `group_statistics`.
     """
     settings = LossSettings(**config.loss)
     bank = _read_bank(config) if settings.noun_bank_weight else None
@@ -84,26 +83,37 @@ def make_contrastive_loss(model: nn.Module, config: ConfigDict, mesh: Mesh) -> L
             method="project",
         )
         output, extra = _separated(output, features.parts)
-        more = {}
+        more = _losses_with_priors(output, features.parts, batch, settings, bank)
         if owner is not None:
             more["mixed"] = mixing.mixed_loss(output, extra["mixed"], features.parts["maps"], owner)
         if settings.distill_weight:
             taught = encode_teacher(jax.lax.stop_gradient(state.average["params"]), keys, rows)
             teacher = distillation.project_teacher(model, state.average, taught)
             more["distill"] = losses.distillation_loss(extra["crop"][:, 0], teacher)
-        if settings.superpixel_weight:
-            maps = features.parts["patch_groups"]
-            superpixels = batch["superpixels"].reshape(maps.shape[:2])
-            more["superpixel"] = losses.superpixel_loss(maps, superpixels)
-        if bank is not None:
-            more["noun_bank"] = losses.noun_bank_loss(
-                output.image, jnp.asarray(bank), batch["bank_nouns"], output.logit_scale
-            )
         loss, metrics = contrastive_loss(output, settings, mesh, batch, more)
         metrics["text_overflow"] = (batch["text_overflow"] > 0).mean()
         return loss, (updated["batch_stats"], metrics | batch_means(features.groups))
 
     return loss_fn
+
+
+def _losses_with_priors(
+    output: TwoTowerOutput,
+    parts: dict[str, Array],
+    batch: Batch,
+    settings: LossSettings,
+    bank: Float[np.ndarray, "N D"] | None,
+) -> dict[str, tuple[Float[Array, ""], Metrics]]:
+    """Return by name the losses that compare images with what was prepared beside the pairs."""
+    found = {}
+    if settings.superpixel_weight:
+        maps = parts["patch_groups"]
+        superpixels = batch["superpixels"].reshape(maps.shape[:2])
+        found["superpixel"] = losses.superpixel_loss(maps, superpixels)
+    if bank is not None:
+        nouns, scale = batch["bank_nouns"], output.logit_scale
+        found["noun_bank"] = losses.noun_bank_loss(output.image, jnp.asarray(bank), nouns, scale)
+    return found
 
 
 def _read_bank(config: ConfigDict) -> Float[np.ndarray, "N D"]:

@@ -91,7 +91,7 @@ def draw_operations(
 def source_of(
     operation: Operation, x: Fractions, y: Fractions
 ) -> tuple[Fractions, Fractions, Bool[np.ndarray, "*P"]]:
-    """Return which places of its input an operation shows at places of its result.
+    """Return which places of its input, a square, an operation shows at places of its result.
 
     Args:
       operation: any; most move nothing.
