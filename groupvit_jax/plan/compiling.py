@@ -124,7 +124,8 @@ def lower_step(
     model: Any = task.build_model(config)
     shapes = task.batch_shapes(config)
     if config.model.fused_attention:
-        check_fused_attention(model.image_encoder, mesh, by_device_setting(config))
+        by_device = by_device_setting(config.train.micro_batch_size, config.parallel.reduce_dtype)
+        check_fused_attention(model.image_encoder, mesh, by_device)
     # Any length will do: it is a constant of the program, not a part of its shape.
     schedule = optim.make_schedule(config.optimizer.learning_rate, num_steps=2, warmup_steps=1)
     params = state_lib.abstract_params(model, shapes)

@@ -172,7 +172,7 @@ def _check_folder(options: Options) -> dict[str, Any]:
     output = epath.Path(options.output)
     if output.suffix == ".tar":
         raise ValueError(f"--output={output}: expected a folder, in which shards get their names")
-    libraries = _LIBRARIES
+    libraries: tuple[str, ...] = _LIBRARIES
     if options.superpixels:
         superpixels.check_installed("--superpixels")
         libraries += ("scikit-image",)

@@ -53,7 +53,7 @@ def make_contrastive_loss(model: nn.Module, config: ConfigDict, mesh: Mesh) -> L
       of `group_statistics`.
     """
     settings = LossSettings(**config.loss)
-    bank = _read_bank(config) if settings.noun_bank_weight else None
+    bank = _read_bank(settings, config.data.noun_bank, config.model.projector.output_dim)
     model, encode, encode_teacher = _make_encoders(
         model, settings, mesh, micro_batch_size=config.train.micro_batch_size,
         # Fields are absent in configurations recorded before they existed.
@@ -116,19 +116,22 @@ def _losses_with_priors(
     return found
 
 
-def _read_bank(config: ConfigDict) -> Float[np.ndarray, "N D"]:
-    """Return the embeddings of `config.data.noun_bank`.
+def _read_bank(
+    settings: LossSettings, path: str, output_dim: int
+) -> Float[np.ndarray, "N D"] | None:
+    """Return the embeddings of `config.data.noun_bank`, or None where no loss uses them.
 
     Raises:
       ValueError: they don't fit the joint space, or the file is something else.
       FileNotFoundError: there is no such file.
     """
-    bank = read_noun_bank(config.data.noun_bank)
-    width, expected = bank.embeddings.shape[1], config.model.projector.output_dim
-    if width != expected:
+    if not settings.noun_bank_weight:
+        return None
+    bank = read_noun_bank(path)
+    if (width := bank.embeddings.shape[1]) != output_dim:
         raise ValueError(
-            f"config.data.noun_bank: {config.data.noun_bank!r} with embeddings of {width} channels "
-            f"found, expected config.model.projector.output_dim = {expected}"
+            f"config.data.noun_bank: {path!r} with embeddings of {width} channels found, expected "
+            f"config.model.projector.output_dim = {output_dim}"
         )
     return bank.embeddings
 

@@ -1,5 +1,6 @@
 """The segmentation task: images and their masks, the segment head's loss at full resolution."""
 
+from collections.abc import Callable
 from typing import Any
 
 from jax.sharding import Mesh
@@ -51,7 +52,7 @@ def make_segmentation_loss(
         within_shard_map=in_float32,
     )
 
-    def encode(params: PyTree, keys: PyTree, rows: PyTree) -> Any:
+    def encode_rows(params: PyTree, keys: PyTree, rows: PyTree) -> Any:
         return model.apply(
             {"params": params},
             preprocess.normalize(rows["image"]),
@@ -59,8 +60,9 @@ def make_segmentation_loss(
             rngs={name: keys[name] for name in ("drop_path", "gumbel")},
         )
 
+    encode: Callable[[PyTree, PyTree, PyTree], Any] = encode_rows
     if in_float32:
-        encode = grad_cache.on_each_device(encode, mesh, with_kernels=has_kernels)
+        encode = grad_cache.on_each_device(encode_rows, mesh, with_kernels=has_kernels)
 
     def loss_fn(
         params: PyTree, state: TrainState, batch: Batch

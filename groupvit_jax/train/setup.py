@@ -82,8 +82,7 @@ def build(config: ConfigDict, workdir: Path) -> Parts:
     A run that resumes keeps what its record says of some fields (`runs.configuration`).
 
     Raises:
-      ValueError: the workdir is not writable, the batch can't be divided, the tokenizer doesn't fit
-        the model, or a setting is wrong.
+      ValueError: workdir, division of the batch, tokenizer or a setting is wrong.
       FileNotFoundError: a source matches no file.
     """
     check_writable(workdir)
@@ -108,7 +107,8 @@ def build(config: ConfigDict, workdir: Path) -> Parts:
         check_start_token(tokenizer)
     model: Any = task.build_model(config)
     if config.model.fused_attention:
-        check_fused_attention(model.image_encoder, mesh, by_device_setting(config))
+        by_device = by_device_setting(config.train.micro_batch_size, config.parallel.reduce_dtype)
+        check_fused_attention(model.image_encoder, mesh, by_device)
     examples = task.make_examples(config, tokenizer)
     sizes = examples.num_samples, config.train.batch_size
     num_steps = training_steps(*sizes, config.train.num_steps, config.train.num_epochs)
@@ -166,13 +166,11 @@ def find_vocabulary(name: str, path: str, workdir: Path) -> Vocabulary:
     return found
 
 
-def by_device_setting(config: ConfigDict) -> str:
+def by_device_setting(micro_batch_size: int | None, reduce_dtype: str) -> str:
     """Return the setting that has each device encode its own rows by itself; "" for none."""
-    if config.train.micro_batch_size is not None:
+    if micro_batch_size is not None:
         return "config.train.micro_batch_size"
-    # Absent in configurations recorded before it existed.
-    in_float32 = config.parallel.get("reduce_dtype", "auto") == "float32"
-    return "config.parallel.reduce_dtype 'float32'" if in_float32 else ""
+    return "config.parallel.reduce_dtype 'float32'" if reduce_dtype == "float32" else ""
 
 
 def check_fused_attention(encoder: ImageEncoder, mesh: Mesh, by_device: str) -> None:

@@ -47,17 +47,9 @@ def _augmentation(segmentation: Mapping[str, Any]) -> MaskedAugmentation:
     return MaskedAugmentation(**{name: segmentation[name] for name in names})
 
 
-def _superpixel_grid(config: ConfigDict) -> int:
+def _superpixel_grid(weight: float, image_size: int, patch_size: int) -> int:
     """Return the patches in height and width of which batches have the superpixels; 0 for none."""
-    image = config.model.image
-    # The weight is absent in configurations recorded before it existed.
-    wanted = config.loss.get("superpixel_weight", 0.0)
-    return image.image_size // image.patch_size if wanted else 0
-
-
-def _has_bank(config: ConfigDict) -> bool:
-    """Return whether a loss compares images with the noun bank."""
-    return bool(config.loss.get("noun_bank_weight", 0.0))
+    return image_size // patch_size if weight else 0
 
 
 TASKS = {
@@ -68,16 +60,26 @@ TASKS = {
             tokenizer,
             image_size=config.model.image.image_size,
             seed=config.seed,
-            superpixel_grid=_superpixel_grid(config),
-            bank_rows=read_noun_bank(config.data.noun_bank).rows if _has_bank(config) else None,
+            superpixel_grid=_superpixel_grid(
+                config.loss.superpixel_weight,
+                config.model.image.image_size,
+                config.model.image.patch_size,
+            ),
+            bank_rows=read_noun_bank(config.data.noun_bank).rows
+            if config.loss.noun_bank_weight
+            else None,
         ),
         batch_shapes=lambda config: state.batch_shapes(
             config.train.batch_size,
             config.model.image.image_size,
             config.data.packed_length,
             num_texts=1 + config.data.num_nouns,  # the caption and its prompts
-            superpixel_grid=_superpixel_grid(config),
-            num_bank_nouns=MOST_NOUNS if _has_bank(config) else 0,
+            superpixel_grid=_superpixel_grid(
+                config.loss.superpixel_weight,
+                config.model.image.image_size,
+                config.model.image.patch_size,
+            ),
+            num_bank_nouns=MOST_NOUNS if config.loss.noun_bank_weight else 0,
         ),
         make_loss=contrastive_task.make_contrastive_loss,
     ),

@@ -111,7 +111,8 @@ def test_attention_that_can_not_be_fused(platforms, changes, message, monkeypatc
     mesh = parallel.make_mesh({"data": -1, "fsdp": 1, "tensor": 2}, first_devices(2))
     monkeypatch.setattr(fused_attention, "KERNELS", dict.fromkeys(platforms, attend))
     encoder = ImageEncoder(width=33, num_heads=3)
-    by_device = by_device_setting(changed(tiny.get_config(), changes))
+    config = changed(tiny.get_config(), changes)
+    by_device = by_device_setting(config.train.micro_batch_size, config.parallel.reduce_dtype)
     with pytest.raises(ValueError, match=rf"^config\.model\.fused_attention: {message}"):
         check_fused_attention(encoder, mesh, by_device)
 
