@@ -398,6 +398,6 @@ def test_errors_of_a_prepared_set_name_the_field(store, tmp_path, prepared):
         with pytest.raises(ValueError, match=rf"sources\.x\.data_dir=.*{message}"):
             open_set(folder, used, split)
     [record] = [file.name for file in prepared.iterdir() if ".array_record" in file.name]
-    store.s3.delete_object(Bucket="pairs", Key=f"sets/{record}")
+    store.delete(f"sets/{record}")
     with pytest.raises(ValueError, match=rf"{record} is missing"):
         open_set(url, cache)

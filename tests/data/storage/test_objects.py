@@ -193,7 +193,7 @@ def test_permanent_errors_are_not_retried(store, tmp_path, slept):
     source = open_source()
     store.requests.clear()
     store.fault = lambda method, path: "403"
-    with pytest.raises(StorageError, match=r"^s3://pairs/sets/00\.tar: PermissionError: AccessDen"):
+    with pytest.raises(StorageError, match=r"^s3://pairs/sets/00\.tar: PermissionError: 403 said"):
         source[0]
     assert len(store.requests) == 1
     assert not slept
