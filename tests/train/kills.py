@@ -45,13 +45,13 @@ SPAWN = multiprocessing.get_context("forkserver")
 SPAWN.set_forkserver_preload(["tests.train.toy"])
 
 
-def _work(log, began, arguments, environment):
+def _work(log, began, arguments, options, environment):
     os.environ |= environment | {"XLA_FLAGS": xla_flags(1)}
     os.dup2(os.open(log, os.O_WRONLY), sys.stderr.fileno())
     fsspec.config.set_conf_env(fsspec.config.conf)
     is_bucket = objects.is_remote(str(arguments[0]))
     with quick_retries.patched() if is_bucket else contextlib.nullcontext():
-        toy.main(*arguments, began=lambda: began.send(True), best=is_bucket and len(arguments) > 3)
+        toy.main(*arguments, began=lambda: began.send(True), **options)
 
 
 class Log:
@@ -73,9 +73,9 @@ class Log:
 
 
 class Run:
-    """The processes of one start."""
+    """The processes of one start; options are those of `toy.main`."""
 
-    def __init__(self, workdir, num_steps, processes, log):
+    def __init__(self, workdir, num_steps, processes, log, **options):
         self.workdir, self.log, self.processes, self._began = workdir, log, [], []
         with socket.socket() as free:
             free.bind(("localhost", 0))
@@ -87,7 +87,8 @@ class Run:
             cache = f"{os.environ.get('XDG_CACHE_HOME', log)}-{rank}"
             # Not that of the server from which the process is forked.
             environment = {**os.environ, "XDG_CACHE_HOME": cache}
-            process = SPAWN.Process(target=_work, args=(log, child_began, arguments, environment))
+            given = (log, child_began, arguments, options, environment)
+            process = SPAWN.Process(target=_work, args=given)
             process.start()
             child_began.close()
             self.processes.append(process)

@@ -288,23 +288,33 @@ def test_kills_lose_nothing_on_a_bucket_either(store, url, tmp_path):
     assert ends["killed"] == 3
 
 
-@ON_BOTH
-def test_two_processes_without_a_common_disk_resume_from_a_whole_step(store, url, tmp_path):
-    """Each has a cache of its own; the second reads the bucket and never writes a step."""
+@pytest.mark.parametrize(
+    ("served", "goes_back"), [("s3", True), ("gs", False)], indirect=["served"]
+)
+def test_two_processes_without_a_common_disk_resume_after_a_kill(store, url, tmp_path, goes_back):
+    """Each has a cache of its own; the second reads the bucket and never writes a step.
+
+    They go on from the last step but one: the last is damaged, or the command goes back.
+    """
     store.fault = fails_now_and_then(2)
     log = kills.Log(tmp_path / "log")
-    run = kills.Run(url, 1000, 2, log.path)
+    run = kills.Run(url, 1000, 2, log.path, best=True)
     wait_until(lambda: run.ended() or len(whole_steps(url)) > 2, interval=0.2)
     run.kill_one_after_another(random.Random(0))
     assert run.wait() == {-9}, log.read()
-    damaged = max(map(int, whole_steps(url)))
-    damage(url, damaged)
-    num_steps = damaged // 5 * 5 + 10
-    assert kills.Run(url, num_steps, 2, log.path).wait() == {0}, log.read()
-    assert f"{damaged}.damaged" in log.read()
-    best, *last = sorted(map(int, whole_steps(url)))
-    assert best == 3, "the first is the best by the metric"
-    assert last == [(num_steps - 1) // 3 * 3, num_steps], "the last two are kept"
+    before, newest = sorted(map(int, whole_steps(url)))[-2:]
+    if goes_back:
+        options, said, left = {"restore_step": before}, "later steps", f"rolled_back_to_{before}"
+    else:
+        damage(url, newest)
+        options, said, left = {}, "damaged checkpoint", f"{newest}.damaged"
+    num_steps = newest // 5 * 5 + 10
+    run = kills.Run(url, num_steps, 2, log.path, best=True, **options)
+    assert run.wait() == {0}, log.read()
+    assert said in log.read()
+    last = [(num_steps - 1) // 3 * 3, num_steps]
+    assert sorted(map(int, whole_steps(url))) == [3, *last], "the best by the metric and the last"
+    assert left in steps_at(url)
     mesh = toy.make_mesh(1, 2)
     toy.run(tmp_path / "whole", num_steps, mesh=mesh, width=kills.WIDTH, save_every=3)
     kills.check_equal(url, tmp_path / "whole", num_steps)

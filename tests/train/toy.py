@@ -197,7 +197,7 @@ class Nearness:
         return {"nearness": -float(np.abs(np.asarray(variables["params"]["tower"]["bias"])).mean())}
 
 
-def main(workdir, num_steps, width, rank="", port="", began=None, best=False):
+def main(workdir, num_steps, width, rank="", port="", began=None, best=False, restore_step=None):
     """A process to be killed; calls `began()` when the first step is near."""
     if port:
         join(int(rank), port)
@@ -213,6 +213,7 @@ def main(workdir, num_steps, width, rank="", port="", began=None, best=False):
         save_every=3,
         evaluators=[(Nearness(), 3)] if best else (),
         best_metric="start/nearness" if best else "",
+        restore_step=restore_step,
     )
 
 
