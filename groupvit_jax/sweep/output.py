@@ -102,7 +102,7 @@ class BucketOutput(SweepOutput):
             raise ValueError(f"--output={url}: can't be read ({error})") from error
 
     def check_writable(self) -> None:
-        """Nothing: the first upload will say so, before any trial starts."""
+        """Leave it to the first upload, which comes before any trial starts."""
 
     def upload(self, *, trial: str = "") -> None:
         """See `SweepOutput`; every half a minute as `finish`."""
