@@ -11,13 +11,13 @@ from absl import flags
 from absl.testing import flagsaver
 
 from configs import finetune_voc, tiny
-from groupvit_jax.data.storage import objects, retries
+from groupvit_jax.data.storage import objects
 from groupvit_jax.interop import load_pretrained
 from groupvit_jax.interop.save import save_pretrained
 from groupvit_jax.train.tasks import task_of
 from launch import common, compare, evaluate, export
 from tests.compare.folders import write_sweep
-from tests.data import object_store
+from tests.data import object_store, quick_retries
 from tests.data.eval_sets import miniatures
 from tests.interop import weights
 from tests.waiting import PATIENCE
@@ -27,12 +27,18 @@ pytestmark = pytest.mark.slow
 ROOT = f"s3://{object_store.BUCKET}"
 
 
-@pytest.fixture
-def store(monkeypatch):
-    monkeypatch.setattr(retries, "RETRY", retries.Retry(first_seconds=0.01))
+@pytest.fixture(scope="module")
+def served():
     with object_store.serve() as store:
-        store.fault = store.first(1, "503", "PUT")
         yield store
+
+
+@pytest.fixture
+def store(served):
+    served.clear()
+    served.fault = served.first(1, "503", "PUT")
+    with quick_retries.patched():
+        yield served
 
 
 def put(folder, url):
