@@ -281,7 +281,7 @@ def test_an_error_in_a_worker_is_the_same_line(store, tmp_path):
     store.fault = lambda method, path: "403"
     loader = TrainLoader(examples, 8, num_workers=1)
     with pytest.raises(
-        Exception, match=r"s3://pairs/sets/0\d\.tar: PermissionError: Acc"
+        Exception, match=r"s3://pairs/sets/0\d\.tar: PermissionError: 403 said"
     ) as caught:
         next(loader)
     loader.close()
