@@ -78,7 +78,7 @@ def test_a_text_tower_embeds_the_most_frequent_nouns(tmp_path):
     )
     embed = jax.jit(functools.partial(pretrained.build_model().apply, method="encode_text"))
     expected = np.asarray(embed(pretrained.variables, tokens))
-    expected /= np.linalg.norm(expected, axis=1, keepdims=True)
+    expected = expected / np.linalg.norm(expected, axis=1, keepdims=True)
     np.testing.assert_allclose(bank.embeddings, expected, rtol=0, atol=1e-5)
 
 
