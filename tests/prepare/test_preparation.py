@@ -18,7 +18,7 @@ from groupvit_jax.data.sources import counts as prepare_counts
 from groupvit_jax.data.sources.pairs import make_source
 from groupvit_jax.prepare import preparation as prepare_module
 from groupvit_jax.prepare import writers
-from groupvit_jax.prepare.preparation import Options, find_duplicates, prepare
+from groupvit_jax.prepare.preparation import Options, find_duplicates, make_shard, prepare
 from groupvit_jax.prepare.runners import local_runner
 from tests.data.shard_files import encode, write_pairs, write_tar
 from tests.waiting import PATIENCE
@@ -265,22 +265,19 @@ def test_the_first_of_equal_hashes_stays():
 
 
 @pytest.mark.parametrize("kind", writers.FORMATS)
-def test_an_interrupted_run_goes_on_to_the_same_shards(options, kind, monkeypatch):
+def test_an_interrupted_run_goes_on_to_the_same_shards(options, kind):
     options = dataclasses.replace(options, format=kind)
     prepare(options, RUN, num_workers=6)  # two threads for each shard
     expected = hashes(options.output)
     again = dataclasses.replace(options, output=options.output + "2")
-    convert = prepare_module._convert
 
-    def stop_in_the_second(key, *rest):
-        if key == "00001000001":
+    def stop_behind_the_first(function, tasks):
+        RUN(function, tasks[:1] if function is make_shard else tasks)
+        if function is make_shard:
             raise KeyboardInterrupt
-        return convert(key, *rest)
 
-    with monkeypatch.context() as patch:
-        patch.setattr(prepare_module, "_convert", stop_in_the_second)
-        with pytest.raises(KeyboardInterrupt):
-            prepare(again, RUN)
+    with pytest.raises(KeyboardInterrupt):
+        prepare(again, stop_behind_the_first)
     [first] = hashes(again.output)
     made = os.stat(Path(again.output, first)).st_mtime_ns
     Path(again.output, f"{first}.incomplete-0").write_bytes(b"of a killed worker")
