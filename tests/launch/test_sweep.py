@@ -170,7 +170,7 @@ def test_a_sweep_on_a_bucket_that_is_killed_goes_on(base, tmp_path, monkeypatch)
         assert f" {NUM_STEPS} " in said, "the table has the metrics of the bucket"
         [log] = objects.read_objects([f"{url}/001-seed=2-num_steps=100000/log.txt"])
         assert b"resuming after step" in log
-        assert log.count(b"--- attempt") == 2
+        assert b"--- attempt 2" in log, "the first may have been killed before its log was uploaded"
 
 
 def test_a_trial_that_crashes_is_said_and_tried_again(base, shards, tmp_path):
