@@ -12,7 +12,7 @@ import cv2
 import numpy as np
 from jaxtyping import Int, UInt8
 
-from groupvit_jax.data.images.image_header import BrokenImageError
+from groupvit_jax.data.images.image_header import BrokenImageError, read_header
 from groupvit_jax.data.images.transforms import View
 
 __all__ = ["OUTSIDE", "check_installed", "decode", "encode", "find", "of_patches"]
@@ -66,10 +66,20 @@ def decode(text: str) -> UInt8[np.ndarray, "h w"]:
       BrokenImageError: the text is something else.
     """
     try:
-        content = np.frombuffer(base64.b64decode(text, validate=True), np.uint8)
+        content = base64.b64decode(text, validate=True)
     except ValueError as error:
         raise BrokenImageError(f"the superpixels of its JSON are not base64 ({error})") from error
-    labels = cv2.imdecode(content, cv2.IMREAD_UNCHANGED) if content.size else None
+    try:
+        header = read_header(content)
+    except BrokenImageError as error:
+        raise BrokenImageError(f"the superpixels of its JSON are not a PNG ({error})") from error
+    # Before decoding: a few bytes may declare gigabytes.
+    if header.kind != "png" or max(header.height, header.width) > _SIDE:
+        raise BrokenImageError(
+            f"the superpixels of its JSON are {header.kind} of {header.height}x{header.width} "
+            f"pixels, expected png of at most {_SIDE}x{_SIDE}"
+        )
+    labels = cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_UNCHANGED)
     if labels is None or labels.ndim != 2 or labels.dtype != np.uint8:
         raise BrokenImageError("the superpixels of its JSON are not a PNG of 8-bit numbers")
     return labels

@@ -1,3 +1,4 @@
+import base64
 import dataclasses
 
 import cv2
@@ -47,6 +48,16 @@ def test_text_holds_all_numbers():
 def test_other_texts_are_broken(text):
     with pytest.raises(BrokenImageError, match="superpixels of its JSON are not"):
         superpixels.decode(text)
+
+
+@pytest.mark.parametrize(("side", "kind"), [(257, ".png"), (8, ".bmp")])
+def test_larger_or_other_images_are_refused_before_they_are_decoded(side, kind, monkeypatch):
+    content = cv2.imencode(kind, np.ones((side, 4), np.uint8))[1].tobytes()
+    monkeypatch.setattr(cv2, "imdecode", None)
+    with pytest.raises(
+        BrokenImageError, match=rf"{side}x4 pixels, expected png of at most 256x256"
+    ):
+        superpixels.decode(base64.b64encode(content).decode())
 
 
 @pytest.mark.parametrize("name", [*GEOMETRIES, "Invert"])
