@@ -156,6 +156,9 @@ def _data() -> ConfigDict:
         num_ops=2,
         magnitude=9.0,
         magnitude_std=0.5,
+        # Not in the published recipe: SimCLR (arXiv 2002.05709) has 0.2 of both on photos.
+        hue=0.0,  # largest turn of the hues, as a share of the colour circle
+        grayscale=0.0,  # probability that an image loses its colours
         random_erasing=0.25,
     )
     # Processes that decode and augment; None: one for each core of this process but one.

@@ -14,7 +14,7 @@ import numpy as np
 from jaxtyping import Bool, Float, UInt8
 
 __all__ = ["FILL", "OPERATIONS", "Operation", "apply_operations", "draw_operations"]
-__all__ += ["rand_augment", "source_of"]
+__all__ += ["rand_augment", "shift_hue", "source_of", "to_grayscale"]
 
 Image = UInt8[np.ndarray, "H W 3"]
 Fractions = Float[np.ndarray, "*P"]
@@ -86,6 +86,18 @@ def draw_operations(
             sign = 1 if rng.random() < 0.5 else -1
             drawn.append(Operation(name, sign * level / _MAX_LEVEL))
     return drawn
+
+
+def shift_hue(image: Image, share: float) -> Image:
+    """Turn all hues by a share of the colour circle, -0.5 to 0.5, in steps of 1/180."""
+    hue, saturation, value = cv2.split(cv2.cvtColor(image, cv2.COLOR_RGB2HSV))
+    turned = ((hue.astype(np.int16) + round(180 * share)) % 180).astype(np.uint8)
+    return cv2.cvtColor(cv2.merge((turned, saturation, value)), cv2.COLOR_HSV2RGB)
+
+
+def to_grayscale(image: Image) -> Image:
+    """Return the image without its colours, three times the same channel."""
+    return cv2.cvtColor(cv2.cvtColor(image, cv2.COLOR_RGB2GRAY), cv2.COLOR_GRAY2RGB)
 
 
 def source_of(
@@ -167,8 +179,7 @@ def _enhancement(strength: float) -> float:
 def _color(image: Image, strength: float) -> Image:
     """Blend with the grey image, or away from it."""
     factor = _enhancement(strength)
-    grey = cv2.cvtColor(cv2.cvtColor(image, cv2.COLOR_RGB2GRAY), cv2.COLOR_GRAY2RGB)
-    return cv2.addWeighted(image, factor, grey, 1.0 - factor, 0.0)
+    return cv2.addWeighted(image, factor, to_grayscale(image), 1.0 - factor, 0.0)
 
 
 def _contrast(image: Image, strength: float) -> Image:

@@ -15,7 +15,9 @@ from groupvit_jax.data.images.augment import (
     Operation,
     apply_operations,
     draw_operations,
+    shift_hue,
     source_of,
+    to_grayscale,
 )
 from groupvit_jax.data.images.decode import (
     Box,
@@ -65,6 +67,8 @@ class Augmentation:
       num_ops: operations of RandAugment an image.
       magnitude: mean strength of an operation, 0 to 10.
       magnitude_std: standard deviation of the strength.
+      hue: largest turn of the hues to either side, as a share of the colour circle, up to 0.5.
+      grayscale: probability that the colours are taken away.
     """
 
     min_area: float = 0.08
@@ -75,6 +79,8 @@ class Augmentation:
     num_ops: int = 2
     magnitude: float = 9.0
     magnitude_std: float = 0.5
+    hue: float = 0.0
+    grayscale: float = 0.0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -173,7 +179,17 @@ def viewed_transform(
         magnitude=augment.magnitude,
         magnitude_std=augment.magnitude_std,
     )
-    return apply_operations(image, operations), View(header, box, flipped, operations)
+    image = _change_colours(apply_operations(image, operations), augment, rng)
+    return image, View(header, box, flipped, operations)
+
+
+def _change_colours(image: Square, augment: Augmentation, rng: np.random.Generator) -> Square:
+    # What is switched off draws nothing: the other draws of a seed stay the same.
+    if augment.hue:
+        image = shift_hue(image, rng.uniform(-augment.hue, augment.hue))
+    if augment.grayscale and rng.random() < augment.grayscale:
+        image = to_grayscale(image)
+    return image
 
 
 def random_resized_crop(

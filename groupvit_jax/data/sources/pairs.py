@@ -4,11 +4,9 @@ A source can be pickled to worker processes, and a read never depends on earlier
 """
 
 import bisect
-import functools
 import logging
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import cv2
@@ -115,7 +113,7 @@ class WebDatasetSource:
         self._index_files = tar_index.load_indices(self._shards, index_dir, cache)
         self._ends: list[int] = []
         for shard, file in zip(self._shards, self._index_files, strict=True):
-            index = _open_index(file)
+            index = tar_index.open_index(file)
             self._ends.append(len(index) + (self._ends[-1] if self._ends else 0))
             break_at = tar_scan.break_of(index)
             if break_at is not None:
@@ -150,7 +148,7 @@ class WebDatasetSource:
     def read_many(self, indices: Sequence[int]) -> "Iterator[Sample | BrokenSampleError]":
         """Yield samples; all reads from stores are issued at once."""
         found = [self._find(index) for index in indices]
-        entries = [_open_index(self._index_files[shard])[row] for shard, row in found]
+        entries = [tar_index.open_index(self._index_files[shard])[row] for shard, row in found]
         samples = [Members(entry["offset"].tolist(), entry["size"].tolist()) for entry in entries]
         shards = [self._shards[shard] for shard, _ in found]
         # What is over the limit is not even read; `_whole` turns it into an error.
@@ -162,7 +160,7 @@ class WebDatasetSource:
     def locate(self, index: int) -> str:
         """Return "SHARD: KEY"."""
         shard, row = self._find(index)
-        key = _decode_key(_open_index(self._index_files[shard])[row])
+        key = _decode_key(tar_index.open_index(self._index_files[shard])[row])
         return f"{_name(self._shards[shard])}: {key}"
 
     def _find(self, index: int) -> tuple[int, int]:
@@ -178,11 +176,6 @@ def _name(shard: str | StoredObject) -> str:
 
 def _decode_key(entry: np.void) -> str:
     return entry["key"].decode("utf-8", "replace")
-
-
-@functools.cache
-def _open_index(file: Path) -> np.ndarray:
-    return np.asarray(np.load(file, mmap_mode="r"))  # np.memmap's indexing is slow
 
 
 def read_parts(

@@ -7,6 +7,7 @@ time, so a changed shard is scanned again. All worker processes share the memory
 counts of the shard's members follow the array as JSON, which NumPy ignores.
 """
 
+import functools
 import glob
 import hashlib
 import json
@@ -14,6 +15,7 @@ import logging
 import multiprocessing
 import os
 import tempfile
+import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from functools import partial
@@ -36,6 +38,9 @@ logger = logging.getLogger(__name__)
 _SHARDS_WORTH_A_PROCESS = 4
 # Of the files' names: an index of another version is built anew.
 _VERSION = 2
+# NumPy parses a file's header with `ast`, which threads of Python before 3.11.8 and 3.12.2 may not
+# do at once ("AST constructor recursion depth mismatch", python/cpython#106905).
+_parsing = threading.Lock()
 
 
 def describe_shards(paths: Sequence[str], field: str) -> list[str | StoredObject]:
@@ -124,15 +129,23 @@ def _build_all(
 def _build(shard: str | StoredObject, target: Path, cache: ObjectCache | None) -> None:
     local = cache.fetch(shard) if cache and isinstance(shard, StoredObject) else None
     scanned = scan(str(local) if local else shard)
-    # Of the shard as it was before it changed.
-    for stale in target.parent.glob(glob.escape(_cache_prefix(shard)) + "*.npy"):
-        stale.unlink(missing_ok=True)
     _write(target, partial(_save_scan, scanned))
+    # Of the shard as it was before it changed. Never the target: another process that started with
+    # this one may have written it, and be about to open it.
+    for stale in target.parent.glob(glob.escape(_cache_prefix(shard)) + "*.npy"):
+        if stale != target:
+            stale.unlink(missing_ok=True)
 
 
 def _save_scan(scanned: Scan, file: Any) -> None:
     np.save(file, scanned.index)
     file.write(json.dumps(scanned.counts).encode())
+
+
+@functools.cache
+def open_index(file: Path) -> np.ndarray:
+    """Map an index file; every thread of a process shares the mapping."""
+    return np.asarray(_map(file))  # np.memmap's indexing is slow
 
 
 def read_counts(file: Path) -> dict[str, Any]:
@@ -141,13 +154,18 @@ def read_counts(file: Path) -> dict[str, Any]:
     Raises:
       OSError, ValueError: the file is damaged.
     """
-    index = np.load(file, mmap_mode="r")
+    index = _map(file)
     if index.dtype.names != ("key", "offset", "size"):
         raise ValueError(f"fields {index.dtype.names}, expected key, offset, size")
     with open(file, "rb") as content:
         content.seek(index.offset + index.nbytes)
         # Last in the file: if the counts can be parsed, nothing is cut off.
         return json.loads(content.read())
+
+
+def _map(file: Path) -> np.memmap:
+    with _parsing:
+        return np.load(file, mmap_mode="r")
 
 
 def _write(target: Path, save: Callable[[Any], Any]) -> None:

@@ -125,3 +125,22 @@ def test_same_generator_same_result():
     c = rand_augment(PHOTO, np.random.default_rng(8), probability=1.0)
     np.testing.assert_array_equal(a, b)
     assert (a != c).any()
+
+
+@pytest.mark.parametrize("share", [-0.5, -0.1, 0.0, 1 / 15, 0.25])
+def test_hues_turn_like_pils(share):
+    image = photo(60, 80)
+    hsv = np.array(PIL.Image.fromarray(image).convert("HSV"))
+    hsv[..., 0] += np.int64(round(share * 256)).astype(np.uint8)
+    turned = PIL.Image.frombytes("HSV", (80, 60), hsv.tobytes())
+    expected = np.array(turned.convert("RGB"))
+    difference = augment.shift_hue(image, share).astype(int) - expected
+    # Both round a hue, to 1/180 and 1/256 of the circle: where the channels differ by 255, an edge
+    # of the colour cube has 255 steps in a sixth of the circle.
+    assert np.abs(difference).max() <= 255 * 6 * (0.5 / 180 + 1.5 / 256) + 2
+
+
+def test_grayscale_is_pils():
+    image = photo(60, 80)
+    gray = np.array(PIL.Image.fromarray(image).convert("L").convert("RGB"))
+    np.testing.assert_allclose(augment.to_grayscale(image), gray, atol=1)

@@ -138,6 +138,22 @@ def test_train_transform_uses_its_settings():
     np.testing.assert_array_equal(flipped, whole[:, ::-1])
 
 
+def test_colours_change_as_often_as_set():
+    colour = np.full((16, 16, 3), (200, 60, 60), np.uint8)
+    data, rng = encode(colour, "PNG"), np.random.default_rng(0)
+    plain = dict(num_ops=0, flip=0.0, min_area=1.0, min_ratio=1.0, max_ratio=1.0)
+    gray = _augment(**plain, grayscale=0.3)
+    pixels = np.array([train_transform(data, 8, gray, rng)[0, 0] for _ in range(400)])
+    assert stats.binomtest(int((np.ptp(pixels, 1) == 0).sum()), 400, 0.3).pvalue > 0.01
+    turned = _augment(**plain, hue=0.1)
+    pixels = np.array([train_transform(data, 8, turned, rng)[0, 0] for _ in range(400)])
+    # From red 18 of 180 to either side: one channel beside the strongest rises to at most 0.6 of
+    # the way, by the sixth of the circle that is 30.
+    assert pixels[:, 0].min() >= 199
+    assert 0.5 < (pixels.max(0)[1] - 60) / 140 < 0.62
+    assert 0.5 < (pixels.max(0)[2] - 60) / 140 < 0.62
+
+
 def test_half_of_the_images_are_flipped():
     augment = _augment(num_ops=0, min_area=1.0, min_ratio=4 / 3)
     ramp = np.broadcast_to(np.arange(40, dtype=np.uint8)[:, None] * 5, (30, 40, 3))

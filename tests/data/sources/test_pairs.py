@@ -5,7 +5,9 @@ import pickle
 import subprocess
 import sys
 import tarfile
+import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -227,6 +229,38 @@ def test_touched_shard_is_scanned_anew(tmp_path, monkeypatch):
     monkeypatch.setattr(tar_index, "scan", lambda shard: scanned.append(shard) or scan(shard))
     WebDatasetSource([path])
     assert scanned == [path]
+
+
+def test_index_never_vanishes_where_two_processes_build_it(tmp_path, monkeypatch):
+    """The other has written it when this one has scanned the shard, and opens it at any time."""
+    path = write_pairs(tmp_path / "shard.tar", range(3))
+    [file] = tar_index.load_indices([path])
+    write = tar_index._write
+
+    def write_beside_the_other(target, save):
+        assert file.exists()
+        write(target, save)
+
+    monkeypatch.setattr(tar_index, "_find_cached", lambda *_: None)  # looked before it was there
+    monkeypatch.setattr(tar_index, "_write", write_beside_the_other)
+    assert tar_index.load_indices([path]) == [file]
+    assert file.exists()
+
+
+def test_threads_parse_one_header_at_a_time(tmp_path, monkeypatch):
+    shards = [write_tar(tmp_path / f"{i}.tar", [("k", pair(i))]) for i in range(8)]
+    files = tar_index.load_indices(shards)
+    parsing = threading.Lock()
+
+    def load(file, **options):
+        assert parsing.acquire(blocking=False), "two threads at once"
+        time.sleep(0.01)
+        parsing.release()
+        return np.lib.format.open_memmap(file)
+
+    monkeypatch.setattr(np, "load", load)
+    with ThreadPoolExecutor(8) as threads:
+        assert [len(index) for index in threads.map(tar_index.open_index, files)] == [1] * 8
 
 
 def test_corrupt_index_is_built_anew(tmp_path, caplog):
