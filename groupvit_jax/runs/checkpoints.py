@@ -233,10 +233,12 @@ def read_model(step: Path) -> PyTree:
     Raises:
       ValueError: a step without a manifest is damaged.
     """
-    with naming_damage(step), ocp.PyTreeCheckpointer() as checkpointer:
-        described = checkpointer.metadata(step / MODEL).item_metadata.tree
+    # Asked for metadata, the checkpointer would look for a step's in the item, and warn.
+    handler = ocp.PyTreeCheckpointHandler()
+    with naming_damage(step), ocp.Checkpointer(handler) as checkpointer:
+        described = handler.metadata(step / MODEL).tree
         as_numpy = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), described)
-        return checkpointer.restore(step / MODEL, restore_args=as_numpy)
+        return checkpointer.restore(step / MODEL, ocp.args.PyTreeRestore(restore_args=as_numpy))
 
 
 @contextlib.contextmanager

@@ -105,6 +105,8 @@ _DATA: dict[str, Rule] = {
     "augment.num_ops": whole(0),
     "augment.magnitude": number(0.0),
     "augment.magnitude_std": number(0.0),
+    "augment.hue": share(),
+    "augment.grayscale": share(),
     "augment.random_erasing": share(),
     "num_workers": optional(whole(0)),
     "prefetch": whole(1),

@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import errno
+import functools
 import logging
 import math
 import shutil
@@ -12,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 import orbax.checkpoint as ocp
 from orbax.checkpoint import checkpoint_managers
 
@@ -31,6 +33,18 @@ logger = logging.getLogger(__name__)
 _DELETED = ".deleted"
 # Orbax writes a few hundred bytes meanwhile; a disk that takes longer is gone.
 _METADATA_SECONDS = 60
+
+# The devices that hold copies of an array share the writing of it. Orbax cuts every array for that,
+# on the device and one by one, while training waits. Here only those with parts worth a cut.
+_TYPES = ocp.type_handlers.create_type_handler_registry(
+    (np.ndarray, ocp.type_handlers.NumpyHandler()),
+    (
+        jax.Array,
+        ocp.type_handlers.ArrayHandler(
+            min_slice_bytes_for_replica_parallel=1 << 16, max_replicas_for_replica_parallel=32
+        ),
+    ),
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -112,8 +126,9 @@ class Checkpointer:
                 multiprocessing_options=processes,
                 single_host_load_and_broadcast=False,
             )
-        kinds = {name: ocp.StandardCheckpointHandler for name in checkpoints.ARRAY_ITEMS}
-        kinds |= {name: ocp.JsonCheckpointHandler for name in checkpoints.JSON_ITEMS}
+        arrays = functools.partial(ocp.PyTreeCheckpointHandler, type_handler_registry=_TYPES)
+        kinds = dict.fromkeys(checkpoints.ARRAY_ITEMS, arrays)
+        kinds |= dict.fromkeys(checkpoints.JSON_ITEMS, ocp.JsonCheckpointHandler)
         handlers = {name: kind(multiprocessing_options=processes) for name, kind in kinds.items()}
         return ocp.CheckpointManager(self._directory, options=options, item_handlers=handlers)
 
@@ -144,7 +159,7 @@ class Checkpointer:
         # repeat or skip examples.
         texts = {**self._json, checkpoints.DATA_POSITION: dict(data_position)}
         args = ocp.args.Composite(
-            **{item: ocp.args.StandardSave(tree) for item, tree in items.items()},
+            **{item: ocp.args.PyTreeSave(tree) for item, tree in items.items()},
             **{item: ocp.args.JsonSave(content) for item, content in texts.items()},
         )
         values = {name: float(value) for name, value in metrics.items()}
@@ -180,7 +195,12 @@ class Checkpointer:
         for item, tree in wanted.items():
             check_same_arrays(folder / item, found[item], tree)
         items = ocp.args.Composite(
-            **{item: ocp.args.StandardRestore(tree) for item, tree in wanted.items()},
+            **{
+                item: ocp.args.PyTreeRestore(
+                    tree, restore_args=ocp.checkpoint_utils.construct_restore_args(tree)
+                )
+                for item, tree in wanted.items()
+            },
             **{checkpoints.DATA_POSITION: ocp.args.JsonRestore()},
         )
         with checkpoints.naming_damage(folder):
@@ -188,8 +208,7 @@ class Checkpointer:
         model, training = (restored[item] for item in checkpoints.ARRAY_ITEMS)
         # With averages, `model` holds these, and `training` the parameters that go on.
         fields = {**model, **training, "average": model if abstract_state.average else {}}
-        if not jax.dtypes.issubdtype(fields["key"].dtype, jax.dtypes.prng_key):
-            fields["key"] = jax.random.wrap_key_data(fields["key"])  # saved as its words
+        fields["key"] = jax.random.wrap_key_data(fields["key"])  # saved as its words
         state = dataclasses.replace(abstract_state, **fields)
         return state, restored[checkpoints.DATA_POSITION]
 

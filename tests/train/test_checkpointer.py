@@ -52,6 +52,15 @@ def test_restores_onto_another_mesh(tmp_path, sizes):
     assert jax.tree.map(lambda leaf: leaf.sharding, restored) == wanted
 
 
+@pytest.mark.parametrize(("width", "parts"), [(1 << 17, 8), (1 << 14, 1)])
+def test_devices_share_the_writing_of_large_arrays_alone(tmp_path, width, parts):
+    """Each cut is an operation of its own on a device, for which training waits."""
+    save(tmp_path, toy.on_mesh(toy.make_mesh(8, 1), toy.init_state(width=width)))
+    tree = Checkpointer(tmp_path, settings())._manager.item_metadata(3)[checkpoints.MODEL].tree
+    written = {leaf.shape: leaf.storage.chunk_shape for leaf in jax.tree.leaves(tree)}
+    assert written[width,] == (width // parts,)
+
+
 def test_state_may_be_donated_while_it_is_written(tmp_path):
     mesh = toy.make_mesh(4, 2)
     state = toy.on_mesh(mesh, toy.init_state(width=1 << 16))
