@@ -283,5 +283,5 @@ def time_pytorch(batch_size: str) -> str:
 
 
 if __name__ == "__main__":
-    common.keep_freed_memory()  # on a CPU, as launch.train does
+    common.use_huge_pages()  # on a CPU, as launch.train does
     app.run(main)

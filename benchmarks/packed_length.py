@@ -21,7 +21,7 @@ _LENGTHS = flags.DEFINE_list("lengths", ["80", "112"], "values of config.data.pa
 
 def main(argv: list[str]) -> None:
     del argv
-    common.keep_freed_memory()  # as launch.train does, before JAX is used
+    common.use_huge_pages()  # as launch.train does, before JAX is used
     steps, pretrained = {}, None
     for length in map(int, _LENGTHS.value):
         config = train_step.make_config(flags.FLAGS.batch_size, on_gpu=False)

@@ -54,7 +54,7 @@ def main(argv: list[str]) -> int:
         common.fail(exit_codes.BAD_INPUT, "--workdir: missing, expected a folder for the run")
     changes = overrides.overrides_in(sys.argv)  # validated by `common.parse_flags`
     config, _ = overrides.read(["", f"--config={CONFIG.value}", *changes])
-    common.keep_freed_memory()
+    common.use_huge_pages()
     common.start_jax()
     try:
         with common.progress_display() as show:

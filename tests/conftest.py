@@ -11,6 +11,7 @@ from pathlib import Path
 # these busy with another worker. A cache of compiled programs serves the subprocesses that tests
 # start, and the next run.
 os.environ["JAX_PLATFORMS"] = "cpu"
+os.environ.setdefault("GLIBC_TUNABLES", "")  # else every command starts twice
 os.environ["XLA_FLAGS"] = " ".join(
     [
         f"--xla_force_host_platform_device_count={os.environ.get('GROUPVIT_TEST_DEVICES', '8')}",

@@ -1,6 +1,7 @@
 """Running trials on this machine, some at a time."""
 
 import collections
+import os
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -19,7 +20,7 @@ def divide(platform: str, count: int, jobs: int, visible: str = "") -> list[Envi
     """Return, for each job, the environment variables that give it its share of accelerators.
 
     Args:
-      platform: JAX's name of the platform; on "cpu" all jobs share the cores.
+      platform: JAX's name of the platform; on "cpu" each job gets threads for its share of cores.
       count: number of accelerators in this machine.
       jobs: trials at a time.
       visible: value of CUDA_VISIBLE_DEVICES; empty if all are visible.
@@ -28,7 +29,9 @@ def divide(platform: str, count: int, jobs: int, visible: str = "") -> list[Envi
       ValueError: the accelerators can't be divided by the jobs.
     """
     if platform == "cpu":
-        return [{} for _ in range(jobs)]
+        # As many threads as cores in each would only wait for one another.
+        threads = max((os.cpu_count() or 1) // jobs, 1)
+        return [{} if jobs == 1 else {"PJRT_NPROC": str(threads)} for _ in range(jobs)]
     if count % jobs:
         raise ValueError(f"--jobs={jobs}: {count} devices found, expected a divisor of that")
     share = count // jobs

@@ -1,6 +1,5 @@
 import importlib.machinery
 import os
-import platform
 import re
 import subprocess
 import sys
@@ -64,39 +63,39 @@ def test_only_errors_of_this_project_are_said_in_one_line(name):
     assert common.is_user_error(error.value) == (name == "groupvit_jax.somewhere")
 
 
-_COUNT_FAULTS = """
-import resource, threading
-import numpy as np
+_HUGE_PAGES = Path("/sys/kernel/mm/transparent_hugepage/enabled")
+_ON_REQUEST = _HUGE_PAGES.exists() and "[madvise]" in _HUGE_PAGES.read_text()
+_REQUESTED = """
+import os, sys
 from launch import common
 
-def allocate():
-    for _ in range(3):
-        before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-        np.ones(2**23)
-        faults.append(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
-
-faults = []
-common.keep_freed_memory()
-thread = threading.Thread(target=allocate)
-thread.start()
-thread.join()
-print(*faults)
+common.use_huge_pages()
+print(os.getpid(), repr(os.environ.get("GLIBC_TUNABLES")), *sys.argv[1:], sep=",")
 """
 
 
-@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="of glibc only")
-@pytest.mark.parametrize(("platforms", "kept"), [("cpu", True), ("", False)])
-def test_memory_is_kept_on_a_cpu_only(platforms, kept):
-    result = subprocess.run(
-        [sys.executable, "-c", _COUNT_FAULTS],
-        env=os.environ | {"JAX_PLATFORMS": platforms},
+@pytest.mark.parametrize(
+    ("environment", "expected"),
+    [
+        ({"JAX_PLATFORMS": "cpu"}, "glibc.malloc.hugetlb=1" if _ON_REQUEST else None),
+        ({"JAX_PLATFORMS": ""}, None),
+        (
+            {"JAX_PLATFORMS": "cpu", "GLIBC_TUNABLES": "glibc.malloc.check=0"},
+            "glibc.malloc.check=0",
+        ),
+    ],
+)
+def test_huge_pages_are_requested_on_a_cpu_unless_glibc_is_told_otherwise(environment, expected):
+    inherited = {key: value for key, value in os.environ.items() if key != "GLIBC_TUNABLES"}
+    process = subprocess.Popen(
+        [sys.executable, "-c", _REQUESTED, "an argument"],
+        env=inherited | environment,
         stdout=subprocess.PIPE,
-        check=True,
         text=True,
     )
-    _, *later = map(int, result.stdout.split())
-    # 64 MiB have 16,384 pages, or 32 huge ones.
-    assert (max(later) < 16) == kept
+    printed, _ = process.communicate()
+    assert process.returncode == 0
+    assert printed == f"{process.pid},{expected!r},an argument\n"
 
 
 def test_errors_of_a_command_that_runs_as_main_are_its_own():

@@ -173,7 +173,9 @@ def test_trials_get_the_variables_of_their_share(tmp_path, monkeypatch):
 
 
 def test_accelerators_are_divided():
-    assert divide("cpu", 8, 3) == [{}, {}, {}]
+    threads = str(max(os.cpu_count() // 2, 1))
+    assert divide("cpu", 8, 2) == [{"PJRT_NPROC": threads}] * 2
+    assert divide("cpu", 8, 1) == [{}]
     assert divide("gpu", 8, 2) == [
         {"CUDA_VISIBLE_DEVICES": "0,1,2,3"},
         {"CUDA_VISIBLE_DEVICES": "4,5,6,7"},
