@@ -1,6 +1,7 @@
 """What is wrong with trials is found before any of them starts."""
 
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -23,6 +24,7 @@ def base(shards, tmp_path):
 def write(folder, trials, base="", more=""):
     path = folder / "mine.py"
     path.write_text(f"BASE = {str(base)!r}\n{more}\ndef get_sweep():\n    return {trials!r}\n")
+    os.utime(path, (0, 0))  # as if every change came within the same second
     return path
 
 
