@@ -1,4 +1,4 @@
-"""The drawn scenes with patience: ten minutes on 2 CPU cores.
+"""The drawn scenes with patience: nearly twice the steps.
 
 python -m groupvit_jax.scenes.dataset data
 python -m launch.train --config=configs/scenes_long.py --workdir=runs/scenes_long

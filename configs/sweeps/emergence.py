@@ -6,7 +6,7 @@ python -m launch.sweep --sweep=configs/sweeps/emergence.py --output=sweeps/emerg
 
 from groupvit_jax.sweep import Overrides, product, sweep
 
-BASE = "configs/scenes.py"
+BASE = "configs/scenes_published.py"
 METRIC = "validation/miou"
 
 

@@ -6,7 +6,7 @@ python -m launch.sweep --sweep=configs/sweeps/losses.py --output=sweeps/losses
 
 from groupvit_jax.sweep import Overrides, product, sweep
 
-BASE = "configs/scenes.py"
+BASE = "configs/scenes_published.py"
 METRIC = "validation/miou"
 # Of a softmax loss, none of the terms would start where it can learn (arXiv 2303.15343).
 _SIGMOID = {

@@ -50,7 +50,7 @@ _FIRST = "run"  # folder of the run trained on captions
 # Enough for the head, which starts from the model trained on captions.
 _STEPS_WITH_MASKS = 300
 # Minutes on two CPU cores, as announced.
-_MINUTES, _MINUTES_OF_CONTROLS = 5, 9
+_MINUTES, _MINUTES_OF_CONTROLS = 7, 13
 
 
 def main(argv: list[str]) -> int:
@@ -61,7 +61,7 @@ def main(argv: list[str]) -> int:
             exit_codes.BAD_INPUT, "--workdir: missing, expected a folder for data and report"
         )
     workdir = Path(WORKDIR.value).absolute()
-    common.keep_freed_memory()
+    common.use_huge_pages()
     # A second call finds the programs of the first.
     jax.config.update("jax_compilation_cache_dir", str(workdir / "compiled"))
     with common.bad_input_ends():
@@ -135,7 +135,8 @@ def _announcement(workdir: Path, wanted: Sequence[DemoRun]) -> str:
 def _next_commands(workdir: Path, runs: Sequence[DemoRun]) -> str:
     """Return three commands to go on with."""
     python, folder = shlex.quote(_short(Path(sys.executable))), shlex.quote(_short(workdir))
-    labels, size = ", ".join(dataset.CLASS_NAMES), runs[0].config.model.image.image_size
+    labels, test = ", ".join(dataset.CLASS_NAMES), runs[0].config.evaluators.test
+    knobs = f"--window={test.window} --pamr_iterations={test.pamr_iterations}"
     controls = f"{python} -m launch.demo --workdir={folder} --controls"
     if all(run.is_complete for run in runs):
         folders = " ".join(f"{folder}/{run.workdir.name}" for run in runs)
@@ -143,9 +144,9 @@ def _next_commands(workdir: Path, runs: Sequence[DemoRun]) -> str:
     return "\n".join(
         (
             "Next:",
-            f"  {python} -m launch.serve --checkpoint={folder}/{_FIRST} --window={size}",
+            f"  {python} -m launch.serve --checkpoint={folder}/{_FIRST} {knobs}",
             f"  {controls}",
-            f"  {python} -m launch.segment --checkpoint={folder}/{_FIRST} --window={size} "
+            f"  {python} -m launch.segment --checkpoint={folder}/{_FIRST} {knobs} "
             f'--labels="{labels}" --output={folder}/segmented {folder}/examples',
         )
     )

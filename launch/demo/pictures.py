@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+from ml_collections import ConfigDict
 from PIL import Image
 
 from groupvit_jax.data.sources.masks import TfdsMasks
@@ -52,6 +53,11 @@ def read_scenes(source: Any, count: int) -> list[Scene]:
     return [Scene(image, caption, truth) for (image, truth), caption in examples]
 
 
+def knobs_of(evaluator: ConfigDict) -> dict[str, Any]:
+    """Return the windows and the refinement of an evaluator: pictures show what it scores."""
+    return {name: evaluator[name] for name in ("resize", "window", "stride", "pamr_iterations")}
+
+
 class Snapshots(Hook):
     """Segments the first test scenes after step 1 and every few steps, and keeps the result.
 
@@ -60,13 +66,11 @@ class Snapshots(Hook):
 
     def __init__(self, parts: setup.Parts, folder: Path, show: Callable[[int], None]) -> None:
         """Take the parts of a run, the folder for the files, and what to call with the step."""
-        config, size = parts.config, parts.config.model.image.image_size
-        self._images = [s.image for s in read_scenes(config.evaluators.test.source, SHOWN)]
+        test = parts.config.evaluators.test
+        self._images = [s.image for s in read_scenes(test.source, SHOWN)]
         # One segmenter for the whole run: another one would compile the model again.
         self._encoder = make_encoder(parts.model, parts.tokenizer, (), parts.mesh)
-        self._protocol = make_protocol(
-            "groupvit", has_background=False, resize=(), window=size, stride=size
-        )
+        self._protocol = make_protocol("groupvit", has_background=False, **knobs_of(test))
         windows = WindowEncoder(self._encoder, self._protocol, views=True, windows_at_once=SHOWN)
         self._segment = ImageSegmenter(windows)
         self._folder, self._show = folder, show

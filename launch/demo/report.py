@@ -147,7 +147,7 @@ def write(runs: Sequence[DemoRun], workdir: Path) -> str:
     models[UNTRAINED] = models[captions.name]._replace(variables=variables)
     scores[UNTRAINED] = _scores_of(parts, variables)
     scenes = pictures.read_scenes(captions.config.evaluators.test.source, CANDIDATES)
-    segmented = _segment(scenes, captions.config.model.image.image_size, models)
+    segmented = _segment(scenes, captions.config.evaluators.test, models)
     snapshots = pictures.read_snapshots(workdir / pictures.FOLDER)
     _write_page(workdir / _PAGE, runs, scores, segmented, snapshots)
     best = sorted(segmented, key=lambda each: -each.accuracy)[:3]
@@ -182,11 +182,13 @@ def _scores_of(parts: setup.Parts, variables: Params) -> dict[str, float]:
     }
 
 
-def _segment(scenes: Sequence[Scene], size: int, models: dict[str, Pretrained]) -> list[_Segmented]:
+def _segment(
+    scenes: Sequence[Scene], test: ConfigDict, models: dict[str, Pretrained]
+) -> list[_Segmented]:
     """Segment the first `COMPARED` scenes by each model, all of them by the first."""
     found: list[dict[str, Segments]] = [{} for _ in scenes]
     for number, (name, model) in enumerate(models.items()):
-        segmenter = Segmenter(model, resize=(), window=size, stride=size, windows_at_once=64)
+        segmenter = Segmenter(model, windows_at_once=64, **pictures.knobs_of(test))
         labels = segmenter.class_names or dataset.CLASS_NAMES
         few = [scene.image for scene in (scenes if number == 0 else scenes[:COMPARED])]
         for results, result in zip(found, segmenter.batch(few, labels), strict=False):

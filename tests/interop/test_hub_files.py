@@ -66,6 +66,7 @@ def test_the_card_says_what_a_user_needs(tmp_path):
     config = scenes.get_config()
     config.data.sources.scenes.data_dir = "/home/ada/secret"
     config.init_from = "/home/ada/secret/first"
+    config.train.num_steps = 800
     metrics = {"loss": 5.9, "test/miou": 0.617, "test/iou/sky": 0.9, "groups_in_use/stage_0": 10.9}
     card = card_of(tmp_path, Origin(config, metrics), "cc-by-4.0", has_tokenizer=True)
     assert card.startswith("---\nlicense: cc-by-4.0\nlibrary_name: transformers\n")

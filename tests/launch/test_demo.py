@@ -58,7 +58,7 @@ def test_demo_leaves_a_report_a_picture_and_a_checkpoint(workdir):
 def test_demo_says_what_it_does_and_how_to_go_on(first):
     workdir, result = first
     lines = result.stdout.splitlines()
-    assert "about 5 min" in lines[0]
+    assert f"about {demo._MINUTES} min" in lines[0]
     assert any(line.startswith("Open") and "report.html" in line for line in lines[:6])
     assert any("test: mIoU" in line for line in lines)
     commands = [line for line in lines[-3:] if "-m launch." in line]

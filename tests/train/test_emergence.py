@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import tensorflow_datasets as tfds
 
-from configs import scenes as scenes_config
+from configs import scenes_published as scenes_config
 from groupvit_jax.eval.evaluators import make_evaluators
 from groupvit_jax.interop.load import load_pretrained
 from groupvit_jax.runs.metrics_file import read_metrics
