@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 PYTEST := $(BIN)/python -m pytest -n 2 --dist loadfile
 
-.PHONY: demo demo-controls fuzz test test-slow test-all test-isa lint extras smoke
+.PHONY: demo demo-controls fuzz test test-slow test-all test-isa test-processes lint extras smoke
 .DEFAULT_GOAL := test
 .SECONDARY:
 
@@ -54,6 +54,16 @@ fuzz: $(VENV)/dev.stamp
 test-isa: $(VENV)/dev.stamp
 	GROUPVIT_TEST_XLA_FLAGS=--xla_cpu_max_isa=SSE4_2 $(PYTEST) -m 'not slow' \
 	  tests/losses tests/models tests/interop
+
+# The tests of several processes, which depend on timing, again and again; each round says how near
+# comparisons came to their bounds. With `make -j3` side by side.
+ROUNDS ?= 20
+test-processes: test-processes-SSE4_2 test-processes-AVX2 test-processes-AVX512
+test-processes-%: $(VENV)/dev.stamp
+	for round in $$(seq $(ROUNDS)); do \
+	  GROUPVIT_TEST_XLA_FLAGS=--xla_cpu_max_isa=$* $(BIN)/python -m pytest -p tests.margins -m slow \
+	    tests/launch/test_processes.py tests/eval/test_segmentation_evaluator.py || exit 1; \
+	done
 
 # A short run under every other supported Python on this machine.
 smoke: $(VENV)/demo.stamp

@@ -23,8 +23,10 @@ def test_skipped(i): pytest.skip("timm is not installed")
 def test_skipped_tests_are_listed_and_fail_where_none_may_be(tmp_path, workers, no_skips):
     (tmp_path / "test_some.py").write_text(TESTS)
     (tmp_path / "test_whole.py").write_text('__import__("pytest").importorskip("absent_module")')
-    command = [sys.executable, "-m", "pytest", "-p", "tests.skips", "-n", workers]
-    environment = {**os.environ, skips.NO_SKIPS: no_skips}
+    command = [sys.executable, "-m", "pytest", "-p", "tests.skips", "-p", "xdist", "-n", workers]
+    # Plugins that are installed, Hypothesis's among them, take seconds to import.
+    more = {skips.NO_SKIPS: no_skips, "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"}
+    environment = {**os.environ, **more}
     result = subprocess.run(
         [*command, f"--rootdir={tmp_path}", str(tmp_path)],
         env=environment, capture_output=True, text=True, check=False,

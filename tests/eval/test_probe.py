@@ -98,9 +98,9 @@ def test_fit_finds_the_minimum(num_devices, strength):
     )  # fmt: skip
     flat = np.concatenate([np.ravel(found.kernel), found.bias]).astype(np.float64)
     assert slow_objective(flat, examples, strength)[0] == pytest.approx(least.fun, rel=1e-5)
-    np.testing.assert_allclose(
-        flat[: WIDTH * NUM_CLASSES], least.x[: WIDTH * NUM_CLASSES], atol=0.02
-    )
+    # The objective is convex: where its gradient is zero is the minimum. Half of the bound is fit's
+    # tolerance, the rest float32's roundings.
+    assert np.abs(slow_objective(flat, examples, strength)[1]).max() < 2e-5
 
 
 def test_weight_zero_leaves_rows_out():

@@ -1,6 +1,8 @@
 """Runs with a moving average and all that builds on it: saved, resumed, evaluated and exported."""
 
-import os
+import signal
+import subprocess
+import sys
 
 import jax
 import numpy as np
@@ -16,8 +18,9 @@ from groupvit_jax.train import setup
 from groupvit_jax.train.checkpointer import Checkpointer, CheckpointSettings
 from groupvit_jax.train.loop import train
 from launch.train import evaluators_of
-from tests.launch.test_train import lines, same, small_config
+from tests.launch.test_train import lines, same, small_config, write
 from tests.train import toy
+from tests.waiting import PATIENCE
 
 
 def final_state(config, workdir):
@@ -28,8 +31,29 @@ def final_state(config, workdir):
     return jax.device_get(state)
 
 
+# Not by a signal from here: on a busy machine it could come after the last step.
+KILLED_AT_STEP_6 = """
+import os, signal
+from absl import app
+from groupvit_jax.train.checkpointer import Checkpointer
+from launch import common, train
+
+save = Checkpointer.save
+
+def save_or_die(self, step, *arguments):
+    self.wait()
+    if step == 6:
+        os.kill(os.getpid(), signal.SIGKILL)
+    save(self, step, *arguments)
+
+Checkpointer.save = save_or_die
+app.run(train.main, flags_parser=common.parse_flags)
+"""
+
+
 @pytest.mark.slow
-def test_a_resumed_run_equals_an_undisturbed_one_bit_for_bit(shards, tmp_path, caplog):
+def test_a_killed_run_equals_an_undisturbed_one_bit_for_bit(shards, tmp_path, caplog):
+    """With every option that the configuration has beside the published method."""
     config = small_config(shards)
     config.optimizer.ema_decay = 0.9
     config.loss.update(
@@ -47,23 +71,23 @@ def test_a_resumed_run_equals_an_undisturbed_one_bit_for_bit(shards, tmp_path, c
     config.evaluators = dict(
         recall=dict(kind="retrieval", source=source, every_steps=3, resize=32, crop=32)
     )
-    whole, moved = tmp_path / "whole", tmp_path / "moved"
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
     assert train(config, whole, make_evaluators=evaluators_of).complete
-    # Of the run's start, its first half alone.
-    (moved / "checkpoints").mkdir(parents=True)
-    os.rename(whole / "checkpoints" / "3", moved / "checkpoints" / "3")
-    (moved / "config.json").write_bytes((whole / "config.json").read_bytes())
+    arguments = write(config, tmp_path / "config.json"), f"--workdir={killed}"
+    process = subprocess.run([sys.executable, "-c", KILLED_AT_STEP_6, *arguments], timeout=PATIENCE)
+    assert process.returncode == -signal.SIGKILL
+    assert (killed / "checkpoints" / "3").exists()
     config.optimizer.ema_decay = 0.5  # kept as the run began
-    assert train(config, moved, make_evaluators=evaluators_of).complete
+    assert train(config, killed, make_evaluators=evaluators_of).complete
     assert "config.optimizer.ema_decay: 0.9, with which the run" in caplog.text
-    state, resumed = (final_state(config, workdir) for workdir in (whole, moved))
+    state, resumed = (final_state(config, workdir) for workdir in (whole, killed))
     toy.assert_same(resumed, state)
     last = lines(whole)[-1]
     assert all(last[f"{name}/loss"] > 0 for name in ("distill", "superpixel", "noun_bank"))
-    scores = [lines(run)[-1]["recall/image_to_text_r1"] for run in (whole, moved)]
+    scores = [lines(run)[-1]["recall/image_to_text_r1"] for run in (whole, killed)]
     assert scores[0] == scores[1]
     # What others read is the average, not the parameters.
     toy.assert_same(load_pretrained(whole).variables, state.average)
     assert not np.array_equal(state.average["params"]["logit_scale"], state.params["logit_scale"])
-    save_pretrained(tmp_path / "export", load_pretrained(moved), "safetensors")
+    save_pretrained(tmp_path / "export", load_pretrained(killed), "safetensors")
     assert same(load_pretrained(whole), load_pretrained(tmp_path / "export"))

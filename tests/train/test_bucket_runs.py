@@ -298,8 +298,8 @@ def test_two_processes_without_a_common_disk_resume_after_a_kill(store, url, tmp
     """
     store.fault = fails_now_and_then(2)
     log = kills.Log(tmp_path / "log")
-    run = kills.Run(url, 1000, 2, log.path, best=True)
-    wait_until(lambda: run.ended() or len(whole_steps(url)) > 2, interval=0.2)
+    run = kills.Run(url, 1_000_000, 2, log.path, best=True)  # it is killed long before
+    wait_until(lambda: run.ended() or len(whole_steps(url)) > 1, interval=0.2)
     run.kill_one_after_another(random.Random(0))
     assert run.wait() == {-9}, log.read()
     before, newest = sorted(map(int, whole_steps(url)))[-2:]
@@ -316,5 +316,5 @@ def test_two_processes_without_a_common_disk_resume_after_a_kill(store, url, tmp
     assert sorted(map(int, whole_steps(url))) == [3, *last], "the best by the metric and the last"
     assert left in steps_at(url)
     mesh = toy.make_mesh(1, 2)
-    toy.run(tmp_path / "whole", num_steps, mesh=mesh, width=kills.WIDTH, save_every=3)
+    toy.run(tmp_path / "whole", num_steps, mesh=mesh, width=kills.WIDTH, save_every=num_steps)
     kills.check_equal(url, tmp_path / "whole", num_steps)
