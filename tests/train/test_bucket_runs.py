@@ -118,6 +118,22 @@ def test_a_minute_without_answers_ends_no_run(store, url, begins_at):
     assert [step for step, _ in lines(url)] == [2, 4, 6, 7]
 
 
+@ON_GCS
+def test_a_slow_bucket_never_has_fewer_steps_than_the_run_keeps(store, url, monkeypatch):
+    """By the end of an upload, the run has deleted all that was uploaded."""
+    delete, left = objects.delete_objects, []
+
+    def counted(urls):
+        delete(urls)
+        left.append(len(whole_steps(url)))
+
+    monkeypatch.setattr(objects, "delete_objects", counted)
+    store.fault = lambda method, path: time.sleep(0.3) if "MANIFEST" in path else None
+    toy.run(url, 20, save_every=1)
+    assert min(left) == 2
+    assert steps_at(url) == ["19", "20"]
+
+
 @ON_BOTH
 def test_a_damaged_step_on_the_bucket_is_set_aside_there(store, url, caplog):
     toy.run(url, 7, save_every=3, log_every=2)

@@ -226,13 +226,21 @@ class BucketWorkdir:
             self._upload_small()
         for step in new:
             self._upload_step(local[step])
-        # Listed anew: an upload takes minutes, in which the run goes on.
-        for step in self._steps - {path.name for path in self._complete_steps()}:
+        # Listed anew: an upload takes minutes, in which the run goes on. What it has deleted stays
+        # here while fewer of the steps that took its place are here.
+        kept = {path.name for path in self._complete_steps()}
+        deleted = sorted(self._steps - kept, key=_number)
+        for step in deleted[: max(len(self._steps) - len(kept), 0)]:
             self._delete_step(step)
 
     def _complete_steps(self) -> list[Path]:
-        found = (self.folder / CHECKPOINTS).glob("[0-9]*")
-        return [path for path in found if "tmp" not in path.name and (path / MANIFEST).exists()]
+        """Return the steps as they were at one moment: at least as many as the run keeps."""
+        while True:
+            found = list((self.folder / CHECKPOINTS).glob("[0-9]*"))
+            complete = [p for p in found if "tmp" not in p.name and (p / MANIFEST).exists()]
+            # One that is deleted here made room for one that the list doesn't have.
+            if all(path.exists() for path in found):
+                return complete
 
     def _upload_small(self) -> None:
         self._last_small = time.monotonic()
