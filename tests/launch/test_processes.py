@@ -21,7 +21,10 @@ pytestmark = pytest.mark.slow
 @pytest.fixture(scope="module")
 def config(shards):
     config = small_config(shards)
-    config.model.image.assignment = "soft"  # a hard one jumps where rounding decides a tie
+    # One stage, for each start traces the model; a hard assignment jumps where rounding decides.
+    config.model.image.update(
+        depths=(1,), num_group_tokens=(4,), num_output_groups=(4,), assignment="soft"
+    )
     config.train.num_steps = 24
     config.checkpoint.every_steps = 4
     source = dict(kind="webdataset", pattern=shards)

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from tests.bounds import UNIT_ROUNDOFF, largest_changes, nudged
+from tests.bounds import DRAWS, UNIT_ROUNDOFF, largest_changes, nudged
 
 # Of a last sum, over up to 2^14 pixels, tokens or logits: the roundings are independent, so that
 # their number counts by its root. The parameters have no part in it.
@@ -30,8 +30,8 @@ def record(run, batches):
     for batch in batches:
         states.append(jax.tree.map(jnp.copy, run.state))
         moved = []
-        for units in (16, -16):
-            params = nudged(states[-1].params, units)
+        for seed, units in DRAWS:
+            params = nudged(states[-1].params, units, seed)
             run.state = place(run, states[-1].replace(params=params))
             moved.append(run(batch))
         run.state = place(run, states[-1])
