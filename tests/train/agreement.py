@@ -42,7 +42,7 @@ def record(run, batches):
 
 def place(run, state):
     """Copy a state to the run's devices."""
-    return jax.tree.map(lambda x, s: jax.device_put(jnp.copy(x), s), state, run.shardings)
+    return jax.device_put(jax.tree.map(jnp.copy, state), run.shardings)
 
 
 def assert_steps_agree(found, history, bounds, names):
