@@ -226,11 +226,11 @@ class BucketWorkdir:
             self._upload_small()
         for step in new:
             self._upload_step(local[step])
-        # Listed anew: an upload takes minutes, in which the run goes on. What it has deleted stays
-        # here while fewer of the steps that took its place are here.
+        # Listed anew: an upload takes minutes, in which the run goes on. For each step that is not
+        # on the bucket yet, the newest of those that the run has deleted stays there.
         kept = {path.name for path in self._complete_steps()}
-        deleted = sorted(self._steps - kept, key=_number)
-        for step in deleted[: max(len(self._steps) - len(kept), 0)]:
+        deleted = sorted(self._steps - kept, key=_number, reverse=True)
+        for step in deleted[len(kept - self._steps) :]:
             self._delete_step(step)
 
     def _complete_steps(self) -> list[Path]:
